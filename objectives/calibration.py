@@ -1,0 +1,219 @@
+"""Calibration through the cache: statistics of any calibration size, computed once for all processes and studies.
+
+Responsible for cutting the calibration sequences into segments, for computing the missing ones, and for merging them
+into prefixes. A segment is known by the model and the very tokens it was computed from, so nothing else - no trial
+parameter, no name, no other size - can make an entry wrong, and a later study that wants more samples only adds
+segments. May assume that the model holds its original weights.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+import xxhash
+from torch import Tensor
+
+from objectives.errors import InputError, RunError
+from objectives.models import Model, available_bytes
+from objectives.progress import Progress
+from objectives.recording import BlockStatistics, record, statistics_bytes
+from objectives.roles import Block
+from objectives.sequences import Sequences
+from quant.statistics import InputStatistics, OutputStatistics, merge, pack_symmetric, unpack_symmetric
+from storage.cache import TensorCache
+from storage.errors import DamagedEntryError, LeaseLostError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+FIRST_BOUNDARY = 16
+Statistics = TypeVar("Statistics", InputStatistics, OutputStatistics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """The sequences `start..end` of the calibration text, and the cache key of their statistics."""
+
+    start: int
+    end: int
+    key: str
+
+
+def boundaries(size: int) -> list[int]:
+    """Where the first `size` samples are cut: at 16, 32, 64, ... so that sizes share their prefixes, and at the end."""
+    cuts = []
+    cut = FIRST_BOUNDARY
+    while cut < size:
+        cuts.append(cut)
+        cut *= 2
+    return [0, *cuts, size]
+
+
+class Calibration:
+    """Statistics of one model on one calibration text, at any size up to all of it.
+
+    Reading needs no forward pass once the segments are in the cache. Any number of processes may do this at the same
+    time; each missing segment is computed by one of them.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        blocks: Sequence[Block],
+        sequences: Sequences,
+        cache: TensorCache,
+        max_memory: int | None = None,
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            model: The full-precision model.
+            blocks: Its decoder blocks.
+            sequences: All the calibration text, in its fixed order.
+            cache: Where statistics are kept.
+            max_memory: Bytes that sums may take on the device; blocks are recorded in several passes beyond it.
+        """
+        self._model = model
+        self._blocks = blocks
+        self._sequences = sequences
+        self._cache = cache
+        self._max_memory = max_memory
+
+    def segments(self, size: int) -> list[Segment]:
+        """The segments whose merged statistics are those of the first `size` samples.
+
+        Raises:
+            InputError: If there are not so many samples.
+        """
+        if not 1 <= size <= len(self._sequences):
+            raise InputError(
+                f"n_calib {size} is outside the 1..{len(self._sequences)} samples of {self._sequences.source}"
+            )
+        cuts = boundaries(size)
+        return [Segment(start=start, end=end, key=self._key(start, end)) for start, end in pairwise(cuts)]
+
+    def ensure(self, sizes: Iterable[int], progress: Progress) -> int:
+        """Make sure that the statistics of every size are in the cache; returns how many samples had to be read.
+
+        Raises:
+            InputError: If a size exceeds the text.
+            RunError: If a block's sums alone exceed the memory.
+            StorageError: If the cache cannot be written, or has no room.
+        """
+        wanted = {segment.key: segment for size in sorted(sizes) for segment in self.segments(size)}
+        computed = 0
+        while self._missing(wanted):
+            # Whoever computes these very segments holds the lease of the first of them and of this model.
+            with (
+                suppress(LeaseLostError),
+                self._cache.lease(self._model.fingerprint, waiting=log.warning),
+            ):
+                for segment in self._missing(wanted):
+                    self._compute(segment, progress)
+                    computed += segment.end - segment.start
+        return computed
+
+    def read(self, block: Block, size: int) -> BlockStatistics:
+        """Statistics of one block over the first `size` samples, on the model's device.
+
+        Raises:
+            DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
+        """
+        parts = [self._cache.read(segment.key, _part(block)) for segment in self.segments(size)]
+        return _merged(parts, block, self._model.device)
+
+    def discard(self, damage: DamagedEntryError) -> None:
+        """Remove a damaged entry, so that it is computed again."""
+        log.warning("%s; computing it again", damage)
+        self._cache.remove(damage.key)
+
+    def _missing(self, wanted: Mapping[str, Segment]) -> list[Segment]:
+        return [segment for key, segment in wanted.items() if key not in self._cache]
+
+    def _compute(self, segment: Segment, progress: Progress) -> None:
+        passes = list(_groups(self._blocks, self._max_memory or available_bytes(self._model.device) // 2))
+        self._cache.clear_unfinished(segment.key)
+        self._cache.require_free(_stored_bytes(self._blocks))
+        sequences = self._sequences[segment.start : segment.end]
+        total = len(sequences) * len(passes)
+        about = {
+            "model": self._model.name,
+            "source": sequences.source,
+            "samples": [segment.start, segment.end],
+            "tokens": sum(map(len, sequences.ids)),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "format": FORMAT,
+        }
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(f"calibrating on samples {segment.start + 1}-{segment.end}", done, total)
+
+        with self._cache.new_entry(segment.key, about) as entry:
+            for blocks in passes:
+                recorded = record(self._model.module, blocks, sequences, advance)
+                for block, statistics in zip(blocks, recorded, strict=True):
+                    entry.write(_part(block), _flattened(statistics))
+
+    def _key(self, start: int, end: int) -> str:
+        text = self._sequences[start:end].fingerprint()
+        return str(xxhash.xxh3_128_hexdigest(f"{FORMAT} {self._model.fingerprint} {text}".encode()))
+
+
+def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
+    """Consecutive blocks whose sums fit into `max_memory` bytes together."""
+    group: list[Block] = []
+    taken = 0
+    for block in blocks:
+        size = statistics_bytes(block)
+        if size > max_memory:
+            raise RunError(
+                f"the statistics of {block.name} take {size / 1e9:.2f} GB and {max_memory / 1e9:.2f} GB are allowed; "
+                "raise --max-memory or use another --device"
+            )
+        if taken + size > max_memory:
+            yield group
+            group, taken = [], 0
+        group.append(block)
+        taken += size
+    yield group
+
+
+def _stored_bytes(blocks: Sequence[Block]) -> int:
+    return sum(2 * site.inputs * (site.inputs + 1) for block in blocks for site in block.sites)
+
+
+def _part(block: Block) -> str:
+    return f"block-{block.index:03d}"
+
+
+def _flattened(statistics: BlockStatistics) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, one in [*statistics.inputs.items(), *statistics.outputs.items()]:
+        for field in fields(one):
+            tensors[f"{name}/{field.name}"] = torch.as_tensor(getattr(one, field.name))
+    return {name: pack_symmetric(tensor) if name.endswith("/gram") else tensor for name, tensor in tensors.items()}
+
+
+def _merged(parts: Sequence[Mapping[str, Tensor]], block: Block, device: torch.device) -> BlockStatistics:
+    def one(kind: type[Statistics], name: str) -> Statistics:
+        return merge([_restored(kind, name, part, device) for part in parts])
+
+    return BlockStatistics(
+        inputs={site.name: one(InputStatistics, site.name) for site in block.sites},
+        outputs={linear.name: one(OutputStatistics, linear.name) for linear in block.linears},
+    )
+
+
+def _restored(kind: type[Statistics], name: str, part: Mapping[str, Tensor], device: torch.device) -> Statistics:
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    tensors = {field: part[f"{name}/{field}"] for field in names}
+    tokens = int(tensors.pop("tokens"))
+    values = {key: unpack_symmetric(value) if key == "gram" else value for key, value in tensors.items()}
+    return kind(tokens=tokens, **{key: value.to(device) for key, value in values.items()})

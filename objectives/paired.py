@@ -1,0 +1,85 @@
+"""Paired statistics: is one score really lower than another on the same text?
+
+Responsible for differences of token-weighted mean NLL, their standard errors and intervals, and for correcting
+several comparisons. May assume that both scores are of the same sequences in the same order. The variance is the
+ratio estimator's (Cochran, Sampling Techniques, 3rd ed., section 2.11 and 6.3, without finite-population correction),
+over clusters of sequences that share a document.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from objectives.scoring import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Mean NLL of one score minus another's, in nats per token.
+
+    Attributes:
+        value: The difference; negative when the first is better.
+        standard_error: Of `value`; 0 when all clusters differ alike.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        p_value: Two-sided, of no difference.
+        clusters: Independent pieces of text compared.
+    """
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+    p_value: float
+    clusters: int
+
+    def percent(self) -> tuple[float, float, float]:
+        """The difference and its interval as percent of perplexity: `100 (exp(d) - 1)`."""
+        value, low, high = (100 * math.expm1(nats) for nats in (self.value, self.low, self.high))
+        return value, low, high
+
+
+def paired_difference(first: Score, second: Score, clusters: Sequence[int], confidence: float = 0.95) -> Difference:
+    """Compare two scores of the same sequences.
+
+    Args:
+        first: The one whose advantage is asked for.
+        second: What it is compared with.
+        clusters: For each sequence the document it comes from.
+        confidence: Of the interval, by Student's t with one degree of freedom less than there are clusters.
+
+    Raises:
+        ValueError: If the scores are not of the same targets.
+    """
+    if not np.array_equal(first.tokens.numpy(), second.tokens.numpy()) or len(clusters) != len(first.nll):
+        raise ValueError("paired scores must be of the same sequences")
+    _, members = np.unique(np.asarray(clusters), return_inverse=True)
+    gains = np.bincount(members, (first.nll - second.nll).numpy())
+    tokens = np.bincount(members, first.tokens.numpy())
+    count, total = len(gains), tokens.sum()
+    value = float(gains.sum() / total)
+    if count < 2:
+        return Difference(
+            value=value, standard_error=math.inf, low=-math.inf, high=math.inf, p_value=1.0, clusters=count
+        )
+    residuals = gains - value * tokens
+    error = float(math.sqrt(count / (count - 1) * (residuals**2).sum()) / total)
+    reach = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
+    p_value = float(2 * stats.t.sf(abs(value) / error, count - 1)) if error > 0 else float(value == 0)
+    return Difference(
+        value=value, standard_error=error, low=value - reach, high=value + reach, p_value=p_value, clusters=count
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6), in the given order."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected

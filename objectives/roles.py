@@ -1,0 +1,288 @@
+"""Layer roles: which Linears a decoder block has, what each is for, which share an input, and what folds.
+
+Responsible for finding them in the layouts of DESIGN 4 and for handing them on as data. A table maps the field's
+names of projections to roles; what the table does not know is listed as not covered. May assume a transformers model
+whose decoder blocks are one `nn.ModuleList`. Shape letters: `O` outputs, `I` inputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
+
+from objectives.errors import InputError
+from quant.layers import HeadTie
+from quant.salience import Kind
+
+Role = Literal["q", "k", "v", "o", "gate", "up", "down", "fc1", "fc2"]
+Structure = Literal["activated", "gated product", "plain"]
+MOST_UNCOVERED = 0.05
+
+STRUCTURE: Mapping[Role, Structure] = {
+    "gate": "activated",
+    "fc1": "activated",
+    "up": "gated product",
+}
+"""What the block computes from a Linear's output; roles not named pass it on as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRole:
+    """One Linear, or one slice of a fused one.
+
+    Attributes:
+        name: Qualified module name; slices append their role (`...qkv_proj:q`).
+        role: What it is for.
+        module: The Linear that holds its weight.
+        rows: Output rows of the module that are this slice's, int64; None for all.
+    """
+
+    name: str
+    role: Role
+    module: nn.Linear
+    rows: Tensor | None = None
+
+    @property
+    def structure(self) -> Structure:
+        """What the block computes from its output."""
+        return STRUCTURE.get(self.role, "plain")
+
+    def weight(self) -> Tensor:
+        """Its weight `[O, I]`; a view for a whole Linear, a copy for a slice."""
+        return self.module.weight if self.rows is None else self.module.weight[self.rows]
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Put `weight` `[O, I]` in its place."""
+        if self.rows is None:
+            self.module.weight.copy_(weight)
+        else:
+            self.module.weight[self.rows] = weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSite:
+    """Linears with a common input.
+
+    Attributes:
+        name: Unique in the model: the block and the roles.
+        kind: Attention or MLP.
+        linears: In the model's order.
+        inputs: Width of the common input.
+        folds: Whether a scale of the input can be folded into what produces it.
+        tie: Inputs that must share a scale for that.
+    """
+
+    name: str
+    kind: Kind
+    linears: tuple[LinearRole, ...]
+    inputs: int
+    folds: bool
+    tie: HeadTie | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One decoder block.
+
+    Attributes:
+        index: Its place in the model.
+        name: Qualified module name.
+        sites: Its Linears by common input.
+        activation: The MLP's activation function.
+        uncovered: Weights of two or more dimensions that are not quantized: name and number of elements.
+    """
+
+    index: int
+    name: str
+    sites: tuple[InputSite, ...]
+    activation: Callable[[Tensor], Tensor]
+    uncovered: Mapping[str, int]
+
+    @property
+    def linears(self) -> Iterator[LinearRole]:
+        """All its Linears and slices, site by site."""
+        return (linear for site in self.sites for linear in site.linears)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """What the configuration says of attention heads."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def tie(self) -> HeadTie | None:
+        repeats = self.heads // self.kv_heads
+        return None if repeats == 1 else HeadTie(kv_heads=self.kv_heads, repeats=repeats, head_dim=self.head_dim)
+
+
+Slices = Callable[[_Shape, int], Mapping[Role, Tensor]]
+
+
+def _concatenated(shape: _Shape, outputs: int) -> Mapping[Role, Tensor]:
+    """Rows of a fused `q | k | v` projection (Phi-3)."""
+    kv = shape.kv_heads * shape.head_dim
+    q, k, v = torch.split(torch.arange(outputs), [outputs - 2 * kv, kv, kv])
+    return {"q": q, "k": k, "v": v}
+
+
+def _per_head(shape: _Shape, outputs: int) -> Mapping[Role, Tensor]:
+    """Rows of a fused projection that holds q, k and v head by head (GPT-NeoX)."""
+    rows = torch.arange(outputs).view(shape.heads, 3, shape.head_dim)
+    return {"q": rows[:, 0].flatten(), "k": rows[:, 1].flatten(), "v": rows[:, 2].flatten()}
+
+
+def _halves(_: _Shape, outputs: int) -> Mapping[Role, Tensor]:
+    """Rows of a fused `gate | up` projection (Phi-3)."""
+    gate, up = torch.arange(outputs).chunk(2)
+    return {"gate": gate, "up": up}
+
+
+WHOLE: Mapping[str, Role] = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "o",
+    "out_proj": "o",
+    "dense": "o",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "fc1": "fc1",
+    "dense_h_to_4h": "fc1",
+    "fc2": "fc2",
+    "dense_4h_to_h": "fc2",
+}
+FUSED: Mapping[str, Slices] = {"qkv_proj": _concatenated, "query_key_value": _per_head, "gate_up_proj": _halves}
+SITES: tuple[tuple[Kind, tuple[Role, ...]], ...] = (
+    ("attention", ("q", "k", "v")),
+    ("attention", ("o",)),
+    ("mlp", ("gate", "up")),
+    ("mlp", ("fc1",)),
+    ("mlp", ("down",)),
+    ("mlp", ("fc2",)),
+)
+
+
+def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
+    """The decoder blocks of a causal language model.
+
+    Args:
+        module: A `PreTrainedModel`.
+        allow_partial: Accept blocks of which more than 5 % of the weights stay in 16 bit.
+
+    Raises:
+        InputError: If the layout is not known, naming what is in the way.
+    """
+    config = module.config
+    heads = config.num_attention_heads
+    shape = _Shape(
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
+    prefix, layers = _decoder_layers(module, config.num_hidden_layers)
+    find = partial(_block, shape=shape, config=config)
+    blocks = [find(index, f"{prefix}.{index}", layer) for index, layer in enumerate(layers)]
+    _require_coverage(blocks, allow_partial)
+    return blocks
+
+
+def _decoder_layers(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+    lists = [
+        (name, child)
+        for name, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    if not lists:
+        raise InputError(
+            f"{type(module).__name__} has no list of {count} decoder blocks; supported layouts are LLaMA-like, "
+            "Gemma-like, OPT-like and GPT-NeoX-like"
+        )
+    return max(lists, key=lambda found: sum(parameter.numel() for parameter in found[1].parameters()))
+
+
+def _block(index: int, name: str, layer: nn.Module, shape: _Shape, config: Any) -> Block:
+    conv = [child for child, module in layer.named_modules() if isinstance(module, Conv1D)]
+    if conv:
+        raise InputError(
+            f"{name}.{conv[0]} is a Conv1D (GPT-2 layout), which is not supported; supported layouts are LLaMA-like, "
+            "Gemma-like, OPT-like and GPT-NeoX-like"
+        )
+    found = {linear.role: linear for linear in _linears(name, layer, shape)}
+    sites = tuple(
+        InputSite(
+            name=f"{name}:{'+'.join(roles)}",
+            kind=kind,
+            linears=tuple(found[role] for role in roles if role in found),
+            inputs=next(found[role].module.in_features for role in roles if role in found),
+            folds=_folds(roles, config),
+            tie=shape.tie if roles == ("o",) else None,
+        )
+        for kind, roles in SITES
+        if any(role in found for role in roles)
+    )
+    covered = {id(linear.module.weight) for linear in found.values()}
+    return Block(
+        index=index,
+        name=name,
+        sites=sites,
+        activation=_activation(config),
+        uncovered={
+            f"{name}.{child}": parameter.numel()
+            for child, parameter in layer.named_parameters()
+            if parameter.dim() > 1 and id(parameter) not in covered
+        },
+    )
+
+
+def _linears(prefix: str, layer: nn.Module, shape: _Shape) -> Iterator[LinearRole]:
+    for path, module in layer.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        name, leaf = f"{prefix}.{path}", path.rpartition(".")[2]
+        if leaf in WHOLE:
+            yield LinearRole(name=name, role=WHOLE[leaf], module=module)
+        elif leaf in FUSED:
+            for role, rows in FUSED[leaf](shape, module.out_features).items():
+                yield LinearRole(name=f"{name}:{role}", role=role, module=module, rows=rows.to(module.weight.device))
+
+
+def _folds(roles: tuple[Role, ...], config: Any) -> bool:
+    """Whether an input scale folds into the producer: norms and Linears can take it, most activations cannot."""
+    if roles == ("fc2",):
+        # ReLU is positively homogeneous: relu(z / s) = relu(z) / s.
+        return _activation_name(config) == "relu"
+    # OPT can normalise after the residual sum; then the norm also feeds the residual and must not be rescaled.
+    after_norm = roles in (("q", "k", "v"), ("fc1",), ("gate", "up"))
+    return not after_norm or getattr(config, "do_layer_norm_before", True)
+
+
+def _activation_name(config: Any) -> str:
+    for key in ("hidden_act", "hidden_activation", "activation_function"):
+        name = getattr(config, key, None)
+        if name:
+            return str(name)
+    raise InputError(f"the configuration of {config.model_type} names no activation function")
+
+
+def _activation(config: Any) -> Callable[[Tensor], Tensor]:
+    return ACT2FN[_activation_name(config)]  # type: ignore[no-any-return]
+
+
+def _require_coverage(blocks: list[Block], allow_partial: bool) -> None:
+    uncovered = {name: size for block in blocks for name, size in block.uncovered.items()}
+    covered = sum(linear.weight().numel() for block in blocks for linear in block.linears)
+    share = sum(uncovered.values()) / max(1, covered + sum(uncovered.values()))
+    if not covered or (share > MOST_UNCOVERED and not allow_partial):
+        raise InputError(
+            f"{share:.0%} of the block weights are not Linears that can be quantized (first: {next(iter(uncovered))}); "
+            "at most 5 % may stay in 16 bit unless --allow-partial is given"
+        )

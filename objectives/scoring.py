@@ -1,0 +1,116 @@
+"""Score a model on token sequences: negative log-likelihood per sequence, as a generator of looks.
+
+Responsible for batches, for logits in chunks, and for stopping places. Whoever consumes the looks decides whether to
+go on. May assume nothing about the model but that it is causal. Shape letters: `B` sequences, `T` tokens, `F`
+features, `V` vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from objectives.batches import Batch, batches
+from objectives.sequences import Sequences
+
+BATCH_TOKENS = 4096
+LOGIT_BYTES = 2**27
+FIRST_LOOK = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Negative log-likelihoods of the first sequences, in the fixed order.
+
+    Attributes:
+        nll: float64 `[sequences]`, nats summed over each sequence's targets.
+        tokens: int64 `[sequences]`, number of targets.
+    """
+
+    nll: Tensor
+    tokens: Tensor
+
+    @property
+    def mean_nll(self) -> float:
+        """Nats per target, every target counting the same."""
+        return float(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(mean_nll)`; infinite where that overflows."""
+        return math.exp(self.mean_nll) if self.mean_nll < 700 else math.inf
+
+
+Features = Callable[[Batch], Tensor]
+Head = Callable[[Tensor], Tensor]
+
+
+def look_sizes(total: int) -> list[int]:
+    """After how many sequences a running score is given: 8, 16, 32, ... and all."""
+    sizes = []
+    size = FIRST_LOOK
+    while size < total:
+        sizes.append(size)
+        size *= 2
+    return [*sizes, total]
+
+
+@torch.inference_mode()
+def score(model: Any, sequences: Sequences, batch_tokens: int = BATCH_TOKENS) -> Iterator[Score]:
+    """Yield the score of the first 8, 16, 32, ... and finally of all sequences.
+
+    Sequences are bucketed by length only within a look, so every look sees the same prefix of the fixed order.
+
+    Args:
+        model: A causal `PreTrainedModel` in evaluation mode.
+        sequences: What to score.
+        batch_tokens: Tokens run at a time; changes no sequence's value beyond rounding.
+    """
+    features, head = _halves(model, sequences)
+    nll = torch.zeros(len(sequences), dtype=torch.float64)
+    tokens = torch.tensor([int(scored.sum()) for scored in sequences.scored])
+    for start, end in pairwise([0, *look_sizes(len(sequences))]):
+        for batch in batches(sequences, range(start, end), batch_tokens, model.device):
+            nll[list(batch.indices)] = _nll(batch, features(batch), head).cpu()
+        yield Score(nll=nll[:end].clone(), tokens=tokens[:end])
+
+
+def _nll(batch: Batch, features: Tensor, head: Head) -> Tensor:
+    """Summed negative log-likelihood of each row's targets, float64 `[B]`, from `features` `[B, T, F]`."""
+    targets = batch.scored[:, 1:]
+    rows = targets.nonzero()[:, 0]
+    wanted, labels = features[:, :-1][targets], batch.ids[:, 1:][targets]
+    total = torch.zeros(len(batch.indices), dtype=torch.float64, device=wanted.device)
+    size = max(1, LOGIT_BYTES // (4 * head(wanted[:1]).shape[-1]))
+    for part, label, row in zip(wanted.split(size), labels.split(size), rows.split(size), strict=True):  # type: ignore[no-untyped-call]
+        losses = functional.cross_entropy(head(part).float(), label, reduction="none")
+        total.index_add_(0, row, losses.double())
+    return total
+
+
+def _halves(model: Any, sequences: Sequences) -> tuple[Features, Head]:
+    """The model as features and a head on them, so that logits are made for a few tokens at a time.
+
+    Models that do more than a matrix product after the backbone (soft caps, scaled logits) are run whole: tried on
+    one short sequence instead of asked by name.
+    """
+    output = model.get_output_embeddings()
+
+    def backbone(batch: Batch) -> Tensor:
+        outputs = model.base_model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
+        return outputs.last_hidden_state  # type: ignore[no-any-return]
+
+    def whole(batch: Batch) -> Tensor:
+        outputs = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
+        return outputs.logits  # type: ignore[no-any-return]
+
+    probe = next(batches(sequences, [0], 1, model.device))
+    logits = whole(probe)
+    if output is not None and torch.equal(output(backbone(probe)), logits):
+        return backbone, output
+    return whole, lambda logits: logits

@@ -1,0 +1,200 @@
+"""Token sequences: from documents to what a model is calibrated on and scored on, in one fixed seeded order.
+
+Responsible for the two protocols (DESIGN 4) and for parts that share no document. `documents`: each text truncated
+to `length` tokens, texts under 100 characters skipped, special tokens as the tokenizer adds them. `packed`: texts
+joined by two newlines and cut into blocks of `length`, without special tokens. May assume a fast tokenizer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from objectives.errors import InputError
+from objectives.text import read_documents
+
+Protocol = Literal["documents", "packed"]
+Part = Literal["calibration", "tuning", "confirmation"]
+PROTOCOLS: tuple[Protocol, ...] = ("documents", "packed")
+# Shares of a source among the parts that read it; a source that one part reads is all its own.
+SHARES: Mapping[Part, float] = {"calibration": 0.3, "tuning": 0.45, "confirmation": 0.25}
+MIN_CHARACTERS = 100
+SEPARATOR = "\n\n"
+TOKENIZER_BATCH = 256
+OVERLAP_WINDOW = 32
+Piece = tuple[Tensor, Tensor, int]
+"""Token ids `[L]`, which of them are scored `[L]`, and the index of the document they mostly come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPlan:
+    """Which text one part of the work reads.
+
+    Attributes:
+        source: A name that `objectives.text.read_documents` knows.
+        part: What the text is for; parts that read the same source get different documents of it.
+        count: Sequences wanted.
+        protocol: How documents become sequences.
+        length: Tokens per sequence: at most (`documents`) or exactly (`packed`).
+    """
+
+    source: str
+    part: Part
+    count: int
+    protocol: Protocol = "packed"
+    length: int = 512
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise InputError(f"protocol {self.protocol!r} is unknown; choose {' or '.join(PROTOCOLS)}")
+        if self.length < 2 or self.count < 1:
+            raise InputError(
+                f"{self.count} sequences of {self.length} tokens were asked for; at least 1 of at least 2 are needed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Token sequences of one source.
+
+    Attributes:
+        source: The name the text was asked for by.
+        ids: int64 `[L]` each, `L` at least 2.
+        scored: bool `[L]` each: True where the token counts as a target; never at position 0, never for a special
+            token that the tokenizer added.
+        clusters: For each sequence the document that most of it comes from; sequences of one document are not
+            independent.
+    """
+
+    source: str
+    ids: tuple[Tensor, ...]
+    scored: tuple[Tensor, ...]
+    clusters: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, which: slice) -> "Sequences":
+        return replace(self, ids=self.ids[which], scored=self.scored[which], clusters=self.clusters[which])
+
+    def fingerprint(self) -> str:
+        """128 bits of the token ids and targets, in order."""
+        digest = xxhash.xxh3_128()
+        for ids, scored in zip(self.ids, self.scored, strict=True):
+            digest.update(len(ids).to_bytes(4, "little") + ids.numpy().tobytes() + scored.numpy().tobytes())
+        return str(digest.hexdigest())
+
+
+def prepare_text(plans: Sequence[TextPlan], tokenizer: Any, seed: int = 0) -> list[Sequences]:
+    """The sequences of every plan, in its order; no two plans share a document.
+
+    Raises:
+        InputError: If a source is unusable, has too little text, or repeats another plan's text in other documents.
+    """
+    prepared: dict[TextPlan, Sequences] = {}
+    for source in dict.fromkeys(plan.source for plan in plans):
+        readers = [plan for plan in plans if plan.source == source]
+        dealt = deal(read_documents(source), [plan.part for plan in readers], seed)
+        for plan in readers:
+            prepared[plan] = _enough(tokenize(dealt[plan.part], tokenizer, plan), plan)
+    _require_disjoint(prepared)
+    return [prepared[plan] for plan in plans]
+
+
+def deal(documents: Sequence[str], parts: Sequence[Part], seed: int) -> dict[Part, list[str]]:
+    """Divide the documents of one source among the parts that read it, each in a seeded order.
+
+    Where a document goes depends on its text, the seed and the parts alone: adding documents moves none of the
+    others, and copies of a document count once.
+    """
+    bounds = np.cumsum([SHARES[part] for part in parts])
+    dealt: dict[Part, list[tuple[int, str]]] = {part: [] for part in parts}
+    for text in dict.fromkeys(documents):
+        key = xxhash.xxh3_64_intdigest(text.strip().encode(), seed)
+        # One half of the hash says which part, the other half where in it.
+        place = (key >> 32) / 2**32 * bounds[-1]
+        dealt[parts[int(np.searchsorted(bounds, place, side="right"))]].append((key & 0xFFFFFFFF, text))
+    return {part: [text for _, text in sorted(texts)] for part, texts in dealt.items()}
+
+
+def tokenize(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Sequences:
+    """The first `plan.count` sequences of `documents`, in their order; fewer if there are fewer."""
+    make = _truncated if plan.protocol == "documents" else _packed
+    pieces = list(islice(make(documents, tokenizer, plan.length), plan.count))
+    return Sequences(
+        source=plan.source,
+        ids=tuple(ids for ids, _, _ in pieces),
+        scored=tuple(scored for _, scored, _ in pieces),
+        clusters=tuple(cluster for _, _, cluster in pieces),
+    )
+
+
+def _truncated(documents: Sequence[str], tokenizer: Any, length: int) -> Iterator[Piece]:
+    long_enough = [(index, text) for index, text in enumerate(documents) if len(text) >= MIN_CHARACTERS]
+    for start in range(0, len(long_enough), TOKENIZER_BATCH):
+        batch = long_enough[start : start + TOKENIZER_BATCH]
+        encoded = tokenizer(
+            [text for _, text in batch], truncation=True, max_length=length, return_special_tokens_mask=True
+        )
+        for (index, _), ids, special in zip(batch, encoded.input_ids, encoded.special_tokens_mask, strict=True):
+            scored = ~torch.tensor(special, dtype=torch.bool)
+            scored[:1] = False
+            if scored.any():
+                yield torch.tensor(ids), scored, index
+
+
+def _packed(documents: Sequence[str], tokenizer: Any, length: int) -> Iterator[Piece]:
+    scored = torch.ones(length, dtype=torch.bool)
+    scored[0] = False
+    waiting: list[int] = []
+    owners: list[int] = []
+    for start in range(0, len(documents), TOKENIZER_BATCH):
+        batch = [text + SEPARATOR for text in documents[start : start + TOKENIZER_BATCH]]
+        # verbose=False: whole documents are longer than the model's context, and are meant to be.
+        for index, ids in enumerate(tokenizer(batch, add_special_tokens=False, verbose=False).input_ids, start):
+            waiting += ids
+            owners += [index] * len(ids)
+            while len(waiting) >= length:
+                owner = int(np.bincount(owners[:length]).argmax())
+                yield torch.tensor(waiting[:length]), scored, owner
+                del waiting[:length], owners[:length]
+
+
+def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:
+    if len(sequences) < plan.count:
+        raise InputError(
+            f"{plan.source} has {plan.part} text for {len(sequences)} sequences of {plan.length} tokens, "
+            f"not for {plan.count}; ask for fewer or shorter ones, or give more text"
+        )
+    return sequences
+
+
+def _require_disjoint(prepared: Mapping[TextPlan, Sequences]) -> None:
+    """Refuse text that two plans share although no document of theirs is the same (one file cut from another, say)."""
+    for plan, sequences in prepared.items():
+        seen = {window for ids in sequences.ids for window in _windows(ids, stride=1)}
+        for other, others in prepared.items():
+            if other.source == plan.source:
+                continue
+            repeated = sum(_mostly(_windows(ids, stride=OVERLAP_WINDOW), seen) for ids in others.ids)
+            if repeated:
+                raise InputError(
+                    f"{repeated} of {len(others)} {other.part} sequences of {other.source} repeat {plan.part} text "
+                    f"of {plan.source}; give texts that do not overlap"
+                )
+
+
+def _windows(ids: Tensor, stride: int) -> Iterator[bytes]:
+    tokens = ids.to(torch.int32).numpy()
+    for start in range(0, len(tokens) - OVERLAP_WINDOW + 1, stride):
+        yield tokens[start : start + OVERLAP_WINDOW].tobytes()
+
+
+def _mostly(windows: Iterator[bytes], seen: set[bytes]) -> bool:
+    found = [window in seen for window in windows]
+    return 2 * sum(found) > len(found)

@@ -1,0 +1,98 @@
+"""The search for the exponent alpha: quadratic losses of candidate input scales in Gram form.
+
+Responsible for `Σ_o w_o Δ_o G Δ_oᵀ` with `Δ = Q(W S) / S - W` (DESIGN 3). This equals the weighted mean squared
+output error over all calibration tokens, so no activations are kept and no forward pass is made. May assume finite
+float32 weights. Shape letters: `O` outputs, `I` inputs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from quant.matmul import fast_dtype
+
+SMALLEST_SCALE = 1e-5
+
+Rounding = Callable[[Tensor, Tensor], Tensor]
+"""`(rows of W, S) -> rows of W_eff`, `[rows, I]`, in float32; rows must not influence each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One Linear's share of a search: its weights `[O, I]` and the error weights `[O]` of its outputs."""
+
+    weight: Tensor
+    error_weights: Tensor
+
+
+class QuadraticForm:
+    """`Δ ↦ Δ_o G Δ_oᵀ` for many rows at once, at little more than half the arithmetic of a full product.
+
+    The symmetric G is replaced by its upper triangle with doubled off-diagonal, which gives the same values; the
+    blocks below the diagonal are skipped.
+    """
+
+    def __init__(self, gram: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Prepare `gram` `[I, I]`; `dtype` is the operand type of the product, by default the device's fastest."""
+        size = gram.shape[0]
+        doubled = (2 * gram).triu(1)
+        doubled.diagonal().copy_(gram.diagonal())
+        self._dtype = dtype or fast_dtype(gram.device.type)
+        bounds = [*range(0, size, max(192, -(-size // 4))), size]
+        self._panels = [
+            (start, end, doubled[:end, start:end].to(self._dtype).contiguous()) for start, end in pairwise(bounds)
+        ]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The value of the form for each row of float32 `rows` `[rows, I]`, float32 `[rows]`."""
+        operand = rows.to(self._dtype)
+        total = rows.new_zeros(rows.shape[0])
+        for start, end, panel in self._panels:
+            total += (operand[:, :end] @ panel).float().mul_(rows[:, start:end]).sum(-1)
+        return total
+
+
+def candidate_scales(salience: Tensor, n_grid: int) -> list[Tensor]:
+    """`S = max(s^alpha, 1e-5)`, `[I]`, for `alpha = k / n_grid`, `k = 0..n_grid`; the first is the identity."""
+    return [salience.pow(k / n_grid).clamp(min=SMALLEST_SCALE) for k in range(n_grid + 1)]
+
+
+def losses(
+    problems: Sequence[Problem],
+    gram: Tensor,
+    scales: Sequence[Tensor],
+    rounding: Rounding,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Loss of every candidate scale on Linears that share an input.
+
+    Args:
+        problems: The Linears.
+        gram: `E[x xᵀ]` of the shared input, float32 `[I, I]`.
+        scales: Candidates for S, `[I]` each.
+        rounding: How rows become rows of `W_eff`.
+        dtype: Operand type of the product with the Gram matrix; by default the fastest of the device.
+
+    Returns:
+        float64 `[linears, candidates]`, on the CPU: one transfer for the whole search.
+    """
+    form = QuadraticForm(gram, dtype)
+    return torch.stack([_losses(problem, form, scales, rounding) for problem in problems]).cpu()
+
+
+def _losses(problem: Problem, form: QuadraticForm, scales: Sequence[Tensor], rounding: Rounding) -> Tensor:
+    total = torch.zeros(len(scales), dtype=torch.float64, device=problem.weight.device)
+    for rows, weights in _row_chunks(problem):
+        errors = torch.stack([form(rounding(rows, scale).sub_(rows)) for scale in scales])
+        total += errors.double() @ weights.double()
+    return total
+
+
+def _row_chunks(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows in pieces that stay in a processor's cache while every candidate is tried on them."""
+    elements = 2**18 if problem.weight.device.type == "cpu" else 2**26
+    size = max(32, elements // problem.weight.shape[1])
+    return zip(torch.split(problem.weight, size), torch.split(problem.error_weights, size), strict=True)

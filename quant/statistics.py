@@ -1,0 +1,137 @@
+"""Sufficient statistics of calibration: what every method needs to know of a Linear's inputs and outputs.
+
+Responsible for accumulating means over tokens and for merging the means of consecutive token runs. May assume rows
+without padding. Sums are float32 within a batch and float64 across batches (DESIGN 3). Shape letters: `O` outputs,
+`I` inputs, `N` tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from quant.matmul import gram_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputStatistics:
+    """Means over `tokens` input rows `x` that one or more Linears share.
+
+    Attributes:
+        tokens: Number of rows averaged over.
+        gram: `E[x xᵀ]`, float32 `[I, I]`, symmetric.
+        magnitude: `E|x|`, float32 `[I]`.
+        mean: `E[x]`, float32 `[I]`.
+    """
+
+    tokens: int
+    gram: Tensor
+    magnitude: Tensor
+    mean: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputStatistics:
+    """Means over `tokens` output rows `z = W x + b` of one Linear; every tensor is float32 `[O]`.
+
+    Attributes:
+        tokens: Number of rows averaged over.
+        mean: `E[z]`.
+        square: `E[z²]`.
+        magnitude: `E|z|`.
+        activated: `E|act(z)|` with the block's activation; equals `magnitude` for attention Linears.
+        structural: `E|·|` of what the block computes from z: `act(z)` where an activation follows, the gated product
+            for `up`, z itself elsewhere.
+    """
+
+    tokens: int
+    mean: Tensor
+    square: Tensor
+    magnitude: Tensor
+    activated: Tensor
+    structural: Tensor
+
+
+S = TypeVar("S", InputStatistics, OutputStatistics)
+
+
+class InputSums:
+    """Accumulates `InputStatistics` on one device; holds one float64 `[I, I]` matrix and two `[I]` vectors."""
+
+    def __init__(self, inputs: int, device: torch.device) -> None:
+        self.tokens = 0
+        self.gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+        self.vectors = torch.zeros(2, inputs, dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor) -> None:
+        """Add the rows of `x` `[N, I]`."""
+        self.tokens += x.shape[0]
+        self.gram += gram_sum(x)
+        x = x.float()
+        self.vectors += torch.stack([x.abs().sum(0), x.sum(0)])
+
+    def means(self) -> InputStatistics:
+        magnitude, mean = _mean(self.vectors, self.tokens)
+        return InputStatistics(tokens=self.tokens, gram=_mean(self.gram, self.tokens), magnitude=magnitude, mean=mean)
+
+
+class OutputSums:
+    """Accumulates what `OutputStatistics` needs of one Linear's own outputs; holds four `[O]` float64 vectors."""
+
+    def __init__(self, outputs: int, device: torch.device) -> None:
+        self.tokens = 0
+        self.vectors = torch.zeros(4, outputs, dtype=torch.float64, device=device)
+
+    def add(self, z: Tensor, activation: Callable[[Tensor], Tensor] | None) -> None:
+        """Add the rows of `z` `[N, O]`; without an activation `activated` repeats the plain magnitude."""
+        self.tokens += z.shape[0]
+        z = z.float()
+        magnitude = z.abs().sum(0)
+        activated = magnitude if activation is None else activation(z).abs().sum(0)
+        self.vectors += torch.stack([z.sum(0), z.square().sum(0), magnitude, activated])
+
+    def means(self) -> dict[str, Tensor]:
+        """`mean`, `square`, `magnitude` and `activated`, float32 `[O]` each."""
+        return dict(zip(("mean", "square", "magnitude", "activated"), _mean(self.vectors, self.tokens), strict=True))
+
+
+def merge(parts: Sequence[S]) -> S:
+    """The statistics of consecutive token runs as one, weighted by their tokens, in float64."""
+    first, *rest = parts
+    if not rest:
+        return first
+    tokens = sum(part.tokens for part in parts)
+    merged: dict[str, Tensor] = {}
+    for field in fields(first):
+        if field.name == "tokens":
+            continue
+        total = getattr(first, field.name).double() * (first.tokens / tokens)
+        for part in rest:
+            total.add_(getattr(part, field.name), alpha=part.tokens / tokens)
+        merged[field.name] = total.float()
+    return type(first)(tokens=tokens, **merged)
+
+
+def pack_symmetric(matrix: Tensor) -> Tensor:
+    """The upper triangle of a symmetric `[I, I]` matrix, row by row, as `[I (I + 1) / 2]`."""
+    return matrix.masked_select(_upper(matrix.shape[0]))
+
+
+def unpack_symmetric(packed: Tensor) -> Tensor:
+    """The inverse of `pack_symmetric`."""
+    size = int(((8 * packed.numel() + 1) ** 0.5 - 1) / 2)
+    upper = packed.new_zeros(size, size)
+    upper.masked_scatter_(_upper(size), packed)
+    return upper + upper.triu(1).T
+
+
+@lru_cache(maxsize=4)
+def _upper(size: int) -> Tensor:
+    return torch.ones(size, size, dtype=torch.bool).triu()
+
+
+def _mean(sums: Tensor, tokens: int) -> Tensor:
+    return (sums / max(tokens, 1)).float()

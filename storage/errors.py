@@ -1,0 +1,17 @@
+"""What can go wrong with files, each as one line with its remedy."""
+
+
+class StorageError(RuntimeError):
+    """The disk refused: full, unwritable, or holding something unexpected."""
+
+
+class DamagedEntryError(StorageError):
+    """Bytes on disk that are not those that were written; `key` names what has to be computed again."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class LeaseLostError(StorageError):
+    """Another process took over the computation because this one showed no sign of life for too long."""

@@ -1,0 +1,70 @@
+"""Whole files or none: atomic writes, checksums, free space.
+
+Responsible for turning the operating system's refusals into one-line errors. May assume that a rename within a
+directory is atomic, which POSIX and network file systems both promise.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import xxhash
+
+from storage.errors import StorageError
+
+TEMPORARY = ".tmp-"
+
+
+def checksum(data: bytes) -> str:
+    """A fingerprint against damage (not against forgery): 128-bit xxh3, as hexadecimal."""
+    return str(xxhash.xxh3_128_hexdigest(data))
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses."""
+    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` under a temporary name, make it durable, and rename it to `path`.
+
+    Raises:
+        StorageError: If the disk is full or refuses; nothing is left behind.
+    """
+    temporary = temporary_name(path)
+    with disk_errors(path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Translate the operating system's refusals while `path` is read or written."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free space with `cache rm` or choose another --cache" if error.errno == 28 else "check the disk"
+        raise StorageError(f"cannot use {path}: {error.strerror}; {remedy}") from error
+
+
+def require_free(directory: Path, needed: int) -> None:
+    """Refuse before writing what will not fit.
+
+    Raises:
+        StorageError: With needed and available bytes.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise StorageError(
+            f"{directory} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed; "
+            "free space with `cache rm` or choose another --cache"
+        )

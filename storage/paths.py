@@ -1,0 +1,60 @@
+"""Every path of the project, in one class.
+
+Responsible for where things lie below one home directory. May assume that the directory belongs to its user; several
+processes and machines may share it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.errors import StorageError
+
+HOME_VARIABLE = "PRAQTUNE_HOME"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Directories below `home`; nothing is created until it is needed."""
+
+    home: Path
+
+    @classmethod
+    def default(cls) -> "Paths":
+        """`$PRAQTUNE_HOME`, or `praqtune` in the user's cache directory."""
+        named = os.environ.get(HOME_VARIABLE)
+        if named:
+            return cls(Path(named))
+        return cls(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "praqtune")
+
+    @property
+    def calibration(self) -> Path:
+        """One directory per calibration entry, named by its key."""
+        return self.home / "calibration"
+
+    @property
+    def leases(self) -> Path:
+        """One small file per computation under way."""
+        return self.home / "leases"
+
+    @property
+    def results(self) -> Path:
+        """One file per measured result, named by its key."""
+        return self.home / "results"
+
+    @staticmethod
+    def create(directory: Path) -> Path:
+        """Make `directory` and its parents.
+
+        Raises:
+            StorageError: If it cannot be made or written to.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write to {directory}: {error.strerror}; choose another place with --cache or {HOME_VARIABLE}"
+            ) from error
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise StorageError(f"cannot write to {directory}; choose another place with --cache or {HOME_VARIABLE}")
+        return directory

@@ -1,0 +1,51 @@
+"""Measured results: a JSON record and its tensors in one safetensors file each.
+
+Responsible for keeping what a trial measured before anyone is told about it. One writer per key; a file appears
+whole or not at all, and equal keys mean equal measurements, so a second writer is harmless.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from storage.errors import DamagedEntryError
+from storage.files import write_file
+from storage.paths import Paths
+
+
+class ResultStore:
+    """Results below one directory, by key."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def save(self, key: str, record: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
+        """Keep a JSON-able record and its tensors, replacing an earlier result of the same key."""
+        Paths.create(self._directory)
+        packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        write_file(self._path(key), safetensors.torch.save(packed, metadata={"record": json.dumps(record)}))
+
+    def load(self, key: str) -> tuple[dict[str, object], dict[str, Tensor]]:
+        """What `save` was given.
+
+        Raises:
+            DamagedEntryError: If the file is missing or cannot be read.
+        """
+        path = self._path(key)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                record = json.loads((file.metadata() or {})["record"])
+                return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise DamagedEntryError(key, f"{path} cannot be read ({error}); delete it to measure again") from error
+
+    def _path(self, key: str) -> Path:
+        return self._directory / f"{key}.safetensors"
