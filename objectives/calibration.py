@@ -195,10 +195,16 @@ def _part(block: Block) -> str:
 
 def _flattened(statistics: BlockStatistics) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, one in [*statistics.inputs.items(), *statistics.outputs.items()]:
+    named: list[tuple[str, InputStatistics | OutputStatistics]] = [
+        *statistics.inputs.items(),
+        *statistics.outputs.items(),
+    ]
+    for name, one in named:
         for field in fields(one):
-            tensors[f"{name}/{field.name}"] = torch.as_tensor(getattr(one, field.name))
-    return {name: pack_symmetric(tensor) if name.endswith("/gram") else tensor for name, tensor in tensors.items()}
+            value = torch.as_tensor(getattr(one, field.name))
+            # Cloned: the format refuses tensors that share memory, as importances of two placements may.
+            tensors[f"{name}/{field.name}"] = pack_symmetric(value) if field.name == "gram" else value.clone()
+    return tensors
 
 
 def _merged(parts: Sequence[Mapping[str, Tensor]], block: Block, device: torch.device) -> BlockStatistics:
@@ -212,7 +218,7 @@ def _merged(parts: Sequence[Mapping[str, Tensor]], block: Block, device: torch.d
 
 
 def _restored(kind: type[Statistics], name: str, part: Mapping[str, Tensor], device: torch.device) -> Statistics:
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in fields(kind)]
     tensors = {field: part[f"{name}/{field}"] for field in names}
     tokens = int(tensors.pop("tokens"))
     values = {key: unpack_symmetric(value) if key == "gram" else value for key, value in tensors.items()}

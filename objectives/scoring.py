@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from objectives.batches import Batch, batches
+from objectives.progress import Progress
 from objectives.sequences import Sequences
 
 BATCH_TOKENS = 4096
@@ -78,6 +79,13 @@ def score(model: Any, sequences: Sequences, batch_tokens: int = BATCH_TOKENS) ->
         for batch in batches(sequences, range(start, end), batch_tokens, model.device):
             nll[list(batch.indices)] = _nll(batch, features(batch), head).cpu()
         yield Score(nll=nll[:end].clone(), tokens=tokens[:end])
+
+
+def score_all(model: Any, sequences: Sequences, phase: str, progress: Progress) -> Score:
+    """The score of all sequences; `progress` is told of every look under the name of `phase`."""
+    for look in score(model, sequences):
+        progress(phase, len(look.nll), len(sequences))
+    return look
 
 
 def _nll(batch: Batch, features: Tensor, head: Head) -> Tensor:

@@ -151,18 +151,23 @@ def _truncated(documents: Sequence[str], tokenizer: Any, length: int) -> Iterato
 def _packed(documents: Sequence[str], tokenizer: Any, length: int) -> Iterator[Piece]:
     scored = torch.ones(length, dtype=torch.bool)
     scored[0] = False
-    waiting: list[int] = []
-    owners: list[int] = []
+    waiting = np.empty(0, dtype=np.int64)
+    owners = np.empty(0, dtype=np.int64)
     for start in range(0, len(documents), TOKENIZER_BATCH):
-        batch = [text + SEPARATOR for text in documents[start : start + TOKENIZER_BATCH]]
-        # verbose=False: whole documents are longer than the model's context, and are meant to be.
-        for index, ids in enumerate(tokenizer(batch, add_special_tokens=False, verbose=False).input_ids, start):
-            waiting += ids
-            owners += [index] * len(ids)
-            while len(waiting) >= length:
-                owner = int(np.bincount(owners[:length]).argmax())
-                yield torch.tensor(waiting[:length]), scored, owner
-                del waiting[:length], owners[:length]
+        texts = documents[start : start + TOKENIZER_BATCH]
+        # Joined before they are tokenized: a tokenizer may merge the end of a text with the newlines after it.
+        joined = SEPARATOR * (start > 0) + SEPARATOR.join(texts)
+        # verbose=False: this is longer than the model's context, and is meant to be.
+        encoded = tokenizer(joined, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends = np.cumsum([len(SEPARATOR) * (start > 0) + len(texts[0]), *(len(SEPARATOR) + len(t) for t in texts[1:])])
+        starts = np.array([begin for begin, _ in encoded.offset_mapping], dtype=np.int64)
+        waiting = np.concatenate([waiting, np.array(encoded.input_ids, dtype=np.int64)])
+        owners = np.concatenate([owners, start + np.searchsorted(ends, starts, side="right")])
+        whole = len(waiting) // length * length
+        for begin in range(0, whole, length):
+            block = slice(begin, begin + length)
+            yield torch.from_numpy(waiting[block].copy()), scored, int(np.bincount(owners[block]).argmax())
+        waiting, owners = waiting[whole:], owners[whole:]
 
 
 def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:

@@ -32,12 +32,13 @@ class Grid:
     scale_dtype: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
+        problems = []
         if self.group_size is not None and self.group_size < 1:
-            raise QuantizationError(
-                f"group size {self.group_size} is not a positive number of inputs; use 32, 64, 128 or 256"
-            )
+            problems.append(f"group size {self.group_size} is not a positive number of inputs; use 32, 64, 128 or 256")
         if self.scale_dtype not in SCALE_TYPES:
-            raise QuantizationError(f"scales are stored in bfloat16 or float16, not in {self.scale_dtype}")
+            problems.append(f"scales are stored in bfloat16 or float16, not in {self.scale_dtype}")
+        if problems:
+            raise QuantizationError("; ".join(problems))
 
     def groups(self, inputs: int) -> int:
         """Groups per row, the last partial one included."""

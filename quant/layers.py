@@ -75,7 +75,7 @@ class QuantizedLinear:
         scale: `S` `[I]`, float32; None where inputs are not scaled.
         alpha: The chosen exponent; 0 where none was searched.
         nearest_loss: Loss of nearest rounding under this method's error weights.
-        loss: Loss of the choice, never above `nearest_loss` when the grid was searched.
+        loss: Loss of the choice; summed over the Linears that share a scale, never above their `nearest_loss`.
     """
 
     name: str
@@ -144,8 +144,12 @@ def _candidates(
 def _require_finite(linears: LinearSet) -> None:
     # One transfer for the whole set: a check per tensor would make a GPU wait for each.
     tensors = [(linear.name, linear.weight) for linear in linears.linears]
-    tensors += [(f"the input statistics of {linears.linears[0].name}", linears.inputs.gram)]
+    inputs = f"the input statistics of {linears.linears[0].name}"
+    tensors += [(inputs, tensor) for tensor in (linears.inputs.gram, linears.inputs.magnitude)]
+    for linear in linears.linears:
+        used = (linear.outputs.magnitude, linear.outputs.activated, linear.outputs.structural)
+        tensors += [(f"the output statistics of {linear.name}", tensor) for tensor in used]
     finite = torch.stack([tensor.isfinite().all() for _, tensor in tensors]).tolist()
-    broken = [name for (name, _), good in zip(tensors, finite, strict=True) if not good]
+    broken = dict.fromkeys(name for (name, _), good in zip(tensors, finite, strict=True) if not good)
     if broken:
         raise QuantizationError(f"NaN or Inf in {', '.join(broken)}; check the model's weights and its dtype")

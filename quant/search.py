@@ -15,6 +15,10 @@ from torch import Tensor
 from quant.matmul import fast_dtype
 
 SMALLEST_SCALE = 1e-5
+# Weights tried at a time: what a core's cache holds of them, or what keeps a GPU busy without filling its memory.
+CPU_CHUNK, GPU_CHUNK = 2**17, 2**23
+# Columns of the Gram matrix multiplied at a time: narrower ones skip more of its lower triangle, at a lower rate.
+PANEL = 384
 
 Rounding = Callable[[Tensor, Tensor], Tensor]
 """`(rows of W, S) -> rows of W_eff`, `[rows, I]`, in float32; rows must not influence each other."""
@@ -29,7 +33,7 @@ class Problem:
 
 
 class QuadraticForm:
-    """`Δ ↦ Δ_o G Δ_oᵀ` for many rows at once, at little more than half the arithmetic of a full product.
+    """`Δ ↦ Δ_o G Δ_oᵀ` for many rows at once, at less arithmetic than a full product.
 
     The symmetric G is replaced by its upper triangle with doubled off-diagonal, which gives the same values; the
     blocks below the diagonal are skipped.
@@ -40,18 +44,18 @@ class QuadraticForm:
         size = gram.shape[0]
         doubled = (2 * gram).triu(1)
         doubled.diagonal().copy_(gram.diagonal())
-        self._dtype = dtype or fast_dtype(gram.device.type)
-        bounds = [*range(0, size, max(192, -(-size // 4))), size]
+        self.dtype = dtype or fast_dtype(gram.device.type)
+        bounds = [*range(0, size, PANEL), size]
         self._panels = [
-            (start, end, doubled[:end, start:end].to(self._dtype).contiguous()) for start, end in pairwise(bounds)
+            (start, end, doubled[:end, start:end].to(self.dtype).contiguous()) for start, end in pairwise(bounds)
         ]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """The value of the form for each row of float32 `rows` `[rows, I]`, float32 `[rows]`."""
-        operand = rows.to(self._dtype)
-        total = rows.new_zeros(rows.shape[0])
+        """The value of the form for each row of `rows` `[..., I]` of type `dtype`, float32 `[...]`."""
+        total = torch.zeros(rows.shape[:-1], device=rows.device)
         for start, end, panel in self._panels:
-            total += (operand[:, :end] @ panel).float().mul_(rows[:, start:end]).sum(-1)
+            product = rows[..., :end] @ panel
+            total += product.mul_(rows[..., start:end]).sum(-1, dtype=torch.float32)
         return total
 
 
@@ -86,13 +90,16 @@ def losses(
 def _losses(problem: Problem, form: QuadraticForm, scales: Sequence[Tensor], rounding: Rounding) -> Tensor:
     total = torch.zeros(len(scales), dtype=torch.float64, device=problem.weight.device)
     for rows, weights in _row_chunks(problem):
-        errors = torch.stack([form(rounding(rows, scale).sub_(rows)) for scale in scales])
-        total += errors.double() @ weights.double()
+        # All candidates go through one product: a processor repacks the Gram matrix for each.
+        errors = rows.new_empty(len(scales), *rows.shape, dtype=form.dtype)
+        for error, scale in zip(errors, scales, strict=True):
+            error.copy_(rounding(rows, scale).sub_(rows))
+        total += form(errors).double() @ weights.double()
     return total
 
 
 def _row_chunks(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows in pieces that stay in a processor's cache while every candidate is tried on them."""
-    elements = 2**18 if problem.weight.device.type == "cpu" else 2**26
+    elements = CPU_CHUNK if problem.weight.device.type == "cpu" else GPU_CHUNK
     size = max(32, elements // problem.weight.shape[1])
     return zip(torch.split(problem.weight, size), torch.split(problem.error_weights, size), strict=True)

@@ -1,0 +1,414 @@
+"""The command line: parse arguments, print, map errors to exit codes. No logic.
+
+Responsible for what a person or a program types and reads. Heavy packages are imported by the commands that need
+them, so that `--help` answers at once. Exit codes: 0 done, 1 failed while running, 2 wrong usage or input.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from objectives.evaluation import BenchPlan, Row
+    from quant.methods import Setting
+    from storage.paths import Paths
+
+SILENT_SECONDS = 2.0
+PIPE_WIDTH = 200
+BUNDLED_LENGTH, HUB_LENGTH = 256, 512
+BUNDLED_DATA, HUB_DATA = "bundled:docstrings,bundled:topics", "c4"
+
+EVALUATE_EXAMPLES = """examples:
+  %(prog)s                                        the bundled model: full precision, rtn and the V2 presets
+  %(prog)s --model org/name --eval-data c4,wikitext2
+  %(prog)s --model ./dir --calib-data calib.txt --eval-data eval.jsonl.gz \\
+      --method gwh-praq-v2 --beta 0.3 --tau 2.5 --group-size 64 --json rows.json
+"""
+CALIBRATE_EXAMPLES = """examples:
+  %(prog)s                                        the bundled model, 16 to 128 samples
+  %(prog)s --model org/name --calib-data wikitext2 --sizes 64,128,512
+"""
+CACHE_EXAMPLES = """examples:
+  %(prog)s ls
+  %(prog)s verify --json -
+  %(prog)s rm KEY [KEY ...]
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="praqtune: %(message)s", level=logging.WARNING)
+    for library in ("huggingface_hub", "transformers", "datasets", "httpx2"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("praqtune: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or options.debug:
+            raise
+        print(f"praqtune: {error}", file=sys.stderr)
+        return code
+    return 0
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for what the user can change in the command, 1 for what failed while running, None for our mistakes."""
+    from objectives.errors import InputError, RunError
+    from quant.errors import QuantizationError
+    from storage.errors import StorageError
+
+    if isinstance(error, InputError | QuantizationError):
+        return 2
+    return 1 if isinstance(error, RunError | StorageError) else None
+
+
+# Commands
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from objectives.evaluation import evaluate, lay_out
+
+    settings = _settings(options)
+    plan = _bench_plan(options, max((setting.n_calib for setting in settings), default=1))
+    rows: list[dict[str, object]] = []
+    with _progress() as progress:
+        laid_out = lay_out(plan, _paths(options), progress)
+        for row in evaluate(laid_out, settings, progress):
+            rows.append(_row(row))
+    notes = [str(laid_out.agreement)] if laid_out.agreement else []
+    _output(options, {"rows": rows, "notes": notes}, _evaluation_table(rows), notes)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from objectives.calibration import Calibration
+    from objectives.models import load_model
+    from objectives.roles import find_blocks
+    from objectives.sequences import prepare_text
+    from storage.cache import TensorCache
+
+    sizes = sorted(_numbers(options.sizes, "--sizes"))
+    plan = _bench_plan(options, sizes[-1])
+    started = monotonic()
+    with _progress() as progress:
+        model = load_model(plan.model)
+        blocks = find_blocks(model.module, plan.allow_partial)
+        # The whole plan, evaluation text included: the same documents are left out as in a study.
+        text = prepare_text([plan.calibration, *plan.data], model.tokenizer, plan.seed)[0]
+        cache = TensorCache(_paths(options))
+        calibration = Calibration(model, blocks, text, cache, plan.max_memory)
+        computed = calibration.ensure(sizes, progress)
+    keys = {size: [segment.key for segment in calibration.segments(size)] for size in sizes}
+    record = {"model": model.name, "source": text.source, "entries": keys, "samples_read": computed}
+    record["seconds"] = round(monotonic() - started, 3)
+    table = _table("samples", "entries")
+    for size, entries in keys.items():
+        table.add_row(str(size), " ".join(entries))
+    _output(options, record, table, [f"{computed} samples were read, the others were in the cache"])
+
+
+def _cache_ls(options: argparse.Namespace) -> None:
+    from storage.cache import TensorCache
+
+    entries = TensorCache(_paths(options)).entries()
+    table = _table("key", "MB", "holds")
+    for entry in entries:
+        table.add_row(entry.key, f"{entry.size / 1e6:.1f}", _words(entry.about))
+    records = [{"key": entry.key, "bytes": entry.size, **entry.about} for entry in entries]
+    total = sum(entry.size for entry in entries)
+    _output(options, {"entries": records}, table, [f"{len(entries)} entries, {total / 1e9:.2f} GB"])
+
+
+def _cache_verify(options: argparse.Namespace) -> None:
+    from objectives.errors import RunError
+    from storage.cache import TensorCache
+
+    cache = TensorCache(_paths(options))
+    keys = [entry.key for entry in cache.entries()]
+    problems = {key: cache.verify(key) for key in keys}
+    damaged = {key: found for key, found in problems.items() if found}
+    table = _table("key", "state")
+    for key in keys:
+        table.add_row(key, "; ".join(problems[key]) or "whole")
+    records = [{"key": key, "problems": problems[key]} for key in keys]
+    _output(options, {"entries": records}, table, [f"{len(keys)} entries, {len(damaged)} damaged"])
+    if damaged:
+        raise RunError(f"damaged: {', '.join(damaged)}; `cache rm` them, or let the next run compute them again")
+
+
+def _cache_rm(options: argparse.Namespace) -> None:
+    from storage.cache import TensorCache
+
+    cache = TensorCache(_paths(options))
+    keys = [entry.key for entry in cache.entries()] if options.all else options.keys
+    for key in keys:
+        cache.remove(key)
+    _output(options, {"removed": keys}, None, [f"{len(keys)} entries removed"])
+
+
+# From arguments to plans
+
+
+def _bench_plan(options: argparse.Namespace, calibration_samples: int) -> "BenchPlan":
+    from objectives.evaluation import BenchPlan
+    from objectives.models import BUNDLED, ModelPlan
+    from objectives.sequences import TextPlan
+
+    bundled = options.model == BUNDLED
+    length = options.seq_len or (BUNDLED_LENGTH if bundled else HUB_LENGTH)
+    sources = (options.eval_data or (BUNDLED_DATA if bundled else HUB_DATA)).split(",")
+    calibration = options.calib_data or sources[0]
+    return BenchPlan(
+        model=ModelPlan(
+            name=options.model,
+            revision=options.revision,
+            dtype=options.dtype,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        ),
+        calibration=TextPlan(
+            source=calibration,
+            part="calibration",
+            count=calibration_samples,
+            protocol=options.protocol,
+            length=length,
+        ),
+        data=tuple(
+            TextPlan(source=source, part="tuning", count=options.eval_samples, protocol=options.protocol, length=length)
+            for source in dict.fromkeys(sources)
+        ),
+        seed=options.seed,
+        max_memory=None if options.max_memory is None else int(options.max_memory * 1e9),
+        allow_partial=options.allow_partial,
+        allow_partial_groups=options.allow_partial_groups,
+    )
+
+
+def _settings(options: argparse.Namespace) -> list["Setting"]:
+    from objectives.models import BUNDLED
+    from quant.methods import PRESETS, Setting
+
+    given = {name: getattr(options, name) for name in SETTING_FLAGS if getattr(options, name) is not None}
+    presets = options.presets or (options.model == BUNDLED and options.method is None)
+    chosen = [Setting(**{**given, "method": name}) for name in (options.method or "").split(",") if name]
+    if not presets:
+        if given and not chosen:
+            from objectives.errors import InputError
+
+            raise InputError(f"{', '.join(given)} given without --method; add --method gwh-praq-v2, for example")
+        return chosen
+    values = [{**preset.as_dict(), **given} for preset in PRESETS.values()]
+    return [*chosen, Setting(**{**given, "method": "rtn"}), *(Setting(**value) for value in values)]
+
+
+def _paths(options: argparse.Namespace) -> "Paths":
+    from storage.paths import Paths
+
+    return Paths(Path(options.cache)) if options.cache else Paths.default()
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    from objectives.errors import InputError
+
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag} {text!r} is not a list of whole numbers; write 16,32,64, for example") from None
+    if min(numbers) < 1:
+        raise InputError(f"{flag} {text!r} has a number below 1")
+    return numbers
+
+
+# From results to text
+
+
+def _row(row: "Row") -> dict[str, object]:
+    difference = row.difference
+    return {
+        "dataset": row.dataset,
+        "method": row.method,
+        "perplexity": row.score.perplexity,
+        "mean_nll": row.score.mean_nll,
+        "tokens": int(row.score.tokens.sum()),
+        "tokens_per_second": float(row.score.tokens.sum()) / row.score_seconds,
+        "bits_per_weight": row.bits_per_weight,
+        "seconds": row.quantize_seconds + row.score_seconds,
+        "model_bytes": row.model_bytes,
+        "setting": row.setting.as_dict() if row.setting else None,
+        "nll_above_full_precision": None
+        if difference is None
+        else {"value": difference.value, "low": difference.low, "high": difference.high},
+    }
+
+
+def _evaluation_table(rows: Iterable[dict[str, Any]]) -> Table:
+    table = _table("data", "method", "perplexity", "NLL above full", "bits/weight", "MB", "tokens/s", "s")
+    for row in rows:
+        gap = row["nll_above_full_precision"]
+        table.add_row(
+            row["dataset"],
+            row["method"],
+            f"{row['perplexity']:.3f}",
+            f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]" if gap else "-",
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['model_bytes'] / 1e6:.1f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['seconds']:.1f}",
+        )
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _words(about: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in about.items())
+
+
+def _output(options: argparse.Namespace, record: dict[str, Any], table: Table | None, notes: Sequence[str]) -> None:
+    """Print for people, or write JSON to the file of `--json` (`-` is standard output)."""
+    if options.json:
+        text = json.dumps(record, indent=1, default=str)
+        if options.json == "-":
+            print(text)
+        else:
+            from storage.files import write_file
+
+            write_file(Path(options.json), text.encode() + b"\n")
+    if options.json != "-":
+        # A pipe gets whole lines, whatever the width of the terminal it came from.
+        console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+        if table is not None:
+            console.print(table)
+        for note in notes:
+            console.print(note, soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress line on standard error for whatever takes longer than two seconds; nothing without a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    display = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = display.add_task("starting", total=None)
+    started = monotonic()
+
+    def report(phase: str, done: int, total: int) -> None:
+        display.update(task, description=phase, completed=done, total=total)
+        if not display.live.is_started and monotonic() - started > SILENT_SECONDS and not display.disable:
+            display.start()
+
+    try:
+        yield report
+    finally:
+        display.stop()
+
+
+# Arguments
+
+SETTING_FLAGS = ("beta", "tau", "n_grid", "n_calib", "group_size", "symmetric", "scales", "placement")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="praqtune", description="Hyperparameter optimization for INT4 quantization of causal language models."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    evaluate = _command(commands, "evaluate", "measure perplexity, as it is or quantized", EVALUATE_EXAMPLES, _evaluate)
+    _model_flags(evaluate)
+    _text_flags(evaluate)
+    _setting_flags(evaluate)
+    calibrate = _command(commands, "calibrate", "fill the calibration cache in advance", CALIBRATE_EXAMPLES, _calibrate)
+    _model_flags(calibrate)
+    _text_flags(calibrate)
+    calibrate.add_argument("--sizes", default="16,32,64,128", help="calibration sizes, separated by commas")
+    cache = commands.add_parser(
+        "cache",
+        help="list, check or remove calibration entries",
+        epilog=CACHE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = cache.add_subparsers(required=True, metavar="ACTION")
+    _command(actions, "ls", "list entries", "", _cache_ls)
+    _command(actions, "verify", "read every entry and name damaged files", "", _cache_verify)
+    remove = _command(actions, "rm", "remove entries", "", _cache_rm)
+    which = remove.add_mutually_exclusive_group(required=True)
+    which.add_argument("keys", nargs="*", default=[], help="keys as `cache ls` shows them", metavar="KEY")
+    which.add_argument("--all", action="store_true", help="remove every entry")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, summary: str, examples: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", metavar="DIR", help="where calibration is kept (default $PRAQTUNE_HOME)")
+    parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON to FILE, or print it")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="bundled", help="hub name, directory, or `bundled` (default)")
+    group.add_argument("--revision", help="branch, tag or commit of a hub model")
+    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    group.add_argument("--allow-partial", action="store_true", help="accept block weights that stay in 16 bit")
+    group.add_argument("--allow-partial-groups", action="store_true", help="accept a partial last group")
+    group.add_argument("--max-memory", type=float, metavar="GB", help="for calibration sums; more passes below it")
+
+
+def _text_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("text")
+    group.add_argument("--calib-data", help="calibration text (default: other documents of the evaluation text)")
+    group.add_argument("--eval-data", help="evaluation text: c4, wikitext2, hub:..., or files, separated by commas")
+    group.add_argument("--protocol", default="packed", help="packed (default) or documents")
+    group.add_argument("--seq-len", type=int, help="tokens per sequence (512; 256 for the bundled model)")
+    group.add_argument("--eval-samples", type=int, default=64, help="sequences per data set")
+    group.add_argument("--seed", type=int, default=0, help="of the split and the order of the text")
+
+
+def _setting_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("setting")
+    group.add_argument("--method", help="rtn, gw-awq, gwh-praq-v1, gwh-praq-v2; several separated by commas")
+    group.add_argument("--presets", action="store_true", help="rtn and the presets of gwh-praq-v2")
+    group.add_argument("--beta", type=float, help="blend of saliences: 0 is AWQ's, 1 is PRAQ's")
+    group.add_argument("--tau", type=float, help="temperature of the error weights")
+    group.add_argument("--n-grid", type=int, help="steps of the search over alpha")
+    group.add_argument("--n-calib", type=int, help="calibration samples")
+    group.add_argument("--group-size", type=int, help="inputs that share a scale")
+    zero = group.add_mutually_exclusive_group()
+    zero.add_argument("--symmetric", action="store_true", default=None, help="codes around zero (default)")
+    zero.add_argument("--asymmetric", dest="symmetric", action="store_false", help="codes with a zero point")
+    group.add_argument("--scales", help="foldable (default) or linear")
+    group.add_argument("--placement", help="original (default) or structural")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

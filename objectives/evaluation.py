@@ -1,0 +1,155 @@
+"""Evaluate a model on one or more data sets, as it is and under settings.
+
+Responsible for preparing what several measurements share - model, text, calibration, the number type - and for
+laying out the results as rows. Each setting is quantized once and scored on every data set. May assume that the
+plans were validated when they were made.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from objectives.calibration import Calibration
+from objectives.models import ModelPlan, load_model
+from objectives.paired import Difference, paired_difference
+from objectives.precision import Agreement, check_agreement
+from objectives.progress import Progress
+from objectives.quantization import model_size, require_suitable
+from objectives.roles import find_blocks
+from objectives.scoring import Score, score_all
+from objectives.sequences import Sequences, TextPlan, prepare_text
+from objectives.trial import Bench, quantized
+from quant.methods import Setting
+from storage.cache import TensorCache
+from storage.paths import Paths
+from storage.results import ResultStore
+
+log = logging.getLogger(__name__)
+
+FULL_PRECISION = "full precision"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan:
+    """What to lay out.
+
+    Attributes:
+        model: Which model.
+        calibration: Which text its statistics come from.
+        data: What it is scored on.
+        seed: Of the split and the order of the text.
+        max_memory: Bytes that calibration sums may take; None for half of what is available.
+        allow_partial: Accept block weights that cannot be quantized.
+        allow_partial_groups: Accept group sizes that leave a partial last group.
+    """
+
+    model: ModelPlan
+    calibration: TextPlan
+    data: tuple[TextPlan, ...]
+    seed: int = 0
+    max_memory: int | None = None
+    allow_partial: bool = False
+    allow_partial_groups: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaidOut:
+    """A bench with its text; `agreement` says why its number type is trusted, None if it is float32."""
+
+    bench: Bench
+    data: list[Sequences]
+    agreement: Agreement | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement: one data set under one setting.
+
+    Attributes:
+        dataset: The data set's name.
+        setting: What was applied; None is full precision.
+        score: Per-sequence values.
+        difference: Mean NLL above full precision's on the same text; None for full precision itself.
+        bits_per_weight: Over the decoder blocks' weights.
+        model_bytes: Of the whole model.
+        quantize_seconds: Spent on quantizing (shared by the setting's data sets).
+        score_seconds: Spent on scoring.
+    """
+
+    dataset: str
+    setting: Setting | None
+    score: Score
+    difference: Difference | None
+    bits_per_weight: float
+    model_bytes: int
+    quantize_seconds: float
+    score_seconds: float
+
+    @property
+    def method(self) -> str:
+        """What the row is called."""
+        return self.setting.label() if self.setting else FULL_PRECISION
+
+
+def lay_out(plan: BenchPlan, paths: Paths, progress: Progress) -> LaidOut:
+    """Load the model, find its roles, read the text, and settle the number type.
+
+    With `dtype` `auto`, a 16-bit type that does not agree with float32 is given up for float32.
+
+    Raises:
+        InputError: If the model or the text cannot be used.
+    """
+    model = load_model(plan.model)
+    calibration, *data = prepare_text([plan.calibration, *plan.data], model.tokenizer, plan.seed)
+    blocks = find_blocks(model.module, plan.allow_partial)
+    agreement = check_agreement(model, blocks, data[0], ResultStore(paths.results), progress)
+    if agreement is not None and not agreement.good:
+        log.warning("%s", agreement)
+        if plan.model.dtype == "auto":
+            return lay_out(replace(plan, model=replace(plan.model, dtype="float32")), paths, progress)
+    bench = Bench(
+        model=model,
+        blocks=blocks,
+        calibration=Calibration(model, blocks, calibration, TensorCache(paths), plan.max_memory),
+        allow_partial_groups=plan.allow_partial_groups,
+    )
+    return LaidOut(bench=bench, data=data, agreement=agreement)
+
+
+def evaluate(laid_out: LaidOut, settings: Sequence[Setting], progress: Progress) -> Iterator[Row]:
+    """Yield the rows of full precision and of every setting, data set by data set, as they are measured.
+
+    Raises:
+        InputError: If a setting does not suit the model or the text, before anything is measured.
+        QuantizationError: If a weight is not finite.
+    """
+    for setting in settings:
+        require_suitable(laid_out.bench.blocks, setting.group_size, laid_out.bench.allow_partial_groups)
+        laid_out.bench.calibration.segments(setting.n_calib)
+    reference = list(_rows(laid_out, None, [], progress))
+    yield from reference
+    for setting in settings:
+        yield from _rows(laid_out, setting, reference, progress)
+
+
+def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], progress: Progress) -> Iterator[Row]:
+    bench = laid_out.bench
+    size = model_size(bench.model, bench.blocks, setting)
+    seconds: dict[str, float] = {}
+    with quantized(bench, setting, [], seconds, progress):
+        for index, sequences in enumerate(laid_out.data):
+            started = perf_counter()
+            measured = score_all(bench.model.module, sequences, f"scoring on {sequences.source}", progress)
+            score_seconds = perf_counter() - started
+            full = reference[index].score if reference else None
+            yield Row(
+                dataset=sequences.source,
+                setting=setting,
+                score=measured,
+                difference=paired_difference(measured, full, sequences.clusters) if full else None,
+                bits_per_weight=size.bits_per_weight,
+                model_bytes=size.model_bytes,
+                quantize_seconds=seconds.get("quantize", 0.0),
+                score_seconds=score_seconds,
+            )
