@@ -9,7 +9,7 @@ segments. May assume that the model holds its original weights.
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ from storage.errors import DamagedEntryError, LeaseLostError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 FIRST_BOUNDARY = 16
 Statistics = TypeVar("Statistics", InputStatistics, OutputStatistics)
 
@@ -129,7 +129,7 @@ class Calibration:
     def discard(self, damage: DamagedEntryError) -> None:
         """Remove a damaged entry, so that it is computed again."""
         log.warning("%s; computing it again", damage)
-        self._cache.remove(damage.key)
+        self._cache.remove(damage.key, missing_ok=True)
 
     def _missing(self, wanted: Mapping[str, Segment]) -> list[Segment]:
         return [segment for key, segment in wanted.items() if key not in self._cache]
@@ -186,7 +186,8 @@ def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
 
 
 def _stored_bytes(blocks: Sequence[Block]) -> int:
-    return sum(2 * site.inputs * (site.inputs + 1) for block in blocks for site in block.sites)
+    """Bytes of one segment, but for vectors: packed float32 Gram matrices."""
+    return sum(4 * (site.inputs // 2 + 1) * site.inputs for block in blocks for site in block.sites)
 
 
 def _part(block: Block) -> str:
@@ -211,15 +212,15 @@ def _merged(parts: Sequence[Mapping[str, Tensor]], block: Block, device: torch.d
     def one(kind: type[Statistics], name: str) -> Statistics:
         return merge([_restored(kind, name, part, device) for part in parts])
 
+    inputs = {site.name: one(InputStatistics, site.name) for site in block.sites}
     return BlockStatistics(
-        inputs={site.name: one(InputStatistics, site.name) for site in block.sites},
+        inputs={name: replace(one, gram=unpack_symmetric(one.gram)) for name, one in inputs.items()},
         outputs={linear.name: one(OutputStatistics, linear.name) for linear in block.linears},
     )
 
 
 def _restored(kind: type[Statistics], name: str, part: Mapping[str, Tensor], device: torch.device) -> Statistics:
-    names = [field.name for field in fields(kind)]
-    tensors = {field: part[f"{name}/{field}"] for field in names}
+    """Statistics as they were stored, Gram matrices still packed: merging needs half the arithmetic that way."""
+    tensors = {field.name: part[f"{name}/{field.name}"] for field in fields(kind)}
     tokens = int(tensors.pop("tokens"))
-    values = {key: unpack_symmetric(value) if key == "gram" else value for key, value in tensors.items()}
-    return kind(tokens=tokens, **{key: value.to(device) for key, value in values.items()})
+    return kind(tokens=tokens, **{field: tensor.to(device) for field, tensor in tensors.items()})

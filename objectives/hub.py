@@ -7,29 +7,37 @@ Responsible for telling absent, gated, offline and unreachable apart. May assume
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from httpx2 import TransportError
 from huggingface_hub import constants
 from huggingface_hub import errors as hub
+from safetensors import SafetensorError
 
 from objectives.errors import InputError
 
-# The first match wins: a gated repository is also reported as one that was not found.
-REMEDIES: tuple[tuple[type[Exception], str], ...] = (
-    (hub.GatedRepoError, "is gated; accept its terms on its page and set HF_TOKEN to a token of that account"),
-    (hub.RevisionNotFoundError, "has no such revision; check --revision"),
-    (hub.RepositoryNotFoundError, "does not exist or is private; check the name, and HF_TOKEN if it is private"),
-    (hub.EntryNotFoundError, "lacks a file that is needed; check that it is a complete repository"),
-    (hub.HFValidationError, "is neither a local path nor a hub name of the form org/name"),
-)
+EXPECTED: tuple[type[Exception], ...] = (OSError, ValueError, TransportError, SafetensorError)
+GATED = "is gated; accept its terms on its page and set HF_TOKEN to a token of that account"
+ABSENT = "does not exist or is private; check the name, and HF_TOKEN if it is private"
 OFFLINE = "is not in the local hub cache and HF_HUB_OFFLINE is set; unset it, or give a local path"
 UNREACHABLE = "cannot be fetched: the hub is unreachable; check the network, or give a local path"
 
+# The first match wins: a gated repository is also reported as one that was not found.
+REMEDIES: tuple[tuple[type[Exception], str], ...] = (
+    (hub.GatedRepoError, GATED),
+    (hub.RevisionNotFoundError, "has no such revision; check --revision"),
+    (hub.RepositoryNotFoundError, ABSENT),
+    (hub.EntryNotFoundError, "lacks a file that is needed; check that it is a complete repository"),
+    (hub.HFValidationError, "is neither a local path nor a hub name of the form org/name"),
+)
+# datasets cuts the chain of these two, so its words are all that tells them apart.
+PHRASES = (("is a gated dataset", GATED), ("doesn't exist on the Hub or cannot be accessed", ABSENT))
+
 
 @contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn whatever the hub's clients raise inside the block into one `InputError` about `what`."""
+def hub_errors(what: str, *also: type[Exception]) -> Iterator[None]:
+    """Turn whatever the hub's clients raise inside the block, and what is in `also`, into an `InputError` on `what`."""
     try:
         yield
-    except (OSError, ValueError, hub.HfHubHTTPError) as error:
+    except (*EXPECTED, *also) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{what} {_remedy(error)}") from error
@@ -38,13 +46,14 @@ def hub_errors(what: str) -> Iterator[None]:
 def _remedy(error: BaseException) -> str:
     causes = list(_causes(error))
     # Absent from the cache and absent from the hub look alike; only the connection tells them apart.
-    if any(isinstance(cause, hub.LocalEntryNotFoundError | ConnectionError) for cause in causes):
+    if any(isinstance(cause, hub.LocalEntryNotFoundError | ConnectionError | TransportError) for cause in causes):
         return OFFLINE if constants.HF_HUB_OFFLINE else UNREACHABLE
     for cause in causes:
         for kind, remedy in REMEDIES:
             if isinstance(cause, kind):
                 return remedy
-    return f"cannot be used: {' '.join(str(error).split())}"
+    message = " ".join(str(error).split())
+    return next((remedy for phrase, remedy in PHRASES if phrase in message), f"cannot be used: {message}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -51,6 +51,9 @@ def paired_difference(first: Score, second: Score, clusters: Sequence[int], conf
         clusters: For each sequence the document it comes from.
         confidence: Of the interval, by Student's t with one degree of freedom less than there are clusters.
 
+    Returns:
+        The difference; nothing is known of its error where there is one cluster or a score is not finite.
+
     Raises:
         ValueError: If the scores are not of the same targets.
     """
@@ -61,7 +64,7 @@ def paired_difference(first: Score, second: Score, clusters: Sequence[int], conf
     tokens = np.bincount(members, first.tokens.numpy())
     count, total = len(gains), tokens.sum()
     value = float(gains.sum() / total)
-    if count < 2:
+    if count < 2 or not math.isfinite(value):
         return Difference(
             value=value, standard_error=math.inf, low=-math.inf, high=math.inf, p_value=1.0, clusters=count
         )

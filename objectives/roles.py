@@ -5,6 +5,7 @@ names of projections to roles; what the table does not know is listed as not cov
 whose decoder blocks are one `nn.ModuleList`. Shape letters: `O` outputs, `I` inputs.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from quant.salience import Kind
 Role = Literal["q", "k", "v", "o", "gate", "up", "down", "fc1", "fc2"]
 Structure = Literal["activated", "gated product", "plain"]
 MOST_UNCOVERED = 0.05
+LISTED = 3
+SUPPORTED = "supported layouts are LLaMA-like, Gemma-like, OPT-like and GPT-NeoX-like"
 
 STRUCTURE: Mapping[Role, Structure] = {
     "gate": "activated",
@@ -127,14 +130,18 @@ Slices = Callable[[_Shape, int], Mapping[Role, Tensor]]
 
 
 def _concatenated(shape: _Shape, outputs: int) -> Mapping[Role, Tensor]:
-    """Rows of a fused `q | k | v` projection (Phi-3)."""
-    kv = shape.kv_heads * shape.head_dim
-    q, k, v = torch.split(torch.arange(outputs), [outputs - 2 * kv, kv, kv])
+    """Rows of a fused `q | k | v` projection (Phi-3); none where the sizes say that it is another arrangement."""
+    sizes = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
+    if outputs != sum(sizes):
+        return {}
+    q, k, v = torch.arange(outputs).split(sizes)  # type: ignore[no-untyped-call]
     return {"q": q, "k": k, "v": v}
 
 
 def _per_head(shape: _Shape, outputs: int) -> Mapping[Role, Tensor]:
-    """Rows of a fused projection that holds q, k and v head by head (GPT-NeoX)."""
+    """Rows of a fused projection that holds q, k and v head by head (GPT-NeoX); none of another arrangement."""
+    if outputs != 3 * shape.heads * shape.head_dim:
+        return {}
     rows = torch.arange(outputs).view(shape.heads, 3, shape.head_dim)
     return {"q": rows[:, 0].flatten(), "k": rows[:, 1].flatten(), "v": rows[:, 2].flatten()}
 
@@ -169,6 +176,17 @@ SITES: tuple[tuple[Kind, tuple[Role, ...]], ...] = (
     ("mlp", ("down",)),
     ("mlp", ("fc2",)),
 )
+# What produces the input of these, up to the attention's averaging and the activation.
+AFTER_LINEAR: Mapping[tuple[Role, ...], Role] = {("o",): "v", ("down",): "up", ("fc2",): "fc1"}
+# Norms of a block in which the first Linears of attention and of the MLP each have a norm before them that feeds
+# nothing else. In other arrangements (parallel, or normalised after the sum) a norm cannot take an input scale.
+PRE_NORMS = (
+    {"input_layernorm", "post_attention_layernorm"},
+    {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"},
+    {"self_attn_layer_norm", "final_layer_norm"},
+)
+# Norms inside attention that no value passes on its way to the output projection.
+HEAD_NORMS = {"q_norm", "k_norm"}
 
 
 def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
@@ -181,8 +199,10 @@ def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
     Raises:
         InputError: If the layout is not known, naming what is in the way.
     """
-    config = module.config
-    heads = config.num_attention_heads
+    config = module.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise InputError(f"{type(module).__name__} has no attention heads; {SUPPORTED}")
     shape = _Shape(
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
@@ -202,45 +222,39 @@ def _decoder_layers(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
         if isinstance(child, nn.ModuleList) and len(child) == count
     ]
     if not lists:
-        raise InputError(
-            f"{type(module).__name__} has no list of {count} decoder blocks; supported layouts are LLaMA-like, "
-            "Gemma-like, OPT-like and GPT-NeoX-like"
-        )
+        raise InputError(f"{type(module).__name__} has no list of {count} decoder blocks; {SUPPORTED}")
     return max(lists, key=lambda found: sum(parameter.numel() for parameter in found[1].parameters()))
 
 
 def _block(index: int, name: str, layer: nn.Module, shape: _Shape, config: Any) -> Block:
     conv = [child for child, module in layer.named_modules() if isinstance(module, Conv1D)]
     if conv:
-        raise InputError(
-            f"{name}.{conv[0]} is a Conv1D (GPT-2 layout), which is not supported; supported layouts are LLaMA-like, "
-            "Gemma-like, OPT-like and GPT-NeoX-like"
-        )
-    found = {linear.role: linear for linear in _linears(name, layer, shape)}
+        raise InputError(f"{name}.{conv[0]} is a Conv1D (GPT-2 layout), which is not supported; {SUPPORTED}")
+    named = list(_linears(name, layer, shape))
+    times = Counter(linear.role for linear in named)
+    # Of several Linears of one role (routed experts) none reads what the block reads.
+    found = {linear.role: linear for linear in named if times[linear.role] == 1}
+    covered = {id(linear.module.weight) for linear in found.values()}
+    uncovered = {
+        f"{name}.{child}": parameter.numel()
+        for child, parameter in layer.named_parameters()
+        if parameter.dim() > 1 and id(parameter) not in covered
+    }
     sites = tuple(
         InputSite(
             name=f"{name}:{'+'.join(roles)}",
             kind=kind,
             linears=tuple(found[role] for role in roles if role in found),
             inputs=next(found[role].module.in_features for role in roles if role in found),
-            folds=_folds(roles, config),
+            folds=_folds_into_linear(roles, found, layer, config)
+            if roles in AFTER_LINEAR
+            else not uncovered and _folds_into_norm(layer, config),
             tie=shape.tie if roles == ("o",) else None,
         )
         for kind, roles in SITES
         if any(role in found for role in roles)
     )
-    covered = {id(linear.module.weight) for linear in found.values()}
-    return Block(
-        index=index,
-        name=name,
-        sites=sites,
-        activation=_activation(config),
-        uncovered={
-            f"{name}.{child}": parameter.numel()
-            for child, parameter in layer.named_parameters()
-            if parameter.dim() > 1 and id(parameter) not in covered
-        },
-    )
+    return Block(index=index, name=name, sites=sites, activation=_activation(config), uncovered=uncovered)
 
 
 def _linears(prefix: str, layer: nn.Module, shape: _Shape) -> Iterator[LinearRole]:
@@ -255,14 +269,22 @@ def _linears(prefix: str, layer: nn.Module, shape: _Shape) -> Iterator[LinearRol
                 yield LinearRole(name=f"{name}:{role}", role=role, module=module, rows=rows.to(module.weight.device))
 
 
-def _folds(roles: tuple[Role, ...], config: Any) -> bool:
-    """Whether an input scale folds into the producer: norms and Linears can take it, most activations cannot."""
-    if roles == ("fc2",):
-        # ReLU is positively homogeneous: relu(z / s) = relu(z) / s.
-        return _activation_name(config) == "relu"
+def _folds_into_linear(
+    roles: tuple[Role, ...], found: Mapping[Role, LinearRole], layer: nn.Module, config: Any
+) -> bool:
+    """Whether the rows of another Linear of the block can take the scale of what it feeds these with."""
+    inner = {path.rpartition(".")[2] for path, _ in layer.named_modules() if "." in path and "norm" in path}
+    # ReLU is positively homogeneous, relu(z / s) = relu(z) / s; other activations are not, and no norm is.
+    passes = roles != ("fc2",) or _activation_name(config) == "relu"
+    return AFTER_LINEAR[roles] in found and passes and inner <= HEAD_NORMS
+
+
+def _folds_into_norm(layer: nn.Module, config: Any) -> bool:
+    """Whether the norms that feed a block's first Linears feed nothing else, and have a weight to scale."""
+    norms = {name: child for name, child in layer.named_children() if "norm" in name}
     # OPT can normalise after the residual sum; then the norm also feeds the residual and must not be rescaled.
-    after_norm = roles in (("q", "k", "v"), ("fc1",), ("gate", "up"))
-    return not after_norm or getattr(config, "do_layer_norm_before", True)
+    before = set(norms) in PRE_NORMS and getattr(config, "do_layer_norm_before", True)
+    return before and all(getattr(norm, "weight", None) is not None for norm in norms.values())
 
 
 def _activation_name(config: Any) -> str:
@@ -282,7 +304,9 @@ def _require_coverage(blocks: list[Block], allow_partial: bool) -> None:
     covered = sum(linear.weight().numel() for block in blocks for linear in block.linears)
     share = sum(uncovered.values()) / max(1, covered + sum(uncovered.values()))
     if not covered or (share > MOST_UNCOVERED and not allow_partial):
+        largest = sorted(uncovered.items(), key=lambda item: -item[1])[:LISTED]
         raise InputError(
-            f"{share:.0%} of the block weights are not Linears that can be quantized (first: {next(iter(uncovered))}); "
+            f"{share:.0%} of the block weights are not Linears that can be quantized (largest: "
+            f"{', '.join(f'{name} with {size} weights' for name, size in largest)}); "
             "at most 5 % may stay in 16 bit unless --allow-partial is given"
         )

@@ -21,6 +21,8 @@ from objectives.sequences import Sequences
 
 BATCH_TOKENS = 4096
 LOGIT_BYTES = 2**27
+# Logits in float32 that stay in a processor's cache while their softmax is taken.
+CPU_PIECE = 2**20
 FIRST_LOOK = 8
 
 
@@ -95,10 +97,17 @@ def _nll(batch: Batch, features: Tensor, head: Head) -> Tensor:
     wanted, labels = features[:, :-1][targets], batch.ids[:, 1:][targets]
     total = torch.zeros(len(batch.indices), dtype=torch.float64, device=wanted.device)
     size = max(1, LOGIT_BYTES // (4 * head(wanted[:1]).shape[-1]))
-    for part, label, row in zip(wanted.split(size), labels.split(size), rows.split(size), strict=True):  # type: ignore[no-untyped-call]
-        losses = functional.cross_entropy(head(part).float(), label, reduction="none")
-        total.index_add_(0, row, losses.double())
+    for part, label, row in zip(*(torch.split(tensor, size) for tensor in (wanted, labels, rows)), strict=True):
+        total.index_add_(0, row, _cross_entropy(head(part), label).double())
     return total
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """`-log softmax(logits)[label]` per row, float32 `[rows]`, from `logits` `[rows, V]` in pieces."""
+    elements = CPU_PIECE if logits.device.type == "cpu" else logits.numel()
+    size = max(1, elements // logits.shape[-1])
+    pieces = zip(torch.split(logits, size), torch.split(labels, size), strict=True)
+    return torch.cat([functional.cross_entropy(part.float(), label, reduction="none") for part, label in pieces])
 
 
 def _halves(model: Any, sequences: Sequences) -> tuple[Features, Head]:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xxhash
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from torch import Tensor
 
 from objectives.errors import InputError
@@ -26,7 +28,10 @@ SHARES: Mapping[Part, float] = {"calibration": 0.3, "tuning": 0.45, "confirmatio
 MIN_CHARACTERS = 100
 SEPARATOR = "\n\n"
 TOKENIZER_BATCH = 256
+# A first guess at how much text makes the tokens that are wanted.
+CHARACTERS_PER_TOKEN = 5
 OVERLAP_WINDOW = 32
+HASH_BASE = np.uint64(0x9E3779B97F4A7C15)
 Piece = tuple[Tensor, Tensor, int]
 """Token ids `[L]`, which of them are scored `[L]`, and the index of the document they mostly come from."""
 
@@ -125,7 +130,7 @@ def deal(documents: Sequence[str], parts: Sequence[Part], seed: int) -> dict[Par
 def tokenize(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Sequences:
     """The first `plan.count` sequences of `documents`, in their order; fewer if there are fewer."""
     make = _truncated if plan.protocol == "documents" else _packed
-    pieces = list(islice(make(documents, tokenizer, plan.length), plan.count))
+    pieces = list(islice(make(documents, tokenizer, plan), plan.count))
     return Sequences(
         source=plan.source,
         ids=tuple(ids for ids, _, _ in pieces),
@@ -134,12 +139,12 @@ def tokenize(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Sequen
     )
 
 
-def _truncated(documents: Sequence[str], tokenizer: Any, length: int) -> Iterator[Piece]:
+def _truncated(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
     long_enough = [(index, text) for index, text in enumerate(documents) if len(text) >= MIN_CHARACTERS]
     for start in range(0, len(long_enough), TOKENIZER_BATCH):
         batch = long_enough[start : start + TOKENIZER_BATCH]
         encoded = tokenizer(
-            [text for _, text in batch], truncation=True, max_length=length, return_special_tokens_mask=True
+            [text for _, text in batch], truncation=True, max_length=plan.length, return_special_tokens_mask=True
         )
         for (index, _), ids, special in zip(batch, encoded.input_ids, encoded.special_tokens_mask, strict=True):
             scored = ~torch.tensor(special, dtype=torch.bool)
@@ -148,26 +153,29 @@ def _truncated(documents: Sequence[str], tokenizer: Any, length: int) -> Iterato
                 yield torch.tensor(ids), scored, index
 
 
-def _packed(documents: Sequence[str], tokenizer: Any, length: int) -> Iterator[Piece]:
+def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
+    length = plan.length
     scored = torch.ones(length, dtype=torch.bool)
     scored[0] = False
-    waiting = np.empty(0, dtype=np.int64)
-    owners = np.empty(0, dtype=np.int64)
-    for start in range(0, len(documents), TOKENIZER_BATCH):
-        texts = documents[start : start + TOKENIZER_BATCH]
-        # Joined before they are tokenized: a tokenizer may merge the end of a text with the newlines after it.
-        joined = SEPARATOR * (start > 0) + SEPARATOR.join(texts)
+    # One block more than wanted, so that where the text is cut off cannot show in the blocks that are used.
+    tokens = (plan.count + 1) * length
+    ends = np.cumsum([len(text) + len(SEPARATOR) for text in documents])
+    taken = 1 + int(np.searchsorted(ends, CHARACTERS_PER_TOKEN * tokens))
+    while True:
+        # Joined before it is tokenized: a tokenizer may merge the end of a text with the newlines after it.
         # verbose=False: this is longer than the model's context, and is meant to be.
-        encoded = tokenizer(joined, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ends = np.cumsum([len(SEPARATOR) * (start > 0) + len(texts[0]), *(len(SEPARATOR) + len(t) for t in texts[1:])])
-        starts = np.array([begin for begin, _ in encoded.offset_mapping], dtype=np.int64)
-        waiting = np.concatenate([waiting, np.array(encoded.input_ids, dtype=np.int64)])
-        owners = np.concatenate([owners, start + np.searchsorted(ends, starts, side="right")])
-        whole = len(waiting) // length * length
-        for begin in range(0, whole, length):
-            block = slice(begin, begin + length)
-            yield torch.from_numpy(waiting[block].copy()), scored, int(np.bincount(owners[block]).argmax())
-        waiting, owners = waiting[whole:], owners[whole:]
+        encoded = tokenizer(
+            SEPARATOR.join(documents[:taken]), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        if len(encoded.input_ids) >= tokens or taken >= len(documents):
+            break
+        taken *= 2
+    ids = torch.tensor(encoded.input_ids, dtype=torch.int64)
+    starts = np.array([start for start, _ in encoded.offset_mapping], dtype=np.int64)
+    owners = np.searchsorted(ends, starts, side="right")
+    for begin in range(0, len(ids) - length + 1, length):
+        block = slice(begin, begin + length)
+        yield ids[block].clone(), scored, int(np.bincount(owners[block]).argmax())
 
 
 def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:
@@ -182,11 +190,11 @@ def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:
 def _require_disjoint(prepared: Mapping[TextPlan, Sequences]) -> None:
     """Refuse text that two plans share although no document of theirs is the same (one file cut from another, say)."""
     for plan, sequences in prepared.items():
-        seen = {window for ids in sequences.ids for window in _windows(ids, stride=1)}
+        seen = np.concatenate([_windows(ids) for ids in sequences.ids])
         for other, others in prepared.items():
             if other.source == plan.source:
                 continue
-            repeated = sum(_mostly(_windows(ids, stride=OVERLAP_WINDOW), seen) for ids in others.ids)
+            repeated = sum(_mostly(np.isin(_windows(ids)[::OVERLAP_WINDOW], seen)) for ids in others.ids)
             if repeated:
                 raise InputError(
                     f"{repeated} of {len(others)} {other.part} sequences of {other.source} repeat {plan.part} text "
@@ -194,12 +202,14 @@ def _require_disjoint(prepared: Mapping[TextPlan, Sequences]) -> None:
                 )
 
 
-def _windows(ids: Tensor, stride: int) -> Iterator[bytes]:
-    tokens = ids.to(torch.int32).numpy()
-    for start in range(0, len(tokens) - OVERLAP_WINDOW + 1, stride):
-        yield tokens[start : start + OVERLAP_WINDOW].tobytes()
+def _windows(ids: Tensor) -> NDArray[np.uint64]:
+    """A hash of every run of `OVERLAP_WINDOW` tokens: a polynomial modulo 2^64."""
+    if len(ids) < OVERLAP_WINDOW:
+        return np.empty(0, dtype=np.uint64)
+    factors = HASH_BASE ** np.arange(OVERLAP_WINDOW, dtype=np.uint64)
+    hashes: NDArray[np.uint64] = sliding_window_view(ids.numpy().astype(np.uint64), OVERLAP_WINDOW) @ factors
+    return hashes
 
 
-def _mostly(windows: Iterator[bytes], seen: set[bytes]) -> bool:
-    found = [window in seen for window in windows]
-    return 2 * sum(found) > len(found)
+def _mostly(found: NDArray[np.bool_]) -> bool:
+    return bool(2 * found.sum() > len(found))

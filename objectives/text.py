@@ -9,6 +9,7 @@ import gzip
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,6 +27,8 @@ ALLOWED = (
     "allowed: bundled:docstrings, bundled:topics, c4, wikitext2, hub:org/name[:config[:split[:column]]], "
     f"or a file ending in {', '.join(SUFFIXES)}"
 )
+# Some editors begin a file with a byte-order mark, which is no text.
+ENCODING = "utf-8-sig"
 WIKITEXT_HEADING = re.compile(r"^ = (?!=).*[^=] = *$", re.MULTILINE)
 BLANK_LINES = re.compile(r"\n[ \t]*\n")
 
@@ -54,7 +57,10 @@ def _documents(source: str) -> Iterable[str]:
 def _bundled(source: str) -> list[str]:
     match source.removeprefix("bundled:"):
         case "docstrings" | "topics" as name:
-            return bundled.held_out(name)
+            try:
+                return bundled.held_out(name)
+            except FileNotFoundError as error:
+                raise InputError(str(error)) from error
     raise InputError(f"{source} is unknown; {ALLOWED}")
 
 
@@ -66,7 +72,7 @@ def _hub(name: str) -> Iterator[str]:
     if not parts[0] or len(parts) > 4:
         raise InputError(f"{name} is not of the form hub:org/name[:config[:split[:column]]]")
     repository, config, split, column = parts + [""] * (4 - len(parts))
-    with hub_errors(f"data set {repository}"):
+    with hub_errors(f"data set {repository}", datasets.exceptions.DatasetsError, RuntimeError):
         rows = datasets.load_dataset(repository, config or None, split=split or "validation", streaming=True)
         yield from (_text_of(row, column or "text", name) for row in rows)
 
@@ -79,13 +85,13 @@ def _file(path: Path) -> Iterable[str]:
         raise InputError(f"{path} is of an unknown kind; {ALLOWED}")
     try:
         return list(itertools.islice(reader(path), POOL))
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from error
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as {path.suffix}: {' '.join(str(error).split())}") from error
 
 
 def _plain(path: Path) -> Iterator[str]:
     """WikiText articles where the file has their headings; paragraphs between blank lines otherwise."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding=ENCODING)
     if WIKITEXT_HEADING.search(text):
         return _articles(text.splitlines(keepends=True))
     return iter(BLANK_LINES.split(text))
@@ -103,7 +109,7 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
 
 def _json_lines(path: Path) -> Iterator[str]:
     open_text = gzip.open if path.suffix == ".gz" else open
-    with open_text(path, "rt", encoding="utf-8") as lines:
+    with open_text(path, "rt", encoding=ENCODING) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

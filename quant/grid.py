@@ -73,6 +73,8 @@ def quantize(weight: Tensor, grid: Grid) -> IntWeight:
     groups = _grouped(weight, grid)
     scale, zero = group_scales(groups, grid)
     codes = encode_(groups.clone(), scale, zero).to(torch.int8)
+    # The codes of an all-zero group are zero under any scale; the one that is stored is 1.
+    scale = torch.where(groups.any(-1, keepdim=True), scale, 1.0)
     return IntWeight(
         codes=codes.view(outputs, -1)[:, :inputs].contiguous(),
         scale=scale.squeeze(-1).to(grid.scale_dtype),
@@ -121,8 +123,8 @@ def effective_weight(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
 def group_scales(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of each group of `groups` `[O, G, group]`, as float32 `[O, G, 1]`.
 
-    A scale is already rounded to its stored type. A group of zeros has scale 1; a scale that its type cannot hold
-    is clamped to the smallest or largest it can, so that no code ever divides by zero or infinity.
+    A scale is already rounded to its stored type. One that this type cannot hold is clamped to the smallest or
+    largest it can, so that no weight is ever divided by zero or infinity.
     """
     if grid.symmetric:
         raw = groups.abs().amax(-1, keepdim=True).div_(LEVELS // 2 - 1)
@@ -152,8 +154,8 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
 
 
 def _stored(scale: Tensor, grid: Grid) -> Tensor:
+    """`scale`, which is written over, in the precision it is stored in."""
     limits = torch.finfo(grid.scale_dtype)
     # Subnormal scales are fine in float16, but a float32 subnormal may be flushed to zero by the processor.
     smallest = max(limits.tiny * limits.eps, torch.finfo(torch.float32).tiny)
-    held = scale.clamp(smallest, limits.max).to(grid.scale_dtype).float()
-    return torch.where(scale == 0, 1.0, held)
+    return scale.clamp_(smallest, limits.max).to(grid.scale_dtype).float()

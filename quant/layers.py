@@ -15,7 +15,7 @@ from quant.errors import QuantizationError
 from quant.grid import effective_weight
 from quant.methods import Setting
 from quant.salience import Kind, error_weights, importance, input_salience
-from quant.search import Problem, candidate_scales, losses
+from quant.search import Problem, QuadraticForm, candidate_scales, losses
 from quant.statistics import InputStatistics, OutputStatistics
 
 
@@ -98,13 +98,14 @@ def quantize_set(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype |
         QuantizationError: If a weight or a statistic is not finite, naming the layer.
     """
     _require_finite(linears)
+    form = QuadraticForm(linears.inputs.gram, loss_dtype)
     if setting.scales == "linear":
         alone = [replace(linears, linears=(linear,), folds=True, tie=None) for linear in linears.linears]
-        return [quantized for one in alone for quantized in _quantize_sharing(one, setting, loss_dtype)]
-    return _quantize_sharing(linears, setting, loss_dtype)
+        return [quantized for one in alone for quantized in _quantize_sharing(one, setting, form)]
+    return _quantize_sharing(linears, setting, form)
 
 
-def _quantize_sharing(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype | None) -> list[QuantizedLinear]:
+def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm) -> list[QuantizedLinear]:
     weights = [linear.weight.float() for linear in linears.linears]
     importances = [importance(linear.outputs, linears.kind, setting.placement) for linear in linears.linears]
     problems = [
@@ -114,8 +115,9 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, loss_dtype: torch.dt
     scales = _candidates(linears, setting, weights, importances)
     grid = setting.grid(linears.linears[0].weight.dtype)
     rounding = partial(effective_weight, grid=grid)
-    found = losses(problems, linears.inputs.gram, scales, rounding, loss_dtype)
-    best = int(found.sum(0).argmin())
+    found = losses(problems, form, scales, rounding)
+    # A loss that overflowed is no choice; argmin alone would prefer it.
+    best = int(found.sum(0).nan_to_num(nan=torch.inf).argmin())
     return [
         QuantizedLinear(
             name=linear.name,

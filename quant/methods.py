@@ -106,9 +106,10 @@ class Setting:
             (self.method in METHODS, f"method {self.method!r} is unknown; choose one of {', '.join(METHODS)}"),
             (0 <= self.beta <= 1, f"beta {self.beta} is outside 0..1"),
             (self.tau > 0, f"tau {self.tau} is not above 0"),
-            (self.n_grid >= 1, f"n_grid {self.n_grid} is not at least 1"),
-            (self.n_calib >= 1, f"n_calib {self.n_calib} is not at least 1"),
-            (self.group_size >= 1, f"group size {self.group_size} is not at least 1"),
+            *(
+                (isinstance(count, int) and count >= 1, f"{name} {count} is not a whole number of at least 1")
+                for name, count in (("n_grid", self.n_grid), ("n_calib", self.n_calib), ("group size", self.group_size))
+            ),
             (self.scales in ("linear", "foldable"), f"scales {self.scales!r} is neither linear nor foldable"),
             (
                 self.placement in ("original", "structural"),

@@ -64,26 +64,18 @@ def candidate_scales(salience: Tensor, n_grid: int) -> list[Tensor]:
     return [salience.pow(k / n_grid).clamp(min=SMALLEST_SCALE) for k in range(n_grid + 1)]
 
 
-def losses(
-    problems: Sequence[Problem],
-    gram: Tensor,
-    scales: Sequence[Tensor],
-    rounding: Rounding,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
+def losses(problems: Sequence[Problem], form: QuadraticForm, scales: Sequence[Tensor], rounding: Rounding) -> Tensor:
     """Loss of every candidate scale on Linears that share an input.
 
     Args:
         problems: The Linears.
-        gram: `E[x xᵀ]` of the shared input, float32 `[I, I]`.
+        form: The quadratic form of `E[x xᵀ]` of the shared input.
         scales: Candidates for S, `[I]` each.
         rounding: How rows become rows of `W_eff`.
-        dtype: Operand type of the product with the Gram matrix; by default the fastest of the device.
 
     Returns:
         float64 `[linears, candidates]`, on the CPU: one transfer for the whole search.
     """
-    form = QuadraticForm(gram, dtype)
     return torch.stack([_losses(problem, form, scales, rounding) for problem in problems]).cpu()
 
 

@@ -7,7 +7,6 @@ without padding. Sums are float32 within a batch and float64 across batches (DES
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -116,21 +115,25 @@ def merge(parts: Sequence[S]) -> S:
 
 
 def pack_symmetric(matrix: Tensor) -> Tensor:
-    """The upper triangle of a symmetric `[I, I]` matrix, row by row, as `[I (I + 1) / 2]`."""
-    return matrix.masked_select(_upper(matrix.shape[0]))
+    """The upper triangle of a symmetric `[I, I]` matrix as a rectangle `[I // 2 + 1, I]`.
+
+    Row k of the triangle has I - k entries and row I - k has k: side by side they fill one row of the rectangle.
+    """
+    size = matrix.shape[0]
+    half = size // 2
+    packed = matrix[: half + 1].triu()
+    packed[1:] += matrix[size - half :].flip(0, 1).tril()
+    return packed
 
 
 def unpack_symmetric(packed: Tensor) -> Tensor:
     """The inverse of `pack_symmetric`."""
-    size = int(((8 * packed.numel() + 1) ** 0.5 - 1) / 2)
+    size = packed.shape[1]
+    half = size // 2
     upper = packed.new_zeros(size, size)
-    upper.masked_scatter_(_upper(size), packed)
+    upper[size - half :] = packed[1:].tril().flip(0, 1)
+    upper[: half + 1] = packed.triu()
     return upper + upper.triu(1).T
-
-
-@lru_cache(maxsize=4)
-def _upper(size: int) -> Tensor:
-    return torch.ones(size, size, dtype=torch.bool).triu()
 
 
 def _mean(sums: Tensor, tokens: int) -> Tensor:

@@ -4,16 +4,16 @@ Responsible for entries that are whole or absent, checked when read, and compute
 is a directory named by its key, with one safetensors file per part and a manifest of checksums. May assume nothing
 about keys except that equal keys mean equal contents; two processes that publish the same key are therefore harmless.
 
-Ownership: a computation is guarded by a lease that its owner keeps refreshing (`filelock.SoftFileLease`: exclusive
-creation and modification times only, so it also works on network file systems without locks). Waiting processes take
-over at once when the owner died on their machine, and after `LEASE_SECONDS` without a refresh from another machine.
+Ownership: a computation is guarded by a lease (`TensorCache.lease`). Directories appear and disappear by renaming, so
+nobody ever sees, or publishes, half of an entry, whatever its owner is in the middle of when another takes over.
 """
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -38,6 +38,38 @@ class Entry:
     size: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an entry holds, in words and numbers, and the checksum of each of its parts."""
+
+    about: dict[str, object]
+    checksums: dict[str, str]
+
+    def encode(self) -> bytes:
+        """As JSON, with a checksum of its own."""
+        return json.dumps({**asdict(self), "checksum": self._checksum()}, indent=1).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Manifest":
+        """The inverse of `encode`.
+
+        Raises:
+            ValueError: If the bytes are not those of a manifest.
+        """
+        try:
+            values = json.loads(data)
+            expected = values.pop("checksum")
+            manifest = cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError("not a manifest") from error
+        if manifest._checksum() != expected:
+            raise ValueError("its checksum is not its own")
+        return manifest
+
+    def _checksum(self) -> str:
+        return checksum(json.dumps(asdict(self)).encode())
+
+
 class EntryWriter:
     """Collects the parts of one entry in a temporary directory; `TensorCache.new_entry` publishes it."""
 
@@ -49,23 +81,16 @@ class EntryWriter:
         """Add a part.
 
         Raises:
-            LeaseLostError: If another process took over and cleared this one's work.
             StorageError: If the disk is full or refuses.
         """
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         self._parts[part] = checksum(data)
-        self._require_directory()
         write_file(self._directory / f"{part}.safetensors", data)
 
     def finish(self, about: Mapping[str, object]) -> None:
         """Write the manifest: from here on the directory is a whole entry."""
-        self._require_directory()
-        manifest = {"about": dict(about), "checksums": self._parts}
-        write_file(self._directory / MANIFEST, json.dumps(manifest, indent=1).encode())
-
-    def _require_directory(self) -> None:
-        if not self._directory.is_dir():
-            raise LeaseLostError(f"{self._directory} was cleared by a process that took over its computation")
+        manifest = Manifest(about=dict(about), checksums=self._parts)
+        write_file(self._directory / MANIFEST, manifest.encode())
 
 
 class TensorCache:
@@ -85,7 +110,7 @@ class TensorCache:
             DamagedEntryError: If its bytes are not those that were written, naming the file.
         """
         path = self._root / key / f"{part}.safetensors"
-        expected = self._manifest(key)["checksums"].get(part)
+        expected = self._manifest(key).checksums.get(part)
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -96,7 +121,12 @@ class TensorCache:
 
     @contextmanager
     def new_entry(self, key: str, about: Mapping[str, object]) -> Iterator[EntryWriter]:
-        """Write an entry; it appears under its key when the block ends without an error, and not at all otherwise."""
+        """Write an entry; it appears under its key when the block ends without an error, and not at all otherwise.
+
+        Raises:
+            LeaseLostError: If another process took over and cleared this one's work.
+            StorageError: If the disk is full or refuses.
+        """
         temporary = temporary_name(Paths.create(self._root) / key)
         with disk_errors(temporary):
             temporary.mkdir()
@@ -105,6 +135,10 @@ class TensorCache:
             yield writer
             writer.finish(about)
             self._publish(temporary, key)
+        except StorageError as error:
+            if temporary.is_dir():
+                raise
+            raise LeaseLostError(f"{temporary} was cleared by a process that took over its computation") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -112,15 +146,20 @@ class TensorCache:
     def lease(self, name: str, waiting: Callable[[str], None]) -> Iterator[None]:
         """Be the only process that computes under `name`; `waiting` is told once when another one is at it.
 
-        Whatever a dead owner left half written under that name's keys is cleared.
+        The lease is a file that its owner keeps refreshing: exclusive creation and modification times only, so it
+        also works on network file systems without locks. Whoever waits takes over at once when the owner died on the
+        same machine, and after `LEASE_SECONDS` without a refresh otherwise. An owner that was only stopped for so
+        long goes on; what it then publishes is as good, and what it has not published is lost (`LeaseLostError`).
         """
         path = Paths.create(self._leases) / f"{name}.lease"
         lease = SoftFileLease(path, lease_duration=LEASE_SECONDS, poll_interval=POLL_SECONDS)
-        try:
-            lease.acquire(timeout=POLL_SECONDS)
-        except Timeout:
-            waiting(f"another process is computing this; waiting for it (its lease is {path})")
-            lease.acquire()
+        with disk_errors(path):
+            _remove_torn(path)
+            try:
+                lease.acquire(timeout=POLL_SECONDS)
+            except Timeout:
+                waiting(f"another process is computing this; waiting for it (its lease is {path})")
+                lease.acquire()
         try:
             yield
         finally:
@@ -129,7 +168,9 @@ class TensorCache:
     def clear_unfinished(self, key: str) -> None:
         """Remove what a dead process left of `key`; call only while holding the lease that guards it."""
         for leftover in self._root.glob(f"{TEMPORARY}{key}-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            # What another process has just removed, or only its owner may remove, is in nobody's way.
+            with suppress(OSError):
+                self._delete(leftover, key)
 
     def require_free(self, needed: int) -> None:
         """Refuse to start what will not fit on the disk (`needed` bytes)."""
@@ -137,16 +178,13 @@ class TensorCache:
 
     def entries(self) -> list[Entry]:
         """All whole entries, by key."""
-        if not self._root.is_dir():
-            return []
-        keys = sorted(path.parent.name for path in self._root.glob(f"*/{MANIFEST}"))
-        return [self._entry(key) for key in keys if not key.startswith(TEMPORARY)]
+        return [entry for key in self._keys() if (entry := self._entry(key))]
 
     def verify(self, key: str) -> list[str]:
         """Read every part of an entry; returns one line per damaged file, none when the entry is whole."""
         problems = []
         try:
-            parts = self._manifest(key)["checksums"]
+            parts = self._manifest(key).checksums
         except DamagedEntryError as error:
             return [str(error)]
         for part in parts:
@@ -156,45 +194,64 @@ class TensorCache:
                 problems.append(str(error))
         return problems
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, *, missing_ok: bool = False) -> None:
         """Delete an entry.
 
         Raises:
-            StorageError: If there is no such entry or it cannot be deleted.
+            StorageError: If there is no such entry (unless `missing_ok`) or it cannot be deleted.
         """
-        path = self._root / key
-        if not path.is_dir() or path.parent != self._root:
+        # Keys are typed by people: only what `entries` lists is deleted, never `..`.
+        if key in self._keys():
+            with disk_errors(self._root / key), suppress(FileNotFoundError):
+                self._delete(self._root / key, key)
+        elif not missing_ok:
             raise StorageError(f"there is no entry {key} in {self._root}; `cache ls` lists them")
-        # The manifest goes first, so that a reader never sees an entry that is listed but half deleted.
-        with disk_errors(path):
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path)
 
     def _publish(self, temporary: Path, key: str) -> None:
-        if key in self:
-            return
-        # What lies there without a manifest is the rest of a deletion.
-        shutil.rmtree(self._root / key, ignore_errors=True)
-        with disk_errors(self._root / key):
+        published = self._root / key
+        with disk_errors(published):
             try:
-                temporary.rename(self._root / key)
+                temporary.rename(published)
             except OSError:
-                if key not in self:
-                    raise
+                if key in self:
+                    return
+                # What lies there without a manifest is no entry.
+                self._delete(published, key)
+                temporary.rename(published)
 
-    def _entry(self, key: str) -> Entry:
-        directory = self._root / key
-        size = sum(file.stat().st_size for file in directory.iterdir())
+    def _delete(self, directory: Path, key: str) -> None:
+        """Delete a directory that other processes may be reading or writing: for them it is gone at once."""
+        aside = temporary_name(self._root / key)
+        directory.rename(aside)
+        shutil.rmtree(aside)
+
+    def _keys(self) -> list[str]:
+        found = (path.parent.name for path in self._root.glob(f"*/{MANIFEST}"))
+        return sorted(name for name in found if not name.startswith(TEMPORARY))
+
+    def _entry(self, key: str) -> Entry | None:
+        """None if another process has just removed it."""
         try:
-            about = self._manifest(key)["about"]
+            size = sum(file.stat().st_size for file in (self._root / key).iterdir())
+        except FileNotFoundError:
+            return None
+        try:
+            about = self._manifest(key).about
         except DamagedEntryError as error:
             about = {"damaged": str(error)}
         return Entry(key=key, about=about, size=size)
 
-    def _manifest(self, key: str) -> dict[str, dict[str, object]]:
+    def _manifest(self, key: str) -> Manifest:
         path = self._root / key / MANIFEST
         try:
-            manifest = json.loads(path.read_bytes())
-            return {"about": dict(manifest["about"]), "checksums": dict(manifest["checksums"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return Manifest.decode(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise DamagedEntryError(key, f"{path} is damaged or missing") from error
+
+
+def _remove_torn(lease: Path) -> None:
+    """Remove an empty lease file: what a crash of its machine leaves, and nobody could tell whose it was."""
+    with suppress(FileNotFoundError):
+        found = lease.stat()
+        if not found.st_size and time.time() - found.st_mtime > LEASE_SECONDS:
+            lease.unlink()

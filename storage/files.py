@@ -4,6 +4,7 @@ Responsible for turning the operating system's refusals into one-line errors. Ma
 directory is atomic, which POSIX and network file systems both promise.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -16,6 +17,9 @@ import xxhash
 from storage.errors import StorageError
 
 TEMPORARY = ".tmp-"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOM_REMEDY = "free space with `cache rm` or choose another --cache"
+OTHER_REMEDY = "check the path, its permissions and the disk"
 
 
 def checksum(data: bytes) -> str:
@@ -52,8 +56,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "free space with `cache rm` or choose another --cache" if error.errno == 28 else "check the disk"
-        raise StorageError(f"cannot use {path}: {error.strerror}; {remedy}") from error
+        remedy = ROOM_REMEDY if error.errno in NO_ROOM else OTHER_REMEDY
+        raise StorageError(f"cannot use {path}: {error.strerror or error}; {remedy}") from error
 
 
 def require_free(directory: Path, needed: int) -> None:
@@ -62,9 +66,9 @@ def require_free(directory: Path, needed: int) -> None:
     Raises:
         StorageError: With needed and available bytes.
     """
-    free = shutil.disk_usage(directory).free
+    with disk_errors(directory):
+        free = shutil.disk_usage(directory).free
     if free < needed:
         raise StorageError(
-            f"{directory} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed; "
-            "free space with `cache rm` or choose another --cache"
+            f"{directory} has {free / 1e6:,.0f} MB free and {needed / 1e6:,.0f} MB are needed; {ROOM_REMEDY}"
         )

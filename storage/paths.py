@@ -25,7 +25,7 @@ class Paths:
         named = os.environ.get(HOME_VARIABLE)
         if named:
             return cls(Path(named))
-        return cls(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "praqtune")
+        return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "praqtune")
 
     @property
     def calibration(self) -> Path:

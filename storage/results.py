@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from storage.errors import DamagedEntryError
-from storage.files import write_file
+from storage.files import checksum, write_file
 from storage.paths import Paths
 
 
@@ -31,21 +31,32 @@ class ResultStore:
         """Keep a JSON-able record and its tensors, replacing an earlier result of the same key."""
         Paths.create(self._directory)
         packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        write_file(self._path(key), safetensors.torch.save(packed, metadata={"record": json.dumps(record)}))
+        text = json.dumps(record)
+        metadata = {"record": text, "checksum": _checksum(text, packed)}
+        write_file(self._path(key), safetensors.torch.save(packed, metadata=metadata))
 
     def load(self, key: str) -> tuple[dict[str, object], dict[str, Tensor]]:
         """What `save` was given.
 
         Raises:
-            DamagedEntryError: If the file is missing or cannot be read.
+            DamagedEntryError: If the file is missing, or its bytes are not those that were written.
         """
         path = self._path(key)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {})["record"])
-                return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["checksum"] != _checksum(metadata["record"], tensors):
+                raise ValueError("its checksum is not the one it was written with")
+            return json.loads(metadata["record"]), tensors
         except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise DamagedEntryError(key, f"{path} cannot be read ({error}); delete it to measure again") from error
+            raise DamagedEntryError(
+                key, f"{path} is damaged or missing ({error}); delete it to measure again"
+            ) from error
 
     def _path(self, key: str) -> Path:
         return self._directory / f"{key}.safetensors"
+
+
+def _checksum(record: str, tensors: Mapping[str, Tensor]) -> str:
+    return checksum(record.encode() + safetensors.torch.save(dict(tensors)))

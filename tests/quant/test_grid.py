@@ -1,0 +1,277 @@
+"""INT4 grids: `quantize` and `dequantize` are an inverse pair, to half a step, for every finite matrix."""
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quant.errors import QuantizationError
+from quant.grid import (
+    Grid,
+    IntWeight,
+    dequantize,
+    effective_weight,
+    group_scales,
+    quantize,
+    round_to_grid,
+    scale_type,
+)
+from tests.quant import reference
+from tests.quant.synthetic import seeded
+
+SCALE_TYPES = (torch.bfloat16, torch.float16)
+EXTREMES = (0.0, -0.0, 1.0, -7.0, 1e30, -1e30, 1e-30, -1e-30, 65504.0, 6e-8, 3e38, -3e38)
+NUMBERS = st.one_of(st.sampled_from(EXTREMES), st.floats(-100, 100, width=32, allow_subnormal=False))
+
+
+@st.composite
+def grids(draw: st.DrawFn, symmetric: bool | None = None) -> Grid:
+    return Grid(
+        group_size=draw(st.sampled_from([None, 1, 2, 3, 8, 32, 64])),
+        symmetric=draw(st.booleans()) if symmetric is None else symmetric,
+        scale_dtype=draw(st.sampled_from(SCALE_TYPES)),
+    )
+
+
+@st.composite
+def rows(draw: st.DrawFn, inputs: int) -> list[float]:
+    """A row of zeros, of one number, of arbitrary numbers, or of normal ones with one outlier."""
+    kind = draw(st.sampled_from(["zero", "constant", "any", "normal", "one-sided"]))
+    if kind == "zero":
+        return [0.0] * inputs
+    if kind == "constant":
+        return [draw(NUMBERS)] * inputs
+    if kind == "any":
+        return draw(st.lists(NUMBERS, min_size=inputs, max_size=inputs))
+    normal = torch.randn(inputs, generator=seeded(draw(st.integers(0, 999))))
+    if kind == "one-sided":
+        return normal.abs().tolist()
+    normal[draw(st.integers(0, inputs - 1))] = draw(NUMBERS)
+    return normal.tolist()
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> Tensor:
+    inputs = draw(st.sampled_from([1, 2, 7, 8, 24, 33]))
+    return torch.tensor(draw(st.lists(rows(inputs), min_size=1, max_size=4)))
+
+
+def spread(per_group: Tensor, weight: IntWeight) -> Tensor:
+    """A value per group as one per element, float64 `[O, I]`."""
+    inputs = weight.codes.shape[1]
+    return torch.stack([per_group[:, j // weight.group_size].double() for j in range(inputs)], 1)
+
+
+def exact_scale(weight: Tensor, grid: Grid) -> Tensor:
+    """The scale of each group before it is rounded to 16 bits, float64 `[O, G]`."""
+    groups = weight.double().split(grid.group_size or weight.shape[1], 1)
+    if grid.symmetric:
+        return torch.stack([group.abs().amax(1) / 7 for group in groups], 1)
+    return torch.stack([(group.amax(1).clamp(min=0) - group.amin(1).clamp(max=0)) / 15 for group in groups], 1)
+
+
+def in_normal_range(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    limits = torch.finfo(dtype)
+    return (scale >= limits.tiny) & (scale <= limits.max)
+
+
+@given(matrices(), grids())
+def test_codes_scales_and_zeros_are_in_range(weight: Tensor, grid: Grid) -> None:
+    """Codes and zero points fit four bits, and every scale is a positive finite number of the grid's type."""
+    packed = quantize(weight, grid)
+    outputs, inputs = weight.shape
+    low, high = (-8, 7) if grid.symmetric else (0, 15)
+    assert packed.codes.shape == weight.shape
+    assert packed.codes.dtype == torch.int8
+    assert packed.codes.min() >= low
+    assert packed.codes.max() <= high
+    assert packed.scale.shape == (outputs, grid.groups(inputs))
+    assert packed.scale.dtype == grid.scale_dtype
+    assert (packed.scale > 0).all()
+    assert packed.scale.isfinite().all()
+    assert (packed.zero is None) == grid.symmetric
+    if packed.zero is not None:
+        assert packed.zero.dtype == torch.int8
+        assert packed.zero.shape == packed.scale.shape
+        assert packed.zero.min() >= 0
+        assert packed.zero.max() <= 15
+
+
+@given(matrices(), grids())
+def test_error_is_at_most_half_a_step(weight: Tensor, grid: Grid) -> None:
+    """A weight inside its group's grid moves by at most half a step, one outside goes to the nearest end."""
+    packed = quantize(weight, grid)
+    value, w = dequantize(packed).double(), weight.double()
+    step = spread(packed.scale, packed)
+    zero = 0.0 if packed.zero is None else spread(packed.zero, packed)
+    low, high = ((-8 if grid.symmetric else 0) - zero) * step, ((7 if grid.symmetric else 15) - zero) * step
+    nearest_end = w.clamp(low, high)
+    assert ((value - nearest_end).abs() <= 0.5 * step * (1 + 1e-5)).all()
+    # Only the rounding of a scale to 16 bits may leave weights outside, as long as its type can hold the scale.
+    held = in_normal_range(spread(exact_scale(weight, grid), packed), grid.scale_dtype)
+    slack = (7 if grid.symmetric else 15) * torch.finfo(grid.scale_dtype).eps / 2
+    assert ((value - w).abs() <= (0.5 + slack) * step * (1 + 1e-5))[held].all()
+
+
+@given(matrices(), grids())
+@example(torch.tensor([[3e38, -3e38]]), Grid(group_size=None, symmetric=False))
+def test_scale_is_the_largest_weight_over_the_codes(weight: Tensor, grid: Grid) -> None:
+    """A scale is the group's range over 7 or 15 steps, rounded to its type, and 1 for a group of zeros."""
+    exact, stored = exact_scale(weight, grid), quantize(weight, grid).scale.double()
+    held = in_normal_range(exact, grid.scale_dtype)
+    assert ((stored - exact).abs() <= exact * torch.finfo(grid.scale_dtype).eps / 2 * (1 + 1e-5))[held].all()
+    assert (stored[exact == 0] == 1).all()
+
+
+@given(matrices(), grids())
+def test_zero_stays_zero(weight: Tensor, grid: Grid) -> None:
+    """A weight of zero is a value of every grid, so a row of zeros comes back as zeros."""
+    value = dequantize(quantize(weight, grid))
+    assert (value[weight == 0] == 0).all()
+    assert (value[(weight == 0).all(1)] == 0).all()
+
+
+@given(matrices(), grids())
+def test_round_to_grid_is_quantize_then_dequantize(weight: Tensor, grid: Grid) -> None:
+    """`round_to_grid` gives bit for bit what storing the codes and reading them back gives."""
+    assert torch.equal(round_to_grid(weight, grid), dequantize(quantize(weight, grid)))
+
+
+@given(matrices(), grids(symmetric=True))
+def test_symmetric_requantization_changes_nothing(weight: Tensor, grid: Grid) -> None:
+    """A symmetric grid uses code 7 or -7 in each group, so a dequantized weight has the same scales and codes."""
+    packed = quantize(weight, grid)
+    again = quantize(dequantize(packed), grid)
+    exact = exact_scale(weight, grid)
+    held = in_normal_range(exact, grid.scale_dtype) | (exact == 0)
+    largest = torch.stack(
+        [codes.int().abs().amax(1) for codes in packed.codes.split(grid.group_size or weight.shape[1], 1)], 1
+    )
+    assert (largest[held & (exact > 0)] == 7).all()
+    assert torch.equal(again.scale[held], packed.scale[held])
+    elements = spread(held, packed).bool()
+    assert torch.equal(again.codes[elements], packed.codes[elements])
+
+
+@given(matrices(), grids(symmetric=False))
+def test_asymmetric_requantization_of_full_groups_changes_nothing(weight: Tensor, grid: Grid) -> None:
+    """Where codes and zero point span 0..15 a dequantized weight has the same scale, zero point and codes.
+
+    Ends that round towards each other leave a span of 14; such a group gets a finer grid the second time.
+    """
+    packed = quantize(weight, grid)
+    again = quantize(dequantize(packed), grid)
+    groups = packed.codes.int().split(grid.group_size or weight.shape[1], 1)
+    zero = packed.zero.int()
+    low = torch.stack([codes.amin(1) for codes in groups], 1).minimum(zero)
+    high = torch.stack([codes.amax(1) for codes in groups], 1).maximum(zero)
+    full = (low == 0) & (high == 15)
+    assert torch.equal(again.scale[full], packed.scale[full])
+    assert torch.equal(again.zero[full], packed.zero[full])
+    elements = spread(full, packed).bool()
+    assert torch.equal(again.codes[elements], packed.codes[elements])
+
+
+@given(st.integers(0, 999), st.sampled_from([None, 1, 5, 8, 64]), st.booleans(), st.sampled_from(SCALE_TYPES))
+def test_rounding_equals_the_literal_formula(
+    seed: int, group_size: int | None, symmetric: bool, scale_dtype: torch.dtype
+) -> None:
+    """Values are those of the literal formula, rounding ties to even, for weights that come from bfloat16."""
+    random = seeded(seed)
+    weight = torch.randn(3, 19, generator=random) * torch.randn(19, generator=random).exp()
+    weight = weight.bfloat16().float()
+    grid = Grid(group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
+    expected, _ = reference.fake_quantize(weight, group_size, symmetric, scale_dtype)
+    assert torch.equal(round_to_grid(weight, grid), expected.float())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_known_codes(symmetric: bool) -> None:
+    """A group from -7 to 7, or from -5 to 10, in steps of one keeps its numbers; ties go to the even code."""
+    low, high = (-7, 7) if symmetric else (-5, 10)
+    weight = torch.tensor([[low, -1.5, -0.5, 0, 0.5, 2.5, high]])
+    packed = quantize(weight, Grid(group_size=None, symmetric=symmetric))
+    offset = 0 if symmetric else 5
+    assert packed.scale.tolist() == [[1.0]]
+    assert packed.codes.tolist() == [[code + offset for code in (low, -2, 0, 0, 0, 2, high)]]
+    assert dequantize(packed).tolist() == [[low, -2, 0, 0, 0, 2, high]]
+
+
+@given(st.integers(0, 999), st.booleans(), st.integers(1, 40), st.integers(1, 12))
+def test_partial_group_is_padded_with_zeros(seed: int, symmetric: bool, inputs: int, group_size: int) -> None:
+    """A last partial group is rounded as if zeros were appended, and a group beyond the row as the row."""
+    weight = torch.randn(2, inputs, generator=seeded(seed))
+    grid = Grid(group_size=group_size, symmetric=symmetric)
+    padded = torch.cat([weight, torch.zeros(2, -inputs % group_size)], 1)
+    assert torch.equal(round_to_grid(weight, grid), round_to_grid(padded, grid)[:, :inputs])
+    wide = Grid(group_size=inputs + group_size, symmetric=symmetric)
+    assert torch.equal(round_to_grid(weight, wide), round_to_grid(weight, Grid(group_size=None, symmetric=symmetric)))
+
+
+@pytest.mark.parametrize("group_size", [None, 4, 5, 64])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_memory_layout_does_not_matter(group_size: int | None, symmetric: bool) -> None:
+    """Transposed and sliced matrices, as fused projections have them, are rounded like contiguous copies."""
+    whole = torch.randn(12, 20, generator=seeded(0))
+    grid = Grid(group_size=group_size, symmetric=symmetric)
+    for view in (whole.T, whole[:, 3:15], whole[::2], whole[:, ::2]):
+        expected = round_to_grid(view.clone(memory_format=torch.contiguous_format), grid)
+        assert torch.equal(round_to_grid(view, grid), expected)
+        assert torch.equal(dequantize(quantize(view, grid)), expected)
+        ones = torch.ones(view.shape[1])
+        assert torch.equal(effective_weight(view, ones, grid), expected)
+
+
+@given(matrices(), grids(), st.sampled_from([2.0**-6, 0.5, 1.0, 4.0, 2.0**7]))
+def test_effective_weight_of_a_constant_scale_is_plain_rounding(weight: Tensor, grid: Grid, factor: float) -> None:
+    """A constant power of two as input scale scales the grid along and cancels, wherever its type holds the scales."""
+    exact = exact_scale(weight, grid)
+    held = in_normal_range(exact, grid.scale_dtype) & in_normal_range(exact * factor, grid.scale_dtype) | (exact == 0)
+    scaled = effective_weight(weight, torch.full((weight.shape[1],), factor), grid)
+    packed = quantize(weight, grid)
+    elements = spread(held, packed).bool() & (weight.abs() < 1e36) & ((weight == 0) | (weight.abs() > 1e-34))
+    assert torch.equal(scaled[elements], dequantize(packed)[elements])
+
+
+def test_groups_of_a_row() -> None:
+    """A row has one group per started group size, and one in all when rows share a scale."""
+    assert [Grid(group_size=8).groups(inputs) for inputs in (1, 8, 9, 24)] == [1, 1, 2, 3]
+    assert Grid(group_size=None).groups(24) == 1
+
+
+def test_group_scales_are_float32_of_stored_numbers() -> None:
+    """Scales handed to the rounding are already numbers of the 16-bit type."""
+    groups = torch.randn(3, 4, 8, generator=seeded(0))
+    for dtype in SCALE_TYPES:
+        scale, zero = group_scales(groups, Grid(group_size=8, symmetric=False, scale_dtype=dtype))
+        assert scale.dtype == torch.float32
+        assert scale.shape == zero.shape == (3, 4, 1)
+        assert torch.equal(scale, scale.to(dtype).float())
+
+
+def test_scales_are_stored_in_the_type_of_the_model() -> None:
+    """A 16-bit model stores scales in its own type, a wider one in float16."""
+    assert scale_type(torch.bfloat16) == torch.bfloat16
+    assert scale_type(torch.float16) == torch.float16
+    assert scale_type(torch.float32) == torch.float16
+    assert scale_type(torch.float64) == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"group_size": 0}, ("group size 0", "32, 64, 128 or 256")),
+        ({"group_size": -8}, ("group size -8", "positive")),
+        ({"scale_dtype": torch.float32}, ("torch.float32", "bfloat16 or float16")),
+        ({"scale_dtype": torch.int8}, ("torch.int8", "bfloat16 or float16")),
+        ({"group_size": -1, "scale_dtype": torch.float32}, ("group size -1", "torch.float32")),
+    ],
+)
+def test_invalid_grid_is_refused(fields: dict[str, object], said: tuple[str, ...]) -> None:
+    """A grid that cannot be stored is refused in one line with everything received and what is allowed."""
+    with pytest.raises(QuantizationError) as caught:
+        Grid(**fields)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in said), message

@@ -1,0 +1,141 @@
+"""No public function of the package writes over a tensor it is given, unless its name ends with an underscore."""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from quant import grid, layers, matmul, methods, salience, search, statistics
+from tests.quant import synthetic
+from tests.quant.synthetic import CPU, seeded
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """Every tensor reachable from an argument."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    if is_dataclass(value):
+        return [tensor for field in fields(value) for tensor in tensors_in(getattr(value, field.name))]
+    return []
+
+
+def square(size: int) -> Tensor:
+    rows = torch.randn(size + 3, size, generator=seeded(size))
+    return rows.T @ rows
+
+
+WEIGHT = torch.randn(4, 24, generator=seeded(0))
+SALIENCE = torch.rand(24, generator=seeded(1)) + 0.5
+GATE_UP = synthetic.linear_set(synthetic.layers("gate-up", 0, torch.float32))
+TIED = synthetic.linear_set(synthetic.layers("tied", 0, torch.float32))
+WEIGHTS = [linear.weight for linear in GATE_UP.linears]
+IMPORTANCES = [linear.outputs.activated for linear in GATE_UP.linears]
+OUTPUTS = GATE_UP.linears[0].outputs
+GRIDS = [
+    grid.Grid(group_size=size, symmetric=symmetric, scale_dtype=dtype)
+    for size in (None, 1, 8, 10)
+    for symmetric in (True, False)
+    for dtype in grid.SCALE_TYPES
+]
+
+CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
+    **{f"quantize-{number}": (grid.quantize, (WEIGHT, one)) for number, one in enumerate(GRIDS)},
+    **{f"round_to_grid-{number}": (grid.round_to_grid, (WEIGHT, one)) for number, one in enumerate(GRIDS)},
+    **{f"dequantize-{number}": (grid.dequantize, (grid.quantize(WEIGHT, one),)) for number, one in enumerate(GRIDS)},
+    **{
+        f"effective_weight-{number}": (grid.effective_weight, (WEIGHT, SALIENCE, one))
+        for number, one in enumerate(GRIDS)
+    },
+    **{f"group_scales-{number}": (grid.group_scales, (WEIGHT[:, None], one)) for number, one in enumerate(GRIDS)},
+    "group_scales-of-one": (grid.group_scales, (-WEIGHT[..., None], grid.Grid(group_size=1, symmetric=False))),
+    **{
+        f"quantize_set-{method}-{sharing}": (
+            partial(layers.quantize_set, setting=methods.Setting(method=method, scales=sharing, group_size=12)),
+            (GATE_UP,),
+        )
+        for method in methods.METHODS
+        for sharing in ("linear", "foldable")
+    },
+    "quantize_set-tied": (partial(layers.quantize_set, setting=methods.Setting(group_size=12)), (TIED,)),
+    "HeadTie.average": (layers.HeadTie(kv_heads=2, repeats=3, head_dim=4).average, (SALIENCE,)),
+    "HeadTie.average-alone": (layers.HeadTie(kv_heads=6, repeats=1, head_dim=4).average, (SALIENCE,)),
+    "gram_sum": (matmul.gram_sum, (WEIGHT,)),
+    "gram_sum-bfloat16": (matmul.gram_sum, (WEIGHT.bfloat16(),)),
+    "importance": (salience.importance, (OUTPUTS, "mlp", "original")),
+    "post_activation_salience": (salience.post_activation_salience, (WEIGHTS, IMPORTANCES)),
+    **{
+        f"input_salience-{method}-{kind}": (
+            salience.input_salience,
+            (methods.Setting(method=method), kind, GATE_UP.inputs, WEIGHTS, IMPORTANCES),
+        )
+        for method in methods.METHODS
+        if methods.METHODS[method].salience
+        for kind in ("mlp", "attention")
+    },
+    "normalise-soft": (salience.normalise, (SALIENCE, "soft")),
+    "normalise-mean": (salience.normalise, (SALIENCE, "mean")),
+    **{
+        f"error_weights-{method}": (salience.error_weights, (methods.Setting(method=method), "mlp", SALIENCE))
+        for method in methods.METHODS
+    },
+    "QuadraticForm": (lambda gram, rows: search.QuadraticForm(gram, rows.dtype)(rows), (square(24), WEIGHT)),
+    "QuadraticForm-bfloat16": (
+        lambda gram, rows: search.QuadraticForm(gram, rows.dtype)(rows),
+        (square(24), WEIGHT.bfloat16()),
+    ),
+    "candidate_scales": (search.candidate_scales, (SALIENCE, 5)),
+    "losses": (
+        partial(search.losses, rounding=partial(grid.effective_weight, grid=grid.Grid(group_size=8))),
+        (
+            [search.Problem(weight=WEIGHT, error_weights=torch.ones(4))],
+            search.QuadraticForm(square(24)),
+            [torch.ones(24), SALIENCE],
+        ),
+    ),
+    "merge": (statistics.merge, ([GATE_UP.inputs, GATE_UP.inputs, GATE_UP.inputs],)),
+    "merge-outputs": (statistics.merge, ([OUTPUTS, OUTPUTS],)),
+    "pack_symmetric": (statistics.pack_symmetric, (square(6),)),
+    "unpack_symmetric": (statistics.unpack_symmetric, (torch.rand(4, 6, generator=seeded(2)),)),
+    "InputSums.add": (statistics.InputSums(24, CPU).add, (WEIGHT,)),
+    "InputSums.add-bfloat16": (statistics.InputSums(24, CPU).add, (WEIGHT.bfloat16(),)),
+    "OutputSums.add": (statistics.OutputSums(24, CPU).add, (WEIGHT, silu)),
+    "OutputSums.add-plain": (statistics.OutputSums(24, CPU).add, (WEIGHT, None)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_inputs_are_not_mutated(name: str) -> None:
+    """After the call every tensor in the arguments is bit for bit what it was before."""
+    function, arguments = CALLS[name]
+    before = [tensor.clone() for tensor in tensors_in(arguments)]
+    assert before
+    function(*arguments)
+    assert all(torch.equal(*pair) for pair in zip(before, tensors_in(arguments), strict=True))
+
+
+def test_every_public_function_is_called() -> None:
+    """The calls above cover each public function of the package that is given tensors."""
+    without_tensors = {"fast_dtype", "scale_type"}
+    public = {
+        name
+        for module in (grid, layers, matmul, salience, search, statistics)
+        for name, value in vars(module).items()
+        if callable(value) and not isinstance(value, type) and getattr(value, "__module__", "") == module.__name__
+        if not name.startswith("_") and not name.endswith("_")
+    }
+    assert public - without_tensors <= {name.split("-")[0] for name in CALLS}
+
+
+def test_results_do_not_share_memory_with_weights() -> None:
+    """Writing over a quantized weight leaves the original weight as it is, also for nearest rounding."""
+    for method in methods.METHODS:
+        before = [linear.weight.clone() for linear in GATE_UP.linears]
+        for found in layers.quantize_set(GATE_UP, methods.Setting(method=method, group_size=12)):
+            found.weight.zero_()
+        assert all(torch.equal(w, linear.weight) for w, linear in zip(before, GATE_UP.linears, strict=True))
