@@ -1,0 +1,62 @@
+"""Real processes for tests: forked from a server that has imported the project once, so each starts in milliseconds.
+
+Targets must be importable functions, so they live in modules beside the tests and not in test functions.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+PATIENCE = 120.0
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "storage.cache",
+        "cli",
+        "objectives.calibration",
+        "objectives.models",
+        "objectives.sequences",
+        "transformers.models.llama.modeling_llama",
+        "tests.storage.workers",
+    ]
+)
+
+
+def start(target: Callable[..., Any], *arguments: Any, **named: Any) -> BaseProcess:
+    """Run an importable function in a process of its own, which dies with this one."""
+    process = CONTEXT.Process(target=target, args=arguments, kwargs=named, daemon=True)
+    process.start()
+    return process
+
+
+def finish(*processes: BaseProcess) -> list[int | None]:
+    """The exit codes of processes that must end by themselves."""
+    for process in processes:
+        process.join(PATIENCE)
+        if process.is_alive():
+            process.kill()
+            raise AssertionError(f"{process.name} did not end within {PATIENCE:.0f} s")
+    return [process.exitcode for process in processes]
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    """Poll until `condition` holds."""
+    deadline = monotonic() + PATIENCE
+    while not condition():
+        if monotonic() > deadline:
+            raise AssertionError(f"{what} did not happen within {PATIENCE:.0f} s")
+        sleep(0.005)
+
+
+def run_cli(arguments: Sequence[str], output: Path) -> None:
+    """Run the command line as a program would: its output goes to `output`.out and `output`.err."""
+    for descriptor, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    import cli
+
+    sys.exit(cli.main(arguments))
