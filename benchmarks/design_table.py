@@ -3,7 +3,9 @@
 Protocol: documents of the evaluation file in file order, joined by two newlines, cut into blocks of 512 tokens, the
 last 48 of them scored; calibration on the first 64 blocks of the calibration file. Differences to full precision are
 paired; standard errors count blocks of one document as one cluster. The expected figures are a prototype's on
-SmolLM2-135M-Instruct (mean NLL above full precision, standard error).
+SmolLM2-135M-Instruct (mean NLL above full precision, standard error). The prototype kept its scales in float32;
+`--float32-scales` does so too, which is what its figures can be compared with. Without it scales are rounded to the
+16-bit type they are stored in, which is what ships.
 
     python benchmarks/design_table.py --model DIR --eval-text c4.jsonl.gz --calib-text wikitext2.test.raw
 """
@@ -22,6 +24,7 @@ from objectives.roles import find_blocks
 from objectives.sequences import Sequences, TextPlan, tokenize
 from objectives.text import read_documents
 from objectives.trial import Bench, run_trial
+from quant import grid
 from quant.methods import Setting
 from storage.cache import TensorCache
 from storage.paths import Paths
@@ -72,8 +75,12 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--eval-text", required=True)
     parser.add_argument("--calib-text", required=True)
+    parser.add_argument("--float32-scales", action="store_true")
+    parser.add_argument("--group-sizes", type=int, nargs="+", default=[64, 32])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.float32_scales:
+        grid._stored = lambda scale, _: scale.clamp_(min=1e-30)  # type: ignore[assignment]
     model = load_model(ModelPlan(name=options.model))
     found = find_blocks(model.module)
     scored = blocks_of(options.eval_text, model.tokenizer, "tuning")[-SCORED:]
@@ -90,14 +97,16 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
     for setting, expected, error in expectations():
+        if setting.group_size not in options.group_sizes:
+            continue
         result = run_trial(bench, setting, scored)
         assert result.score is not None
         difference = paired_difference(result.score, full.score, scored.clusters)
         apart = (difference.value - expected) / max(difference.standard_error, error)
-        grid = "symmetric" if setting.symmetric else "asymmetric"
+        kind = "symmetric" if setting.symmetric else "asymmetric"
         label = setting.label().removesuffix(" n_grid=20")
         print(
-            f"| {setting.group_size} | {grid} | {setting.scales} | {label} | {difference.value:.3f} "
+            f"| {setting.group_size} | {kind} | {setting.scales} | {label} | {difference.value:.3f} "
             f"({difference.standard_error:.3f}) | {expected:.3f} | {apart:+.1f} | {result.seconds['quantize']:.1f} "
             f"| {result.seconds['score']:.1f} |",
             flush=True,

@@ -151,7 +151,8 @@ def _require_finite(linears: LinearSet) -> None:
     for linear in linears.linears:
         used = (linear.outputs.magnitude, linear.outputs.activated, linear.outputs.structural)
         tensors += [(f"the output statistics of {linear.name}", tensor) for tensor in used]
-    finite = torch.stack([tensor.isfinite().all() for _, tensor in tensors]).tolist()
+    # NaN spreads to both ends, so they tell of every element without a mask of them all.
+    finite = torch.stack([torch.stack(tensor.aminmax()).isfinite().all() for _, tensor in tensors]).tolist()
     broken = dict.fromkeys(name for (name, _), good in zip(tensors, finite, strict=True) if not good)
     if broken:
         raise QuantizationError(f"NaN or Inf in {', '.join(broken)}; check the model's weights and its dtype")

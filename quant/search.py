@@ -41,14 +41,9 @@ class QuadraticForm:
 
     def __init__(self, gram: Tensor, dtype: torch.dtype | None = None) -> None:
         """Prepare `gram` `[I, I]`; `dtype` is the operand type of the product, by default the device's fastest."""
-        size = gram.shape[0]
-        doubled = (2 * gram).triu(1)
-        doubled.diagonal().copy_(gram.diagonal())
         self.dtype = dtype or fast_dtype(gram.device.type)
-        bounds = [*range(0, size, PANEL), size]
-        self._panels = [
-            (start, end, doubled[:end, start:end].to(self.dtype).contiguous()) for start, end in pairwise(bounds)
-        ]
+        bounds = [*range(0, gram.shape[0], PANEL), gram.shape[0]]
+        self._panels = [(start, end, self._panel(gram, start, end)) for start, end in pairwise(bounds)]
 
     def __call__(self, rows: Tensor) -> Tensor:
         """The value of the form for each row of `rows` `[..., I]` of type `dtype`, float32 `[...]`."""
@@ -57,6 +52,12 @@ class QuadraticForm:
             product = rows[..., :end] @ panel
             total += product.mul_(rows[..., start:end]).sum(-1, dtype=torch.float32)
         return total
+
+    def _panel(self, gram: Tensor, start: int, end: int) -> Tensor:
+        panel = 2 * gram[:end, start:end]
+        corner = panel[start:end].triu_()
+        corner.diagonal().mul_(0.5)
+        return panel.to(self.dtype)
 
 
 def candidate_scales(salience: Tensor, n_grid: int) -> list[Tensor]:

@@ -68,7 +68,8 @@ class InputSums:
     def add(self, x: Tensor) -> None:
         """Add the rows of `x` `[N, I]`."""
         self.tokens += x.shape[0]
-        self.gram += gram_sum(x)
+        # Converted before it is added: sums of mixed types are not vectorised.
+        self.gram += gram_sum(x).double()
         x = x.float()
         self.vectors += torch.stack([x.abs().sum(0), x.sum(0)])
 
@@ -109,7 +110,7 @@ def merge(parts: Sequence[S]) -> S:
             continue
         total = getattr(first, field.name).double() * (first.tokens / tokens)
         for part in rest:
-            total.add_(getattr(part, field.name), alpha=part.tokens / tokens)
+            total.add_(getattr(part, field.name).double(), alpha=part.tokens / tokens)
         merged[field.name] = total.float()
     return type(first)(tokens=tokens, **merged)
 
