@@ -84,7 +84,9 @@ def _exit_code(error: Exception) -> int | None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from objectives.evaluation import evaluate, lay_out
+    from objectives.memory import keep_freed_memory
 
+    keep_freed_memory()
     settings = _settings(options)
     plan = _bench_plan(options, max((setting.n_calib for setting in settings), default=1))
     rows: list[dict[str, object]] = []
@@ -98,11 +100,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _calibrate(options: argparse.Namespace) -> None:
     from objectives.calibration import Calibration
+    from objectives.memory import keep_freed_memory
     from objectives.models import load_model
     from objectives.roles import find_blocks
     from objectives.sequences import prepare_text
     from storage.cache import TensorCache
 
+    keep_freed_memory()
     sizes = sorted(_numbers(options.sizes, "--sizes"))
     plan = _bench_plan(options, sizes[-1])
     started = monotonic()

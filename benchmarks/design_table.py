@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from objectives.calibration import Calibration
+from objectives.memory import keep_freed_memory
 from objectives.models import ModelPlan, load_model
 from objectives.paired import paired_difference
 from objectives.roles import find_blocks
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--group-sizes", type=int, nargs="+", default=[64, 32])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    keep_freed_memory()
     if options.float32_scales:
         grid._stored = lambda scale, _: scale.clamp_(min=1e-30)  # type: ignore[assignment]
     model = load_model(ModelPlan(name=options.model))

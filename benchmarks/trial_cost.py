@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from benchmarks.design_table import blocks_of
 from objectives.calibration import Calibration
+from objectives.memory import keep_freed_memory
 from objectives.models import Model, ModelPlan, load_model, weights_restored
 from objectives.progress import silent
 from objectives.roles import Block, LinearRole, find_blocks
@@ -83,14 +84,14 @@ def importances(block: Block, linear: LinearRole, kind: str, inputs: Tensor) -> 
 
 
 def search(weight: Tensor, inputs: Tensor, salience: Tensor, weights: Tensor) -> Tensor:
-    """The best effective weight `[O, I]`, every alpha judged by a forward product on the sampled tokens."""
+    """The best effective weight `[O, I]`, every alpha judged by a forward product on sampled inputs `[I, tokens]`."""
     rounding = partial(effective_weight, grid=SETTING.grid(torch.bfloat16))
     best, chosen = torch.inf, weight
-    output = torch.empty(len(inputs), len(weight))
+    output = torch.empty(len(weight), inputs.shape[1])
     for scale in candidate_scales(salience, SETTING.n_grid):
         effective = rounding(weight, scale)
-        torch.mm(inputs, (effective - weight).T, out=output)
-        loss = float(torch.linalg.vector_norm(output, dim=0).square() @ weights)
+        torch.mm(effective - weight, inputs, out=output)
+        loss = float(torch.linalg.vector_norm(output, dim=1).square() @ weights)
         if loss < best:
             best, chosen = loss, effective
     return chosen
@@ -118,7 +119,7 @@ def opponent(model: Model, blocks: list[Block], calibrated: Sequences, scored: S
                     weights = len(h) * torch.softmax(h / SETTING.tau, 0)
                     seconds["importances"] += perf_counter() - clock
                     clock = perf_counter()
-                    linear.set_weight(search(linear.weight().clone(), inputs[sample], salience, weights))
+                    linear.set_weight(search(linear.weight().clone(), inputs[sample].T.contiguous(), salience, weights))
                     seconds["search"] += perf_counter() - clock
                     operations += 2 * SAMPLED_TOKENS * linear.weight().numel() * (SETTING.n_grid + 1)
         clock = perf_counter()
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--extrapolate", type=int, nargs="*", default=[128])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    keep_freed_memory()
     rates = {"float32": product_rate(torch.float32), "bfloat16": product_rate(torch.bfloat16)}
     print("bare matrix product: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))
 
