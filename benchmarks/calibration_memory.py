@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks.design_table import blocks_of
 from objectives.calibration import Calibration
-from objectives.memory import peak_bytes, reset_peak
+from objectives.memory import keep_freed_memory, peak_bytes, reset_peak
 from objectives.models import ModelPlan, load_model
 from objectives.progress import silent
 from objectives.roles import find_blocks
@@ -29,6 +29,7 @@ from storage.paths import Paths
 
 def measure(options: argparse.Namespace) -> None:
     """Calibrate on one number of samples and print bytes above the loaded model, and seconds."""
+    keep_freed_memory()
     model = load_model(ModelPlan(name=options.model))
     blocks = find_blocks(model.module)
     sequences = blocks_of(options.calib_text, model.tokenizer, "calibration")[: options.one]

@@ -107,7 +107,7 @@ class Calibration:
         wanted = {segment.key: segment for size in sorted(sizes) for segment in self.segments(size)}
         computed = 0
         while self._missing(wanted):
-            # Whoever computes these very segments holds the lease of the first of them and of this model.
+            # One process at a time computes for a model; one that lost its lease waits for its successor.
             with (
                 suppress(LeaseLostError),
                 self._cache.lease(self._model.fingerprint, waiting=log.warning),

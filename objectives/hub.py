@@ -6,6 +6,7 @@ Responsible for telling absent, gated, offline and unreachable apart. May assume
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 
 from httpx2 import TransportError
 from huggingface_hub import constants
@@ -14,7 +15,15 @@ from safetensors import SafetensorError
 
 from objectives.errors import InputError
 
-EXPECTED: tuple[type[Exception], ...] = (OSError, ValueError, TransportError, SafetensorError)
+EXPECTED: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    TransportError,
+    SafetensorError,
+    hub.StrictDataclassError,
+)
+# Some of the libraries' messages list all the classes they know.
+LONGEST_MESSAGE = 400
 GATED = "is gated; accept its terms on its page and set HF_TOKEN to a token of that account"
 ABSENT = "does not exist or is private; check the name, and HF_TOKEN if it is private"
 OFFLINE = "is not in the local hub cache and HF_HUB_OFFLINE is set; unset it, or give a local path"
@@ -28,8 +37,12 @@ REMEDIES: tuple[tuple[type[Exception], str], ...] = (
     (hub.EntryNotFoundError, "lacks a file that is needed; check that it is a complete repository"),
     (hub.HFValidationError, "is neither a local path nor a hub name of the form org/name"),
 )
-# datasets cuts the chain of these two, so its words are all that tells them apart.
-PHRASES = (("is a gated dataset", GATED), ("doesn't exist on the Hub or cannot be accessed", ABSENT))
+# What the libraries raise as a plain error, or cut the chain of: their words are all that tells these apart.
+PHRASES = (
+    ("is a gated dataset", GATED),
+    ("doesn't exist on the Hub or cannot be accessed", ABSENT),
+    ("contains custom code which must be executed", "runs code of its own; add --trust-remote-code if you trust it"),
+)
 
 
 @contextmanager
@@ -52,8 +65,8 @@ def _remedy(error: BaseException) -> str:
         for kind, remedy in REMEDIES:
             if isinstance(cause, kind):
                 return remedy
-    message = " ".join(str(error).split())
-    return next((remedy for phrase, remedy in PHRASES if phrase in message), f"cannot be used: {message}")
+    message = shorten(str(error), LONGEST_MESSAGE, placeholder=" ...")
+    return next((remedy for phrase, remedy in PHRASES if phrase in str(error)), f"cannot be used: {message}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

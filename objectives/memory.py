@@ -1,4 +1,4 @@
-"""Memory of a process: its peak during a piece of work, and what its allocator keeps between operations.
+"""Memory of a process: its peak during a piece of work, what its allocator keeps, and when there was too little.
 
 Responsible for the operating system's or CUDA's high-water mark, and for one setting of the C library. May assume
 that one piece of work is measured at a time in a process.
@@ -30,6 +30,11 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; PyTorch has an error type of its own for GPUs, but none for processors."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -5,7 +5,7 @@ hub's libraries honour HF_TOKEN and HF_HUB_OFFLINE themselves.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,12 @@ def load_model(plan: ModelPlan) -> Model:
         dtype = _dtype(plan.dtype, config, device)
         _require_fit(plan, config, dtype, device)
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
-        module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **common)
+        # Weights that are absent or of another shape are made up by the library; asked for, it says which.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **common
+        )
+    module, report = loaded
+    _require_complete(plan, report)
     module = module.to(device).eval().requires_grad_(False)
     return Model(
         name=plan.name,
@@ -148,6 +153,15 @@ def _require_fit(plan: ModelPlan, config: Any, dtype: torch.dtype, device: torch
         raise InputError(
             f"model {plan.name} needs {needed / 1e9:.1f} GB on {device} (weights in {dtype}, one copy and working "
             f"space) and {available / 1e9:.1f} GB are available; use another --device or a 16-bit --dtype"
+        )
+
+
+def _require_complete(plan: ModelPlan, report: Mapping[str, Any]) -> None:
+    lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if lacking:
+        raise InputError(
+            f"model {plan.name} lacks {len(lacking)} weights that its config.json describes, or has them in another "
+            f"shape (first: {lacking[0]}); get its files again"
         )
 
 

@@ -1,7 +1,7 @@
 """Layer roles: which Linears a decoder block has, what each is for, which share an input, and what folds.
 
-Responsible for finding them in the layouts of DESIGN 4 and for handing them on as data. A table maps the field's
-names of projections to roles; what the table does not know is listed as not covered. May assume a transformers model
+Responsible for finding them by the tables of `layouts` and for handing them on as data; what the tables do not know
+is listed as not covered. May assume a transformers model
 whose decoder blocks are one `nn.ModuleList`. Shape letters: `O` outputs, `I` inputs.
 """
 
@@ -9,29 +9,32 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from objectives.errors import InputError
+from objectives.layouts import (
+    AFTER_LINEAR,
+    FUSED,
+    HEAD_NORMS,
+    PRE_NORMS,
+    SITES,
+    STRUCTURE,
+    SUPPORTED,
+    WHOLE,
+    HeadShape,
+    Role,
+    Structure,
+    activation,
+    activation_name,
+)
 from quant.layers import HeadTie
 from quant.salience import Kind
 
-Role = Literal["q", "k", "v", "o", "gate", "up", "down", "fc1", "fc2"]
-Structure = Literal["activated", "gated product", "plain"]
 MOST_UNCOVERED = 0.05
 LISTED = 3
-SUPPORTED = "supported layouts are LLaMA-like, Gemma-like, OPT-like and GPT-NeoX-like"
-
-STRUCTURE: Mapping[Role, Structure] = {
-    "gate": "activated",
-    "fc1": "activated",
-    "up": "gated product",
-}
-"""What the block computes from a Linear's output; roles not named pass it on as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,83 +115,6 @@ class Block:
         return (linear for site in self.sites for linear in site.linears)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Shape:
-    """What the configuration says of attention heads."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-    @property
-    def tie(self) -> HeadTie | None:
-        repeats = self.heads // self.kv_heads
-        return None if repeats == 1 else HeadTie(kv_heads=self.kv_heads, repeats=repeats, head_dim=self.head_dim)
-
-
-Slices = Callable[[_Shape, int], Mapping[Role, Tensor]]
-
-
-def _concatenated(shape: _Shape, outputs: int) -> Mapping[Role, Tensor]:
-    """Rows of a fused `q | k | v` projection (Phi-3); none where the sizes say that it is another arrangement."""
-    sizes = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
-    if outputs != sum(sizes):
-        return {}
-    q, k, v = torch.arange(outputs).split(sizes)  # type: ignore[no-untyped-call]
-    return {"q": q, "k": k, "v": v}
-
-
-def _per_head(shape: _Shape, outputs: int) -> Mapping[Role, Tensor]:
-    """Rows of a fused projection that holds q, k and v head by head (GPT-NeoX); none of another arrangement."""
-    if outputs != 3 * shape.heads * shape.head_dim:
-        return {}
-    rows = torch.arange(outputs).view(shape.heads, 3, shape.head_dim)
-    return {"q": rows[:, 0].flatten(), "k": rows[:, 1].flatten(), "v": rows[:, 2].flatten()}
-
-
-def _halves(_: _Shape, outputs: int) -> Mapping[Role, Tensor]:
-    """Rows of a fused `gate | up` projection (Phi-3)."""
-    gate, up = torch.arange(outputs).chunk(2)
-    return {"gate": gate, "up": up}
-
-
-WHOLE: Mapping[str, Role] = {
-    "q_proj": "q",
-    "k_proj": "k",
-    "v_proj": "v",
-    "o_proj": "o",
-    "out_proj": "o",
-    "dense": "o",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-    "fc1": "fc1",
-    "dense_h_to_4h": "fc1",
-    "fc2": "fc2",
-    "dense_4h_to_h": "fc2",
-}
-FUSED: Mapping[str, Slices] = {"qkv_proj": _concatenated, "query_key_value": _per_head, "gate_up_proj": _halves}
-SITES: tuple[tuple[Kind, tuple[Role, ...]], ...] = (
-    ("attention", ("q", "k", "v")),
-    ("attention", ("o",)),
-    ("mlp", ("gate", "up")),
-    ("mlp", ("fc1",)),
-    ("mlp", ("down",)),
-    ("mlp", ("fc2",)),
-)
-# What produces the input of these, up to the attention's averaging and the activation.
-AFTER_LINEAR: Mapping[tuple[Role, ...], Role] = {("o",): "v", ("down",): "up", ("fc2",): "fc1"}
-# Norms of a block in which the first Linears of attention and of the MLP each have a norm before them that feeds
-# nothing else. In other arrangements (parallel, or normalised after the sum) a norm cannot take an input scale.
-PRE_NORMS = (
-    {"input_layernorm", "post_attention_layernorm"},
-    {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"},
-    {"self_attn_layer_norm", "final_layer_norm"},
-)
-# Norms inside attention that no value passes on its way to the output projection.
-HEAD_NORMS = {"q_norm", "k_norm"}
-
-
 def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
     """The decoder blocks of a causal language model.
 
@@ -203,7 +129,7 @@ def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         raise InputError(f"{type(module).__name__} has no attention heads; {SUPPORTED}")
-    shape = _Shape(
+    shape = HeadShape(
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
@@ -226,7 +152,7 @@ def _decoder_layers(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda found: sum(parameter.numel() for parameter in found[1].parameters()))
 
 
-def _block(index: int, name: str, layer: nn.Module, shape: _Shape, config: Any) -> Block:
+def _block(index: int, name: str, layer: nn.Module, shape: HeadShape, config: Any) -> Block:
     conv = [child for child, module in layer.named_modules() if isinstance(module, Conv1D)]
     if conv:
         raise InputError(f"{name}.{conv[0]} is a Conv1D (GPT-2 layout), which is not supported; {SUPPORTED}")
@@ -254,10 +180,10 @@ def _block(index: int, name: str, layer: nn.Module, shape: _Shape, config: Any) 
         for kind, roles in SITES
         if any(role in found for role in roles)
     )
-    return Block(index=index, name=name, sites=sites, activation=_activation(config), uncovered=uncovered)
+    return Block(index=index, name=name, sites=sites, activation=activation(config), uncovered=uncovered)
 
 
-def _linears(prefix: str, layer: nn.Module, shape: _Shape) -> Iterator[LinearRole]:
+def _linears(prefix: str, layer: nn.Module, shape: HeadShape) -> Iterator[LinearRole]:
     for path, module in layer.named_modules():
         if not isinstance(module, nn.Linear):
             continue
@@ -275,7 +201,7 @@ def _folds_into_linear(
     """Whether the rows of another Linear of the block can take the scale of what it feeds these with."""
     inner = {path.rpartition(".")[2] for path, _ in layer.named_modules() if "." in path and "norm" in path}
     # ReLU is positively homogeneous, relu(z / s) = relu(z) / s; other activations are not, and no norm is.
-    passes = roles != ("fc2",) or _activation_name(config) == "relu"
+    passes = roles != ("fc2",) or activation_name(config) == "relu"
     return AFTER_LINEAR[roles] in found and passes and inner <= HEAD_NORMS
 
 
@@ -285,18 +211,6 @@ def _folds_into_norm(layer: nn.Module, config: Any) -> bool:
     # OPT can normalise after the residual sum; then the norm also feeds the residual and must not be rescaled.
     before = set(norms) in PRE_NORMS and getattr(config, "do_layer_norm_before", True)
     return before and all(getattr(norm, "weight", None) is not None for norm in norms.values())
-
-
-def _activation_name(config: Any) -> str:
-    for key in ("hidden_act", "hidden_activation", "activation_function"):
-        name = getattr(config, key, None)
-        if name:
-            return str(name)
-    raise InputError(f"the configuration of {config.model_type} names no activation function")
-
-
-def _activation(config: Any) -> Callable[[Tensor], Tensor]:
-    return ACT2FN[_activation_name(config)]  # type: ignore[no-any-return]
 
 
 def _require_coverage(blocks: list[Block], allow_partial: bool) -> None:

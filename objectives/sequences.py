@@ -7,7 +7,7 @@ joined by two newlines and cut into blocks of `length`, without special tokens. 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, permutations
 from typing import Any, Literal
 
 import numpy as np
@@ -188,18 +188,19 @@ def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:
 
 
 def _require_disjoint(prepared: Mapping[TextPlan, Sequences]) -> None:
-    """Refuse text that two plans share although no document of theirs is the same (one file cut from another, say)."""
-    for plan, sequences in prepared.items():
-        seen = np.concatenate([_windows(ids) for ids in sequences.ids])
-        for other, others in prepared.items():
-            if other.source == plan.source:
-                continue
-            repeated = sum(_mostly(np.isin(_windows(ids)[::OVERLAP_WINDOW], seen)) for ids in others.ids)
-            if repeated:
-                raise InputError(
-                    f"{repeated} of {len(others)} {other.part} sequences of {other.source} repeat {plan.part} text "
-                    f"of {plan.source}; give texts that do not overlap"
-                )
+    """Refuse text that two parts share although no document of theirs is the same (one file cut from another, say)."""
+    windows = {plan: [_windows(ids) for ids in sequences.ids] for plan, sequences in prepared.items()}
+    for (plan, own), (other, others) in permutations(windows.items(), 2):
+        if other.source == plan.source or other.part == plan.part:
+            continue
+        found = np.isin(np.concatenate(others), np.concatenate(own))
+        ends = np.cumsum([len(hashes) for hashes in others])
+        repeated = sum(2 * int(part.sum()) > len(part) for part in np.split(found, ends[:-1]))
+        if repeated:
+            raise InputError(
+                f"{repeated} of {len(others)} {other.part} sequences of {other.source} repeat {plan.part} text "
+                f"of {plan.source}; give texts that do not overlap"
+            )
 
 
 def _windows(ids: Tensor) -> NDArray[np.uint64]:
@@ -209,7 +210,3 @@ def _windows(ids: Tensor) -> NDArray[np.uint64]:
     factors = HASH_BASE ** np.arange(OVERLAP_WINDOW, dtype=np.uint64)
     hashes: NDArray[np.uint64] = sliding_window_view(ids.numpy().astype(np.uint64), OVERLAP_WINDOW) @ factors
     return hashes
-
-
-def _mostly(found: NDArray[np.bool_]) -> bool:
-    return bool(2 * found.sum() > len(found))

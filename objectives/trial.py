@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
-import torch
-
 from objectives.calibration import Calibration
-from objectives.memory import peak_bytes, reset_peak
+from objectives.memory import is_out_of_memory, peak_bytes, reset_peak
 from objectives.models import Model, weights_restored
 from objectives.progress import Progress, silent
 from objectives.quantization import LayerResult, ModelSize, model_size, quantize_model, require_suitable
@@ -110,7 +108,9 @@ def run_trial(
                 if len(look.nll) < len(sequences) and not go_on(look):
                     outcome = "stopped"
                     break
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         log.warning("out of memory: %s", error)
         outcome = "out-of-memory"
     return TrialResult(
@@ -134,13 +134,17 @@ def quantized(
 ) -> Iterator[None]:
     """The model quantized by `setting` inside the block, and as it was after it.
 
-    `layers` and `seconds` are filled on the way. A damaged cache entry is computed again, once per entry.
+    `layers` and `seconds` are filled on the way. A damaged cache entry is computed again.
+
+    Raises:
+        DamagedEntryError: If an entry is damaged once more after it was computed again.
     """
     if setting is None:
         yield
         return
     require_suitable(bench.blocks, setting.group_size, bench.allow_partial_groups)
     modules = list({linear.module for block in bench.blocks for linear in block.linears})
+    repaired: set[str] = set()
     while True:
         with timed(seconds, "calibrate"):
             bench.calibration.ensure([setting.n_calib], progress)
@@ -149,6 +153,9 @@ def quantized(
                 with timed(seconds, "quantize"):
                     layers[:] = quantize_model(bench.blocks, bench.calibration, setting, progress)
             except DamagedEntryError as damage:
+                if damage.key in repaired:
+                    raise
+                repaired.add(damage.key)
                 bench.calibration.discard(damage)
                 continue
             yield

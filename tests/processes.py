@@ -57,6 +57,10 @@ def run_cli(arguments: Sequence[str], output: Path) -> None:
     """Run the command line as a program would: its output goes to `output`.out and `output`.err."""
     for descriptor, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    import transformers
+
     import cli
 
+    # The command line asks for this by a variable that is read when transformers is imported, which is long ago here.
+    transformers.utils.logging.disable_progress_bar()
     sys.exit(cli.main(arguments))

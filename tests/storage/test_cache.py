@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,10 +43,16 @@ def entry(cache: TensorCache, tmp_path: Path) -> Path:
     return tmp_path / "calibration" / KEY
 
 
-def publish(cache: TensorCache, key: str) -> None:
+def publish(cache: TensorCache, key: str, meanwhile: Callable[[str], object] = lambda _: None) -> None:
+    """Write an entry; `meanwhile` is called with the name of every part once it is written."""
     with cache.new_entry(key, ABOUT) as writer:
         for part, tensors in PARTS.items():
             writer.write(part, tensors)
+            meanwhile(part)
+
+
+def fail(error: BaseException, *_: object) -> None:
+    raise error
 
 
 def directories(tmp_path: Path) -> list[str]:
@@ -118,9 +125,8 @@ def test_an_unfinished_entry_is_not_there(cache: TensorCache, tmp_path: Path) ->
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, StorageError])
 def test_a_failure_while_writing_leaves_nothing(error: type[BaseException], cache: TensorCache, tmp_path: Path) -> None:
     """Whatever ends the block early reaches the caller as it is and leaves no directory."""
-    with pytest.raises(error) as caught, cache.new_entry(KEY, ABOUT) as writer:
-        writer.write("block-000", PARTS["block-000"])
-        raise error("why")
+    with pytest.raises(error, match=r"^why$") as caught:
+        publish(cache, KEY, meanwhile=partial(fail, error("why")))
     assert caught.type is error
     assert directories(tmp_path) == []
     publish(cache, KEY)
@@ -229,7 +235,7 @@ def test_only_listed_entries_can_be_removed(key: str, cache: TensorCache, entry:
     """Whatever is typed as a key, nothing but an entry is ever deleted."""
     leftover = tmp_path / "calibration" / f"{TEMPORARY}{KEY}-1-ab"
     shutil.copytree(entry, leftover)
-    with pytest.raises(StorageError, match="^there is no entry .*; `cache ls` lists them$"):
+    with pytest.raises(StorageError, match=r"^there is no entry .*; `cache ls` lists them$"):
         cache.remove(key)
     cache.remove(key, missing_ok=True)
     assert_whole(cache, KEY)
@@ -260,27 +266,24 @@ def test_leftovers_of_one_key_are_cleared(cache: TensorCache, entry: Path, tmp_p
     assert_whole(cache, KEY)
 
 
-@pytest.mark.parametrize("when", ["before a part", "before the manifest", "before publishing"])
+@pytest.mark.parametrize("last", [*PARTS, "manifest"])
 def test_work_that_was_cleared_is_lost_and_never_published(
-    when: str, cache: TensorCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    last: str, cache: TensorCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An owner whose directory was cleared by its successor is told so and publishes no part of an entry."""
-    clear: Callable[[], None] = lambda: cache.clear_unfinished(KEY)  # noqa: E731
+    """An owner whose directory was cleared after any of its files is told so and publishes nothing."""
     finish_entry = EntryWriter.finish
 
-    def finish_and_lose(writer: EntryWriter, about: dict[str, object]) -> None:
-        finish_entry(writer, about)
-        clear()
+    def clear_after(written: str) -> None:
+        if written == last:
+            cache.clear_unfinished(KEY)
 
-    if when == "before publishing":
-        monkeypatch.setattr(EntryWriter, "finish", finish_and_lose)
-    with pytest.raises(LeaseLostError, match="took over"), cache.new_entry(KEY, ABOUT) as writer:
-        writer.write("block-000", PARTS["block-000"])
-        if when == "before a part":
-            clear()
-        writer.write("block-001", PARTS["block-001"])
-        if when == "before the manifest":
-            clear()
+    def finish_and_clear(writer: EntryWriter, about: dict[str, object]) -> None:
+        finish_entry(writer, about)
+        clear_after("manifest")
+
+    monkeypatch.setattr(EntryWriter, "finish", finish_and_clear)
+    with pytest.raises(LeaseLostError, match="took over"):
+        publish(cache, KEY, meanwhile=clear_after)
     assert directories(tmp_path) == []
 
 
@@ -320,13 +323,14 @@ def test_a_full_disk_when_the_manifest_is_written_leaves_nothing(
 ) -> None:
     """Parts without a manifest are no entry."""
 
-    def refuse(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(StorageError, match="^cannot use .*: No space left on device; free space") as caught:
-        with cache.new_entry(KEY, ABOUT) as writer:
-            writer.write("block-000", PARTS["block-000"])
-            monkeypatch.setattr(os, "fsync", refuse)
+    def fill_after(part: str) -> None:
+        if part == [*PARTS][-1]:
+            monkeypatch.setattr(os, "fsync", partial(fail, full))
+
+    with pytest.raises(StorageError, match=r"^cannot use .*manifest\.json: No space left on device; free") as caught:
+        publish(cache, KEY, meanwhile=fill_after)
     assert caught.type is StorageError
     assert directories(tmp_path) == []
 
@@ -353,14 +357,13 @@ def test_a_cache_that_cannot_be_written_is_refused_in_one_line(use: str, tmp_pat
     """A cache directory below a regular file is named with the remedy, whatever is tried first."""
     (tmp_path / "file").write_bytes(b"")
     cache = TensorCache(Paths(tmp_path / "file"))
+    uses: dict[str, Callable[[], object]] = {
+        "new entry": lambda: publish(cache, KEY),
+        "lease": lambda: cache.lease("model", waiting=print).__enter__(),
+        "free space": lambda: cache.require_free(1),
+    }
     with pytest.raises(StorageError) as caught:
-        if use == "new entry":
-            publish(cache, KEY)
-        elif use == "free space":
-            cache.require_free(1)
-        else:
-            with cache.lease("model", waiting=print):
-                pass
+        uses[use]()
     assert str(caught.value).startswith(f"cannot write to {tmp_path / 'file'}/")
     assert str(caught.value).endswith("; choose another place with --cache or PRAQTUNE_HOME")
     assert cache.entries() == []

@@ -55,6 +55,16 @@ def test_a_written_file_holds_exactly_the_bytes(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
+    """A file is replaced, not overwritten: who has it open reads on in the contents it found."""
+    path = tmp_path / "file"
+    write_file(path, b"old contents")
+    with path.open("rb", buffering=0) as reader:
+        assert reader.read(3) == b"old"
+        write_file(path, b"NEW CONTENTS")
+        assert reader.read() == b" contents"
+
+
 @pytest.mark.parametrize("code", REMEDIES, ids=errno.errorcode.get)
 def test_a_refused_write_says_the_remedy_and_leaves_the_old_file(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -95,7 +105,7 @@ def test_a_file_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_an_error_without_a_number_is_still_explained(tmp_path: Path) -> None:
     """Errors that carry only words keep their words."""
-    with pytest.raises(StorageError, match="cannot use .*: unheard of; check the path"), disk_errors(tmp_path):
+    with pytest.raises(StorageError, match=r"cannot use .*: unheard of; check the path"), disk_errors(tmp_path):
         raise OSError("unheard of")
 
 
@@ -134,5 +144,5 @@ def test_what_just_fits_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_free_space_of_a_missing_directory_is_refused_in_one_line(tmp_path: Path) -> None:
     """A directory that vanished is an error of the disk like any other."""
-    with pytest.raises(StorageError, match="cannot use .*gone: No such file"):
+    with pytest.raises(StorageError, match=r"cannot use .*gone: No such file"):
         require_free(tmp_path / "gone", 1)

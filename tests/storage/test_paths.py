@@ -65,6 +65,6 @@ def test_a_directory_that_may_not_be_written_is_refused_in_one_line(
     """A read-only place is noticed before anything is computed for it."""
     asked = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
-    with pytest.raises(StorageError, match="cannot write to .*; choose another place with --cache or PRAQTUNE_HOME"):
+    with pytest.raises(StorageError, match=r"cannot write to .*; choose another place with --cache or PRAQTUNE_HOME"):
         Paths.create(tmp_path)
     assert asked == [(tmp_path, os.W_OK | os.X_OK)]

@@ -95,5 +95,5 @@ def test_a_full_disk_keeps_the_earlier_result(tmp_path: Path, monkeypatch: pytes
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     """Results below a regular file are refused in one line."""
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="cannot write to .*; choose another place"):
+    with pytest.raises(StorageError, match=r"cannot write to .*; choose another place"):
         ResultStore(tmp_path / "file" / "results").save("key", {}, {})

@@ -1,0 +1,148 @@
+"""The house rules: who may import whom, how modules look, and what never appears in them."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Layers below each layer: imports point down, `quant` and `storage` know nothing of ours.
+BELOW = {
+    "quant": set[str](),
+    "storage": set[str](),
+    "objectives": {"quant", "storage"},
+    "hpo": {"objectives", "quant", "storage"},
+    "cli": {"hpo", "objectives", "quant", "storage"},
+}
+NEVER_IN_QUANT = {
+    "optuna",
+    "transformers",
+    "datasets",
+    "safetensors",
+    "pathlib",
+    "os",
+    "io",
+    "json",
+    "sqlite3",
+    "shutil",
+}
+NEVER_ANYWHERE = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
+MOST_LINES = 300
+MOST_DOCSTRING_LINES = 8
+
+
+def modules_of(layer: str) -> list[Path]:
+    return sorted([*ROOT.glob(f"{layer}.py"), *ROOT.glob(f"{layer}/**/*.py")])
+
+
+MODULES = [path for layer in BELOW for path in modules_of(layer)]
+EVERY_MODULE = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def ours() -> set[str]:
+    """Everything at the top of the repository that could be imported."""
+    found = {path.stem for path in ROOT.glob("*.py")}
+    return found | {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))} | {"tests"}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Top-level names of everything a module imports, wherever in it."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} line {node.lineno} imports relatively"
+            yield str(node.module).partition(".")[0]
+
+
+def test_the_layers_are_where_the_test_looks_for_them() -> None:
+    """A layer that was moved or renamed cannot escape its rules."""
+    assert {"quant", "storage", "objectives", "cli"} <= {
+        path.relative_to(ROOT).parts[0].removesuffix(".py") for path in MODULES
+    }
+    assert len(MODULES) > 30
+
+
+@EVERY_MODULE
+def test_imports_point_down(path: Path) -> None:
+    """A module imports its own layer and the layers below it, and nothing else that is ours."""
+    layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert (set(imports(path)) & ours()) - {layer} <= BELOW[layer]
+
+
+@pytest.mark.parametrize("path", modules_of("quant"), ids=lambda path: path.name)
+def test_quant_knows_tensors_only(path: Path) -> None:
+    """No files, no hub, no studies in the mathematics."""
+    assert not set(imports(path)) & NEVER_IN_QUANT
+
+
+@EVERY_MODULE
+def test_modules_say_what_they_are_for_and_stay_short(path: Path) -> None:
+    """Every module opens with a few lines of docstring; none outgrows one responsibility, none is a drawer."""
+    docstring = ast.get_docstring(tree(path))
+    assert docstring
+    assert 1 <= len(docstring.splitlines()) <= MOST_DOCSTRING_LINES
+    assert path.stem not in ("utils", "util", "helpers", "common", "misc")
+    # The command line is flags and tables for every command.
+    assert path.name == "cli.py" or len(path.read_text(encoding="utf-8").splitlines()) < MOST_LINES
+
+
+@EVERY_MODULE
+def test_nothing_is_pickled(path: Path) -> None:
+    """Neither imported nor through torch or numpy: reading a file never runs code."""
+    assert not set(imports(path)) & NEVER_ANYWHERE
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save"), ("np", "load")}
+        if isinstance(node, ast.keyword):
+            assert node.arg != "allow_pickle"
+
+
+@EVERY_MODULE
+def test_no_error_is_swallowed_unseen(path: Path) -> None:
+    """Nobody catches everything and goes on as if nothing had happened."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler) and catches_everything(node.type):
+            assert not all(map(does_nothing, node.body)), f"{path} line {node.lineno}"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "suppress":
+            assert not any(catches_everything(argument) for argument in node.args), f"{path} line {node.lineno}"
+
+
+def catches_everything(kind: ast.expr | None) -> bool:
+    if isinstance(kind, ast.Tuple):
+        return any(map(catches_everything, kind.elts))
+    return kind is None or (isinstance(kind, ast.Name) and kind.id in ("Exception", "BaseException"))
+
+
+def does_nothing(step: ast.stmt) -> bool:
+    constant = isinstance(step, ast.Expr) and isinstance(step.value, ast.Constant)
+    return constant or isinstance(step, ast.Pass | ast.Continue)
+
+
+@pytest.mark.parametrize(
+    ("code", "swallowed"),
+    [
+        ("try: x()\nexcept: pass", True),
+        ("try: x()\nexcept Exception: ...", True),
+        ("try: x()\nexcept (OSError, Exception): pass", True),
+        ("with suppress(Exception): x()", True),
+        ("with contextlib.suppress(BaseException): x()", True),
+        ("try: x()\nexcept OSError: pass", False),
+        ("try: x()\nexcept Exception as e: log(e)", False),
+        ("try: x()\nexcept Exception as e: y(); raise", False),
+        ("with suppress(OSError): x()", False),
+    ],
+)
+def test_the_rule_about_swallowed_errors_finds_them(code: str, swallowed: bool, tmp_path: Path) -> None:
+    """The check above can fail."""
+    (tmp_path / "module.py").write_text(code)
+    if not swallowed:
+        test_no_error_is_swallowed_unseen(tmp_path / "module.py")
+        return
+    with pytest.raises(AssertionError):
+        test_no_error_is_swallowed_unseen(tmp_path / "module.py")
