@@ -48,7 +48,7 @@ class Agreement:
     @property
     def good(self) -> bool:
         """Whether both stay within the tolerance."""
-        return max(abs(self.mean_nll), abs(self.rounding)) <= TOLERANCE
+        return all(abs(difference) <= TOLERANCE for difference in (self.mean_nll, self.rounding))
 
     def __str__(self) -> str:
         verdict = "agrees" if self.good else "does not agree"

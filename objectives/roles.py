@@ -67,7 +67,7 @@ class LinearRole:
         if self.rows is None:
             self.module.weight.copy_(weight)
         else:
-            self.module.weight[self.rows] = weight
+            self.module.weight[self.rows] = weight.to(self.module.weight.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ def mean(module: Any, text: Sequences) -> float:
 def test_agreement_is_the_difference_from_float32(
     text: Sequences, store: ResultStore, layout: str, dtype: torch.dtype
 ) -> None:
-    """Both numbers are those of the same weights, rounded in the same way, computed in the two types on 16 sequences."""
+    """Both numbers are those of the same weights, rounded alike, computed in the two types on 16 sequences."""
     config = tiny.LAYOUTS[layout]()
     agreement = check(tiny.model(config, dtype=dtype), text, store)
     first = text[:16]

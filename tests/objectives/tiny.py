@@ -90,14 +90,14 @@ def model(config: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> Mod
 
 
 def sequences(lengths: Sequence[int], seed: int = 0, unscored: Sequence[int] = ()) -> Sequences:
-    """Random tokens; the positions in `unscored` count as targets in no sequence."""
+    """Random tokens, never 0 or 1; the positions in `unscored` count as targets in no sequence."""
     generator = torch.Generator().manual_seed(seed)
     scored = [torch.ones(length, dtype=torch.bool) for length in lengths]
     for mask in scored:
         mask[[0, *(position for position in unscored if position < len(mask))]] = False
     return Sequences(
         source=f"random-{seed}",
-        ids=tuple(torch.randint(1, VOCABULARY, (length,), generator=generator) for length in lengths),
+        ids=tuple(torch.randint(2, VOCABULARY, (length,), generator=generator) for length in lengths),
         scored=tuple(scored),
         clusters=tuple(range(len(lengths))),
     )
