@@ -304,7 +304,7 @@ def without_inverse(weight: torch.Tensor, scale: torch.Tensor, grid: Any) -> tor
 def test_leaving_out_the_inverse_scale_is_catastrophic(
     real: Callable[[Setting | None], TrialResult], monkeypatch: pytest.MonkeyPatch, method: str, factor: float
 ) -> None:
-    """With the whole scale applied, weights that are not scaled back ruin the model that the right ones hardly touch."""
+    """Weights that are scaled and not scaled back ruin the model that the right ones hardly touch."""
     setting = Setting(method=method, group_size=32, n_calib=16, n_grid=2, scales="linear")
     losses = quant.layers.losses
 
