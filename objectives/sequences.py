@@ -189,12 +189,13 @@ def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:
 
 def _require_disjoint(prepared: Mapping[TextPlan, Sequences]) -> None:
     """Refuse text that two parts share although no document of theirs is the same (one file cut from another, say)."""
-    windows = {plan: [_windows(ids) for ids in sequences.ids] for plan, sequences in prepared.items()}
-    for (plan, own), (other, others) in permutations(windows.items(), 2):
+    for (plan, sequences), (other, others) in permutations(prepared.items(), 2):
         if other.source == plan.source or other.part == plan.part:
             continue
-        found = np.isin(np.concatenate(others), np.concatenate(own))
-        ends = np.cumsum([len(hashes) for hashes in others])
+        windows = [_windows(ids) for ids in others.ids]
+        # Packed sequences are one text: what is repeated may begin in one of them and end in the next.
+        found = np.isin(np.concatenate(windows), _windows(torch.cat(sequences.ids)))
+        ends = np.cumsum([len(hashes) for hashes in windows])
         repeated = sum(2 * int(part.sum()) > len(part) for part in np.split(found, ends[:-1]))
         if repeated:
             raise InputError(

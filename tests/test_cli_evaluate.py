@@ -196,7 +196,7 @@ def test_both_protocols(capsys: Any, flags: list[str], text: str, protocol: str)
 
 def test_bundled_text_needs_no_file(capsys: Any, flags: list[str]) -> None:
     """The bundled text is one of the data sets there are."""
-    (row,) = rows(capsys, *flags, "--eval-data", "bundled:topics", "--method", "")[:1]
+    (row,) = rows(capsys, *flags, "--eval-data", "bundled:topics", "--method", "rtn")[:1]
     assert row["dataset"] == "bundled:topics"
 
 
@@ -212,17 +212,20 @@ def test_bundled_text_needs_no_file(capsys: Any, flags: list[str]) -> None:
         (["--method", "gwh-praq-v2", "--beta", "-1", "--tau", "0"], ["beta -1.0", "tau 0.0 is not above 0"]),
         (["--method", "rtn", "--group-size", "100"], ["group size 100 does not divide", "use 32, 64, 128, 256"]),
         (["--method", "rtn", "--scales", "shared"], ["'shared'", "linear", "foldable"]),
-        (["--model", "org/name", "--beta", "0.3", "--n-grid", "5"], ["beta, n_grid given without --method"]),
+        (["--model", "org/name", "--beta", "0.3"], ["beta, n_grid, n_calib given without --method"]),
         (["--dtype", "int8"], ["dtype 'int8' is unknown", "auto, float32, bfloat16, float16"]),
         (["--device", "tpu"], ["device 'tpu' cannot be used", "choose cpu, cuda or cuda:N"]),
-        (["--protocol", "chat"], ["protocol 'chat' is unknown", "packed or documents"]),
+        (["--protocol", "chat"], ["protocol 'chat' is unknown", "documents or packed"]),
         (["--eval-samples", "0"], ["0 sequences of 32 tokens were asked for"]),
         (["--eval-samples", "9999"], ["has tuning text for", "sequences of 32 tokens, not for 9999"]),
         (["--method", "rtn", "--n-calib", "9999"], ["has calibration text for", "not for 9999"]),
         (["--eval-data", "absent.txt"], ["absent.txt is not a file", "bundled:docstrings", ".jsonl.gz"]),
         (["--eval-data", "bundled:c4"], ["bundled:c4 is unknown"]),
         (["--calib-data", "absent.jsonl"], ["absent.jsonl is not a file"]),
-        (["--model", "/no/such/model"], ["model /no/such/model is neither a local path nor a hub name"]),
+        (
+            ["--model", "/no/such/model", "--method", "rtn"],
+            ["model /no/such/model is neither a local path nor a hub name"],
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -331,7 +334,8 @@ def test_help_is_fast(command: list[str]) -> None:
 def test_help_names_every_command() -> None:
     """Without a command one learns which there are."""
     done = run("cli.py", "--help")
-    assert all(f"\n    {command} " in done.stdout for command in ("evaluate", "calibrate", "cache"))
+    named = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("    ")}
+    assert named >= {"evaluate", "calibrate", "cache"}
 
 
 def test_offline_with_the_bundled_model(flags: list[str], text: str) -> None:

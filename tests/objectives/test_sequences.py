@@ -341,22 +341,27 @@ def test_a_part_without_any_document_is_refused(write: Any, merging: Any) -> Non
         prepare_text([plan(source=source, part=part, count=1) for part in PARTS[:2]], merging)
 
 
-@pytest.mark.parametrize("protocol", ["packed", "documents"])
+@pytest.mark.parametrize(
+    ("protocol", "length", "count"),
+    [("packed", 32, 48), ("packed", 64, 24), ("packed", 128, 12), ("documents", 64, 18), ("documents", 128, 18)],
+)
 @pytest.mark.parametrize("swapped", [False, True])
-def test_a_file_cut_from_another_is_refused(write: Any, bundled: Model, protocol: Any, swapped: bool) -> None:
+def test_a_file_cut_from_another_is_refused(
+    write: Any, bundled: Model, protocol: Any, length: int, count: int, swapped: bool
+) -> None:
     """Text that two sources share is found although no document of the one is a document of the other."""
     texts = [" ".join(text.split())[:600] for text in read_documents("bundled:topics")[:40]]
-    whole, cut = write("whole.txt", texts), write("cut.txt", [text[37:500] for text in texts[:20]])
+    whole, cut = write("whole.txt", texts), write("cut.txt", [text[21:500] for text in texts[:20]])
     sources = (cut, whole) if swapped else (whole, cut)
     plans = [
-        plan(source=source, part=part, count=18, protocol=protocol, length=64)
+        plan(source=source, part=part, count=count, protocol=protocol, length=length)
         for source, part in zip(sources, PARTS, strict=False)
     ]
     with pytest.raises(InputError) as caught:
         prepare_text(plans, bundled.tokenizer)
     message = str(caught.value)
     assert "\n" not in message
-    assert all(part in message for part in (whole, cut, "of 18", "repeat", "give texts that do not overlap"))
+    assert all(part in message for part in (whole, cut, f"of {count}", "repeat", "give texts that do not overlap"))
 
 
 def test_one_file_under_two_names_is_refused(write: Any, bundled: Model, tmp_path: Path) -> None:
@@ -369,6 +374,15 @@ def test_one_file_under_two_names_is_refused(write: Any, bundled: Model, tmp_pat
     ]
     with pytest.raises(InputError, match="8 of 8 tuning sequences"):
         prepare_text(plans, bundled.tokenizer)
+
+
+def test_data_sets_of_one_part_may_repeat_each_other(write: Any, bundled: Model) -> None:
+    """Scoring on two data sets that share text is odd, but leaks nothing."""
+    texts = read_documents("bundled:topics")[:20]
+    sources = [write("first.txt", texts), write("second.txt", texts)]
+    plans = [plan(source=source, part="tuning", count=8, length=64) for source in sources]
+    first, second = prepare_text(plans, bundled.tokenizer)
+    assert first.fingerprint() == second.fingerprint()
 
 
 def test_different_texts_on_one_subject_are_accepted(bundled: Model) -> None:
