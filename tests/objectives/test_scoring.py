@@ -161,16 +161,6 @@ def test_each_look_is_a_prefix_of_the_next() -> None:
         assert torch.equal(early.tokens, late.tokens[: len(early.tokens)])
 
 
-def test_a_look_does_not_change_when_scoring_goes_on() -> None:
-    """Looks are copies: whoever keeps one finds in it later what it said."""
-    module = tiny.module(tiny.LAYOUTS["llama"]())
-    looks = score(module, tiny.sequences(LENGTHS))
-    first = next(looks)
-    before = first.nll.clone()
-    next(looks)
-    assert torch.equal(first.nll, before)
-
-
 def test_sequences_after_a_look_are_not_run_before_it() -> None:
     """A trial that is stopped at a look has paid for no sequence beyond it."""
     module = tiny.module(tiny.LAYOUTS["llama"]())

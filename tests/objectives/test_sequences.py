@@ -88,6 +88,16 @@ def test_packed_blocks_are_the_joined_text_cut_up(merging: Any, documents: int, 
     assert joined(sequences) == whole[: 16 * len(sequences)]
 
 
+@pytest.mark.parametrize("count", [1, 40, 90])
+def test_packed_blocks_of_text_with_few_tokens(framing: Any, count: int) -> None:
+    """Where a token takes far more characters than usual, more documents are read until there are enough."""
+    texts = [text.replace(" ", " " * 50) for text in prose(60)]
+    whole = framing("\n\n".join(texts), add_special_tokens=False).input_ids
+    sequences = tokenize(texts, framing, plan(count=count))
+    assert len(sequences) == count
+    assert joined(sequences) == whole[: 16 * count]
+
+
 def test_every_token_of_a_block_but_the_first_is_scored(merging: Any) -> None:
     """The first token of a block has nothing to be predicted from."""
     for scored in tokenize(prose(50), merging, plan()).scored:
