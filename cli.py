@@ -99,27 +99,19 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from objectives.calibration import Calibration
+    from objectives.evaluation import load_bench
     from objectives.memory import keep_freed_memory
-    from objectives.models import load_model
-    from objectives.roles import find_blocks
-    from objectives.sequences import prepare_text
-    from storage.cache import TensorCache
 
     keep_freed_memory()
     sizes = sorted(_numbers(options.sizes, "--sizes"))
     plan = _bench_plan(options, sizes[-1])
     started = monotonic()
     with _progress() as progress:
-        model = load_model(plan.model)
-        blocks = find_blocks(model.module, plan.allow_partial)
-        # The whole plan, evaluation text included: the same documents are left out as in a study.
-        text = prepare_text([plan.calibration, *plan.data], model.tokenizer, plan.seed)[0]
-        cache = TensorCache(_paths(options))
-        calibration = Calibration(model, blocks, text, cache, plan.max_memory)
-        computed = calibration.ensure(sizes, progress)
-    keys = {size: [segment.key for segment in calibration.segments(size)] for size in sizes}
-    record = {"model": model.name, "source": text.source, "entries": keys, "samples_read": computed}
+        # The evaluation text is read too: the same documents are left out as in a study.
+        bench, _ = load_bench(plan, _paths(options))
+        computed = bench.calibration.ensure(sizes, progress)
+    keys = {size: [segment.key for segment in bench.calibration.segments(size)] for size in sizes}
+    record = {"model": plan.model.name, "source": plan.calibration.source, "entries": keys, "samples_read": computed}
     record["seconds"] = round(monotonic() - started, 3)
     table = _table("samples", "entries")
     for size, entries in keys.items():

@@ -92,10 +92,8 @@ class Row:
         return self.setting.label() if self.setting else FULL_PRECISION
 
 
-def lay_out(plan: BenchPlan, paths: Paths, progress: Progress) -> LaidOut:
-    """Load the model, find its roles, read the text, and settle the number type.
-
-    With `dtype` `auto`, a 16-bit type that does not agree with float32 is given up for float32.
+def load_bench(plan: BenchPlan, paths: Paths) -> tuple[Bench, list[Sequences]]:
+    """Load the model, find its roles and read all the text of the plan; nothing is measured yet.
 
     Raises:
         InputError: If the model or the text cannot be used.
@@ -103,17 +101,29 @@ def lay_out(plan: BenchPlan, paths: Paths, progress: Progress) -> LaidOut:
     model = load_model(plan.model)
     calibration, *data = prepare_text([plan.calibration, *plan.data], model.tokenizer, plan.seed)
     blocks = find_blocks(model.module, plan.allow_partial)
-    agreement = check_agreement(model, blocks, data[0], ResultStore(paths.results), progress)
-    if agreement is not None and not agreement.good:
-        log.warning("%s", agreement)
-        if plan.model.dtype == "auto":
-            return lay_out(replace(plan, model=replace(plan.model, dtype="float32")), paths, progress)
     bench = Bench(
         model=model,
         blocks=blocks,
         calibration=Calibration(model, blocks, calibration, TensorCache(paths), plan.max_memory),
         allow_partial_groups=plan.allow_partial_groups,
     )
+    return bench, data
+
+
+def lay_out(plan: BenchPlan, paths: Paths, progress: Progress) -> LaidOut:
+    """Load the bench and settle the number type.
+
+    With `dtype` `auto`, a 16-bit type that does not agree with float32 is given up for float32.
+
+    Raises:
+        InputError: If the model or the text cannot be used.
+    """
+    bench, data = load_bench(plan, paths)
+    agreement = check_agreement(bench.model, bench.blocks, data[0], ResultStore(paths.results), progress)
+    if agreement is not None and not agreement.good:
+        log.warning("%s", agreement)
+        if plan.model.dtype == "auto":
+            return lay_out(replace(plan, model=replace(plan.model, dtype="float32")), paths, progress)
     return LaidOut(bench=bench, data=data, agreement=agreement)
 
 

@@ -114,12 +114,15 @@ def load_model(plan: ModelPlan) -> Model:
 
 @contextmanager
 def weights_restored(linears: Sequence[nn.Linear]) -> Iterator[None]:
-    """Whatever the block does to the weights of these Linears is undone when it ends; holds one copy of them."""
-    originals = [linear.weight.detach().clone() for linear in linears]
+    """Whatever the block does to the weights of these Linears is undone when it ends; holds one copy of each.
+
+    A fused Linear may be named once for every role it plays.
+    """
+    originals = {linear: linear.weight.detach().clone() for linear in dict.fromkeys(linears)}
     try:
         yield
     finally:
-        for linear, original in zip(linears, originals, strict=True):
+        for linear, original in originals.items():
             linear.weight.copy_(original)
 
 

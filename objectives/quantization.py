@@ -92,7 +92,7 @@ def model_size(model: Model, blocks: Sequence[Block], setting: Setting | None) -
     own_bits = 8 * model.dtype.itemsize
     covered = bits = 0
     for linear in (linear for block in blocks for linear in block.linears):
-        outputs, inputs = linear.weight().shape
+        outputs, inputs = linear.shape
         covered += outputs * inputs
         if setting is None:
             bits += own_bits * outputs * inputs

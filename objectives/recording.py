@@ -68,7 +68,7 @@ class _BlockRecorder:
         self.block = block
         self.tokens: Tensor | None = None
         self._inputs = {site.name: InputSums(site.inputs, device) for site in block.sites}
-        self._outputs = {linear.name: OutputSums(linear.weight().shape[0], device) for linear in block.linears}
+        self._outputs = {linear.name: OutputSums(linear.shape[0], device) for linear in block.linears}
 
     def attach(self) -> Iterator[Any]:
         """Register the hooks; yields their handles."""

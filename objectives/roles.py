@@ -1,14 +1,15 @@
 """Layer roles: which Linears a decoder block has, what each is for, which share an input, and what folds.
 
 Responsible for finding them by the tables of `layouts` and for handing them on as data; what the tables do not know
-is listed as not covered. May assume a transformers model
-whose decoder blocks are one `nn.ModuleList`. Shape letters: `O` outputs, `I` inputs.
+is listed as not covered. May assume a transformers model whose decoder blocks are one `nn.ModuleList`. Shape letters:
+`O` outputs, `I` inputs.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,6 +58,12 @@ class LinearRole:
     def structure(self) -> Structure:
         """What the block computes from its output."""
         return STRUCTURE.get(self.role, "plain")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(O, I)`, without the copy that `weight` makes of a slice."""
+        outputs = self.module.out_features if self.rows is None else len(self.rows)
+        return outputs, self.module.in_features
 
     def weight(self) -> Tensor:
         """Its weight `[O, I]`; a view for a whole Linear, a copy for a slice."""
@@ -215,7 +222,7 @@ def _folds_into_norm(layer: nn.Module, config: Any) -> bool:
 
 def _require_coverage(blocks: list[Block], allow_partial: bool) -> None:
     uncovered = {name: size for block in blocks for name, size in block.uncovered.items()}
-    covered = sum(linear.weight().numel() for block in blocks for linear in block.linears)
+    covered = sum(prod(linear.shape) for block in blocks for linear in block.linears)
     share = sum(uncovered.values()) / max(1, covered + sum(uncovered.values()))
     if not covered or (share > MOST_UNCOVERED and not allow_partial):
         largest = sorted(uncovered.items(), key=lambda item: -item[1])[:LISTED]

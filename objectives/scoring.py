@@ -7,7 +7,7 @@ features, `V` vocabulary.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +24,7 @@ LOGIT_BYTES = 2**27
 # Logits in float32 that stay in a processor's cache while their softmax is taken.
 CPU_PIECE = 2**20
 FIRST_LOOK = 8
+PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,10 @@ def _halves(model: Any, sequences: Sequences) -> tuple[Features, Head]:
         outputs = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
         return outputs.logits  # type: ignore[no-any-return]
 
-    probe = next(batches(sequences, [0], 1, model.device))
+    short = replace(
+        sequences, ids=(sequences.ids[0][:PROBE_TOKENS],), scored=(sequences.scored[0][:PROBE_TOKENS],), clusters=(0,)
+    )
+    probe = next(batches(short, [0], 1, model.device))
     logits = whole(probe)
     if output is not None and torch.equal(output(backbone(probe)), logits):
         return backbone, output

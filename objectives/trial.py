@@ -143,7 +143,7 @@ def quantized(
         yield
         return
     require_suitable(bench.blocks, setting.group_size, bench.allow_partial_groups)
-    modules = list({linear.module for block in bench.blocks for linear in block.linears})
+    modules = [linear.module for block in bench.blocks for linear in block.linears]
     repaired: set[str] = set()
     while True:
         with timed(seconds, "calibrate"):
