@@ -4,7 +4,7 @@ Responsible for what a method is (DESIGN 3, table) and which parameters it reads
 lives in `salience` and `layers`. Defaults of parameters are written here and nowhere else.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -132,6 +132,14 @@ class Setting:
             symmetric=self.symmetric,
             scale_dtype=scale_type(dtype),
         )
+
+    def canonical(self) -> "Setting":
+        """The same setting with every field that its method does not read at its default: equal work, equal value."""
+        read = {"method", "n_calib", "group_size", "symmetric", "scales", "placement", *self.definition.parameters}
+        if self.definition.salience is None:
+            read -= {"n_calib", "scales", "placement"}
+        unread = {field.name: field.default for field in fields(self) if field.name not in read}
+        return replace(self, **unread)  # type: ignore[arg-type]
 
     def label(self) -> str:
         """The method with the parameters it reads, for tables: `gwh-praq-v2 beta=0.5 tau=2 n_grid=20`."""

@@ -41,6 +41,7 @@ class TrainingFacts:
 
     packages: Mapping[str, str]
     core_tokens: int
+    core_share: float
     extra_tokens: int
     tokens_seen: int
     tokens_planned: int
@@ -179,7 +180,7 @@ Training text is prose that was installed on the machine that trained the model:
   and the topics of `pydoc_data` (PSF License Version 2), without the held-out documents;
 - docstrings of the packages below ({facts.extra_tokens:,} tokens).
 
-The core supplies 8 % of the sequences. No training paragraph shares 12 consecutive words
+The core supplies {facts.core_share:.0%} of the sequences. No training paragraph shares 12 consecutive words
 with held-out text, and paragraphs that mostly repeat earlier ones were dropped. None of this text is
 committed; `objectives/bundled/text.py` reads it again from an installation.
 
@@ -198,9 +199,8 @@ follows the training text.
 {rows}
 
 The numbers belong to the text of Python {platform.python_version()}; other versions hold slightly different
-documents. The held-out text was watched during training (`training_log.jsonl`); the exported weights are those
-with the lowest loss on a sample of the held-out docstrings: those after {facts.tokens_seen:,} of
-{facts.tokens_planned:,} training tokens.
+documents. The held-out loss was logged during training (`training_log.jsonl`) and nothing was chosen by it: these
+are the weights after {facts.tokens_seen:,} of {facts.tokens_planned:,} training tokens.
 
 A continuation of "{PROMPT}" (seed 0, temperature 0.8, 20 best tokens):
 
@@ -210,7 +210,8 @@ A continuation of "{PROMPT}" (seed 0, temperature 0.8, 20 best tokens):
 
 ## Training
 
-`python -m training.train_bundled` with seed {facts.seed}: AdamW, cosine decay after a warmup, batches of 4,096
+`python -m training.train_bundled` with seed {facts.seed}: Muon for the blocks' matrices and AdamW for
+the embedding and the norms, cosine decay after a warmup, batches of 4,096
 tokens in rows of 256 and, for the last 30 %, of 512; float32 weights, bfloat16 matrix products on two CPU
 cores. {facts.tokens_seen:,} tokens took {facts.cpu_minutes / 2:.0f} minutes of both cores
 ({facts.minutes:.0f} by the clock, beside other work).

@@ -29,20 +29,6 @@ PACKAGES: Mapping[str, str] = {
     "pandas": "BSD-3-Clause",
     "torch": "BSD-3-Clause",
     "transformers": "Apache-2.0",
-    "sympy": "BSD-3-Clause",
-    "networkx": "BSD-3-Clause",
-    "huggingface_hub": "Apache-2.0",
-    "datasets": "Apache-2.0",
-    "setuptools": "MIT",
-    "pydantic": "MIT",
-    "rich": "MIT",
-    "click": "BSD-3-Clause",
-    "jinja2": "BSD-3-Clause",
-    "fsspec": "BSD-3-Clause",
-    "urllib3": "MIT",
-    "requests": "Apache-2.0",
-    "joblib": "BSD-3-Clause",
-    "packaging": "Apache-2.0 OR BSD-2-Clause",
 }
 """Import name of each package whose docstrings are used, and the licence its authors chose."""
 

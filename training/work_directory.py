@@ -27,11 +27,11 @@ class Plan:
     short_length: int = 256
     long_length: int = 512
     long_share: float = 0.3
-    peak_rate: float = 2e-3
+    peak_rate: float = 3e-3
     final_rate: float = 1e-5
     warmup_share: float = 0.02
     weight_decay: float = 0.1
-    core_share: float = 0.08
+    core_share: float = 0.12
 
     @property
     def steps(self) -> int:
@@ -58,8 +58,6 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    best_loss: float = math.inf
-    best_step: int = 0
 
 
 class WorkDirectory:
@@ -71,7 +69,6 @@ class WorkDirectory:
         self.tokenizer = path / "tokenizer"
         self.streams = path / "streams.npz"
         self.checkpoint = path / "checkpoint.pt"
-        self.best = path / "best.pt"
         self.xz = path / "xz.json"
         self.log = path / "training_log.jsonl"
         path.mkdir(parents=True, exist_ok=True)

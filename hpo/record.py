@@ -1,0 +1,161 @@
+"""A study as it stands: what is stored in Optuna's database and beside it, as frozen values.
+
+Responsible for the names of the attributes that workers write and everyone else reads, and for nothing that decides.
+May assume that the study was created by `hpo.study`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from quant.methods import Setting
+
+CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
+SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
+BITS, BYTES, PEAK, SECONDS, TOKENS = "bits_per_weight", "model_bytes", "peak_bytes", "seconds", "tokens"
+OWNER, VERSIONS = "owner", "versions"
+FULL_PRECISION = "full precision"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a pruned trial would probably have scored: perplexity with its interval, by the text it did read."""
+
+    perplexity: float
+    low: float
+    high: float
+    against: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One setting as a reference or a trial measured it.
+
+    Attributes:
+        name: What tables call it: `gw-awq`, `balanced`, `trial 17`.
+        setting: None is full precision.
+        perplexity: On all tuning text; None where it was not measured to the end.
+        result: Key of its values per sequence in the result store; None where there are none.
+        bits_per_weight: Over the decoder blocks' weights.
+        model_bytes: Of the whole model.
+        seconds: Per phase.
+    """
+
+    name: str
+    setting: Setting | None
+    perplexity: float | None
+    result: str | None
+    bits_per_weight: float | None
+    model_bytes: int | None
+    seconds: Mapping[str, float]
+
+    @property
+    def group_size(self) -> int | None:
+        """What decides which others it may be compared with; None for full precision."""
+        return None if self.setting is None else self.setting.group_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord(Measured):
+    """One trial.
+
+    Attributes:
+        number: Optuna's.
+        state: Optuna's name: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
+        params: Optuna's parameters.
+        origin: Where its setting came from: `preset balanced`, `start-up`, `sampler`.
+        outcome: How the measurement ended; None while it runs.
+        estimate: Of a pruned trial.
+        reason: Why it failed.
+        running: Perplexity of the first sequences, by their number.
+        tokens: Scored tokens that were evaluated for it.
+        started: ISO time; None while it waits.
+        finished: ISO time; None while it runs.
+    """
+
+    number: int
+    state: str
+    params: Mapping[str, float]
+    origin: str
+    outcome: str | None
+    estimate: Estimate | None
+    reason: str | None
+    running: Mapping[int, float]
+    tokens: int
+    started: str | None
+    finished: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """A study: its contract, what is measured beside it, and its trials in order of their numbers."""
+
+    name: str
+    contract: Mapping[str, Any]
+    references: tuple[Measured, ...]
+    trials: tuple[TrialRecord, ...]
+    confirmation: Mapping[str, Any] | None = field(default=None)
+
+    @property
+    def complete(self) -> list[TrialRecord]:
+        """Trials that were measured to the end, best first."""
+        found = [trial for trial in self.trials if trial.state == "COMPLETE"]
+        return sorted(found, key=lambda trial: (trial.perplexity, trial.number))
+
+    @property
+    def pruned(self) -> list[TrialRecord]:
+        """Trials that were given up."""
+        return [trial for trial in self.trials if trial.state == "PRUNED"]
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The trial of least perplexity, whatever its group size; None before one is complete."""
+        return next(iter(self.complete), None)
+
+
+def read_study(study: optuna.Study) -> StudyRecord:
+    """What the storage knows of a study now."""
+    attributes = study.user_attrs
+    return StudyRecord(
+        name=study.study_name,
+        contract=attributes.get(CONTRACT, {}),
+        references=tuple(_reference(entry) for entry in attributes.get(REFERENCES, [])),
+        trials=tuple(trial_record(trial) for trial in study.get_trials(deepcopy=False)),
+        confirmation=attributes.get(CONFIRMATION),
+    )
+
+
+def trial_record(trial: FrozenTrial) -> TrialRecord:
+    """One trial of Optuna's as a value."""
+    attributes = trial.user_attrs
+    setting = attributes.get(SETTING)
+    estimate = attributes.get(ESTIMATE)
+    origin = str(attributes.get(ORIGIN, "sampler"))
+    return TrialRecord(
+        name=origin.removeprefix("preset ") if origin.startswith("preset ") else f"trial {trial.number}",
+        setting=None if setting is None else Setting(**setting),
+        perplexity=trial.value if trial.state.name == "COMPLETE" else None,
+        result=attributes.get(RESULT),
+        bits_per_weight=attributes.get(BITS),
+        model_bytes=attributes.get(BYTES),
+        seconds=attributes.get(SECONDS, {}),
+        number=trial.number,
+        state=trial.state.name,
+        params=trial.params,
+        origin=origin,
+        outcome=attributes.get(OUTCOME),
+        estimate=None if estimate is None else Estimate(**estimate),
+        reason=attributes.get(REASON),
+        running=trial.intermediate_values,
+        tokens=attributes.get(TOKENS, 0),
+        started=trial.datetime_start.isoformat() if trial.datetime_start else None,
+        finished=trial.datetime_complete.isoformat() if trial.datetime_complete else None,
+    )
+
+
+def _reference(entry: Mapping[str, Any]) -> Measured:
+    setting = entry["setting"]
+    return Measured(**{**entry, "setting": None if setting is None else Setting(**setting)})

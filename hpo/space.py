@@ -1,0 +1,297 @@
+"""The search space: which fields of a `Setting` a study varies, and between which bounds.
+
+Responsible for the original space (DESIGN 5), for narrowing it, and for the way to and from Optuna's parameters. May
+assume nothing about the model: sizes that do not suit it, or for which there is no text, are taken out by `limited`.
+"""
+
+import itertools
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+
+from objectives.errors import InputError
+from quant.methods import METHODS, Setting
+
+Scale = Literal["linear", "log", "log2"]
+GRID_LEVELS = 5
+# What settings are rounded to: finer differences change nothing, and a rounded setting can be typed again.
+DECIMALS, DIGITS = 3, 3
+SYNTAX = "write 0.3 to fix it, 0.2..0.8 for a range, 32,64 for sizes"
+Number = int | float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """One hyperparameter.
+
+    Attributes:
+        name: The field of `Setting`.
+        low: Smallest value, included.
+        high: Largest value, included.
+        scale: `log2` holds powers of two only; what Optuna sees of them is the exponent, so their order is kept.
+        integer: Whether values are whole.
+    """
+
+    name: str
+    low: float
+    high: float
+    scale: Scale = "linear"
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise InputError(f"{self.name}: the lower bound {self.low:g} is above the upper bound {self.high:g}")
+
+    @property
+    def parameter(self) -> str:
+        """Its name in Optuna, which says when it is an exponent."""
+        return f"log2_{self.name}" if self.scale == "log2" else self.name
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        """Its range in Optuna."""
+        if self.scale == "log2":
+            return IntDistribution(round(math.log2(self.low)), round(math.log2(self.high)))
+        if self.integer:
+            return IntDistribution(round(self.low), round(self.high), log=self.scale == "log")
+        return FloatDistribution(self.low, self.high, log=self.scale == "log")
+
+    def encode(self, value: Number) -> Number:
+        """What Optuna calls `value`."""
+        return round(math.log2(value)) if self.scale == "log2" else value
+
+    def decode(self, value: Number) -> Number:
+        """The inverse of `encode`, rounded to what a setting holds."""
+        return 2 ** round(value) if self.scale == "log2" else self.rounded(value)
+
+    def rounded(self, value: Number) -> Number:
+        """The nearest value of this dimension that can be typed."""
+        if self.scale == "log2":
+            found: Number = 2 ** round(math.log2(value))
+        elif self.integer:
+            found = round(value)
+        elif self.scale == "log":
+            found = float(f"{value:.{DIGITS}g}")
+        else:
+            found = round(float(value), DECIMALS)
+        return min(max(found, self._bound(self.low)), self._bound(self.high))
+
+    def at(self, fraction: float) -> Number:
+        """The value at `fraction` of the way from low to high, on its scale; `fraction` in `[0, 1)`."""
+        if self.integer or self.scale == "log2":
+            low, high = (round(self.encode(self._bound(bound))) for bound in (self.low, self.high))
+            if self.scale == "log":
+                return self.rounded(math.exp(math.log(low) + fraction * math.log(high / low)))
+            return self.decode(min(high, low + int(fraction * (high - low + 1))))
+        if self.scale == "log":
+            return self.rounded(math.exp(math.log(self.low) + fraction * math.log(self.high / self.low)))
+        return self.rounded(self.low + fraction * (self.high - self.low))
+
+    def levels(self) -> list[Number]:
+        """The values that a grid visits: all sizes, or a few values from end to end."""
+        return sorted({self.at(min(step / (GRID_LEVELS - 1), math.nextafter(1, 0))) for step in range(GRID_LEVELS)})
+
+    def __str__(self) -> str:
+        if self.scale == "log2":
+            return ",".join(str(2**power) for power in range(int(math.log2(self.low)), int(math.log2(self.high)) + 1))
+        return f"{self.low:g}..{self.high:g}" + (" (log)" if self.scale == "log" else "")
+
+    def _bound(self, value: float) -> Number:
+        return round(value) if self.integer or self.scale == "log2" else value
+
+
+ORIGINAL = {
+    dimension.name: dimension
+    for dimension in (
+        Dimension(name="beta", low=0.0, high=1.0),
+        Dimension(name="tau", low=0.1, high=5.0, scale="log"),
+        Dimension(name="n_grid", low=5, high=40, integer=True),
+        Dimension(name="n_calib", low=16, high=512, scale="log2", integer=True),
+        Dimension(name="group_size", low=32, high=256, scale="log2", integer=True),
+    )
+}
+"""The original space; a study searches those that its method reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What a study searches, and what it holds fixed.
+
+    Attributes:
+        base: The fixed part of every setting.
+        dimensions: What varies, in a fixed order.
+    """
+
+    base: Setting
+    dimensions: tuple[Dimension, ...]
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's view."""
+        return {dimension.parameter: dimension.distribution for dimension in self.dimensions}
+
+    def setting(self, params: Mapping[str, Number]) -> Setting:
+        """The setting that Optuna's parameters stand for."""
+        values = {dimension.name: dimension.decode(params[dimension.parameter]) for dimension in self.dimensions}
+        return replace(self.base, **values)  # type: ignore[arg-type]
+
+    def params(self, setting: Setting) -> dict[str, Number]:
+        """Optuna's parameters of a setting, the inverse of `setting`."""
+        return {
+            dimension.parameter: dimension.encode(getattr(setting, dimension.name)) for dimension in self.dimensions
+        }
+
+    def project(self, setting: Setting) -> Setting:
+        """The nearest setting inside the space."""
+        values = {dimension.name: dimension.rounded(getattr(setting, dimension.name)) for dimension in self.dimensions}
+        return replace(self.base, **values)  # type: ignore[arg-type]
+
+    def at(self, fractions: Sequence[float]) -> Setting:
+        """The setting at a point of the unit cube, one coordinate in `[0, 1)` per dimension."""
+        values = {dimension.name: dimension.at(x) for dimension, x in zip(self.dimensions, fractions, strict=True)}
+        return replace(self.base, **values)  # type: ignore[arg-type]
+
+    def grid(self) -> list[Setting]:
+        """Every combination of the dimensions' levels."""
+        levels = [dimension.levels() for dimension in self.dimensions]
+        names = [dimension.name for dimension in self.dimensions]
+        combinations = itertools.product(*levels)
+        return [replace(self.base, **dict(zip(names, values, strict=True))) for values in combinations]  # type: ignore[arg-type]
+
+    def values(self, name: str) -> list[int]:
+        """The sizes that settings of this space take for `group_size` or `n_calib`, ascending."""
+        for dimension in self.dimensions:
+            if dimension.name == name:
+                return _powers(dimension.low, dimension.high)
+        return [getattr(self.base, name)]
+
+    def limited(self, name: str, allowed: Iterable[int], reason: str) -> tuple["Space", str | None]:
+        """The space with only the `allowed` sizes of one dimension, and a notice of what was taken out.
+
+        Raises:
+            InputError: If none is left, or what is left has a gap.
+        """
+        before = self.values(name)
+        kept = sorted(set(before) & set(allowed))
+        if kept == before:
+            return self, None
+        if not kept:
+            raise InputError(f"{name} {', '.join(map(str, before))}: {reason}; give other values with {_flag(name)}")
+        dropped = [str(size) for size in before if size not in kept]
+        notice = f"{name} {', '.join(dropped)} left out: {reason}"
+        return self._with(name, _sizes(name, kept)), notice
+
+    def describe(self) -> dict[str, str]:
+        """Every field of a setting as the range or the value it has, for people and for the contract."""
+        ranges = {dimension.name: str(dimension) for dimension in self.dimensions}
+        fixed = {name: f"{value}" for name, value in self.base.as_dict().items() if name not in ranges}
+        return {**fixed, **ranges}
+
+    def _with(self, name: str, found: Dimension | Number) -> "Space":
+        others = tuple(dimension for dimension in self.dimensions if dimension.name != name)
+        if not isinstance(found, Dimension):
+            return replace(self, base=replace(self.base, **{name: found}), dimensions=others)  # type: ignore[arg-type]
+        order = list(ORIGINAL)
+        dimensions = sorted((*others, found), key=lambda dimension: order.index(dimension.name))
+        return replace(self, dimensions=tuple(dimensions))
+
+
+def make_space(base: Setting, given: Mapping[str, object]) -> Space:
+    """The original space of `base`'s method, narrowed by what was given.
+
+    Args:
+        base: Method, grid and scale sharing; and the values of whatever is fixed.
+        given: By name of the hyperparameter: a number, or text of the form `0.3`, `0.2..0.8` or `32,64`.
+
+    Raises:
+        InputError: Naming every unknown name and every value that cannot be read or is outside what is possible.
+    """
+    read = {"n_calib", "group_size", *METHODS[base.method].parameters}
+    dimensions = tuple(dimension for name, dimension in ORIGINAL.items() if name in read)
+    space = Space(base=base, dimensions=dimensions)
+    problems = []
+    for name, value in given.items():
+        if name not in ORIGINAL:
+            problems.append(f"{name!r} is no hyperparameter; there are {', '.join(ORIGINAL)}")
+            continue
+        if name not in read:
+            problems.append(f"{base.method} does not read {name}; leave {_flag(name)} out")
+            continue
+        try:
+            space = space._with(name, _parse(ORIGINAL[name], value))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("; ".join(problems))
+    return space
+
+
+def read_space_file(path: Path) -> dict[str, object]:
+    """The hyperparameters of a TOML file, for `make_space`.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"space file {path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _parse(dimension: Dimension, value: object) -> Dimension | Number:
+    name, text = dimension.name, ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    try:
+        numbers = [float(part) for part in text.replace("..", ",").split(",")]
+    except ValueError:
+        raise InputError(f"{name} {text!r} cannot be read; {SYNTAX}") from None
+    if dimension.integer and any(number != round(number) for number in numbers):
+        raise InputError(f"{name} {text!r} is not whole; {SYNTAX}")
+    _require_possible(dimension, numbers)
+    if len(numbers) == 1:
+        return round(numbers[0]) if dimension.integer else numbers[0]
+    if dimension.scale == "log2" and ".." not in text:
+        return _sizes(name, sorted({round(number) for number in numbers}))
+    if ".." not in text or len(numbers) != 2:
+        raise InputError(f"{name} {text!r} is neither a value nor a range; {SYNTAX}")
+    narrowed = replace(dimension, low=numbers[0], high=numbers[1])
+    if dimension.scale == "log2":
+        return _sizes(name, _powers(narrowed.low, narrowed.high))
+    return narrowed if narrowed.low < narrowed.high else _parse(dimension, numbers[0])
+
+
+def _require_possible(dimension: Dimension, numbers: Sequence[float]) -> None:
+    """What a setting can hold at all; the original space may be left on purpose."""
+    possible = {"beta": (0.0, 1.0), "tau": (1e-3, 1e6)}.get(dimension.name, (1.0, 2.0**20))
+    outside = [f"{number:g}" for number in numbers if not possible[0] <= number <= possible[1]]
+    if outside:
+        raise InputError(f"{dimension.name} {', '.join(outside)} is outside {possible[0]:g}..{possible[1]:g}")
+
+
+def _sizes(name: str, sizes: Sequence[int]) -> Dimension | Number:
+    """Sizes as a dimension, or as a fixed value when there is one.
+
+    Raises:
+        InputError: If they are not consecutive powers of two.
+    """
+    if len(sizes) == 1:
+        return sizes[0]
+    if not sizes or list(sizes) != _powers(sizes[0], sizes[-1]):
+        listed = ", ".join(map(str, sizes)) or "nothing"
+        raise InputError(f"{name} {listed}: sizes that are searched are consecutive powers of two, such as 32,64,128")
+    return replace(ORIGINAL[name], low=sizes[0], high=sizes[-1])
+
+
+def _powers(low: float, high: float) -> list[int]:
+    return [2**power for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+assert {field.name for field in fields(Setting)} >= set(ORIGINAL)
