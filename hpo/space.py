@@ -7,115 +7,17 @@ assume nothing about the model: sizes that do not suit it, or for which there is
 import itertools
 import math
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 
+from hpo.dimension import ORIGINAL, Dimension, Number, powers_of_two
 from objectives.errors import InputError
 from quant.methods import METHODS, Setting
 
-Scale = Literal["linear", "log", "log2"]
-GRID_LEVELS = 5
-# What settings are rounded to: finer differences change nothing, and a rounded setting can be typed again.
-DECIMALS, DIGITS = 3, 3
 SYNTAX = "write 0.3 to fix it, 0.2..0.8 for a range, 32,64 for sizes"
-Number = int | float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dimension:
-    """One hyperparameter.
-
-    Attributes:
-        name: The field of `Setting`.
-        low: Smallest value, included.
-        high: Largest value, included.
-        scale: `log2` holds powers of two only; what Optuna sees of them is the exponent, so their order is kept.
-        integer: Whether values are whole.
-    """
-
-    name: str
-    low: float
-    high: float
-    scale: Scale = "linear"
-    integer: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise InputError(f"{self.name}: the lower bound {self.low:g} is above the upper bound {self.high:g}")
-
-    @property
-    def parameter(self) -> str:
-        """Its name in Optuna, which says when it is an exponent."""
-        return f"log2_{self.name}" if self.scale == "log2" else self.name
-
-    @property
-    def distribution(self) -> BaseDistribution:
-        """Its range in Optuna."""
-        if self.scale == "log2":
-            return IntDistribution(round(math.log2(self.low)), round(math.log2(self.high)))
-        if self.integer:
-            return IntDistribution(round(self.low), round(self.high), log=self.scale == "log")
-        return FloatDistribution(self.low, self.high, log=self.scale == "log")
-
-    def encode(self, value: Number) -> Number:
-        """What Optuna calls `value`."""
-        return round(math.log2(value)) if self.scale == "log2" else value
-
-    def decode(self, value: Number) -> Number:
-        """The inverse of `encode`, rounded to what a setting holds."""
-        return 2 ** round(value) if self.scale == "log2" else self.rounded(value)
-
-    def rounded(self, value: Number) -> Number:
-        """The nearest value of this dimension that can be typed."""
-        if self.scale == "log2":
-            found: Number = 2 ** round(math.log2(value))
-        elif self.integer:
-            found = round(value)
-        elif self.scale == "log":
-            found = float(f"{value:.{DIGITS}g}")
-        else:
-            found = round(float(value), DECIMALS)
-        return min(max(found, self._bound(self.low)), self._bound(self.high))
-
-    def at(self, fraction: float) -> Number:
-        """The value at `fraction` of the way from low to high, on its scale; `fraction` in `[0, 1)`."""
-        if self.integer or self.scale == "log2":
-            low, high = (round(self.encode(self._bound(bound))) for bound in (self.low, self.high))
-            if self.scale == "log":
-                return self.rounded(math.exp(math.log(low) + fraction * math.log(high / low)))
-            return self.decode(min(high, low + int(fraction * (high - low + 1))))
-        if self.scale == "log":
-            return self.rounded(math.exp(math.log(self.low) + fraction * math.log(self.high / self.low)))
-        return self.rounded(self.low + fraction * (self.high - self.low))
-
-    def levels(self) -> list[Number]:
-        """The values that a grid visits: all sizes, or a few values from end to end."""
-        return sorted({self.at(min(step / (GRID_LEVELS - 1), math.nextafter(1, 0))) for step in range(GRID_LEVELS)})
-
-    def __str__(self) -> str:
-        if self.scale == "log2":
-            return ",".join(str(2**power) for power in range(int(math.log2(self.low)), int(math.log2(self.high)) + 1))
-        return f"{self.low:g}..{self.high:g}" + (" (log)" if self.scale == "log" else "")
-
-    def _bound(self, value: float) -> Number:
-        return round(value) if self.integer or self.scale == "log2" else value
-
-
-ORIGINAL = {
-    dimension.name: dimension
-    for dimension in (
-        Dimension(name="beta", low=0.0, high=1.0),
-        Dimension(name="tau", low=0.1, high=5.0, scale="log"),
-        Dimension(name="n_grid", low=5, high=40, integer=True),
-        Dimension(name="n_calib", low=16, high=512, scale="log2", integer=True),
-        Dimension(name="group_size", low=32, high=256, scale="log2", integer=True),
-    )
-}
-"""The original space; a study searches those that its method reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +65,22 @@ class Space:
         combinations = itertools.product(*levels)
         return [replace(self.base, **dict(zip(names, values, strict=True))) for values in combinations]  # type: ignore[arg-type]
 
+    def size(self) -> int | None:
+        """How many settings there are; None where a dimension is continuous."""
+        sizes = [dimension.count() for dimension in self.dimensions]
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+    def every(self) -> Iterator[Setting]:
+        """All settings of a space without continuous dimensions."""
+        names = [dimension.name for dimension in self.dimensions]
+        for values in itertools.product(*(dimension.every() for dimension in self.dimensions)):
+            yield replace(self.base, **dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
+
     def values(self, name: str) -> list[int]:
         """The sizes that settings of this space take for `group_size` or `n_calib`, ascending."""
         for dimension in self.dimensions:
             if dimension.name == name:
-                return _powers(dimension.low, dimension.high)
+                return powers_of_two(dimension.low, dimension.high)
         return [getattr(self.base, name)]
 
     def limited(self, name: str, allowed: Iterable[int], reason: str) -> tuple["Space", str | None]:
@@ -260,7 +173,7 @@ def _parse(dimension: Dimension, value: object) -> Dimension | Number:
         raise InputError(f"{name} {text!r} is neither a value nor a range; {SYNTAX}")
     narrowed = replace(dimension, low=numbers[0], high=numbers[1])
     if dimension.scale == "log2":
-        return _sizes(name, _powers(narrowed.low, narrowed.high))
+        return _sizes(name, powers_of_two(narrowed.low, narrowed.high))
     return narrowed if narrowed.low < narrowed.high else _parse(dimension, numbers[0])
 
 
@@ -280,18 +193,11 @@ def _sizes(name: str, sizes: Sequence[int]) -> Dimension | Number:
     """
     if len(sizes) == 1:
         return sizes[0]
-    if not sizes or list(sizes) != _powers(sizes[0], sizes[-1]):
+    if not sizes or list(sizes) != powers_of_two(sizes[0], sizes[-1]):
         listed = ", ".join(map(str, sizes)) or "nothing"
         raise InputError(f"{name} {listed}: sizes that are searched are consecutive powers of two, such as 32,64,128")
     return replace(ORIGINAL[name], low=sizes[0], high=sizes[-1])
 
 
-def _powers(low: float, high: float) -> list[int]:
-    return [2**power for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
-
-
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-assert {field.name for field in fields(Setting)} >= set(ORIGINAL)

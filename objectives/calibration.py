@@ -83,6 +83,11 @@ class Calibration:
         self._cache = cache
         self._max_memory = max_memory
 
+    @property
+    def text(self) -> Sequences:
+        """All the calibration text, in its fixed order."""
+        return self._sequences
+
     def segments(self, size: int) -> list[Segment]:
         """The segments whose merged statistics are those of the first `size` samples.
 

@@ -94,7 +94,7 @@ def pinned(store: ResultStore, key: str) -> Sequences:
     lengths = tensors["lengths"].tolist()
     return Sequences(
         source=str(record["source"]),
-        ids=tuple(part.clone() for part in tensors["ids"].split(lengths)),
-        scored=tuple(part.clone() for part in tensors["scored"].split(lengths)),
+        ids=tuple(part.clone() for part in torch.split(tensors["ids"], lengths)),
+        scored=tuple(part.clone() for part in torch.split(tensors["scored"], lengths)),
         clusters=tuple(tensors["clusters"].tolist()),
     )

@@ -46,6 +46,7 @@ class TextPlan:
         count: Sequences wanted.
         protocol: How documents become sequences.
         length: Tokens per sequence: at most (`documents`) or exactly (`packed`).
+        minimum: Sequences that are enough where there are not `count`; None for all of them.
     """
 
     source: str
@@ -53,6 +54,7 @@ class TextPlan:
     count: int
     protocol: Protocol = "packed"
     length: int = 512
+    minimum: int | None = None
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -179,10 +181,11 @@ def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterato
 
 
 def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:
-    if len(sequences) < plan.count:
+    needed = min(plan.count, plan.minimum or plan.count)
+    if len(sequences) < needed:
         raise InputError(
             f"{plan.source} has {plan.part} text for {len(sequences)} sequences of {plan.length} tokens, "
-            f"not for {plan.count}; ask for fewer or shorter ones, or give more text"
+            f"not for {needed}; ask for fewer or shorter ones, or give more text"
         )
     return sequences
 

@@ -42,6 +42,11 @@ class Paths:
         """One file per measured result, named by its key."""
         return self.home / "results"
 
+    @property
+    def studies(self) -> Path:
+        """The default study storage."""
+        return self.home / "studies.db"
+
     @staticmethod
     def create(directory: Path) -> Path:
         """Make `directory` and its parents.

@@ -1,0 +1,125 @@
+"""One dimension of the search space: its bounds, its scale, and its values as Optuna and as settings have them.
+
+Responsible for the original space's dimensions (DESIGN 5), for rounding, and for the inverse pair `encode` and
+`decode`. May assume nothing about the model.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+
+from objectives.errors import InputError
+
+Scale = Literal["linear", "log", "log2"]
+GRID_LEVELS = 5
+# What settings are rounded to: finer differences change nothing, and a rounded setting can be typed again.
+DECIMALS, DIGITS = 3, 3
+Number = int | float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """One hyperparameter.
+
+    Attributes:
+        name: The field of `Setting`.
+        low: Smallest value, included.
+        high: Largest value, included.
+        scale: `log2` holds powers of two only; what Optuna sees of them is the exponent, so their order is kept.
+        integer: Whether values are whole; those of `log2` are, and whole ones on a `log` scale do not occur.
+    """
+
+    name: str
+    low: float
+    high: float
+    scale: Scale = "linear"
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise InputError(f"{self.name}: the lower bound {self.low:g} is above the upper bound {self.high:g}")
+
+    @property
+    def parameter(self) -> str:
+        """Its name in Optuna, which says when it is an exponent."""
+        return f"log2_{self.name}" if self.scale == "log2" else self.name
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        """Its range in Optuna."""
+        if self.scale == "log2":
+            return IntDistribution(round(math.log2(self.low)), round(math.log2(self.high)))
+        if self.integer:
+            return IntDistribution(round(self.low), round(self.high))
+        return FloatDistribution(self.low, self.high, log=self.scale == "log")
+
+    def encode(self, value: Number) -> Number:
+        """What Optuna calls `value`."""
+        return round(math.log2(value)) if self.scale == "log2" else value
+
+    def decode(self, value: Number) -> Number:
+        """The inverse of `encode`, rounded to what a setting holds."""
+        return 2 ** round(value) if self.scale == "log2" else self.rounded(value)
+
+    def rounded(self, value: Number) -> Number:
+        """The nearest value of this dimension that can be typed."""
+        if self.scale == "log2":
+            found: Number = 2 ** round(math.log2(value))
+        elif self.integer:
+            found = round(value)
+        elif self.scale == "log":
+            found = float(f"{value:.{DIGITS}g}")
+        else:
+            found = round(float(value), DECIMALS)
+        return min(max(found, self._bound(self.low)), self._bound(self.high))
+
+    def at(self, fraction: float) -> Number:
+        """The value at `fraction` of the way from low to high, on its scale; `fraction` in `[0, 1)`."""
+        if self.integer:
+            low, high = (round(self.encode(bound)) for bound in (self.low, self.high))
+            return self.decode(min(high, low + int(fraction * (high - low + 1))))
+        if self.scale == "log":
+            return self.rounded(math.exp(math.log(self.low) + fraction * math.log(self.high / self.low)))
+        return self.rounded(self.low + fraction * (self.high - self.low))
+
+    def count(self) -> int | None:
+        """How many values it has; None where it is continuous."""
+        return len(self.every()) if self.integer else None
+
+    def every(self) -> list[Number]:
+        """All values of a dimension that is not continuous."""
+        if self.scale == "log2":
+            return list(powers_of_two(self.low, self.high))
+        return list(range(round(self.low), round(self.high) + 1))
+
+    def levels(self) -> list[Number]:
+        """The values that a grid visits: all sizes, or a few values from end to end."""
+        return sorted({self.at(min(step / (GRID_LEVELS - 1), math.nextafter(1, 0))) for step in range(GRID_LEVELS)})
+
+    def __str__(self) -> str:
+        if self.scale == "log2":
+            return ",".join(str(2**power) for power in range(int(math.log2(self.low)), int(math.log2(self.high)) + 1))
+        return f"{self.low:g}..{self.high:g}" + (" (log)" if self.scale == "log" else "")
+
+    def _bound(self, value: float) -> Number:
+        return round(value) if self.integer else value
+
+
+ORIGINAL = {
+    dimension.name: dimension
+    for dimension in (
+        Dimension(name="beta", low=0.0, high=1.0),
+        Dimension(name="tau", low=0.1, high=5.0, scale="log"),
+        Dimension(name="n_grid", low=5, high=40, integer=True),
+        Dimension(name="n_calib", low=16, high=512, scale="log2", integer=True),
+        Dimension(name="group_size", low=32, high=256, scale="log2", integer=True),
+    )
+}
+"""The original space; a study searches those that its method reads."""
+
+
+def powers_of_two(low: float, high: float) -> list[int]:
+    """The powers of two from low to high, both included where they are some."""
+    return [2**power for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]

@@ -1,0 +1,55 @@
+"""What a study says while it runs, as values: whoever listens decides how to show it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hpo.record import TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something a person should know."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """A trial is under way.
+
+    Attributes:
+        trial: As it was claimed.
+        perplexity: Of the sequences read so far.
+        read: Their number.
+        total: How many there are.
+    """
+
+    trial: TrialRecord
+    perplexity: float
+    read: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A trial has ended.
+
+    Attributes:
+        trial: As it was told.
+        best: The best completed trial.
+        done: Trials of the study that have ended.
+        budget: Trials the study may have.
+        saved: Share of the tokens of all ended trials that pruning spared.
+        seconds_left: Until the budget is used up, at this worker's pace so far.
+    """
+
+    trial: TrialRecord
+    best: TrialRecord | None
+    done: int
+    budget: int
+    saved: float
+    seconds_left: float
+
+
+Event = Notice | Looked | Finished
+Listener = Callable[[Event], None]

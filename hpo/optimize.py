@@ -1,0 +1,180 @@
+"""The main job, straight through: lay out, create or join the study, work, rank, confirm, record.
+
+Responsible for the order of things and for fitting the space to the model and the text. May assume that plans were
+validated when they were made.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+
+import optuna
+from optuna.storages import BaseStorage
+
+from hpo.confirmation import confirm
+from hpo.contract import make_contract
+from hpo.events import Listener, Notice
+from hpo.proposal import SAMPLERS, SamplerName, presets
+from hpo.pruning import PRUNERS, PrunerName
+from hpo.queue import Queue
+from hpo.ranking import Level, headline, rank
+from hpo.record import CONFIRMATION, CONTRACT, StudyRecord, read_study
+from hpo.space import Space
+from hpo.study import open_study, prepare
+from hpo.worker import Budget, Worker
+from objectives.errors import InputError
+from objectives.evaluation import BenchPlan, LaidOut, lay_out
+from objectives.kept import pin, pinned
+from objectives.progress import Progress
+from objectives.quantization import model_size, suitable_group_sizes
+from objectives.sequences import Sequences
+from storage.paths import Paths
+from storage.results import ResultStore
+
+TEXTS = ("tuning", "confirmation", "second confirmation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """What a study is to be.
+
+    Attributes:
+        name: Of the study.
+        bench: Model and text; its data are the tuning text and the confirmation texts, in this order.
+        space: What is searched, before it is fitted to the model and the text.
+        sampler: Who proposes.
+        pruner: Who gives trials up.
+        max_bits: Most bits per weight a group size may cost; None for any.
+        presets_only: Measure the presets and nothing else.
+    """
+
+    name: str
+    bench: BenchPlan
+    space: Space
+    sampler: SamplerName = "gp"
+    pruner: PrunerName = "paired"
+    max_bits: float | None = None
+    presets_only: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.sampler not in SAMPLERS:
+            problems.append(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+        if self.pruner not in PRUNERS:
+            problems.append(f"pruner {self.pruner!r} is unknown; choose one of {', '.join(PRUNERS)}")
+        if problems:
+            raise InputError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A study at the end of a run.
+
+    Attributes:
+        record: Everything that is stored of it.
+        levels: The ranking by group size.
+        notes: What a person should know besides.
+    """
+
+    record: StudyRecord
+    levels: list[Level]
+    notes: list[str]
+
+
+def optimize(
+    plan: StudyPlan, storage: BaseStorage, paths: Paths, budget: Budget, listen: Listener, progress: Progress
+) -> Outcome:
+    """Begin, resume or join a study and work on it until the budget is used up.
+
+    Raises:
+        InputError: If the plan does not suit the model, the text or the existing study.
+        RunError: If trials fail one after the other.
+        StorageError: If disk or database refuse.
+        KeyboardInterrupt: On SIGINT or SIGTERM; the running trial is back in the queue.
+    """
+    store = ResultStore(paths.results)
+    laid_out = lay_out(plan.bench, paths, progress)
+    bench, (tuning, *held_out) = laid_out.bench, laid_out.data
+    space = fit(plan, laid_out, listen)
+    texts = dict(zip(TEXTS, zip(plan.bench.data, laid_out.data, strict=True), strict=False))
+    contract = make_contract(bench.model, space, bench.calibration.text, texts, plan.bench.seed)
+    study = open_study(storage, plan.name, contract)
+    pin(store, tuning)
+    queue = Queue(study=study, storage=storage, space=space)
+    with stopped_by_signals():
+        prepare(study, queue, bench, store, tuning, progress)
+        worker = Worker(
+            queue=queue,
+            store=store,
+            bench=bench,
+            tuning=tuning,
+            sampler=plan.sampler,
+            pruner="none" if plan.presets_only else plan.pruner,
+            seed=plan.bench.seed,
+            listen=listen,
+            progress=progress,
+        )
+        worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
+        levels = rank(read_study(study), store, tuning.clusters)
+        leading = headline(levels)
+        if leading is not None and held_out and not plan.presets_only:
+            study.set_user_attr(CONFIRMATION, confirm(bench, store, leading, held_out, progress))
+    notes = [str(laid_out.agreement)] if laid_out.agreement else []
+    return Outcome(record=read_study(study), levels=levels, notes=notes)
+
+
+def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
+    """The plan's space without what does not suit the model, the text or the bits that are allowed."""
+    bench, space = laid_out.bench, plan.space
+    sizes = space.values("group_size")
+    suitable = sizes if bench.allow_partial_groups else [*suitable_group_sizes(bench.blocks)]
+    affordable = [
+        size
+        for size in sizes
+        if plan.max_bits is None
+        or model_size(bench.model, bench.blocks, replace(space.base, group_size=size)).bits_per_weight <= plan.max_bits
+    ]
+    samples = len(bench.calibration.text)
+    limits = (
+        ("group_size", suitable, "it does not divide the input widths of this model"),
+        ("group_size", affordable, f"it costs more than {plan.max_bits} bits per weight"),
+        ("n_calib", [n for n in space.values("n_calib") if n <= samples], f"there is text for {samples} samples"),
+    )
+    for name, allowed, reason in limits:
+        space, notice = space.limited(name, allowed, reason)
+        if notice:
+            listen(Notice(text=notice))
+    if plan.presets_only:
+        used = {setting.group_size for _, setting in presets(space)}
+        space, _ = space.limited("group_size", used, "no preset uses it")
+    return space
+
+
+def standing(study: optuna.Study, paths: Paths) -> Outcome:
+    """A study as it stands, without its model: for `status`, `show` and `report`.
+
+    Raises:
+        DamagedEntryError: If its values per sequence are missing or damaged.
+    """
+    store = ResultStore(paths.results)
+    record = read_study(study)
+    if not record.references:
+        return Outcome(record=record, levels=[], notes=["its references are not measured yet"])
+    tuning: Sequences = pinned(store, f"text-{study.user_attrs[CONTRACT]['tuning']['fingerprint']}")
+    return Outcome(record=record, levels=rank(record, store, tuning.clusters), notes=[])
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM inside the block does what SIGINT does: it raises `KeyboardInterrupt`."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

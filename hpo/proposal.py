@@ -1,0 +1,193 @@
+"""Which setting to try next.
+
+Responsible for the start-up points, for showing a study to one of Optuna's samplers, and for never proposing what was
+tried. A proposal depends on the study's seed and on the trials that exist, on nothing else: a study that was
+interrupted goes on as if it had not been. Pruned trials count with their estimates; Optuna's GP sampler would ignore
+them, and never leave its random start-up where most trials are pruned.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from scipy.stats import qmc
+
+from hpo.record import TrialRecord
+from hpo.space import Space
+from quant.methods import PRESETS, Setting
+
+SamplerName = Literal["gp", "tpe", "random", "qmc", "grid"]
+SAMPLERS: tuple[SamplerName, ...] = ("gp", "tpe", "random", "qmc", "grid")
+STARTUP_TRIALS = 10
+# A Gaussian process that has converged names the same point again and again: look around it, ever farther away.
+NEIGHBOURS, FIRST_REACH = 64, 0.02
+MOST_SOBOL = 2**12
+MOST_ENUMERATED = 10**6
+# log-perplexity of a broken model would flatten all differences between good ones.
+WORST_NATS_ABOVE_BEST = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One of Optuna's samplers that learns: how to make it, and what a pruned trial is to it."""
+
+    make: Callable[[int], BaseSampler]
+    pruned_as: TrialState
+
+
+MODELS: Mapping[str, Model] = {
+    "gp": Model(
+        make=lambda seed: GPSampler(seed=seed, n_startup_trials=1, warn_independent_sampling=False),
+        pruned_as=TrialState.COMPLETE,
+    ),
+    "tpe": Model(make=lambda seed: TPESampler(seed=seed, n_startup_trials=1), pruned_as=TrialState.PRUNED),
+    "random": Model(make=lambda seed: RandomSampler(seed=seed), pruned_as=TrialState.PRUNED),
+}
+
+
+def propose(space: Space, trials: Sequence[TrialRecord], sampler: SamplerName, seed: int) -> Setting | None:
+    """The next setting of a study.
+
+    Args:
+        space: What may be tried.
+        trials: All that was tried, is being tried or waits.
+        sampler: Who chooses once there is something to learn from.
+        seed: The study's.
+
+    Returns:
+        A setting no trial has; None when the space has no other.
+    """
+    tried = {trial.setting.canonical() for trial in trials if trial.setting is not None}
+    if sampler == "grid":
+        return next(_untried(_shuffled(space.grid(), seed), tried), None)
+    if not _has_more(space, tried):
+        return None
+    learns = sampler in ("gp", "tpe") and len(trials) >= STARTUP_TRIALS and any(map(_is_informative, trials))
+    if not learns and sampler != "random":
+        return next(_untried(sobol(space, seed), tried), None) or _any_untried(space, tried)
+    draw = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
+    suggested = _ask(space, trials, MODELS[sampler], draw)
+    return next(_untried(_around(space, suggested, draw), tried), None) or _any_untried(space, tried)
+
+
+def presets(space: Space) -> list[tuple[str, Setting]]:
+    """The presets as the space allows them, each once, with the origin that their trials carry."""
+    found: dict[Setting, str] = {}
+    for label, preset in PRESETS.items():
+        projected = space.project(preset)
+        moved = any(
+            getattr(preset, dimension.name) != getattr(projected, dimension.name) for dimension in space.dimensions
+        )
+        found.setdefault(projected, f"preset {label}" + (" (projected)" if moved else ""))
+    return [(origin, setting) for setting, origin in found.items()]
+
+
+def sobol(space: Space, seed: int) -> Iterator[Setting]:
+    """Settings that fill the space evenly (a scrambled Sobol sequence)."""
+    if space.dimensions:
+        points = qmc.Sobol(len(space.dimensions), rng=np.random.default_rng(seed))
+        for _ in range(MOST_SOBOL // 64):
+            yield from (space.at(point.tolist()) for point in points.random(64))
+    else:
+        yield space.base
+
+
+def _ask(space: Space, trials: Sequence[TrialRecord], model: Model, seed: int) -> Setting:
+    """What a sampler suggests for a study that shows it what we know: pruned trials with their estimates."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(sampler=model.make(seed))
+        informative = [trial for trial in trials if _is_informative(trial)]
+        best = min(_nats(trial) for trial in informative) if informative else 0.0
+        for trial in trials:
+            shown = _shown(space, trial, model, best)
+            if shown is not None:
+                study.add_trial(shown)
+        with warnings.catch_warnings():
+            # How a fit converged is the sampler's business.
+            warnings.simplefilter("ignore")
+            return space.setting(study.ask(space.distributions).params)
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _shown(space: Space, trial: TrialRecord, model: Model, best: float) -> FrozenTrial | None:
+    """A trial as a sampler sees it; None where there is nothing to see."""
+    if trial.setting is None or trial.state in ("FAIL", "WAITING"):
+        return None
+    common = {"params": space.params(trial.setting), "distributions": space.distributions}
+    if trial.state == "RUNNING":
+        return create_trial(state=TrialState.RUNNING, **common)  # type: ignore[arg-type]
+    if not _is_informative(trial):
+        return None
+    value = min(_nats(trial), best + WORST_NATS_ABOVE_BEST)
+    state = model.pruned_as if trial.state == "PRUNED" else TrialState.COMPLETE
+    return create_trial(state=state, value=value, intermediate_values=dict(trial.running), **common)  # type: ignore[arg-type]
+
+
+def _is_informative(trial: TrialRecord) -> bool:
+    return math.isfinite(_nats(trial))
+
+
+def _nats(trial: TrialRecord) -> float:
+    """Mean NLL on all tuning text, as far as it is known: differences in it do not grow with the perplexity."""
+    if trial.perplexity is not None:
+        return math.log(trial.perplexity)
+    if trial.state == "PRUNED" and trial.estimate is not None:
+        return math.log(trial.estimate.perplexity)
+    if trial.state == "PRUNED" and trial.running:
+        return math.log(trial.running[max(trial.running)])
+    return math.inf
+
+
+def _around(space: Space, setting: Setting, seed: int) -> Iterator[Setting]:
+    """The setting itself, then others around it, farther and farther away."""
+    yield setting
+    generator = np.random.default_rng(seed)
+    center = np.array([_fraction(space, setting, index) for index in range(len(space.dimensions))])
+    for number in range(NEIGHBOURS):
+        reach = FIRST_REACH * (1 + number)
+        point = np.clip(center + generator.normal(scale=reach, size=len(center)), 0, math.nextafter(1, 0))
+        yield space.at(point.tolist())
+
+
+def _fraction(space: Space, setting: Setting, index: int) -> float:
+    """Where a setting lies between the bounds of one dimension, on its scale: the inverse of `Dimension.at`."""
+    dimension = space.dimensions[index]
+    value, low, high = (
+        dimension.encode(number) for number in (getattr(setting, dimension.name), dimension.low, dimension.high)
+    )
+    if dimension.scale == "log":
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    if dimension.integer:
+        return (value - low + 0.5) / (high - low + 1)
+    return (value - low) / (high - low)
+
+
+def _has_more(space: Space, tried: set[Setting]) -> bool:
+    size = space.size()
+    return size is None or len(tried) < size or _any_untried(space, tried) is not None
+
+
+def _any_untried(space: Space, tried: set[Setting]) -> Setting | None:
+    size = space.size()
+    if size is None or size > MOST_ENUMERATED:
+        return None
+    return next(_untried(space.every(), tried), None)
+
+
+def _untried(settings: Iterator[Setting], tried: set[Setting]) -> Iterator[Setting]:
+    return (setting for setting in settings if setting.canonical() not in tried)
+
+
+def _shuffled(settings: Sequence[Setting], seed: int) -> Iterator[Setting]:
+    order = np.random.default_rng(seed).permutation(len(settings))
+    return islice((settings[index] for index in order), len(settings))

@@ -1,0 +1,258 @@
+"""The ask/tell loop: claim or propose a setting, measure it, tell what came of it, until the budget is used up.
+
+Responsible for every trial it started reaching a terminal state, or going back to the queue when the worker is
+interrupted. The result is kept before anyone is told of it. May assume that the contract was checked.
+"""
+
+import math
+import platform
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from time import monotonic
+from typing import Any
+
+import optuna
+from optuna.trial import Trial, TrialState
+
+from hpo.events import Finished, Listener, Looked, Notice
+from hpo.proposal import SamplerName, propose
+from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, optuna_pruner, reports
+from hpo.queue import Queue
+from hpo.record import (
+    BITS,
+    BYTES,
+    ESTIMATE,
+    OUTCOME,
+    PEAK,
+    REASON,
+    RESULT,
+    SECONDS,
+    SETTING,
+    TOKENS,
+    VERSIONS,
+    StudyRecord,
+    read_study,
+    trial_record,
+)
+from hpo.space import Space
+from objectives.errors import RunError
+from objectives.kept import keep_result, measurement_key, recall_result
+from objectives.progress import Progress
+from objectives.scoring import Score, look_sizes
+from objectives.sequences import Sequences
+from objectives.trial import Bench, TrialResult, run_trial
+from quant.errors import QuantizationError
+from quant.methods import Setting
+from storage.errors import StorageError
+from storage.results import ResultStore
+
+FINISHED = ("COMPLETE", "PRUNED", "FAIL")
+FIRST_FAILURES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much a study may spend: `trials` in all, and no trial begins after `deadline` (of `monotonic`)."""
+
+    trials: int
+    deadline: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One process at work on one study."""
+
+    queue: Queue
+    store: ResultStore
+    bench: Bench
+    tuning: Sequences
+    sampler: SamplerName
+    pruner: PrunerName
+    seed: int
+    listen: Listener
+    progress: Progress
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study it works on."""
+        return self.queue.study
+
+    @property
+    def space(self) -> Space:
+        """What it searches."""
+        return self.queue.space
+
+    def work(self, budget: Budget) -> None:
+        """Work until the budget is used up or the space has no other setting.
+
+        Raises:
+            KeyboardInterrupt: When interrupted; the running trial is back in the queue.
+            RunError: If the first trials all fail.
+        """
+        self.study.pruner = optuna_pruner(self.pruner, len(self.tuning))
+        started, done_here = monotonic(), 0
+        while (trial := self._next(budget)) is not None:
+            try:
+                self._measure(trial)
+            except BaseException:
+                # Whatever it is, it is no property of the setting: someone may try it again.
+                if self.queue.hand_back(trial):
+                    self.listen(Notice(text=f"trial {trial.number} handed back"))
+                raise
+            done_here += 1
+            self._report(trial.number, budget, (monotonic() - started) / done_here)
+            _require_some_success(read_study(self.study))
+
+    def _next(self, budget: Budget) -> Trial | None:
+        for number in self.queue.take_back_orphans():
+            self.listen(Notice(text=f"trial {number} was left by a process that died; it is queued again"))
+        record = read_study(self.study)
+        taken = sum(trial.state in (*FINISHED, "RUNNING") for trial in record.trials)
+        if taken >= budget.trials or monotonic() >= budget.deadline:
+            return None
+        waiting = self.queue.claim()
+        if waiting is not None:
+            return waiting
+        setting = propose(self.space, record.trials, self.sampler, self.seed)
+        if setting is None:
+            self.listen(Notice(text="every setting of the space was tried"))
+            return None
+        self.queue.add(setting, self.sampler)
+        return self.queue.claim()
+
+    def _measure(self, trial: Trial) -> None:
+        setting = Setting(**trial.user_attrs[SETTING])
+        try:
+            result = self._known(setting) or self._run(trial, setting)
+        except QuantizationError as error:
+            self._fail(trial, "not quantizable", str(error))
+            return
+        except (RunError, StorageError, OSError):
+            raise
+        except Exception:
+            # A mistake of ours: the trial says where, and the worker stops.
+            self._fail(trial, "error", traceback.format_exc())
+            raise
+        self._finish(trial, setting, result)
+
+    def _known(self, setting: Setting) -> TrialResult | None:
+        """What is already measured of a setting to the end: by a worker that died before it told, or another study."""
+        key = measurement_key(self.bench, setting, self.tuning)
+        return recall_result(self.store, key) if key in self.store else None
+
+    def _run(self, trial: Trial, setting: Setting) -> TrialResult:
+        record = trial_record(self.study.trials[trial.number])
+        trial.set_user_attr(VERSIONS, versions())
+
+        def go_on(look: Score) -> bool:
+            self._tell_look(trial, look)
+            seen = Looked(trial=record, perplexity=look.perplexity, read=len(look.nll), total=len(self.tuning))
+            self.listen(seen)
+            return self._is_worth(trial, setting, look)
+
+        return run_trial(self.bench, setting, self.tuning, go_on, self.progress)
+
+    def _is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
+        if self.pruner != "paired":
+            return not trial.should_prune()
+        incumbent = self._incumbent(setting)
+        return incumbent is None or not is_hopeless(look, incumbent.score, self.tuning.clusters)
+
+    def _incumbent(self, setting: Setting) -> Incumbent | None:
+        complete = read_study(self.study).complete
+        equals = [trial for trial in complete if trial.group_size == setting.group_size and trial.result]
+        if not equals:
+            return None
+        best = equals[0]
+        score = recall_result(self.store, str(best.result)).score
+        return None if score is None else Incumbent(number=best.number, score=score)
+
+    def _tell_look(self, trial: Trial, look: Score) -> None:
+        told = self.study.trials[trial.number].intermediate_values
+        for step, value in reports(self.pruner, look).items():
+            if step not in told and math.isfinite(value):
+                trial.report(value, step)
+
+    def _finish(self, trial: Trial, setting: Setting, result: TrialResult) -> None:
+        score = result.score
+        if result.outcome in ("complete", "stopped") and score is not None and math.isfinite(score.perplexity):
+            key = measurement_key(self.bench, setting, self.tuning[: len(score.nll)])
+            if key not in self.store:
+                keep_result(self.store, key, result)
+            self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
+            for size in look_sizes(len(score.nll)):
+                self._tell_look(trial, Score(nll=score.nll[:size], tokens=score.tokens[:size]))
+            self._tell(trial, setting, result, score)
+            return
+        reasons = {
+            "out-of-memory": f"out of memory at a peak of {result.peak_bytes / 1e9:.2f} GB; use a smaller --max-memory",
+            "non-finite": "the quantized model gives NaN or Inf",
+        }
+        self._describe(trial, {}, result)
+        self._fail(trial, result.outcome, reasons.get(result.outcome, "the perplexity is infinite"))
+
+    def _tell(self, trial: Trial, setting: Setting, result: TrialResult, score: Score) -> None:
+        if result.outcome == "complete":
+            self.study.tell(trial, score.perplexity, skip_if_finished=True)
+            return
+        incumbent = self._incumbent(setting)
+        if incumbent is not None:
+            found = estimate(score, incumbent, self.tuning.clusters)
+            trial.set_user_attr(ESTIMATE, vars(found))
+        self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def _describe(self, trial: Trial, attributes: dict[str, Any], result: TrialResult) -> None:
+        attributes = {
+            **attributes,
+            OUTCOME: result.outcome,
+            BITS: result.size.bits_per_weight,
+            BYTES: result.size.model_bytes,
+            PEAK: result.peak_bytes,
+            SECONDS: {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
+        }
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+
+    def _fail(self, trial: Trial, outcome: str, reason: str) -> None:
+        trial.set_user_attr(OUTCOME, outcome)
+        trial.set_user_attr(REASON, reason)
+        self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _report(self, number: int, budget: Budget, pace: float) -> None:
+        record = read_study(self.study)
+        ended = [trial for trial in record.trials if trial.state in FINISHED]
+        left = max(0, budget.trials - len(ended))
+        finished = Finished(
+            trial=record.trials[number],
+            best=record.best,
+            done=len(ended),
+            budget=budget.trials,
+            saved=tokens_saved(record, int(sum(mask.sum() for mask in self.tuning.scored))),
+            seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
+        )
+        self.listen(finished)
+
+
+def tokens_saved(record: StudyRecord, full: int) -> float:
+    """The share of tokens that pruning spared: of the trials that ended with a value, against `full` tokens each."""
+    ended = [trial for trial in record.trials if trial.state in ("COMPLETE", "PRUNED")]
+    return 1 - sum(trial.tokens for trial in ended) / (full * len(ended)) if ended else 0.0
+
+
+def versions() -> dict[str, str]:
+    """What a trial's numbers may depend on."""
+    return {name: version(name) for name in ("praqtune", "torch", "transformers")} | {
+        "python": platform.python_version()
+    }
+
+
+def _require_some_success(record: StudyRecord) -> None:
+    ended: Sequence[Any] = [trial for trial in record.trials if trial.state in FINISHED]
+    if len(ended) >= FIRST_FAILURES and all(trial.state == "FAIL" for trial in ended):
+        last = ended[-1]
+        raise RunError(
+            f"all {len(ended)} trials of study {record.name!r} failed; the last: {last.outcome}: "
+            f"{str(last.reason).strip().splitlines()[-1]}; the study is kept: change what is in the way and go on"
+        )
