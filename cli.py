@@ -7,10 +7,13 @@ them, so that `--help` answers at once. Exit codes: 0 done, 1 failed while runni
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -20,13 +23,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    import optuna
+
+    from hpo.events import Event, Finished, Listener
+    from hpo.optimize import Outcome, StudyPlan
+    from hpo.ranking import Level
+    from hpo.record import TrialRecord
+    from hpo.space import Space
     from objectives.evaluation import BenchPlan, Row
+    from objectives.sequences import TextPlan
     from quant.methods import Setting
     from storage.paths import Paths
 
 SILENT_SECONDS = 2.0
 PIPE_WIDTH = 200
 BUNDLED_LENGTH, HUB_LENGTH = 256, 512
+DEFAULT_TRIALS = 40
+SECOND_DATA = {"bundled:docstrings": "bundled:topics", "c4": "wikitext2", "wikitext2": "c4"}
 BUNDLED_DATA, HUB_DATA = "bundled:docstrings,bundled:topics", "c4"
 
 EVALUATE_EXAMPLES = """examples:
@@ -34,6 +47,17 @@ EVALUATE_EXAMPLES = """examples:
   %(prog)s --model org/name --eval-data c4,wikitext2
   %(prog)s --model ./dir --calib-data calib.txt --eval-data eval.jsonl.gz \\
       --method gwh-praq-v2 --beta 0.3 --tau 2.5 --group-size 64 --json rows.json
+"""
+OPTIMIZE_EXAMPLES = """examples:
+  %(prog)s                                        a study of the bundled model
+  %(prog)s --trials 100                           go on with it
+  %(prog)s --model org/name --calib-data wikitext2 --eval-data c4 --group-size 64,128 --trials 60 --study mine
+  %(prog)s --model ./dir --eval-data eval.txt --beta 0.1..0.6 --tau 2 --n-calib 128 --storage sqlite:///study.db
+  %(prog)s --presets-only --json presets.json     the four presets and the references, ranked
+"""
+STUDY_EXAMPLES = """examples:
+  %(prog)s                                        the study that was begun last
+  %(prog)s --study mine --storage sqlite:///study.db
 """
 CALIBRATE_EXAMPLES = """examples:
   %(prog)s                                        the bundled model, 16 to 128 samples
@@ -72,9 +96,9 @@ def _exit_code(error: Exception) -> int | None:
     """2 for what the user can change in the command, 1 for what failed while running, None for our mistakes."""
     from objectives.errors import InputError, RunError
     from quant.errors import QuantizationError
-    from storage.errors import StorageError
+    from storage.errors import AddressError, StorageError
 
-    if isinstance(error, InputError | QuantizationError):
+    if isinstance(error, InputError | QuantizationError | AddressError):
         return 2
     return 1 if isinstance(error, RunError | StorageError) else None
 
@@ -96,6 +120,56 @@ def _evaluate(options: argparse.Namespace) -> None:
             rows.append(_row(row))
     notes = [str(laid_out.agreement)] if laid_out.agreement else []
     _output(options, {"rows": rows, "notes": notes}, _evaluation_table(rows), notes)
+
+
+def _optimize(options: argparse.Namespace) -> None:
+    from hpo.optimize import optimize
+    from hpo.worker import Budget
+    from objectives.memory import keep_freed_memory
+    from storage.studies import open_storage, storage_errors
+
+    keep_freed_memory()
+    paths = _paths(options)
+    plan = _study_plan(options)
+    deadline = math.inf if options.timeout is None else monotonic() + options.timeout
+    url = _storage_url(options)
+    with storage_errors(url), _study_display() as (listen, progress):
+        storage = open_storage(url)
+        budget = Budget(trials=options.trials, deadline=deadline)
+        outcome = optimize(plan, storage, paths, budget, listen, progress)
+    _conclude(options, outcome, None if plan.presets_only else _report_directory(options, outcome), paths)
+
+
+def _status(options: argparse.Namespace) -> None:
+    from hpo.record import read_study
+    from hpo.status import summary
+
+    with _study(options) as study:
+        facts = summary(read_study(study))
+    table = _table("", "")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _status_text(value))
+    _output(options, facts, table, [])
+
+
+def _show(options: argparse.Namespace) -> None:
+    from hpo.report import study_json
+
+    from hpo.optimize import standing
+
+    with _study(options) as study:
+        outcome = standing(study, _paths(options))
+    record = study_json(outcome.record, outcome.levels)
+    _output(options, record, None, [*outcome.notes, *_verdicts(outcome.levels)], _ranking_tables(outcome.levels))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from hpo.optimize import standing
+
+    paths = _paths(options)
+    with _study(options) as study:
+        outcome = standing(study, paths)
+    _conclude(options, outcome, _report_directory(options, outcome), paths)
 
 
 def _calibrate(options: argparse.Namespace) -> None:
@@ -159,6 +233,64 @@ def _cache_rm(options: argparse.Namespace) -> None:
 
 
 # From arguments to plans
+
+
+def _study_plan(options: argparse.Namespace) -> "StudyPlan":
+    from hpo.optimize import StudyPlan
+
+    space = _space(options)
+    calibration_sizes = space.values("n_calib")
+    bench = _bench_plan(options, calibration_sizes[-1])
+    bench = replace(bench, calibration=replace(bench.calibration, minimum=calibration_sizes[0]))
+    tuning = bench.data[0]
+    name = options.study or Path(options.model).name
+    return StudyPlan(
+        name=f"{name}-presets" if options.presets_only and not options.study else name,
+        bench=replace(bench, data=(tuning, *_confirmation_texts(options, tuning))),
+        space=space,
+        sampler=options.sampler,
+        pruner=options.pruner,
+        max_bits=options.max_bits,
+        presets_only=options.presets_only,
+    )
+
+
+def _space(options: argparse.Namespace) -> "Space":
+    from hpo.space import make_space, read_space_file
+    from quant.methods import Setting
+
+    fixed = {name: getattr(options, name) for name in ("method", *FIXED_FLAGS) if getattr(options, name) is not None}
+    given = read_space_file(Path(options.space)) if options.space else {}
+    flags = {name: getattr(options, name) for name in SEARCHED_FLAGS if getattr(options, name) is not None}
+    return make_space(Setting(**fixed), {**given, **flags})
+
+
+def _confirmation_texts(options: argparse.Namespace, tuning: "TextPlan") -> list["TextPlan"]:
+    """Other documents of the tuning text, and a second data set where one is named or known."""
+    second = options.confirm_data or SECOND_DATA.get(tuning.source)
+    held_out = replace(tuning, part="confirmation", minimum=1)
+    return [held_out, *([replace(held_out, source=second)] if second and second != tuning.source else [])]
+
+
+def _storage_url(options: argparse.Namespace) -> str:
+    from storage.studies import default_url
+
+    return str(options.storage or os.environ.get("PRAQTUNE_STORAGE") or default_url(_paths(options)))
+
+
+@contextmanager
+def _study(options: argparse.Namespace) -> "Iterator[optuna.Study]":
+    """The study that a command is about."""
+    from hpo.study import find_study
+    from storage.studies import open_storage, storage_errors
+
+    url = _storage_url(options)
+    with storage_errors(url):
+        yield find_study(open_storage(url), options.study)
+
+
+def _report_directory(options: argparse.Namespace, outcome: "Outcome") -> Path:
+    return Path(options.out) if options.out else Path("reports") / outcome.record.name
 
 
 def _bench_plan(options: argparse.Namespace, calibration_samples: int) -> "BenchPlan":
@@ -270,6 +402,99 @@ def _evaluation_table(rows: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
+def _conclude(options: argparse.Namespace, outcome: "Outcome", directory: Path | None, paths: "Paths") -> None:
+    """Print the ranking and the verdicts, and write the report into `directory` where there is one."""
+    from hpo.report import study_json, write_report
+
+    from storage.results import ResultStore
+
+    notes = [*_verdicts(outcome.levels), *outcome.notes]
+    if outcome.record.confirmation:
+        notes.insert(0, outcome.record.confirmation["sentence"])
+    if directory is not None:
+        record, store = outcome.record, ResultStore(paths.results)
+        page = write_report(record, outcome.levels, store, record.distributions, directory)
+        notes.append(f"report: {page}")
+    _output(options, study_json(outcome.record, outcome.levels), None, notes, _ranking_tables(outcome.levels))
+
+
+def _verdicts(levels: "Sequence[Level]") -> list[str]:
+    """The leading group size first: what won, and what to use."""
+    from hpo.ranking import headline
+
+    leading = headline(levels)
+    ordered = sorted(levels, key=lambda level: level is not leading)
+    lines = [level.verdict() for level in ordered]
+    if leading is not None:
+        chosen = leading.recommended.measured
+        lines.insert(1, f"Recommended at group size {leading.group_size}: {chosen.name} ({chosen.label}).")
+    return lines
+
+
+def _ranking_tables(levels: "Sequence[Level]") -> list[Table]:
+    from hpo.ranking import percent_text
+
+    tables = []
+    for level in levels:
+        table = _table(f"group size {level.group_size}", "setting", "perplexity", "above the best", "bits/weight")
+        for row in level.rows:
+            mark = " *" if row is level.recommended else ""
+            table.add_row(
+                row.measured.name + mark,
+                row.measured.label,
+                f"{row.score.perplexity:.3f}",
+                "best" if row is level.best else percent_text(row.difference),
+                f"{row.measured.bits_per_weight:.3f}",
+            )
+        tables.append(table)
+    return tables
+
+
+def _status_text(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_status_text(part)}" for name, part in value.items()) or "-"
+    if isinstance(value, list):
+        return "\n".join(_status_text(part) for part in value) or "-"
+    return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _event_text(event: "Event") -> str:
+    """One line for one event."""
+    from hpo.events import Finished, Looked
+
+    match event:
+        case Looked():
+            return f"{_trial_text(event.trial)}: {event.perplexity:.3f} after {event.read}/{event.total}"
+        case Finished():
+            return _finished_text(event)
+        case _:
+            return event.text
+
+
+def _finished_text(event: "Finished") -> str:
+    trial, best = event.trial, event.best
+    known = f"best {best.perplexity:.3f} (trial {best.number})" if best else "no trial is complete yet"
+    left = timedelta(seconds=round(event.seconds_left))
+    return (
+        f"[{event.done}/{event.budget}] {_trial_text(trial)}: {_result_text(trial)} | {known} | "
+        f"{event.saved:.0%} of tokens saved | about {left} left"
+    )
+
+
+def _trial_text(trial: "TrialRecord") -> str:
+    assert trial.setting is not None
+    return f"{trial.name} g{trial.setting.group_size} {trial.label} n_calib={trial.setting.n_calib}"
+
+
+def _result_text(trial: "TrialRecord") -> str:
+    if trial.perplexity is not None:
+        return f"perplexity {trial.perplexity:.3f}"
+    if trial.state == "PRUNED":
+        guess = f", estimated {trial.estimate.perplexity:.3f}" if trial.estimate else ""
+        return f"pruned after {max(trial.running, default=0)} sequences{guess}"
+    return f"{trial.state.lower()}: {trial.outcome}"
+
+
 def _table(first: str, *others: str) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column(first, no_wrap=True)
@@ -282,7 +507,13 @@ def _words(about: dict[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in about.items())
 
 
-def _output(options: argparse.Namespace, record: dict[str, Any], table: Table | None, notes: Sequence[str]) -> None:
+def _output(
+    options: argparse.Namespace,
+    record: dict[str, Any],
+    table: Table | None,
+    notes: Sequence[str],
+    tables: Sequence[Table] = (),
+) -> None:
     """Print for people, or write JSON to the file of `--json` (`-` is standard output)."""
     if options.json:
         text = json.dumps(record, indent=1, default=str)
@@ -295,8 +526,8 @@ def _output(options: argparse.Namespace, record: dict[str, Any], table: Table | 
     if options.json != "-":
         # A pipe gets whole lines, whatever the width of the terminal it came from.
         console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-        if table is not None:
-            console.print(table)
+        for one in (*([] if table is None else [table]), *tables):
+            console.print(one)
         for note in notes:
             console.print(note, soft_wrap=True)
 
@@ -321,9 +552,30 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         display.stop()
 
 
+@contextmanager
+def _study_display() -> "Iterator[tuple[Listener, Callable[[str, int, int], None]]]":
+    """What a study says: one line per trial, and between them what the running trial is at (on a terminal)."""
+    from hpo.events import Looked
+
+    with _progress() as report:
+        seen = {"trial": ""}
+
+        def listen(event: "Event") -> None:
+            if isinstance(event, Looked):
+                seen["trial"] = _event_text(event)
+                report(seen["trial"], event.read, event.total)
+                return
+            seen["trial"] = ""
+            print(_event_text(event), file=sys.stderr, flush=True)
+
+        yield listen, report
+
+
 # Arguments
 
-SETTING_FLAGS = ("beta", "tau", "n_grid", "n_calib", "group_size", "symmetric", "scales", "placement")
+SEARCHED_FLAGS = ("beta", "tau", "n_grid", "n_calib", "group_size")
+FIXED_FLAGS = ("symmetric", "scales", "placement")
+SETTING_FLAGS = (*SEARCHED_FLAGS, *FIXED_FLAGS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -331,6 +583,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="praqtune", description="Hyperparameter optimization for INT4 quantization of causal language models."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    optimize = _command(commands, "optimize", "begin, resume or join a study", OPTIMIZE_EXAMPLES, _optimize)
+    _model_flags(optimize)
+    _text_flags(optimize)
+    _space_flags(optimize)
+    _study_flags(optimize, report=True)
+    for name, summary, run, report in (
+        ("status", "where a study stands", _status, False),
+        ("show", "everything that is known of a study", _show, False),
+        ("report", "write a study's report", _report, True),
+    ):
+        _study_flags(_command(commands, name, summary, STUDY_EXAMPLES, run), report=report)
     evaluate = _command(commands, "evaluate", "measure perplexity, as it is or quantized", EVALUATE_EXAMPLES, _evaluate)
     _model_flags(evaluate)
     _text_flags(evaluate)
@@ -390,6 +653,36 @@ def _text_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of the split and the order of the text")
 
 
+def _study_flags(parser: argparse.ArgumentParser, report: bool) -> None:
+    group = parser.add_argument_group("study")
+    group.add_argument("--study", help="its name (default: the model's; elsewhere the study begun last)")
+    group.add_argument("--storage", metavar="URL", help="sqlite:///FILE, postgresql://..., ... ($PRAQTUNE_STORAGE)")
+    if report:
+        group.add_argument("--out", metavar="DIR", help="where the report goes (default: reports/STUDY)")
+
+
+def _space_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("search")
+    group.add_argument("--trials", type=int, default=DEFAULT_TRIALS, help="in the whole study (default %(default)s)")
+    group.add_argument("--timeout", type=float, metavar="SECONDS", help="begin no trial after this")
+    group.add_argument("--sampler", default="gp", help="gp (default), tpe, random, qmc or grid")
+    group.add_argument("--pruner", default="paired", help="paired (default), wilcoxon, median, hyperband or none")
+    group.add_argument(
+        "--presets-only", action="store_true", help="rank the presets and the references, search nothing"
+    )
+    group.add_argument("--confirm-data", help="second data set that the winner is confirmed on")
+    group = parser.add_argument_group("space", "0.3 fixes a hyperparameter, 0.2..0.8 is a range, 32,64 are sizes")
+    group.add_argument("--space", metavar="FILE", help="TOML file with the same names and values")
+    group.add_argument("--method", help="the method that is searched (default gwh-praq-v2)")
+    group.add_argument("--beta", help="blend of saliences (default 0..1)")
+    group.add_argument("--tau", help="temperature of the error weights (default 0.1..5)")
+    group.add_argument("--n-grid", help="steps of the search over alpha (default 5..40)")
+    group.add_argument("--n-calib", help="calibration samples (default 16,32,...,512 as far as there is text)")
+    group.add_argument("--group-size", help="inputs that share a scale (default 32,...,256 as far as they suit)")
+    group.add_argument("--max-bits", type=float, help="most bits per weight that a group size may cost")
+    _grid_flags(group)
+
+
 def _setting_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("setting")
     group.add_argument("--method", help="rtn, gw-awq, gwh-praq-v1, gwh-praq-v2; several separated by commas")
@@ -399,6 +692,10 @@ def _setting_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--n-grid", type=int, help="steps of the search over alpha")
     group.add_argument("--n-calib", type=int, help="calibration samples")
     group.add_argument("--group-size", type=int, help="inputs that share a scale")
+    _grid_flags(group)
+
+
+def _grid_flags(group: Any) -> None:
     zero = group.add_mutually_exclusive_group()
     zero.add_argument("--symmetric", action="store_true", default=None, help="codes around zero (default)")
     zero.add_argument("--asymmetric", dest="symmetric", action="store_false", help="codes with a zero point")

@@ -19,6 +19,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
+from hpo.dimension import ORIGINAL
 from hpo.record import TrialRecord
 from hpo.space import Space
 from quant.methods import PRESETS, Setting
@@ -82,9 +83,7 @@ def presets(space: Space) -> list[tuple[str, Setting]]:
     found: dict[Setting, str] = {}
     for label, preset in PRESETS.items():
         projected = space.project(preset)
-        moved = any(
-            getattr(preset, dimension.name) != getattr(projected, dimension.name) for dimension in space.dimensions
-        )
+        moved = any(preset.as_dict()[name] != projected.as_dict()[name] for name in ORIGINAL)
         found.setdefault(projected, f"preset {label}" + (" (projected)" if moved else ""))
     return [(origin, setting) for setting, origin in found.items()]
 

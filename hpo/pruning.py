@@ -5,10 +5,12 @@ have scored. May assume that all trials are scored on the same sequences in the 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, WilcoxonPruner
 from scipy import stats
 
@@ -109,7 +111,10 @@ def optuna_pruner(name: PrunerName, sequences: int) -> BasePruner:
     if name == "hyperband":
         return HyperbandPruner(min_resource=FIRST_LOOK, max_resource=max(sequences, FIRST_LOOK + 1))
     if name == "wilcoxon":
-        return WilcoxonPruner(p_threshold=0.1)
+        with warnings.catch_warnings():
+            # It was asked for by name: that Optuna may still change it is no news.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return WilcoxonPruner(p_threshold=0.1)
     return NopPruner()
 
 

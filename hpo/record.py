@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from quant.methods import Setting
@@ -53,6 +54,11 @@ class Measured:
     seconds: Mapping[str, float]
 
     @property
+    def label(self) -> str:
+        """Its method and what that reads, without the group size: `gwh-praq-v2 beta=0.5 tau=2 n_grid=20`."""
+        return "" if self.setting is None else self.setting.label()
+
+    @property
     def group_size(self) -> int | None:
         """What decides which others it may be compared with; None for full precision."""
         return None if self.setting is None else self.setting.group_size
@@ -74,6 +80,7 @@ class TrialRecord(Measured):
         tokens: Scored tokens that were evaluated for it.
         started: ISO time; None while it waits.
         finished: ISO time; None while it runs.
+        owner: Host and process that work or worked on it.
     """
 
     number: int
@@ -87,17 +94,22 @@ class TrialRecord(Measured):
     tokens: int
     started: str | None
     finished: str | None
+    owner: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """A study: its contract, what is measured beside it, and its trials in order of their numbers."""
+    """A study: its contract, what is measured beside it, and its trials in order of their numbers.
+
+    `distributions` are those of Optuna's parameters; empty before a trial has begun.
+    """
 
     name: str
     contract: Mapping[str, Any]
     references: tuple[Measured, ...]
     trials: tuple[TrialRecord, ...]
-    confirmation: Mapping[str, Any] | None = field(default=None)
+    confirmation: Mapping[str, Any] | None = None
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
 
     @property
     def complete(self) -> list[TrialRecord]:
@@ -119,12 +131,14 @@ class StudyRecord:
 def read_study(study: optuna.Study) -> StudyRecord:
     """What the storage knows of a study now."""
     attributes = study.user_attrs
+    trials = study.get_trials(deepcopy=False)
     return StudyRecord(
         name=study.study_name,
         contract=attributes.get(CONTRACT, {}),
         references=tuple(_reference(entry) for entry in attributes.get(REFERENCES, [])),
-        trials=tuple(trial_record(trial) for trial in study.get_trials(deepcopy=False)),
+        trials=tuple(map(trial_record, trials)),
         confirmation=attributes.get(CONFIRMATION),
+        distributions=next((trial.distributions for trial in trials if trial.distributions), {}),
     )
 
 
@@ -153,6 +167,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         tokens=attributes.get(TOKENS, 0),
         started=trial.datetime_start.isoformat() if trial.datetime_start else None,
         finished=trial.datetime_complete.isoformat() if trial.datetime_complete else None,
+        owner=attributes.get(OWNER, {}),
     )
 
 

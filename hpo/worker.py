@@ -37,7 +37,7 @@ from hpo.record import (
     trial_record,
 )
 from hpo.space import Space
-from objectives.errors import RunError
+from objectives.errors import InputError, RunError
 from objectives.kept import keep_result, measurement_key, recall_result
 from objectives.progress import Progress
 from objectives.scoring import Score, look_sizes
@@ -58,6 +58,10 @@ class Budget:
 
     trials: int
     deadline: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise InputError(f"--trials {self.trials} is not at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ joined by two newlines and cut into blocks of `length`, without special tokens. 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, permutations
+from itertools import islice, product
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ TOKENIZER_BATCH = 256
 # A first guess at how much text makes the tokens that are wanted.
 CHARACTERS_PER_TOKEN = 5
 OVERLAP_WINDOW = 32
+DRAWN_FROM = 1024
 HASH_BASE = np.uint64(0x9E3779B97F4A7C15)
 Piece = tuple[Tensor, Tensor, int]
 """Token ids `[L]`, which of them are scored `[L]`, and the index of the document they mostly come from."""
@@ -89,6 +90,15 @@ class Sequences:
     def __getitem__(self, which: slice) -> "Sequences":
         return replace(self, ids=self.ids[which], scored=self.scored[which], clusters=self.clusters[which])
 
+    def picked(self, indices: Sequence[int]) -> "Sequences":
+        """Those sequences, in that order."""
+        return replace(
+            self,
+            ids=tuple(self.ids[index] for index in indices),
+            scored=tuple(self.scored[index] for index in indices),
+            clusters=tuple(self.clusters[index] for index in indices),
+        )
+
     def fingerprint(self) -> str:
         """128 bits of the token ids and targets, in order."""
         digest = xxhash.xxh3_128()
@@ -103,13 +113,15 @@ def prepare_text(plans: Sequence[TextPlan], tokenizer: Any, seed: int = 0) -> li
     Raises:
         InputError: If a source is unusable, has too little text, or repeats another plan's text in other documents.
     """
-    prepared: dict[TextPlan, Sequences] = {}
+    pools: dict[TextPlan, Sequences] = {}
     for source in dict.fromkeys(plan.source for plan in plans):
         readers = [plan for plan in plans if plan.source == source]
         dealt = deal(read_documents(source), [plan.part for plan in readers], seed)
         for plan in readers:
-            prepared[plan] = _enough(tokenize(dealt[plan.part], tokenizer, plan), plan)
-    _require_disjoint(prepared)
+            wanted = replace(plan, count=max(plan.count, DRAWN_FROM))
+            pools[plan] = _enough(tokenize(dealt[plan.part], tokenizer, wanted), plan)
+    prepared = {plan: _drawn(pool, plan, seed) for plan, pool in pools.items()}
+    _require_disjoint(pools, prepared)
     return [prepared[plan] for plan in plans]
 
 
@@ -139,6 +151,18 @@ def tokenize(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Sequen
         scored=tuple(scored for _, scored, _ in pieces),
         clusters=tuple(cluster for _, _, cluster in pieces),
     )
+
+
+def _drawn(pool: Sequences, plan: TextPlan, seed: int) -> Sequences:
+    """The first `plan.count` sequences in a seeded order; the order is the same for every count up to `DRAWN_FROM`.
+
+    Neighbouring blocks of packed text mostly come from one document. Drawn from all over the text, as many blocks are
+    of far more documents, which is what narrows an interval.
+    """
+    order = list(range(len(pool)))
+    if plan.protocol == "packed":
+        order.sort(key=lambda index: xxhash.xxh3_64_intdigest(index.to_bytes(8, "little"), seed))
+    return pool.picked(order[: plan.count])
 
 
 def _truncated(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
@@ -190,9 +214,9 @@ def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:
     return sequences
 
 
-def _require_disjoint(prepared: Mapping[TextPlan, Sequences]) -> None:
+def _require_disjoint(pools: Mapping[TextPlan, Sequences], prepared: Mapping[TextPlan, Sequences]) -> None:
     """Refuse text that two parts share although no document of theirs is the same (one file cut from another, say)."""
-    for (plan, sequences), (other, others) in permutations(prepared.items(), 2):
+    for (plan, sequences), (other, others) in product(pools.items(), prepared.items()):
         if other.source == plan.source or other.part == plan.part:
             continue
         windows = [_windows(ids) for ids in others.ids]

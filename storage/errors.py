@@ -5,6 +5,10 @@ class StorageError(RuntimeError):
     """The disk refused: full, unwritable, or holding something unexpected."""
 
 
+class AddressError(StorageError):
+    """What was given as a storage is none."""
+
+
 class DamagedEntryError(StorageError):
     """Bytes on disk that are not those that were written; `key` names what has to be computed again."""
 

@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
-from storage.errors import StorageError
+from storage.errors import AddressError, StorageError
 from storage.paths import Paths
 
 JOURNAL = "journal:"
@@ -46,7 +46,8 @@ def open_storage(url: str) -> BaseStorage:
     """Open, and create where needed, the storage behind a URL.
 
     Raises:
-        StorageError: If the URL cannot be read, or the storage cannot be reached or written.
+        AddressError: If the URL is none of a storage.
+        StorageError: If the storage cannot be reached or written.
     """
     with storage_errors(url):
         if url.startswith(JOURNAL):
@@ -65,7 +66,7 @@ def storage_errors(url: str) -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        raise StorageError(f"storage {shown(url)!r} is no URL of a storage; {ALLOWED}") from error
+        raise AddressError(f"storage {shown(url)!r} is no URL of a storage; {ALLOWED}") from error
     except (OperationalError, sqlite3.OperationalError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise StorageError(f"storage {shown(url)} cannot be used: {reason}; {REMEDY}") from error
@@ -81,7 +82,7 @@ def _open_sqlite(url: URL) -> RDBStorage:
     same queued trial is run twice, or a database is called locked.
     """
     if url.database is None or url.database == ":memory:":
-        raise StorageError(f"storage {url} lives in one process's memory; {ALLOWED}")
+        raise AddressError(f"storage {url} lives in one process's memory; {ALLOWED}")
     path = Path(url.database)
     Paths.create(path.parent)
     if path.exists() and not os.access(path, os.W_OK):

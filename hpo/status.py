@@ -1,0 +1,51 @@
+"""Where a study stands, in a few facts that need neither its model nor its values per sequence."""
+
+from collections import Counter
+from datetime import datetime
+from typing import Any
+
+from hpo.record import StudyRecord, TrialRecord
+from hpo.worker import tokens_saved
+
+
+def summary(record: StudyRecord) -> dict[str, Any]:
+    """JSON-able facts: what is studied, trials by state, the best of each group size, who works on what."""
+    contract = record.contract
+    tuning = contract["tuning"]
+    complete = record.complete
+    sizes = sorted({trial.group_size for trial in complete if trial.group_size is not None})
+    full = max((trial.tokens for trial in complete), default=0)
+    return {
+        "study": record.name,
+        "model": contract["model"]["name"],
+        "tuning_text": f"{tuning['sequences']} sequences of {tuning['source']} ({tuning['protocol']})",
+        "trials": dict(Counter(trial.state for trial in record.trials)),
+        "references": {_reference_name(one): one.perplexity for one in record.references},
+        "best": {
+            f"group size {size}": _best(next(trial for trial in complete if trial.group_size == size)) for size in sizes
+        },
+        "tokens_saved": round(tokens_saved(record, full), 3) if full else None,
+        "running": [_running(trial) for trial in record.trials if trial.state == "RUNNING"],
+        "last_failure": next((trial.reason for trial in reversed(record.trials) if trial.state == "FAIL"), None),
+        "confirmation": record.confirmation["sentence"] if record.confirmation else None,
+    }
+
+
+def _reference_name(reference: Any) -> str:
+    return reference.name if reference.group_size is None else f"{reference.name} g{reference.group_size}"
+
+
+def _best(trial: TrialRecord) -> str:
+    assert trial.setting is not None
+    return f"{trial.perplexity:.3f} {trial.name}: {trial.setting.label()}"
+
+
+def _running(trial: TrialRecord) -> dict[str, Any]:
+    started = datetime.fromisoformat(trial.started) if trial.started else None
+    return {
+        "number": trial.number,
+        "setting": trial.setting.label() if trial.setting else None,
+        "seconds": round((datetime.now() - started).total_seconds()) if started else None,
+        "owner": dict(trial.owner),
+        "sequences_read": max(trial.running, default=0),
+    }

@@ -1,0 +1,69 @@
+"""Trials and scores made up for tests of what only reads them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hpo.record import Estimate, Measured, TrialRecord
+from hpo.space import Space
+from objectives.scoring import Score
+from quant.methods import Setting
+
+
+def trial(number: int, space: Space, setting: Setting, value: float | None, **changes: Any) -> TrialRecord:
+    """A completed trial of that perplexity; `changes` make it something else."""
+    fields: dict[str, Any] = {
+        "name": f"trial {number}",
+        "setting": setting,
+        "perplexity": value,
+        "result": f"result-{number}",
+        "bits_per_weight": 4.25,
+        "model_bytes": 1000,
+        "seconds": {"quantize": 1.0, "score": 2.0},
+        "number": number,
+        "state": "COMPLETE",
+        "params": space.params(setting),
+        "origin": "gp",
+        "outcome": "complete",
+        "estimate": None,
+        "reason": None,
+        "running": {},
+        "tokens": 100,
+        "started": None,
+        "finished": None,
+    }
+    return TrialRecord(**{**fields, **changes})
+
+
+def pruned(number: int, space: Space, setting: Setting, estimate: float) -> TrialRecord:
+    """A pruned trial that would probably have had that perplexity; its running value says nothing of it."""
+    return trial(
+        number,
+        space,
+        setting,
+        None,
+        state="PRUNED",
+        outcome="stopped",
+        running={8: 50.0},
+        estimate=Estimate(perplexity=estimate, low=estimate - 1, high=estimate + 1, against=0),
+    )
+
+
+def reference(setting: Setting) -> Measured:
+    """A reference without values."""
+    return Measured(
+        name=setting.method,
+        setting=setting,
+        perplexity=None,
+        result=None,
+        bits_per_weight=4.25,
+        model_bytes=1000,
+        seconds={},
+    )
+
+
+def score(nats: Sequence[float] | torch.Tensor, tokens: int = 10) -> Score:
+    """Mean nats per token of each sequence, all of `tokens` targets."""
+    values = torch.as_tensor(nats, dtype=torch.float64)
+    return Score(nll=values * tokens, tokens=torch.full((len(values),), tokens))

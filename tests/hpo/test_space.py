@@ -1,0 +1,153 @@
+"""The search space: what is searched, how it is narrowed, and the way to Optuna's parameters and back."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo.dimension import ORIGINAL
+from hpo.space import make_space, read_space_file
+from objectives.errors import InputError
+from quant.methods import PRESETS, Setting
+
+UNIT = st.floats(0, 1, exclude_max=True)
+FULL = make_space(Setting(), {})
+
+
+def test_the_original_space_is_the_designs() -> None:
+    """Five hyperparameters with the bounds that the field uses."""
+    assert FULL.describe() == {
+        "method": "gwh-praq-v2",
+        "symmetric": "True",
+        "scales": "foldable",
+        "placement": "original",
+        "beta": "0..1",
+        "tau": "0.1..5 (log)",
+        "n_grid": "5..40",
+        "n_calib": "16,32,64,128,256,512",
+        "group_size": "32,64,128,256",
+    }
+
+
+@given(st.lists(UNIT, min_size=5, max_size=5))
+def test_params_and_setting_are_inverse(point: list[float]) -> None:
+    """A setting of the space becomes Optuna's parameters, inside their distributions, and the same setting again."""
+    setting = FULL.at(point)
+    params = FULL.params(setting)
+    assert FULL.setting(params) == setting
+    assert FULL.project(setting) == setting
+    for name, distribution in FULL.distributions.items():
+        assert distribution._contains(distribution.to_internal_repr(params[name]))
+
+
+@given(st.lists(UNIT, min_size=5, max_size=5))
+def test_settings_can_be_typed_again(point: list[float]) -> None:
+    """What a table shows of a setting, given back as fixed values, is that setting."""
+    setting = FULL.at(point)
+    typed = {name: f"{getattr(setting, name):g}" for name in ORIGINAL}
+    assert make_space(Setting(), typed).base == setting
+
+
+def test_sizes_are_exponents_to_optuna() -> None:
+    """Optuna sees the order of sizes, under a name that says so."""
+    params = FULL.params(Setting(group_size=64, n_calib=256))
+    assert (params["log2_group_size"], params["log2_n_calib"]) == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "text"),
+    [
+        ({"beta": "0.2..0.8"}, "beta", "0.2..0.8"),
+        ({"beta": 0.3}, "beta", "0.3"),
+        ({"tau": "2"}, "tau", "2.0"),
+        ({"n_grid": "10..12"}, "n_grid", "10..12"),
+        ({"group_size": "32,64"}, "group_size", "32,64"),
+        ({"group_size": [64, 32]}, "group_size", "32,64"),
+        ({"group_size": "64..256"}, "group_size", "64,128,256"),
+        ({"n_calib": "100"}, "n_calib", "100"),
+    ],
+)
+def test_a_space_is_narrowed_by_values_ranges_and_sizes(given: dict[str, object], field: str, text: str) -> None:
+    """One notation for flags and files."""
+    assert make_space(Setting(), given).describe()[field] == text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"beta": "0.8..0.2"}, "lower bound 0.8 is above the upper bound 0.2"),
+        ({"beta": "0.2,0.5"}, "neither a value nor a range"),
+        ({"beta": "much"}, "'much' cannot be read"),
+        ({"beta": 1.5}, "1.5 is outside 0..1"),
+        ({"n_grid": "2.5"}, "is not whole"),
+        ({"group_size": "32,128"}, "consecutive powers of two"),
+        ({"gamma": 1}, "'gamma' is no hyperparameter; there are beta"),
+        ({"gamma": 1, "beta": "x"}, "gamma.*beta"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_with_what_can(given: dict[str, object], message: str) -> None:
+    """All problems together, each with what is allowed."""
+    with pytest.raises(InputError, match=message):
+        make_space(Setting(), given)
+
+
+def test_a_method_is_searched_in_the_parameters_it_reads() -> None:
+    """gw-awq has no beta and no tau, and is not given any."""
+    names = [dimension.name for dimension in make_space(Setting(method="gw-awq"), {}).dimensions]
+    assert names == ["n_grid", "n_calib", "group_size"]
+    with pytest.raises(InputError, match="gw-awq does not read beta; leave --beta out"):
+        make_space(Setting(method="gw-awq"), {"beta": 0.3})
+
+
+def test_sizes_that_do_not_suit_are_left_out_with_the_reason() -> None:
+    """A notice says which and why; nothing left is an error."""
+    space, notice = FULL.limited("group_size", [32, 64], "it does not divide 576")
+    assert space.values("group_size") == [32, 64]
+    assert notice == "group_size 128, 256 left out: it does not divide 576"
+    assert FULL.limited("group_size", [32, 64, 128, 256, 512], "-") == (FULL, None)
+    only, _ = FULL.limited("n_calib", [16], "short text")
+    assert only.base.n_calib == 16
+    assert "log2_n_calib" not in only.distributions
+    with pytest.raises(InputError, match="group_size 32, 64, 128, 256: no size; give other values with --group-size"):
+        FULL.limited("group_size", [], "no size")
+
+
+def test_presets_are_projected_to_the_nearest_allowed_sizes() -> None:
+    """A preset of group size 128 becomes one of 64 where 64 is the largest."""
+    space = make_space(Setting(), {"group_size": "32,64", "n_calib": 48})
+    projected = space.project(PRESETS["balanced"])
+    assert (projected.group_size, projected.n_calib, projected.beta, projected.tau) == (64, 48, 0.5, 2.0)
+
+
+def test_a_space_without_continuous_dimensions_can_be_counted() -> None:
+    """Its settings are all different, and as many as it says."""
+    space = make_space(Setting(), {"beta": 0.5, "tau": 2, "n_grid": "5..7", "n_calib": "16,32"})
+    assert space.size() == 3 * 2 * 4 == len(set(space.every()))
+    assert FULL.size() is None
+
+
+def test_a_grid_reaches_from_end_to_end() -> None:
+    """Every dimension is visited at its bounds."""
+    grid = make_space(Setting(), {"n_calib": 16, "group_size": 64}).grid()
+    assert len(grid) == len(set(grid)) == 125
+    assert {setting.beta for setting in grid} == {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert {0.1, 5.0} <= {setting.tau for setting in grid}
+    assert {5, 40} <= {setting.n_grid for setting in grid}
+
+
+@pytest.mark.parametrize("content", ["beta = [", "\xff\xfe"])
+def test_a_space_file_that_is_no_toml_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    """One line names the file."""
+    path = tmp_path / "space.toml"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match=r"space\.toml cannot be read"):
+        read_space_file(path)
+
+
+def test_a_space_file_says_what_flags_say(tmp_path: Path) -> None:
+    """Numbers, ranges and lists."""
+    path = tmp_path / "space.toml"
+    path.write_text('beta = "0.1..0.4"\ntau = 2\ngroup_size = [64, 128]\n')
+    found = make_space(Setting(), read_space_file(path)).describe()
+    assert (found["beta"], found["tau"], found["group_size"]) == ("0.1..0.4", "2.0", "64,128")

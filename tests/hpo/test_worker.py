@@ -1,0 +1,277 @@
+"""The ask/tell loop on real trials of a tiny model: every trial ends, nothing is lost, nothing is done twice."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from hpo import worker as worker_module
+from hpo.events import Event, Finished, Looked
+from hpo.measuring import measure_references, require_same_machine_result
+from hpo.pruning import PRUNERS, PrunerName
+from hpo.queue import Queue
+from hpo.record import read_study
+from hpo.space import make_space
+from hpo.worker import Budget, Worker, tokens_saved
+from objectives.errors import InputError, RunError
+from objectives.kept import measurement_key, recall_result
+from objectives.progress import silent
+from objectives.quantization import model_size
+from objectives.scoring import Score
+from objectives.trial import Bench, TrialResult
+from quant.methods import Setting
+from storage.errors import StorageError
+from storage.results import ResultStore
+from storage.studies import open_storage
+from tests.objectives import tiny
+
+SPACE = make_space(Setting(n_calib=8), {"n_calib": 8, "group_size": "32,64", "n_grid": "2..4"})
+TEXT = tiny.sequences([24] * 40, seed=9)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path_factory.mktemp("cache"))
+
+
+Make = Callable[..., Worker]
+
+
+@pytest.fixture
+def make(bench: Bench, tmp_path: Path) -> Make:
+    """Makes workers; without a name they work on one study."""
+
+    def worker(name: str = "s", listen: Callable[[Event], None] = lambda event: None, **changes: Any) -> Worker:
+        storage = open_storage(f"sqlite:///{tmp_path}/{name}.db")
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        fields: dict[str, Any] = {
+            "queue": Queue(study=study, storage=storage, space=SPACE),
+            "store": ResultStore(tmp_path / f"results-{name}"),
+            "bench": bench,
+            "tuning": TEXT,
+            "sampler": "gp",
+            "pruner": "paired",
+            "seed": 0,
+            "listen": listen,
+            "progress": silent,
+        }
+        return Worker(**{**fields, **changes})
+
+    return worker
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: PrunerName) -> None:
+    """Twelve trials, complete or pruned, each with its setting, outcome, sizes, seconds and values; no setting twice."""
+    events: list[Event] = []
+    worker = make(pruner=pruner, listen=events.append)
+    worker.work(Budget(trials=12))
+    record = read_study(worker.study)
+    assert len(record.trials) == 12
+    assert {trial.state for trial in record.trials} <= {"COMPLETE", "PRUNED"}
+    assert len({trial.setting for trial in record.trials}) == 12
+    for trial in record.trials:
+        assert trial.setting is not None
+        assert SPACE.setting(trial.params) == trial.setting
+        assert trial.bits_per_weight is not None
+        assert {"quantize", "score"} <= set(trial.seconds)
+        values = recall_result(worker.store, str(trial.result)).score
+        assert values is not None
+        assert int(values.tokens.sum()) == trial.tokens
+        if trial.state == "COMPLETE":
+            assert values.perplexity == pytest.approx(trial.perplexity)
+            assert len(values.nll) == len(TEXT)
+    finished = [event for event in events if isinstance(event, Finished)]
+    assert [event.done for event in finished] == list(range(1, 13))
+    assert finished[-1].best == record.best
+    assert any(isinstance(event, Looked) for event in events)
+
+
+def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(make: Make) -> None:
+    """A study of nine trials equals one of four that went on to nine; another seed gives another one."""
+    whole, parts, other = make("whole"), make("parts"), make("other", seed=1)
+    whole.work(Budget(trials=9))
+    parts.work(Budget(trials=4))
+    make("parts").work(Budget(trials=9))
+    other.work(Budget(trials=9))
+
+    def trials(worker: Worker) -> list[object]:
+        found = read_study(worker.study).trials
+        return [(one.setting, one.state, one.perplexity, one.running, one.estimate) for one in found]
+
+    assert trials(whole) == trials(parts)
+    assert trials(whole) != trials(other)
+
+
+def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that is given up after the first look says what it would probably have scored, against whom."""
+    monkeypatch.setattr(worker_module, "is_hopeless", lambda look, incumbent, clusters: True)
+    worker = make()
+    worker.work(Budget(trials=6))
+    record = read_study(worker.study)
+    first = {size: next(t for t in record.trials if t.group_size == size) for size in (32, 64)}
+    assert {trial.number for trial in record.complete} == {trial.number for trial in first.values()}
+    for trial in record.pruned:
+        assert trial.estimate is not None
+        assert trial.estimate.against == first[int(trial.group_size or 0)].number
+        assert trial.estimate.low <= trial.estimate.perplexity <= trial.estimate.high
+        assert list(trial.running) == [8]
+        assert trial.tokens == 8 * 23
+    assert tokens_saved(record, 40 * 23) == pytest.approx(4 / 6 * (1 - 8 / 40))
+
+
+def test_an_interrupt_hands_the_running_trial_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits with its number, the model has its weights again, and the next worker begins with it."""
+    worker = make()
+    worker.work(Budget(trials=2))
+    before = tiny.state(worker.bench.model.module)
+
+    def interrupted(look: Score, *others: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "_is_worth", lambda self, trial, setting, look: interrupted(look))
+        with pytest.raises(KeyboardInterrupt):
+            worker.work(Budget(trials=5))
+    assert [trial.state for trial in read_study(worker.study).trials] == ["COMPLETE", "COMPLETE", "WAITING"]
+    assert tiny.same_bits(before, tiny.state(worker.bench.model.module))
+    make().work(Budget(trials=5))
+    record = read_study(worker.study)
+    assert len(record.trials) == 5
+    assert all(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials)
+
+
+def test_a_result_that_was_kept_but_not_told_is_not_measured_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies between the two costs nothing: the trial is told what is known."""
+    worker = make()
+    monkeypatch.setattr(Worker, "_tell", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        worker.work(Budget(trials=1))
+    monkeypatch.undo()
+    monkeypatch.setattr(worker_module, "run_trial", lambda *arguments: pytest.fail("measured again"))
+    make().work(Budget(trials=1))
+    (trial,) = read_study(worker.study).trials
+    assert trial.state == "COMPLETE"
+    assert list(trial.running) == [8, 16, 32, 40]
+
+
+def results(outcome: str, score: Score | None = None) -> Callable[..., TrialResult]:
+    """A trial that ends in `outcome` whatever is tried."""
+
+    def run(bench: Bench, setting: Setting, *others: object) -> TrialResult:
+        size = model_size(bench.model, bench.blocks, setting)
+        return TrialResult(
+            setting=setting, outcome=outcome, score=score, size=size, layers=[], seconds={}, peak_bytes=10**9
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("outcome", "score", "reason"),
+    [
+        ("non-finite", None, "NaN or Inf"),
+        ("out-of-memory", None, "out of memory at a peak of 1.00 GB"),
+        ("complete", Score(nll=torch.full((40,), 1e6), tokens=torch.full((40,), 23)), "perplexity is infinite"),
+    ],
+)
+def test_a_trial_without_a_value_fails_with_its_reason_and_five_of_them_end_the_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch, outcome: str, score: Score | None, reason: str
+) -> None:
+    """The study stays usable: when what was in the way is gone, it goes on."""
+    worker = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "run_trial", results(outcome, score))
+        with pytest.raises(RunError, match=f"all 5 trials of study 's' failed; the last: {outcome}.*{reason}"):
+            worker.work(Budget(trials=20))
+    record = read_study(worker.study)
+    assert [(trial.state, trial.outcome) for trial in record.trials] == [("FAIL", outcome)] * 5
+    assert record.best is None
+    make().work(Budget(trials=7))
+    assert read_study(worker.study).best is not None
+
+
+def test_a_mistake_of_ours_fails_the_trial_with_its_traceback_and_stops_the_worker(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to guess where it was."""
+    monkeypatch.setattr(worker_module, "run_trial", lambda *arguments: {}["absent"])
+    worker = make()
+    with pytest.raises(KeyError):
+        worker.work(Budget(trials=3))
+    (trial,) = read_study(worker.study).trials
+    assert (trial.state, trial.outcome) == ("FAIL", "error")
+    assert "KeyError: 'absent'" in str(trial.reason)
+
+
+def test_a_full_disk_hands_the_trial_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk refuses is no property of the setting."""
+
+    def refuse(*arguments: object) -> None:
+        raise StorageError("no space")
+
+    worker = make()
+    monkeypatch.setattr(worker_module, "keep_result", refuse)
+    with pytest.raises(StorageError):
+        worker.work(Budget(trials=3))
+    assert [trial.state for trial in read_study(worker.study).trials] == ["WAITING"]
+
+
+def test_a_space_that_is_used_up_ends_the_run(make: Make) -> None:
+    """No budget makes a setting be tried twice."""
+    worker = make()
+    small = make_space(Setting(n_calib=8), {"n_calib": 8, "group_size": 64, "n_grid": "2..4", "beta": 0.5, "tau": 1})
+    limited = make(queue=Queue(study=worker.study, storage=worker.queue.storage, space=small))
+    limited.work(Budget(trials=50))
+    assert len(read_study(worker.study).trials) == 3
+
+
+def test_nothing_begins_after_the_deadline(make: Make) -> None:
+    """A timeout of nothing runs nothing."""
+    worker = make()
+    worker.work(Budget(trials=5, deadline=-math.inf))
+    assert read_study(worker.study).trials == ()
+
+
+def test_references_are_measured_once_and_at_every_group_size(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full precision first; a second time everything is read from the store."""
+    worker = make()
+    measured = measure_references(worker.bench, worker.store, SPACE, TEXT, silent)
+    assert [(one.name, one.group_size) for one in measured] == [
+        ("full precision", None),
+        *((method, size) for size in (32, 64) for method in ("rtn", "gw-awq", "gwh-praq-v1")),
+    ]
+    monkeypatch.setattr("hpo.measuring.score_all", lambda *arguments: pytest.fail("scored again"))
+    assert measure_references(worker.bench, worker.store, SPACE, TEXT, silent) == measured
+
+
+def test_a_machine_that_scores_differently_may_not_join(make: Make) -> None:
+    """A mean that moved by more than 0.002 is refused with both values; the same machine is welcome."""
+    worker = make()
+    full = measure_references(worker.bench, worker.store, SPACE, TEXT, silent)[0]
+    known = recall_result(worker.store, str(full.result)).score
+    assert known is not None
+    require_same_machine_result(worker.bench, known, TEXT, silent)
+    moved = Score(nll=known.nll + 0.003 * known.tokens, tokens=known.tokens)
+    with pytest.raises(InputError, match="nats per token here and .* in the study"):
+        require_same_machine_result(worker.bench, moved, TEXT, silent)
+
+
+def test_equal_work_has_equal_keys_and_other_work_others(bench: Bench) -> None:
+    """What a method does not read is no part of its key; text, setting and calibration size are."""
+    key = measurement_key(bench, Setting(method="rtn", n_calib=8), TEXT)
+    assert key == measurement_key(bench, Setting(method="rtn", n_calib=8, beta=0.1, tau=1.0, n_grid=3), TEXT)
+    others = [
+        measurement_key(bench, Setting(method="rtn", n_calib=8, group_size=64), TEXT),
+        measurement_key(bench, Setting(method="gw-awq", n_calib=8), TEXT),
+        measurement_key(bench, Setting(method="gw-awq", n_calib=4), TEXT),
+        measurement_key(bench, Setting(method="rtn", n_calib=8), TEXT[:39]),
+        measurement_key(bench, None, TEXT),
+    ]
+    assert len({key, *others}) == 6

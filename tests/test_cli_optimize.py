@@ -1,0 +1,308 @@
+"""`optimize`, `status`, `show` and `report` as a user has them: real studies of the bundled model in real processes."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+import cli
+
+ROOT = Path(cli.__file__).parent
+# Two group sizes, small calibration and 16 sequences: a trial takes a second.
+SMALL = ["--group-size", "64,128", "--n-calib", "16,32", "--n-grid", "5..10", "--eval-samples", "16", "--dtype", "float32"]
+PATIENCE = 120.0
+ENDED = {"COMPLETE", "PRUNED", "FAIL"}
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibration and results that all studies of these tests share, as a user's do."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def environment(home: Path, tmp_path: Path) -> dict[str, str]:
+    """A storage of its own for every test."""
+    storage = f"sqlite:///{tmp_path}/study.db"
+    return {**os.environ, "PRAQTUNE_HOME": str(home), "PRAQTUNE_STORAGE": storage, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def run(environment: dict[str, str], tmp_path: Path) -> Run:
+    """Runs a command to its end."""
+
+    def command(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "error", str(ROOT / "cli.py"), *arguments],
+            env={**environment, **changes},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    return command
+
+
+def shown(run: Run) -> dict[str, Any]:
+    """What `show --json` prints; NaN and Infinity are no JSON."""
+    result = run("show", "--json")
+    assert result.returncode == 0, result.stderr
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found: dict[str, Any] = json.loads(result.stdout, parse_constant=refuse)
+    return found
+
+
+def started(environment: dict[str, str], directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A study in a process that the test can stop."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "optimize", *SMALL, *arguments],
+        env=environment,
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_trials(directory: Path, ended: int) -> None:
+    """Until so many trials have ended and another one runs."""
+    deadline = monotonic() + PATIENCE
+    while monotonic() < deadline:
+        sleep(0.1)
+        try:
+            with sqlite3.connect(f"file:{directory}/study.db?mode=ro", uri=True) as database:
+                states = [state for (state,) in database.execute("select state from trials")]
+        except sqlite3.OperationalError:
+            continue
+        if sum(state in ENDED for state in states) >= ended and "RUNNING" in states:
+            return
+    raise AssertionError("the study did not get so far")
+
+
+def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path) -> None:
+    """One command: references, presets, trials, ranking at equal bits, confirmation, report; then going on with it."""
+    first = run("optimize", *SMALL, "--trials", "7")
+    assert first.returncode == 0, first.stderr
+    assert "[7/7]" in first.stderr
+    assert "Recommended at group size" in first.stdout
+    assert "On held-out text" in first.stdout
+    study = shown(run)
+    assert list(study) == ["study", "contract", "references", "trials", "best", "ranking", "confirmation"]
+    assert [one["name"] for one in study["references"]] == ["full precision", *["rtn", "gw-awq", "gwh-praq-v1"] * 2]
+    assert [trial["number"] for trial in study["trials"]] == list(range(7))
+    presets = ["balanced", "awq-leaning", "praq-leaning", "conservative"]
+    assert [trial["name"].split(" ")[0] for trial in study["trials"]][:4] == presets
+    for trial in study["trials"]:
+        assert trial["state"] in ENDED
+        assert set(trial["params"]) >= {"beta", "tau", "n_grid", "n_calib", "group_size"}
+        assert trial["bits_per_weight"] == {64: 4.25, 128: 4.125}[trial["params"]["group_size"]]
+        assert {"quantize", "score"} <= set(trial["seconds"])
+    complete = [trial for trial in study["trials"] if trial["state"] == "COMPLETE"]
+    assert study["best"]["value"] == min(trial["value"] for trial in complete)
+    assert [level["group_size"] for level in study["ranking"]] == [64, 128]
+    assert {row["dataset"] for row in study["confirmation"]["rows"]} == {"bundled:docstrings", "bundled:topics"}
+    report = tmp_path / "reports" / "bundled"
+    assert {"index.html", "trials.csv", "result.json", "report.md"} <= {path.name for path in report.iterdir()}
+    assert list(report.glob("*.png"))
+
+    second = run("optimize", *SMALL, "--trials", "9", "--json", "again.json")
+    assert second.returncode == 0, second.stderr
+    assert "[8/9]" in second.stderr
+    assert "[7/9]" not in second.stderr
+    after = json.loads((tmp_path / "again.json").read_text())
+    assert after["trials"][:7] == study["trials"]
+    assert len(after["trials"]) == 9
+    assert after["references"] == study["references"]
+
+    status = run("status")
+    assert status.returncode == 0
+    assert "COMPLETE" in status.stdout
+    again = run("report", "--out", "elsewhere")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "elsewhere" / "index.html").is_file()
+
+
+def test_one_seed_gives_identical_trials_twice(run: Run) -> None:
+    """Two studies of one seed in two storages agree to the last digit, in everything but the time they took."""
+    studies = []
+    for name in ("one.db", "two.db"):
+        storage = f"sqlite:///{name}"
+        made = run("optimize", *SMALL, "--trials", "12", "--json", "-", PRAQTUNE_STORAGE=storage)
+        assert made.returncode == 0, made.stderr
+        trials = json.loads(made.stdout)["trials"]
+        studies.append([{**trial, "seconds": None} for trial in trials])
+    assert studies[0] == studies[1]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_cleanly_and_the_study_goes_on(
+    run: Run, environment: dict[str, str], tmp_path: Path, stop: signal.Signals
+) -> None:
+    """The running trial goes back to the queue at once; afterwards no trial is lost, running, or tried twice."""
+    process = started(environment, tmp_path, "--trials", "8")
+    wait_for_trials(tmp_path, 2)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "handed back" in errors
+    assert "Traceback" not in errors
+    states = [trial["state"] for trial in shown(run)["trials"]]
+    assert "RUNNING" not in states
+    assert "WAITING" in states
+    assert_goes_on(run)
+
+
+def test_a_study_survives_kill_9(run: Run, environment: dict[str, str], tmp_path: Path) -> None:
+    """Twice killed without warning: the trial that was running is queued again, and the study is completed."""
+    for ended in (1, 3):
+        process = started(environment, tmp_path, "--trials", "8")
+        wait_for_trials(tmp_path, ended)
+        process.kill()
+        process.communicate()
+    assert_goes_on(run)
+
+
+def assert_goes_on(run: Run) -> None:
+    """A further run completes the study; what had ended before is untouched, under the same contract."""
+    before = shown(run)
+    resumed = run("optimize", *SMALL, "--trials", "8")
+    assert resumed.returncode == 0, resumed.stderr
+    after = shown(run)
+    assert after["contract"] == before["contract"]
+    assert after["references"] == before["references"]
+    kept = [trial for trial in before["trials"] if trial["state"] in ENDED]
+    assert kept
+    assert [after["trials"][trial["number"]] for trial in kept] == kept
+    assert len(after["trials"]) == 8
+    assert {trial["state"] for trial in after["trials"]} <= {"COMPLETE", "PRUNED"}
+    settings = [json.dumps(trial["params"], sort_keys=True) for trial in after["trials"]]
+    assert len(set(settings)) == 8
+
+
+def test_another_contract_is_refused_with_the_differences(run: Run) -> None:
+    """Space, text, protocol, length and seed: each is named, exit code 2, and the study is untouched."""
+    assert run("optimize", *SMALL, "--trials", "1").returncode == 0
+    before = shown(run)
+    changes = {
+        "space.beta is 0.1..0.4, in the study 0..1": ["--beta", "0.1..0.4"],
+        "tuning.sequences is 24, in the study 16": ["--eval-samples", "24"],
+        "tuning.source is bundled:topics, in the study bundled:docstrings": ["--eval-data", "bundled:topics"],
+        "tuning.protocol is documents, in the study packed": ["--protocol", "documents"],
+        "seed is 5, in the study 0": ["--seed", "5"],
+        "space.symmetric is False, in the study True": ["--asymmetric"],
+        "model.dtype is bfloat16, in the study float32": ["--dtype", "bfloat16"],
+    }
+    for difference, flags in changes.items():
+        refused = run("optimize", *SMALL, *flags, "--trials", "2")
+        assert refused.returncode == 2, (flags, refused.stderr)
+        assert difference in refused.stderr
+        assert refused.stderr.strip().splitlines()[-1].startswith("praqtune: study 'bundled' was begun with another")
+    assert shown(run) == before
+
+
+def test_presets_only_ranks_presets_and_references_as_json(run: Run) -> None:
+    """Four presets and three references of their group size, all measured to the end, with a recommendation."""
+    result = run("optimize", "--presets-only", "--eval-samples", "16", "--n-calib", "32", "--json", "-")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    (level,) = found["ranking"]
+    assert level["group_size"] == 128
+    names = [row["name"].removesuffix(" (projected)") for row in level["rows"]]
+    assert sorted(names) == sorted(
+        ["balanced", "awq-leaning", "praq-leaning", "conservative", "rtn", "gw-awq", "gwh-praq-v1"]
+    )
+    perplexities = [row["perplexity"] for row in level["rows"]]
+    assert perplexities == sorted(perplexities)
+    assert level["recommended"] in [row["name"] for row in level["rows"]]
+
+
+def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run) -> None:
+    """A notice says which; every trial keeps to the limit."""
+    result = run("optimize", *SMALL, "--trials", "2", "--max-bits", "4.2", "--json", "-")
+    assert result.returncode == 0, result.stderr
+    assert "group_size 64 left out: it costs more than 4.2 bits per weight" in result.stderr
+    assert {trial["bits_per_weight"] for trial in json.loads(result.stdout)["trials"]} == {4.125}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--beta", "0.8..0.2"], "lower bound 0.8 is above the upper bound 0.2"),
+        (["--sampler", "cmaes"], "sampler 'cmaes' is unknown; choose one of gp, tpe, random, qmc, grid"),
+        (["--pruner", "asha"], "pruner 'asha' is unknown; choose one of paired"),
+        (["--space", "absent.toml"], "space file absent.toml cannot be read"),
+        (["--trials", "0"], "--trials 0 is not at least 1"),
+        (["--method", "gw-awq", "--tau", "1"], "gw-awq does not read tau"),
+        (["--method", "magic"], "method 'magic' is unknown"),
+        (["--group-size", "48"], "group_size 48: it does not divide the input widths of this model"),
+        (["--max-bits", "3"], "it costs more than 3.0 bits per weight"),
+        (["--eval-samples", "100000"], "not for 100000"),
+        (["--n-calib", "4096"], "4096"),
+        (["--confirm-data", "absent.txt"], "absent.txt is not a file"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, flags: list[str], message: str) -> None:
+    """No study is begun that cannot be."""
+    result = run("optimize", *flags)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "the storage holds no study" in run("status").stderr
+
+
+def test_unknown_names_in_a_space_file_are_refused_together(run: Run, tmp_path: Path) -> None:
+    """All problems in one line."""
+    (tmp_path / "space.toml").write_text('gamma = 1\nbeta = "x"\n')
+    result = run("optimize", "--space", "space.toml")
+    assert result.returncode == 2
+    assert "'gamma' is no hyperparameter" in result.stderr
+    assert "beta 'x' cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["optimize", "status", "show", "report"])
+@pytest.mark.parametrize(
+    ("url", "code", "message"),
+    [
+        ("nonsense", 2, "'nonsense' is no URL of a storage; allowed: sqlite:///FILE"),
+        ("sqlite:///:memory:", 2, "lives in one process's memory"),
+        ("sqlite:////proc/study.db", 1, "cannot"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_line(
+    run: Run, command: str, url: str, code: int, message: str
+) -> None:
+    """What was received, and the remedy; 2 for what is no storage, 1 for one that refuses."""
+    result = run(command, "--storage", url)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_password_of_a_storage_is_never_shown(run: Run) -> None:
+    """Neither in the error nor anywhere else."""
+    result = run("status", "--storage", "postgresql://me:hushhush@127.0.0.1:1/db")
+    assert result.returncode == 1
+    assert "hushhush" not in result.stdout + result.stderr
+
+
+def test_studies_that_are_not_there_are_named(run: Run) -> None:
+    """An empty storage and an unknown name each say what to do."""
+    assert "the storage holds no study; begin one with `optimize`" in run("show").stderr
+    assert run("optimize", *SMALL, "--trials", "1", "--study", "mine").returncode == 0
+    result = run("status", "--study", "yours")
+    assert result.returncode == 2
+    assert "there is no study 'yours'; there are: mine" in result.stderr
