@@ -63,6 +63,18 @@ CALIBRATE_EXAMPLES = """examples:
   %(prog)s                                        the bundled model, 16 to 128 samples
   %(prog)s --model org/name --calib-data wikitext2 --sizes 64,128,512
 """
+CACHE_LS_EXAMPLES = """examples:
+  %(prog)s
+  %(prog)s --json entries.json
+"""
+CACHE_VERIFY_EXAMPLES = """examples:
+  %(prog)s
+  %(prog)s --cache /shared/praqtune
+"""
+CACHE_RM_EXAMPLES = """examples:
+  %(prog)s KEY [KEY ...]                          keys as `cache ls` shows them
+  %(prog)s --all
+"""
 CACHE_EXAMPLES = """examples:
   %(prog)s ls
   %(prog)s verify --json -
@@ -118,7 +130,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         laid_out = lay_out(plan, _paths(options), progress)
         for row in evaluate(laid_out, settings, progress):
             rows.append(_row(row))
-    notes = [str(laid_out.agreement)] if laid_out.agreement else []
+    notes = laid_out.notes
     _output(options, {"rows": rows, "notes": notes}, _evaluation_table(rows), notes)
 
 
@@ -153,9 +165,8 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from hpo.report import study_json
-
     from hpo.optimize import standing
+    from hpo.report import study_json
 
     with _study(options) as study:
         outcome = standing(study, _paths(options))
@@ -299,7 +310,8 @@ def _bench_plan(options: argparse.Namespace, calibration_samples: int) -> "Bench
     from objectives.sequences import TextPlan
 
     bundled = options.model == BUNDLED
-    length = options.seq_len or (BUNDLED_LENGTH if bundled else HUB_LENGTH)
+    usual = BUNDLED_LENGTH if bundled else HUB_LENGTH
+    length = usual if options.seq_len is None else options.seq_len
     sources = (options.eval_data or (BUNDLED_DATA if bundled else HUB_DATA)).split(",")
     calibration = options.calib_data or sources[0]
     return BenchPlan(
@@ -405,7 +417,6 @@ def _evaluation_table(rows: Iterable[dict[str, Any]]) -> Table:
 def _conclude(options: argparse.Namespace, outcome: "Outcome", directory: Path | None, paths: "Paths") -> None:
     """Print the ranking and the verdicts, and write the report into `directory` where there is one."""
     from hpo.report import study_json, write_report
-
     from storage.results import ResultStore
 
     notes = [*_verdicts(outcome.levels), *outcome.notes]
@@ -609,9 +620,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = cache.add_subparsers(required=True, metavar="ACTION")
-    _command(actions, "ls", "list entries", "", _cache_ls)
-    _command(actions, "verify", "read every entry and name damaged files", "", _cache_verify)
-    remove = _command(actions, "rm", "remove entries", "", _cache_rm)
+    _command(actions, "ls", "list entries", CACHE_LS_EXAMPLES, _cache_ls)
+    _command(actions, "verify", "read every entry and name damaged files", CACHE_VERIFY_EXAMPLES, _cache_verify)
+    remove = _command(actions, "rm", "remove entries", CACHE_RM_EXAMPLES, _cache_rm)
     which = remove.add_mutually_exclusive_group(required=True)
     which.add_argument("keys", nargs="*", default=[], help="keys as `cache ls` shows them", metavar="KEY")
     which.add_argument("--all", action="store_true", help="remove every entry")

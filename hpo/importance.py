@@ -26,8 +26,9 @@ from hpo.record import StudyRecord, TrialRecord
 
 # With fewer, the best tenth that PED-ANOVA looks at is a single trial and a forest fits every trial by itself.
 FEWEST_TRIALS = 10
-# PED-ANOVA asks what the best trials have in common: a tenth of them, but never fewer than can have it.
-BEST_SHARE, FEWEST_BEST = 0.1, 4
+# PED-ANOVA asks what the best trials have in common. A tenth of few trials is chance: over 40 synthetic studies of 20
+# trials with one parameter that matters out of four, it came first in 62 % with 2 best trials and in all with 6.
+BEST_SHARE, FEWEST_BEST, MOST_BEST_SHARE = 0.1, 6, 0.5
 SEED = 0
 GROUP_SIZE = "group_size"
 EXPONENT = "log2_"
@@ -125,7 +126,7 @@ def _shares(scope: str, trials: Sequence[TrialRecord], varied: Mapping[str, Base
     reason = _too_little(scope, trials, varied)
     if reason is not None:
         return Shares(scope=scope, trials=len(trials), reason=reason)
-    best = min(0.5, max(BEST_SHARE, FEWEST_BEST / len(trials)))
+    best = min(MOST_BEST_SHARE, max(BEST_SHARE, FEWEST_BEST / len(trials)))
     with _quiet_optuna():
         study = _study(trials, varied)
         return Shares(

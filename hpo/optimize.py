@@ -121,8 +121,7 @@ def optimize(
         leading = headline(levels)
         if leading is not None and held_out and not plan.presets_only:
             study.set_user_attr(CONFIRMATION, confirm(bench, store, leading, held_out, progress))
-    notes = [str(laid_out.agreement)] if laid_out.agreement else []
-    return Outcome(record=read_study(study), levels=levels, notes=notes)
+    return Outcome(record=read_study(study), levels=levels, notes=laid_out.notes)
 
 
 def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:

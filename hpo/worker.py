@@ -6,8 +6,10 @@ interrupted. The result is kept before anyone is told of it. May assume that the
 
 import math
 import platform
+import signal
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from time import monotonic
@@ -97,12 +99,17 @@ class Worker:
         """
         self.study.pruner = optuna_pruner(self.pruner, len(self.tuning))
         started, done_here = monotonic(), 0
-        while (trial := self._next(budget)) is not None:
+        while True:
+            trial: Trial | None = None
             try:
+                with signals_deferred():
+                    trial = self._next(budget)
+                if trial is None:
+                    return
                 self._measure(trial)
             except BaseException:
                 # Whatever it is, it is no property of the setting: someone may try it again.
-                if self.queue.hand_back(trial):
+                if trial is not None and self.queue.hand_back(trial):
                     self.listen(Notice(text=f"trial {trial.number} handed back"))
                 raise
             done_here += 1
@@ -237,6 +244,16 @@ class Worker:
             seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
         )
         self.listen(finished)
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block ends: a trial is never claimed without being known to its worker."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def tokens_saved(record: StudyRecord, full: int) -> float:

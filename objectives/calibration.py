@@ -140,7 +140,8 @@ class Calibration:
         return [segment for key, segment in wanted.items() if key not in self._cache]
 
     def _compute(self, segment: Segment, progress: Progress) -> None:
-        passes = list(_groups(self._blocks, self._max_memory or available_bytes(self._model.device) // 2))
+        allowed = available_bytes(self._model.device) // 2 if self._max_memory is None else self._max_memory
+        passes = list(_groups(self._blocks, allowed))
         self._cache.clear_unfinished(segment.key)
         self._cache.require_free(_stored_bytes(self._blocks))
         sequences = self._sequences[segment.start : segment.end]

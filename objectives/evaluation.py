@@ -16,7 +16,7 @@ from objectives.paired import Difference, paired_difference
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress
 from objectives.quantization import model_size, require_suitable
-from objectives.roles import find_blocks
+from objectives.roles import find_blocks, kept_in_16_bit
 from objectives.scoring import Score, score_all
 from objectives.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, quantized
@@ -60,6 +60,12 @@ class LaidOut:
     bench: Bench
     data: list[Sequences]
     agreement: Agreement | None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the numbers: how far their type can be trusted, and what is not quantized."""
+        kept = kept_in_16_bit(self.bench.blocks)
+        return [*([str(self.agreement)] if self.agreement else []), *([kept] if kept else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,11 +39,13 @@ class Agreement:
         dtype: The type that was checked.
         mean_nll: Difference of the full-precision model's mean NLL.
         rounding: Change of the difference between nearest rounding and full precision.
+        sequences: How many were compared.
     """
 
     dtype: str
     mean_nll: float
     rounding: float
+    sequences: int = SEQUENCES
 
     @property
     def good(self) -> bool:
@@ -53,8 +55,8 @@ class Agreement:
     def __str__(self) -> str:
         verdict = "agrees" if self.good else "does not agree"
         return (
-            f"{self.dtype} {verdict} with float32 on {SEQUENCES} sequences: mean NLL differs by {self.mean_nll:+.4f}, "
-            f"the cost of nearest rounding by {self.rounding:+.4f} (at most {TOLERANCE} allowed)"
+            f"{self.dtype} {verdict} with float32 on {self.sequences} sequences: mean NLL differs by "
+            f"{self.mean_nll:+.4f}, the cost of nearest rounding by {self.rounding:+.4f} (at most {TOLERANCE} allowed)"
         )
 
 
@@ -81,6 +83,7 @@ def check_agreement(
         dtype=str(model.dtype).removeprefix("torch."),
         mean_nll=own[0].mean_nll - reference[0].mean_nll,
         rounding=(own[1].mean_nll - own[0].mean_nll) - (reference[1].mean_nll - reference[0].mean_nll),
+        sequences=len(sequences),
     )
     store.save(key, asdict(agreement), {})
     return agreement

@@ -6,7 +6,7 @@ is listed as not covered. May assume a transformers model whose decoder blocks a
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -220,14 +220,31 @@ def _folds_into_norm(layer: nn.Module, config: Any) -> bool:
     return before and all(getattr(norm, "weight", None) is not None for norm in norms.values())
 
 
-def _require_coverage(blocks: list[Block], allow_partial: bool) -> None:
+def kept_in_16_bit(blocks: Sequence[Block]) -> str | None:
+    """One line on the block weights that no setting quantizes; None where there are none."""
     uncovered = {name: size for block in blocks for name, size in block.uncovered.items()}
+    if not uncovered:
+        return None
+    return f"{_share(blocks):.1%} of the block weights stay in 16 bit (largest: {_largest(uncovered)})"
+
+
+def _share(blocks: Sequence[Block]) -> float:
+    """Of the block weights, those that are not quantized."""
+    uncovered = sum(size for block in blocks for size in block.uncovered.values())
     covered = sum(prod(linear.shape) for block in blocks for linear in block.linears)
-    share = sum(uncovered.values()) / max(1, covered + sum(uncovered.values()))
-    if not covered or (share > MOST_UNCOVERED and not allow_partial):
-        largest = sorted(uncovered.items(), key=lambda item: -item[1])[:LISTED]
+    return uncovered / max(1, covered + uncovered)
+
+
+def _largest(uncovered: Mapping[str, int]) -> str:
+    largest = sorted(uncovered.items(), key=lambda item: -item[1])[:LISTED]
+    return ", ".join(f"{name} with {size} weights" for name, size in largest)
+
+
+def _require_coverage(blocks: Sequence[Block], allow_partial: bool) -> None:
+    uncovered = {name: size for block in blocks for name, size in block.uncovered.items()}
+    none_covered = not any(True for block in blocks for _ in block.linears)
+    if none_covered or (_share(blocks) > MOST_UNCOVERED and not allow_partial):
         raise InputError(
-            f"{share:.0%} of the block weights are not Linears that can be quantized (largest: "
-            f"{', '.join(f'{name} with {size} weights' for name, size in largest)}); "
-            "at most 5 % may stay in 16 bit unless --allow-partial is given"
+            f"{_share(blocks):.0%} of the block weights are not Linears that can be quantized (largest: "
+            f"{_largest(uncovered)}); at most 5 % may stay in 16 bit unless --allow-partial is given"
         )

@@ -45,7 +45,8 @@ def test_a_proposal_depends_on_seed_and_history_alone(sampler: SamplerName) -> N
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_nothing_is_proposed_twice_and_a_small_space_is_used_up(sampler: SamplerName) -> None:
     """All settings of a finite space come, each once, then none; also where the sampler has long converged."""
-    space = make_space(Setting(), {"beta": 0.5, "tau": 2, "n_grid": "5..6", "n_calib": "16..64", "group_size": "64,128"})
+    sizes = {"n_grid": "5..6", "n_calib": "16..64", "group_size": "64,128"}
+    space = make_space(Setting(), {"beta": 0.5, "tau": 2, **sizes})
     trials: list[TrialRecord] = []
     while (setting := propose(space, trials, sampler, seed=0)) is not None:
         assert setting not in {one.setting for one in trials}

@@ -66,7 +66,7 @@ def make(bench: Bench, tmp_path: Path) -> Make:
 
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: PrunerName) -> None:
-    """Twelve trials, complete or pruned, each with its setting, outcome, sizes, seconds and values; no setting twice."""
+    """Twelve trials, complete or pruned, each with setting, outcome, sizes, seconds and values; no setting twice."""
     events: list[Event] = []
     worker = make(pruner=pruner, listen=events.append)
     worker.work(Budget(trials=12))
@@ -145,9 +145,7 @@ def test_an_interrupt_hands_the_running_trial_back(make: Make, monkeypatch: pyte
     assert all(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials)
 
 
-def test_a_result_that_was_kept_but_not_told_is_not_measured_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_that_was_kept_but_not_told_is_not_measured_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies between the two costs nothing: the trial is told what is known."""
     worker = make()
     monkeypatch.setattr(Worker, "_tell", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -259,7 +257,7 @@ def test_a_machine_that_scores_differently_may_not_join(make: Make) -> None:
     assert known is not None
     require_same_machine_result(worker.bench, known, TEXT, silent)
     moved = Score(nll=known.nll + 0.003 * known.tokens, tokens=known.tokens)
-    with pytest.raises(InputError, match="nats per token here and .* in the study"):
+    with pytest.raises(InputError, match=r"nats per token here and .* in the study"):
         require_same_machine_result(worker.bench, moved, TEXT, silent)
 
 

@@ -1,0 +1,254 @@
+"""Made-up studies with real files of values per sequence, for whatever reads a study; nothing is measured."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from hpo.ranking import Level, rank
+from hpo.record import FULL_PRECISION, Estimate, Measured, StudyRecord, TrialRecord
+from hpo.space import Space, make_space
+from objectives.kept import keep_result
+from objectives.paired import Difference
+from objectives.quantization import LayerResult, ModelSize
+from objectives.scoring import Score, look_sizes
+from objectives.trial import TrialResult
+from quant.methods import PRESETS, Setting
+from storage.results import ResultStore
+
+SEQUENCES, TOKENS, DEPTH = 32, 100, 6
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+CONTRACT = {
+    "format": 1,
+    "model": {"name": "tiny/llama", "commit": None, "dtype": "bfloat16"},
+    "tuning": {"source": "C4", "sequences": SEQUENCES, "protocol": "packed", "seq_len": TOKENS + 1},
+    "space": {"beta": "0..1", "tau": "0.1..5 (log)", "group_size": "32,64"},
+    "seed": 0,
+}
+Truth = Callable[[Setting], float]
+
+
+def truth(setting: Setting) -> float:
+    """Mean NLL in nats of a made-up model: awq is 0.1 above full precision, V2 has its optimum at beta 0.3."""
+    bits = {32: 0.0, 64: 0.03, 128: 0.08, 256: 0.15}[setting.group_size]
+    if setting.method != "gwh-praq-v2":
+        return 3.5 + bits + {"rtn": 0.25, "gw-awq": 0.1, "gwh-praq-v1": 0.11}[setting.method]
+    return 3.5 + bits + 0.08 + 0.3 * (setting.beta - 0.3) ** 2 + 0.02 * abs(math.log(setting.tau / 2.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A record, where its values are, and its space."""
+
+    record: StudyRecord
+    store: ResultStore
+    space: Space
+
+    @property
+    def levels(self) -> list[Level]:
+        """Its ranking, every sequence a document of its own."""
+        return rank(self.record, self.store, range(SEQUENCES))
+
+
+class Maker:
+    """Makes measurements of `truth` with noise, and keeps their values."""
+
+    def __init__(self, store: ResultStore, space: Space, seed: int = 0, truth: Truth = truth) -> None:
+        self.store, self.space, self._truth = store, space, truth
+        self._random = np.random.default_rng(seed)
+        # What makes a sequence hard is common to all settings.
+        self._sequences = self._random.normal(0, 0.4, SEQUENCES)
+
+    def draw(self) -> Setting:
+        """A setting somewhere in the space."""
+        return self.space.at(self._random.random(len(self.space.dimensions)).tolist())
+
+    def reference(self, setting: Setting | None) -> Measured:
+        """A reference, its values kept."""
+        score = self._score(setting)
+        key = f"reference-{setting.method}-{setting.group_size}" if setting else "full"
+        self._keep(key, setting, score)
+        return Measured(
+            name=setting.method if setting else FULL_PRECISION,
+            setting=setting,
+            perplexity=score.perplexity,
+            result=key,
+            bits_per_weight=_bits(setting),
+            model_bytes=1000,
+            seconds={"quantize": 2.0, "score": 3.0},
+        )
+
+    def complete(self, number: int, setting: Setting, origin: str = "sampler") -> TrialRecord:
+        """A trial that was measured to the end, its values kept."""
+        score = self._score(setting)
+        self._keep(f"trial-{number}", setting, score)
+        waiting = self.waiting(number, setting, origin)
+        return replace(
+            waiting,
+            state="COMPLETE",
+            perplexity=score.perplexity,
+            result=f"trial-{number}",
+            bits_per_weight=_bits(setting),
+            model_bytes=1000,
+            seconds={"calibrate": 0.5, "quantize": 2.0, "score": 3.0},
+            outcome="complete",
+            running=_running(score, SEQUENCES),
+            tokens=SEQUENCES * TOKENS,
+            started="2025-01-01T00:00:00",
+            finished="2025-01-01T00:01:00",
+        )
+
+    def pruned(self, number: int, setting: Setting, read: int = 8) -> TrialRecord:
+        """A trial that was given up after `read` sequences."""
+        score = self._score(setting)
+        return replace(
+            self.waiting(number, setting),
+            state="PRUNED",
+            seconds={"quantize": 2.0, "score": 0.75},
+            outcome="stopped",
+            estimate=Estimate(
+                perplexity=score.perplexity, low=0.97 * score.perplexity, high=1.05 * score.perplexity, against=0
+            ),
+            running=_running(score, read),
+            tokens=read * TOKENS,
+            started="2025-01-01T00:00:00",
+            finished="2025-01-01T00:00:30",
+        )
+
+    def failed(self, number: int, setting: Setting) -> TrialRecord:
+        """A trial that failed."""
+        reason = "12.5 GB <needed>, 8 GB available"
+        return replace(self.waiting(number, setting), state="FAIL", outcome="out-of-memory", reason=reason)
+
+    def waiting(self, number: int, setting: Setting, origin: str = "sampler") -> TrialRecord:
+        """A trial that has not begun."""
+        return TrialRecord(
+            name=origin.removeprefix("preset ") if origin.startswith("preset") else f"trial {number}",
+            setting=setting,
+            perplexity=None,
+            result=None,
+            bits_per_weight=None,
+            model_bytes=None,
+            seconds={},
+            number=number,
+            state="WAITING",
+            params=self.space.params(setting),
+            origin=origin,
+            outcome=None,
+            estimate=None,
+            reason=None,
+            running={},
+            tokens=0,
+            started=None,
+            finished=None,
+        )
+
+    def _score(self, setting: Setting | None) -> Score:
+        mean = 3.5 if setting is None else self._truth(setting)
+        nll = TOKENS * (mean + self._sequences + self._random.normal(0, 0.02, SEQUENCES))
+        return Score(nll=torch.from_numpy(nll), tokens=torch.full((SEQUENCES,), TOKENS))
+
+    def _keep(self, key: str, setting: Setting | None, score: Score) -> None:
+        result = TrialResult(
+            setting=setting,
+            outcome="complete",
+            score=score,
+            size=ModelSize(bits_per_weight=_bits(setting), model_bytes=1000),
+            layers=self._layers() if setting else [],
+            seconds={},
+            peak_bytes=0,
+        )
+        keep_result(self.store, key, result)
+
+    def _layers(self) -> list[LayerResult]:
+        return [
+            LayerResult(
+                name=f"model.layers.{depth}.{linear}",
+                alpha=float(self._random.integers(0, 21) / 20),
+                nearest_loss=1.0,
+                loss=float(self._random.uniform(0.4, 1.0)),
+            )
+            for depth in range(DEPTH)
+            for linear in LINEARS
+        ]
+
+
+def mixed_study(store: ResultStore, trials: int = 40, sizes: str = "32,64", seed: int = 0) -> Study:
+    """A study with references, presets, and trials of every state; about a third is pruned."""
+    space = make_space(Setting(group_size=64), {"group_size": sizes})
+    maker = Maker(store, space, seed)
+    made: list[TrialRecord] = []
+    for name, setting in PRESETS.items():
+        made.append(maker.complete(len(made), space.project(setting), f"preset {name}"))
+    while len(made) < trials - 3:
+        setting = maker.draw()
+        poor = truth(setting) > 3.68
+        made.append(
+            maker.pruned(len(made), setting, 8 << len(made) % 2) if poor else maker.complete(len(made), setting)
+        )
+    made.append(maker.failed(len(made), maker.draw()))
+    made.append(replace(maker.waiting(len(made), maker.draw()), state="RUNNING", started="2025-01-01T00:00:00"))
+    made.append(maker.waiting(len(made), maker.draw(), "start-up"))
+    return study_of(maker, made)
+
+
+def study_of(maker: Maker, trials: Sequence[TrialRecord], **changes: object) -> Study:
+    """A study with the usual references at every group size of its space."""
+    methods = ("rtn", "gw-awq", "gwh-praq-v1")
+    sizes = maker.space.values("group_size")
+    references = [maker.reference(Setting(method=name, group_size=size)) for size in sizes for name in methods]
+    record = StudyRecord(
+        name="study",
+        contract=CONTRACT,
+        references=(maker.reference(None), *references),
+        trials=tuple(trials),
+        distributions=maker.space.distributions,
+    )
+    return Study(record=replace(record, **changes), store=maker.store, space=maker.space)  # type: ignore[arg-type]
+
+
+def confirmation(dataset: str = "C4, held out") -> Mapping[str, object]:
+    """What confirming the winner gives."""
+    names = (FULL_PRECISION, "trial 7", "gw-awq")
+    difference = Difference(value=-0.01, standard_error=0.002, low=-0.014, high=-0.006, p_value=0.001, clusters=32)
+    value, low, high = difference.percent()
+    return {
+        "group_size": 32,
+        "winner": "trial 7",
+        "recommended": "trial 7",
+        "sentence": f"On held-out text trial 7 against gw-awq: -1.00 % on {dataset}: confirmed as better.",
+        "rows": [
+            {"dataset": dataset, "name": name, "perplexity": 33.0 + place, "mean_nll": 3.5, "tokens": 3200}
+            for place, name in enumerate(names)
+        ],
+        "comparisons": [
+            {
+                "dataset": dataset,
+                "name": "trial 7",
+                "against": "gw-awq",
+                "percent": {"value": value, "low": low, "high": high},
+                "p_value": difference.p_value,
+                "holm": 0.001,
+            }
+        ],
+    }
+
+
+def _running(score: Score, read: int) -> dict[int, float]:
+    sums, tokens = score.nll.cumsum(0), score.tokens.cumsum(0)
+    sizes = [size for size in look_sizes(SEQUENCES) if size <= read]
+    return {size: math.exp(float(sums[size - 1] / tokens[size - 1])) for size in sizes}
+
+
+def _bits(setting: Setting | None) -> float:
+    return 16.0 if setting is None else 4 + 16 / setting.group_size
