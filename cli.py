@@ -166,7 +166,7 @@ def _status(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     from hpo.optimize import standing
-    from hpo.report import study_json
+    from hpo.report.export import study_json
 
     with _study(options) as study:
         outcome = standing(study, _paths(options))
@@ -416,7 +416,8 @@ def _evaluation_table(rows: Iterable[dict[str, Any]]) -> Table:
 
 def _conclude(options: argparse.Namespace, outcome: "Outcome", directory: Path | None, paths: "Paths") -> None:
     """Print the ranking and the verdicts, and write the report into `directory` where there is one."""
-    from hpo.report import study_json, write_report
+    from hpo.report.export import study_json
+    from hpo.report.write import write_report
     from storage.results import ResultStore
 
     notes = [*_verdicts(outcome.levels), *outcome.notes]

@@ -127,6 +127,11 @@ class StudyRecord:
         """The trial of least perplexity, whatever its group size; None before one is complete."""
         return next(iter(self.complete), None)
 
+    def tokens_saved(self, full: int) -> float:
+        """The share of tokens that pruning spared: of the trials that ended with a value, `full` tokens each."""
+        ended = [*self.complete, *self.pruned]
+        return 1 - sum(trial.tokens for trial in ended) / (full * len(ended)) if ended else 0.0
+
 
 def read_study(study: optuna.Study) -> StudyRecord:
     """What the storage knows of a study now."""

@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import Any
 
 from hpo.record import StudyRecord, TrialRecord
-from hpo.worker import tokens_saved
 
 
 def summary(record: StudyRecord) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def summary(record: StudyRecord) -> dict[str, Any]:
         "best": {
             f"group size {size}": _best(next(trial for trial in complete if trial.group_size == size)) for size in sizes
         },
-        "tokens_saved": round(tokens_saved(record, full), 3) if full else None,
+        "tokens_saved": round(record.tokens_saved(full), 3) if full else None,
         "running": [_running(trial) for trial in record.trials if trial.state == "RUNNING"],
         "last_failure": next((trial.reason for trial in reversed(record.trials) if trial.state == "FAIL"), None),
         "confirmation": record.confirmation["sentence"] if record.confirmation else None,

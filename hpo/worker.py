@@ -240,7 +240,7 @@ class Worker:
             best=record.best,
             done=len(ended),
             budget=budget.trials,
-            saved=tokens_saved(record, int(sum(mask.sum() for mask in self.tuning.scored))),
+            saved=record.tokens_saved(int(sum(mask.sum() for mask in self.tuning.scored))),
             seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
         )
         self.listen(finished)
@@ -254,12 +254,6 @@ def signals_deferred() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def tokens_saved(record: StudyRecord, full: int) -> float:
-    """The share of tokens that pruning spared: of the trials that ended with a value, against `full` tokens each."""
-    ended = [trial for trial in record.trials if trial.state in ("COMPLETE", "PRUNED")]
-    return 1 - sum(trial.tokens for trial in ended) / (full * len(ended)) if ended else 0.0
 
 
 def versions() -> dict[str, str]:

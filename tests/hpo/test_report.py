@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from hpo.axes import varied_axes
-from hpo.layer_grid import place
 from hpo.ranking import headline
 from hpo.record import StudyRecord
-from hpo.report import study_json, write_report
+from hpo.report.axes import varied_axes
+from hpo.report.export import study_json
+from hpo.report.layer_grid import place
+from hpo.report.write import write_report
 from hpo.space import make_space
 from quant.methods import Setting
 from storage.results import ResultStore
@@ -311,14 +312,19 @@ def test_a_fixed_parameter_is_not_drawn(tmp_path: Path) -> None:
 def test_names_are_shown_as_they_are(small: Study, tmp_path: Path) -> None:
     """What looks like markup in a data set's or a study's name is text, in the page and in Markdown tables."""
     name = "</script><b>C4</b> & 'co' | \"x\""
-    record = replace(small.record, name=name, confirmation=confirmation(name), contract={name: {"source": name}})
+    trials = tuple(replace(trial, name=name) for trial in small.record.trials)
+    record = replace(
+        small.record, name=name, trials=trials, confirmation=confirmation(name), contract={name: {"source": name}}
+    )
     page = written(small, tmp_path, record)
     assert page.text.count(name) >= 2
     assert page.text[1].startswith(f"Study {name}: ")
     assert "b" not in {tag for tag, _ in page.elements}
+    assert traces(page, "complete")[0]["text"][0].startswith(f"{name}: ")
     rows = [line for line in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines() if "C4" in line]
     cells = [line.replace(r"\|", "").count("|") for line in rows if line.startswith("| ")]
-    assert set(cells) == {3, 6}
+    # Pipes of the contract, of failed trials, and of the confirmation.
+    assert set(cells) == {3, 5, 6}
 
 
 def test_a_lost_result_costs_two_figures_only(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hpo.pruning import PRUNERS, PrunerName
 from hpo.queue import Queue
 from hpo.record import read_study
 from hpo.space import make_space
-from hpo.worker import Budget, Worker, tokens_saved
+from hpo.worker import Budget, Worker
 from objectives.errors import InputError, RunError
 from objectives.kept import measurement_key, recall_result
 from objectives.progress import silent
@@ -121,7 +121,7 @@ def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: 
         assert trial.estimate.low <= trial.estimate.perplexity <= trial.estimate.high
         assert list(trial.running) == [8]
         assert trial.tokens == 8 * 23
-    assert tokens_saved(record, 40 * 23) == pytest.approx(4 / 6 * (1 - 8 / 40))
+    assert record.tokens_saved(40 * 23) == pytest.approx(4 / 6 * (1 - 8 / 40))
 
 
 def test_an_interrupt_hands_the_running_trial_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,93 @@
+"""The hyperparameters that vary, as the axes of figures.
+
+Responsible for their labels, scales and ticks. May assume Optuna's distributions as `hpo.space` makes them: sizes are
+exponents of two under a name that says so.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+
+from hpo.importance import EXPONENT, decoded_name
+
+LABELS = {
+    "beta": "β, blend of saliences",
+    "tau": "τ, temperature of the error weights",
+    "n_grid": "steps of the α grid",
+    "n_calib": "calibration samples",
+    "group_size": "group size",
+}
+SYMBOLS = {"beta": "β", "tau": "τ", "n_grid": "α steps", "n_calib": "samples", "group_size": "group"}
+NICE = (1.0, 2.0, 5.0)
+MARGIN = 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One hyperparameter that varies: the field of a setting, its bounds and its scale."""
+
+    name: str
+    low: float
+    high: float
+    scale: Literal["linear", "log", "log2"]
+    whole: bool
+
+    @property
+    def label(self) -> str:
+        """What it is called along an axis."""
+        return LABELS.get(self.name, self.name)
+
+    @property
+    def symbol(self) -> str:
+        """What it is called where there is little room."""
+        return SYMBOLS.get(self.name, self.name)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Values worth naming, ascending."""
+        if self.scale == "log2":
+            return [2.0**power for power in range(round(math.log2(self.low)), round(math.log2(self.high)) + 1)]
+        if self.scale == "log":
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            named = [nice * 10.0**power for power in powers for nice in NICE]
+            inside = [tick for tick in named if self.low <= tick * (1 + 1e-9) and tick <= self.high * (1 + 1e-9)]
+            return inside if len(inside) > 1 else [self.low, self.high]
+        found = np.linspace(self.low, self.high, 5).round(0 if self.whole else 3)
+        return [float(tick) for tick in dict.fromkeys(found)]
+
+    def fraction(self, value: float) -> float:
+        """Where `value` lies between low (0) and high (1) on this scale."""
+        if self.scale == "linear":
+            return (value - self.low) / (self.high - self.low)
+        return math.log(value / self.low) / math.log(self.high / self.low)
+
+    def at(self, fraction: float) -> float:
+        """The inverse of `fraction`."""
+        if self.scale == "linear":
+            return float(self.low + fraction * (self.high - self.low))
+        return float(self.low * (self.high / self.low) ** fraction)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Its bounds with room for the marks on them."""
+        return self.at(-MARGIN), self.at(1 + MARGIN)
+
+
+def varied_axes(distributions: Mapping[str, BaseDistribution]) -> tuple[Axis, ...]:
+    """The axes of Optuna's parameters, without those that can take one value only."""
+    found = (_axis(name, one) for name, one in distributions.items())
+    return tuple(axis for axis in found if axis is not None)
+
+
+def _axis(parameter: str, distribution: BaseDistribution) -> Axis | None:
+    if distribution.single() or not isinstance(distribution, IntDistribution | FloatDistribution):
+        return None
+    name, low, high = decoded_name(parameter), distribution.low, distribution.high
+    whole = isinstance(distribution, IntDistribution)
+    if parameter.startswith(EXPONENT):
+        return Axis(name=name, low=2.0**low, high=2.0**high, scale="log2", whole=True)
+    return Axis(name=name, low=low, high=high, scale="log" if distribution.log else "linear", whole=whole)

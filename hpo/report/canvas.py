@@ -1,0 +1,80 @@
+"""An empty plotly figure, and what several figures put on it.
+
+Responsible for legibility on light and dark paper alike: nothing has a background, grids are translucent, and text
+takes the colour that the page gives it.
+"""
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from hpo.report.axes import Axis
+from hpo.report.charts import Point, Running, heights
+
+CLEAR, GRID = "rgba(0,0,0,0)", "rgba(128,128,128,0.25)"
+HEIGHT = 420
+
+
+def blank(x: str, y: str, height: int = HEIGHT) -> go.Figure:
+    """A figure without traces whose axes are called `x` and `y`."""
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        height=height,
+        margin={"l": 12, "r": 12, "t": 36, "b": 12},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": CLEAR},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        hovermode="closest",
+    )
+    axes = {"automargin": True, "gridcolor": GRID, "zeroline": False, "linecolor": GRID}
+    figure.update_xaxes(title={"text": x}, **axes)
+    figure.update_yaxes(title={"text": y}, **axes)
+    return figure
+
+
+def points(found: Sequence[Point], ends: tuple[float, float], axis: Axis | None = None) -> dict[str, object]:
+    """Points by trial number, or along one hyperparameter, on an axis of perplexity of these ends."""
+    return {
+        "x": [point.number if axis is None else point.values[axis.name] for point in found],
+        "y": heights(found, ends),
+        "mode": "markers",
+        "cliponaxis": False,
+        "text": texts(found),
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
+def texts(points: Sequence[Point]) -> list[str]:
+    """What is said of points under the pointer."""
+    return [
+        f"{point.name}: {point.perplexity:.3f}<br>"
+        + ", ".join(f"{name} {value:g}" for name, value in point.values.items())
+        for point in points
+    ]
+
+
+def joined(lines: Sequence[Running]) -> dict[str, object]:
+    """Many lines as one, with gaps between them: a trace each would make the page slow."""
+    x: list[int | None] = []
+    y: list[float | None] = []
+    text: list[str] = []
+    for line in lines:
+        x += [*line.sequences, None]
+        y += [*line.percent, None]
+        text += [line.name] * (len(line.sequences) + 1)
+    return {"x": x, "y": y, "text": text}
+
+
+def hyperparameter_axis(axis: Axis) -> dict[str, object]:
+    """The axis of a hyperparameter."""
+    if axis.scale == "linear":
+        return {"range": list(axis.ends)}
+    return {
+        "type": "log",
+        "range": [math.log10(end) for end in axis.ends],
+        "tickvals": axis.ticks,
+        "ticktext": [f"{tick:g}" for tick in axis.ticks],
+    }

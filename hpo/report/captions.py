@@ -1,0 +1,148 @@
+"""The words around a report's figures: title, how to read it, what it shows, or why it is left out.
+
+Responsible for saying all of that in one sentence each. Knows what is drawn, not how.
+"""
+
+from dataclasses import dataclass
+
+from hpo.report.charts import ChartData
+
+NO_TRIAL = "no trial is complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """What is written about one figure.
+
+    Attributes:
+        key: Its file name without the ending, and its anchor in the page.
+        title: Its heading.
+        reading: How to read it, in one sentence.
+        alt: What it shows, for those who cannot see it.
+        missing: Why it is left out, as a sentence; None where it is drawn.
+    """
+
+    key: str
+    title: str
+    reading: str
+    alt: str = ""
+    missing: str | None = None
+
+
+def captions(data: ChartData) -> list[Caption]:
+    """One for every figure that a report can have, in its order."""
+    return [
+        write(data) for write in (_history, _importances, _surface, _slices, _running, _parallel, _alpha, _reduction)
+    ]
+
+
+def _caption(key: str, title: str, reading: str, alt: str, why_not: str | None) -> Caption:
+    if why_not is None:
+        return Caption(key=key, title=title, reading=reading, alt=f"{title}: {alt}")
+    return Caption(key=key, title=title, reading=reading, missing=f"Left out: {why_not}.")
+
+
+def _best(data: ChartData) -> str:
+    return f"the best is {data.best.name} at {data.best.perplexity:.3f}" if data.best else NO_TRIAL
+
+
+def _history(data: ChartData) -> Caption:
+    counts = f"{len(data.measured)} complete, {len(data.estimated)} pruned and {len(data.failed)} failed trials"
+    why_not = None if data.measured or data.estimated else "no trial has a perplexity yet"
+    reading = (
+        "The line is the best perplexity so far, lower is better; a pruned trial stands at its estimate with its 95 % "
+        "interval, an outlier at the upper edge; a cross at the lower edge is a failed trial, and the dashed line is "
+        "the best reference."
+    )
+    return _caption("history", "History", reading, f"{counts} by number; {_best(data)}.", why_not)
+
+
+def _importances(data: ChartData) -> Caption:
+    drawn = [shares for shares in data.importances.scopes if shares.reason is None]
+    reasons = [shares.reason for shares in data.importances.scopes if shares.reason is not None]
+    reading = (
+        "A longer bar explains more of the outcome: PED-ANOVA asks what tells the best trials from all, fANOVA which "
+        "hyperparameter the variance of log perplexity comes from"
+    )
+    reading += ". " + " ".join(reasons) if reasons else "."
+    alt = "; ".join(
+        f"{shares.scope}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.mean.items())
+        for shares in drawn
+    )
+    why_not = None if drawn else " ".join(reasons).removesuffix(".")
+    return _caption("importances", "Importances", reading, f"{alt}.", why_not)
+
+
+def _surface(data: ChartData) -> Caption:
+    title = "β and τ"
+    if data.surface is None:
+        return _caption("beta-tau", title, "", "", "β and τ do not both vary")
+    points, size = data.surface.points, data.surface.group_size
+    reading = (
+        f"Every point is a complete trial at group size {size}, darker is lower perplexity; the colours between them "
+        "are a smoothed mean, and the scale ends where outliers begin"
+    )
+    reading += "." if data.surface.z else ", drawn when there are more trials."
+    alt = f"perplexity of {len(points)} complete trials at group size {size} over β and τ."
+    return _caption("beta-tau", title, reading, alt, None if points else NO_TRIAL)
+
+
+def _slices(data: ChartData) -> Caption:
+    sizes = " Colours and symbols tell group sizes apart." if len(data.group_sizes) > 1 else ""
+    reading = (
+        "One panel per hyperparameter: filled points are complete trials, grey ones pruned estimates, and outliers "
+        f"stand at the upper edge.{sizes}"
+    )
+    alt = f"perplexity of {len(data.measured)} complete trials against each of {len(data.axes)} hyperparameters."
+    return _caption("slices", "Slices", reading, alt, _why_no_trials(data, 1))
+
+
+def _running(data: ChartData) -> Caption:
+    reading = (
+        "Perplexity of the first sequences, as percent above the lowest of all trials after as many sequences; "
+        "a dashed line ends where its trial was pruned, and lines far above the others leave the figure."
+    )
+    counts = {kind: sum(line.kind == kind for line in data.running) for kind in ("complete", "pruned", "best")}
+    alt = f"{counts['complete'] + counts['best']} complete and {counts['pruned']} pruned trials by sequences read."
+    why_not = None if data.running else "no trial has reported a running value"
+    return _caption("running", "Running perplexity", reading, alt, why_not)
+
+
+def _parallel(data: ChartData) -> Caption:
+    reading = (
+        "Every line is a complete trial that crosses each axis at its value, the last axis is perplexity; darker lines "
+        "are better."
+    )
+    names = ", ".join(axis.name for axis in data.axes)
+    alt = f"{len(data.measured)} complete trials across {names} and perplexity; {_best(data)}."
+    return _caption("parallel", "Parallel coordinates", reading, alt, _why_no_trials(data, 2))
+
+
+def _alpha(data: ChartData) -> Caption:
+    reading = (
+        "For every Linear of the best trial the exponent α that was chosen: 0 leaves the inputs unscaled, 1 scales by "
+        "the whole salience."
+    )
+    grid = data.layers.alpha
+    alt = f"from {min(grid.known):.2f} to {max(grid.known):.2f} over {len(grid.depths)} blocks." if grid else ""
+    return _caption("alpha", "α by depth and role", reading, alt, data.layers.reason)
+
+
+def _reduction(data: ChartData) -> Caption:
+    reading = (
+        "For every Linear of the best trial the percent of nearest rounding's loss that its input scale avoids; where "
+        "several share a scale, one of them may lose."
+    )
+    grid = data.layers.reduction
+    alt, reason = "", data.layers.reason
+    if grid is not None and grid.known:
+        alt = f"from {min(grid.known):.0f} to {max(grid.known):.0f} % over {len(grid.depths)} blocks."
+    elif reason is None:
+        reason = "nearest rounding loses nothing"
+    return _caption("loss", "Loss reduction by layer", reading, alt, reason)
+
+
+def _why_no_trials(data: ChartData, fewest_axes: int) -> str | None:
+    if len(data.axes) < fewest_axes:
+        return "no hyperparameter varies" if not data.axes else f"only {data.axes[0].name} varies"
+    return None if data.measured else NO_TRIAL

@@ -1,0 +1,237 @@
+"""What a report's figures show, as numbers: axes, points, lines and surfaces, without a word on how they are drawn.
+
+Responsible for what `figures` and `plots` have in common, so that the page and its pictures cannot differ. May assume
+a ranked study. Numbers that are not finite are left out here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+
+from hpo.importance import GROUP_SIZE, Importances, usual_group_size
+from hpo.ranking import Level, headline
+from hpo.record import StudyRecord, TrialRecord
+from hpo.report.axes import Axis, varied_axes
+from hpo.report.layer_grid import LayerChoices, layer_choices
+from storage.results import ResultStore
+
+# Of the range of perplexity, free at either end of an axis.
+MARGIN = 0.06
+# A surface is a weighted mean of the trials around a point; farther than REACH from all of them nothing is drawn.
+BANDWIDTH, REACH, CELLS = 0.12, 0.25, 40
+FEWEST_FOR_SURFACE = 8
+# Tukey's fence: in units of the distance between the quartiles, above the upper one.
+FENCE = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A trial with a perplexity: measured, or estimated with an interval."""
+
+    number: int
+    name: str
+    group_size: int | None
+    perplexity: float
+    low: float
+    high: float
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A trial's percent of perplexity above the lowest of all trials after as many sequences."""
+
+    name: str
+    kind: Literal["complete", "pruned", "best"]
+    sequences: tuple[int, ...]
+    percent: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """Perplexity over two hyperparameters at one group size: trials, and a smoothed mean `z[y][x]` of them.
+
+    `x`, `y` and `z` are empty where there are too few trials; a cell far from every trial is NaN.
+    """
+
+    group_size: int | None
+    points: tuple[Point, ...]
+    x: tuple[float, ...] = ()
+    y: tuple[float, ...] = ()
+    z: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChartData:
+    """Everything that is drawn.
+
+    Attributes:
+        axes: Hyperparameters that vary.
+        measured: Complete trials, by number.
+        estimated: Pruned trials with an estimate, by number.
+        failed: Numbers of failed trials.
+        known: Name, group size and perplexity of the best reference of the leading group size.
+        importances: Shares of the hyperparameters.
+        running: Perplexity over the first sequences.
+        surface: Over beta and tau; None where one of them is fixed.
+        layers: Of the best trial.
+    """
+
+    axes: tuple[Axis, ...]
+    measured: tuple[Point, ...]
+    estimated: tuple[Point, ...]
+    failed: tuple[int, ...]
+    known: tuple[str, int, float] | None
+    importances: Importances
+    running: tuple[Running, ...]
+    surface: Surface | None
+    layers: LayerChoices
+
+    @property
+    def best(self) -> Point | None:
+        """The measured point of least perplexity."""
+        return min(self.measured, key=lambda point: (point.perplexity, point.number), default=None)
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Those of the measured and estimated trials, ascending."""
+        found = {point.group_size for point in (*self.measured, *self.estimated)}
+        return sorted(size for size in found if size is not None)
+
+    @property
+    def best_so_far(self) -> list[tuple[int, float]]:
+        """Least measured perplexity after each complete trial, by its number."""
+        lowest = np.minimum.accumulate([point.perplexity for point in self.measured])
+        return [(point.number, float(value)) for point, value in zip(self.measured, lowest, strict=True)]
+
+
+def chart_data(
+    record: StudyRecord,
+    levels: Sequence[Level],
+    store: ResultStore,
+    distributions: Mapping[str, BaseDistribution],
+    importances: Importances,
+) -> ChartData:
+    """Everything that the figures of a study show."""
+    axes = varied_axes(distributions)
+    measured = [point for trial in record.trials if (point := _measured(trial, axes)) is not None]
+    estimated = [point for trial in record.trials if (point := _estimated(trial, axes)) is not None]
+    lead = headline(levels)
+    reference = lead.best_reference if lead else None
+    return ChartData(
+        axes=axes,
+        measured=tuple(measured),
+        estimated=tuple(estimated),
+        failed=tuple(trial.number for trial in record.trials if trial.state == "FAIL"),
+        known=(reference.measured.name, lead.group_size, reference.score.perplexity) if lead and reference else None,
+        importances=importances,
+        running=tuple(_running(record)),
+        surface=_surface(record, axes, measured),
+        layers=layer_choices(record.best, store),
+    )
+
+
+def perplexity_range(data: ChartData) -> tuple[float, float]:
+    """The ends of an axis with room for every point that is no outlier, and for the reference."""
+    values = [point.perplexity for point in (*data.measured, *data.estimated)]
+    known = [] if data.known is None else [data.known[2]]
+    low, high = min([*values, *known]), max([shown_up_to(values), *known])
+    room = MARGIN * (high - low) or MARGIN * low
+    return low - room, high + room
+
+
+def heights(points: Sequence[Point], ends: tuple[float, float]) -> list[float]:
+    """Where points stand on an axis of these ends: outliers at its upper edge."""
+    return [min(point.perplexity, ends[1]) for point in points]
+
+
+def intervals(points: Sequence[Point], ends: tuple[float, float]) -> tuple[list[float], list[float]]:
+    """How far the points' intervals reach below and above where they stand."""
+    placed = list(zip(points, heights(points, ends), strict=True))
+    below = [max(0.0, height - point.low) for point, height in placed]
+    return below, [max(0.0, point.high - height) for point, height in placed]
+
+
+def shown_up_to(values: Sequence[float]) -> float:
+    """The end of a scale that outliers must not stretch: the largest value within Tukey's fence."""
+    lower, upper = np.percentile(values, [25, 75])
+    fence = upper + FENCE * (upper - lower)
+    return float(max((value for value in values if value <= fence), default=max(values)))
+
+
+def _measured(trial: TrialRecord, axes: Sequence[Axis]) -> Point | None:
+    if trial.state != "COMPLETE" or trial.perplexity is None:
+        return None
+    return _point(trial, axes, trial.perplexity, trial.perplexity, trial.perplexity)
+
+
+def _estimated(trial: TrialRecord, axes: Sequence[Axis]) -> Point | None:
+    if trial.state != "PRUNED" or trial.estimate is None:
+        return None
+    return _point(trial, axes, trial.estimate.perplexity, trial.estimate.low, trial.estimate.high)
+
+
+def _point(trial: TrialRecord, axes: Sequence[Axis], perplexity: float, low: float, high: float) -> Point | None:
+    if trial.setting is None or not 0 < perplexity < math.inf:
+        return None
+    return Point(
+        number=trial.number,
+        name=trial.name,
+        group_size=trial.group_size,
+        perplexity=perplexity,
+        low=low if 0 < low <= perplexity else perplexity,
+        high=high if perplexity <= high < math.inf else perplexity,
+        values={axis.name: float(getattr(trial.setting, axis.name)) for axis in axes},
+    )
+
+
+def _running(record: StudyRecord) -> list[Running]:
+    seen = {
+        trial.number: {step: value for step, value in sorted(trial.running.items()) if 0 < value < math.inf}
+        for trial in record.trials
+        if trial.state in ("COMPLETE", "PRUNED")
+    }
+    lowest: dict[int, float] = {}
+    for step, value in (entry for values in seen.values() for entry in values.items()):
+        lowest[step] = min(value, lowest.get(step, math.inf))
+    best = record.best.number if record.best else None
+    return [
+        Running(
+            name=trial.name,
+            kind="best" if trial.number == best else "complete" if trial.state == "COMPLETE" else "pruned",
+            sequences=tuple(seen[trial.number]),
+            percent=tuple(100 * (value / lowest[step] - 1) for step, value in seen[trial.number].items()),
+        )
+        for trial in record.trials
+        if seen.get(trial.number)
+    ]
+
+
+def _surface(record: StudyRecord, axes: Sequence[Axis], measured: Sequence[Point]) -> Surface | None:
+    named = {axis.name: axis for axis in axes}
+    if not {"beta", "tau"} <= set(named):
+        return None
+    beta, tau = named["beta"], named["tau"]
+    size = usual_group_size(record.complete)
+    points = tuple(point for point in measured if GROUP_SIZE not in named or point.group_size == size)
+    if len(points) < FEWEST_FOR_SURFACE:
+        return Surface(group_size=size, points=points)
+    at = np.array([[beta.fraction(point.values["beta"]), tau.fraction(point.values["tau"])] for point in points])
+    cells = np.linspace(0, 1, CELLS)
+    x, y = np.meshgrid(cells, cells)
+    squared = (x[..., None] - at[:, 0]) ** 2 + (y[..., None] - at[:, 1]) ** 2
+    weights = np.exp(-squared / (2 * BANDWIDTH**2))
+    values = [point.perplexity for point in points]
+    logs = np.log(np.minimum(values, shown_up_to(values)))
+    z = np.where(squared.min(-1) <= REACH**2, np.exp(weights @ logs / weights.sum(-1)), np.nan)
+    return Surface(
+        group_size=size,
+        points=points,
+        x=tuple(map(beta.at, cells)),
+        y=tuple(map(tau.at, cells)),
+        z=tuple(map(tuple, z.tolist())),
+    )

@@ -1,0 +1,135 @@
+"""A study as data for programs: one JSON-able object, and its trials as CSV.
+
+Responsible for what `show --json`, `result.json` and `trials.csv` contain. Everything is plain: decoded settings, no
+numbers that JSON has not.
+"""
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+
+import numpy as np
+
+from hpo.ranking import Level, ranking_json
+from hpo.record import Measured, StudyRecord, TrialRecord
+from quant.methods import Setting
+
+PHASES = ("calibrate", "quantize", "score")
+
+
+def study_json(record: StudyRecord, levels: Sequence[Level]) -> dict[str, object]:
+    """Everything that is known of a study, JSON-able; numbers that are not finite are null.
+
+    Args:
+        record: The study.
+        levels: Its ranking.
+    """
+    return {
+        str(key): plain(value)
+        for key, value in {
+            "study": record.name,
+            "contract": record.contract,
+            "references": [_reference(one) for one in record.references],
+            "trials": [_trial(trial) for trial in record.trials],
+            "best": None if record.best is None else _trial(record.best),
+            "ranking": ranking_json(levels),
+            "confirmation": record.confirmation,
+        }.items()
+    }
+
+
+def plain(value: object) -> object:
+    """The same value in the types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def json_text(value: Mapping[str, object]) -> str:
+    """JSON for people, which every strict reader accepts."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def trials_csv(record: StudyRecord) -> str:
+    """One row per trial, in order of their numbers; what a trial has not is left empty."""
+    # Imported here: `show` needs `study_json` at once, and pandas takes half a second.
+    import pandas as pd
+
+    names = [field.name for field in fields(Setting)]
+    columns = [
+        *("number", "name", "state", "origin", *names),
+        *("perplexity", "estimate", "estimate_low", "estimate_high", "bits_per_weight", "model_bytes"),
+        *(f"seconds_{phase}" for phase in phases(record.trials)),
+        *("tokens", "outcome", "reason", "started", "finished"),
+    ]
+    # Whole numbers stay whole where some are missing.
+    table = pd.DataFrame([_row(trial) for trial in record.trials], columns=columns).convert_dtypes()
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue()
+
+
+def phases(measured: Sequence[Measured]) -> list[str]:
+    """Every phase that took time, in the order in which they happen."""
+    found = dict.fromkeys(phase for one in measured for phase in one.seconds)
+    return [*(phase for phase in PHASES if phase in found), *(phase for phase in found if phase not in PHASES)]
+
+
+def _row(trial: TrialRecord) -> dict[str, object]:
+    estimate = trial.estimate
+    return {
+        "number": trial.number,
+        "name": trial.name,
+        "state": trial.state,
+        "origin": trial.origin,
+        **(trial.setting.as_dict() if trial.setting else {}),
+        "perplexity": trial.perplexity,
+        "estimate": estimate.perplexity if estimate else None,
+        "estimate_low": estimate.low if estimate else None,
+        "estimate_high": estimate.high if estimate else None,
+        "bits_per_weight": trial.bits_per_weight,
+        "model_bytes": trial.model_bytes,
+        **{f"seconds_{phase}": seconds for phase, seconds in trial.seconds.items()},
+        "tokens": trial.tokens,
+        "outcome": trial.outcome,
+        "reason": trial.reason,
+        "started": trial.started,
+        "finished": trial.finished,
+    }
+
+
+def _reference(one: Measured) -> dict[str, object]:
+    return {
+        "name": one.name,
+        "setting": one.setting.as_dict() if one.setting else None,
+        "perplexity": one.perplexity,
+        "bits_per_weight": one.bits_per_weight,
+        "model_bytes": one.model_bytes,
+        "seconds": one.seconds,
+    }
+
+
+def _trial(trial: TrialRecord) -> dict[str, object]:
+    return {
+        "number": trial.number,
+        "name": trial.name,
+        "state": trial.state,
+        "origin": trial.origin,
+        "params": trial.setting.as_dict() if trial.setting else None,
+        "value": trial.perplexity,
+        "bits_per_weight": trial.bits_per_weight,
+        "model_bytes": trial.model_bytes,
+        "seconds": trial.seconds,
+        "tokens": trial.tokens,
+        "estimate": asdict(trial.estimate) if trial.estimate else None,
+        "outcome": trial.outcome,
+        "reason": trial.reason,
+    }

@@ -1,0 +1,248 @@
+"""The figures of a report's page, interactive, in plotly.
+
+Responsible for drawing `ChartData`. May assume that captions say which figures can be drawn.
+"""
+
+from collections.abc import Callable
+from itertools import cycle
+
+import plotly.graph_objects as go
+
+from hpo.report import palette
+from hpo.report.axes import Axis
+from hpo.report.canvas import HEIGHT, blank, hyperparameter_axis, joined, points, texts
+from hpo.report.charts import ChartData, intervals, perplexity_range, shown_up_to
+from hpo.report.layer_grid import LayerGrid
+
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon")
+PERPLEXITY = "perplexity"
+
+
+def figures(key: str, data: ChartData) -> list[tuple[str, go.Figure]]:
+    """The panels of one figure, each with what it shows beyond the figure's caption."""
+    return DRAWN[key](data)
+
+
+def _history(data: ChartData) -> list[tuple[str, go.Figure]]:
+    figure = blank("trial", PERPLEXITY)
+    ends = perplexity_range(data)
+    if data.measured:
+        numbers, lowest = zip(*data.best_so_far, strict=True)
+        figure.add_scatter(
+            x=numbers, y=lowest, mode="lines", line={"shape": "hv", "color": palette.BEST}, name="best so far"
+        )
+        figure.add_scatter(
+            **points(data.measured, ends), marker={"color": palette.MEASURED, "size": 8}, name="complete"
+        )
+    if data.estimated:
+        below, above = intervals(data.estimated, ends)
+        figure.add_scatter(
+            **points(data.estimated, ends),
+            marker={"color": palette.ESTIMATED, "size": 8, "symbol": "diamond-open"},
+            error_y={
+                "array": above,
+                "arrayminus": below,
+                "thickness": 1,
+                "width": 2,
+            },
+            name="pruned, estimated",
+        )
+    if data.failed:
+        figure.add_scatter(
+            x=data.failed,
+            y=[ends[0]] * len(data.failed),
+            mode="markers",
+            marker={"color": palette.FAILED, "size": 9, "symbol": "x"},
+            hovertemplate="trial %{x}: failed<extra></extra>",
+            name="failed",
+        )
+    if data.known is not None:
+        name, size, perplexity = data.known
+        figure.add_hline(perplexity, line={"dash": "dash", "color": palette.KNOWN})
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines",
+            line={"dash": "dash", "color": palette.KNOWN},
+            name=f"{name}, group size {size}",
+        )
+    figure.update_yaxes(range=ends)
+    return [("", figure)]
+
+
+def _importances(data: ChartData) -> list[tuple[str, go.Figure]]:
+    panels = []
+    for shares in data.importances.scopes:
+        if shares.reason is not None:
+            continue
+        names = list(shares.mean)[::-1]
+        figure = blank("share of the outcome", "", height=140 + 60 * len(names))
+        for title, values, colour in (
+            ("fANOVA", shares.fanova, palette.FANOVA),
+            ("PED-ANOVA", shares.ped_anova, palette.PED_ANOVA),
+        ):
+            figure.add_bar(
+                x=[values[name] for name in names],
+                y=names,
+                orientation="h",
+                marker={"color": colour},
+                name=title,
+                hovertemplate="%{y}: %{x:.0%}<extra>" + title + "</extra>",
+            )
+        figure.update_layout(legend={"traceorder": "reversed"}, bargap=0.35)
+        figure.update_xaxes(range=[0, 1], tickformat=".0%")
+        panels.append((f"{shares.scope}, {shares.trials} complete trials", figure))
+    return panels
+
+
+def _surface(data: ChartData) -> list[tuple[str, go.Figure]]:
+    surface = data.surface
+    assert surface is not None
+    beta, tau = (next(axis for axis in data.axes if axis.name == name) for name in ("beta", "tau"))
+    figure = blank(beta.label, tau.label, height=HEIGHT + 60)
+    values = [point.perplexity for point in surface.points]
+    colours = {"colorscale": palette.SEQUENTIAL, "cmin": min(values), "cmax": shown_up_to(values)}
+    if surface.z:
+        figure.add_contour(
+            x=surface.x,
+            y=surface.y,
+            z=surface.z,
+            colorscale=palette.SEQUENTIAL,
+            zmin=colours["cmin"],
+            zmax=colours["cmax"],
+            contours={"showlines": False},
+            ncontours=16,
+            showscale=False,
+            hoverinfo="skip",
+            opacity=0.85,
+        )
+    figure.add_scatter(
+        x=[point.values["beta"] for point in surface.points],
+        y=[point.values["tau"] for point in surface.points],
+        mode="markers",
+        marker={
+            "size": 10,
+            "color": values,
+            **colours,
+            "colorbar": {"title": {"text": PERPLEXITY, "side": "right"}, "thickness": 12},
+            "line": {"color": "white", "width": 1.5},
+        },
+        text=texts(surface.points),
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+    )
+    figure.update_xaxes(**hyperparameter_axis(beta))
+    figure.update_yaxes(**hyperparameter_axis(tau))
+    return [("", figure)]
+
+
+def _slices(data: ChartData) -> list[tuple[str, go.Figure]]:
+    return [(axis.name, _slice(data, axis)) for axis in data.axes]
+
+
+def _slice(data: ChartData, axis: Axis) -> go.Figure:
+    figure, ends = blank(axis.label, PERPLEXITY, height=340), perplexity_range(data)
+    figure.add_scatter(
+        **points(data.estimated, ends, axis),
+        marker={"color": palette.GREY, "size": 6, "symbol": "circle-open"},
+        name="pruned",
+    )
+    for size, colour, symbol in zip(data.group_sizes, cycle(palette.GROUPS), cycle(SYMBOLS), strict=False):
+        found = [point for point in data.measured if point.group_size == size]
+        figure.add_scatter(
+            **points(found, ends, axis),
+            marker={"color": colour, "size": 8, "symbol": symbol},
+            name=f"group size {size}",
+        )
+    figure.update_xaxes(**hyperparameter_axis(axis))
+    figure.update_yaxes(range=ends)
+    return figure
+
+
+def _running(data: ChartData) -> list[tuple[str, go.Figure]]:
+    figure = blank("sequences read", "percent above the lowest")
+    steps = sorted({step for line in data.running for step in line.sequences})
+    for kind, colour, dash, width in (
+        ("pruned", palette.ESTIMATED, "dash", 1),
+        ("complete", palette.MEASURED, "solid", 1),
+        ("best", palette.BEST, "solid", 3),
+    ):
+        lines = [line for line in data.running if line.kind == kind]
+        if lines:
+            figure.add_scatter(
+                **joined(lines),
+                mode="lines+markers",
+                line={"color": colour, "dash": dash, "width": width},
+                marker={"size": 4},
+                opacity=1 if kind == "best" else 0.6,
+                hovertemplate="%{text}: %{y:.2f} % after %{x}<extra></extra>",
+                name=lines[0].name if kind == "best" else kind,
+            )
+    figure.update_xaxes(type="log", tickvals=steps, ticktext=[str(step) for step in steps])
+    highest = shown_up_to([percent for line in data.running for percent in line.percent])
+    figure.update_yaxes(range=[-0.03 * highest, 1.05 * highest] if highest > 0 else None)
+    return [("", figure)]
+
+
+def _parallel(data: ChartData) -> list[tuple[str, go.Figure]]:
+    figure = blank("", "", height=HEIGHT)
+    values = [point.perplexity for point in data.measured]
+    dimensions = [
+        {
+            "label": axis.symbol,
+            "range": [0, 1],
+            "values": [axis.fraction(point.values[axis.name]) for point in data.measured],
+            "tickvals": [axis.fraction(tick) for tick in axis.ticks],
+            "ticktext": [f"{tick:g}" for tick in axis.ticks],
+        }
+        for axis in data.axes
+    ]
+    dimensions.append({"label": PERPLEXITY, "values": values})
+    figure.add_parcoords(
+        dimensions=dimensions,
+        line={"color": values, "colorscale": palette.SEQUENTIAL, "cmin": min(values), "cmax": shown_up_to(values)},
+    )
+    figure.update_layout(margin={"l": 50, "r": 50, "t": 50, "b": 24})
+    return [("", figure)]
+
+
+def _alpha(data: ChartData) -> list[tuple[str, go.Figure]]:
+    assert data.layers.alpha is not None
+    return [("", _heatmap(data.layers.alpha, "α", (0.0, 1.0), ":.2f"))]
+
+
+def _reduction(data: ChartData) -> list[tuple[str, go.Figure]]:
+    grid = data.layers.reduction
+    assert grid is not None
+    return [("", _heatmap(grid, "%", (min(0.0, *grid.known), max(grid.known)), ":.1f"))]
+
+
+def _heatmap(grid: LayerGrid, unit: str, ends: tuple[float, float], digits: str) -> go.Figure:
+    figure = blank("depth", "", height=150 + 34 * len(grid.roles))
+    figure.add_heatmap(
+        x=grid.depths,
+        y=grid.roles,
+        z=grid.values,
+        zmin=ends[0],
+        zmax=ends[1],
+        colorscale=palette.SEQUENTIAL,
+        xgap=1,
+        ygap=1,
+        colorbar={"title": {"text": unit}, "thickness": 12},
+        hovertemplate=f"block %{{x}}, %{{y}}: %{{z{digits}}} {unit}<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    figure.update_xaxes(showgrid=False, dtick=max(1, len(grid.depths) // 10))
+    return figure
+
+
+DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
+    "history": _history,
+    "importances": _importances,
+    "beta-tau": _surface,
+    "slices": _slices,
+    "running": _running,
+    "parallel": _parallel,
+    "alpha": _alpha,
+    "loss": _reduction,
+}

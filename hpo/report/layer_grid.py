@@ -1,0 +1,87 @@
+"""What the scale search chose in each layer of the best trial, by depth and role.
+
+Responsible for reading depth and role off a Linear's name and for laying the values out as a grid. May assume the
+names of `objectives.roles`: a qualified module name, with `:role` appended for a slice.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hpo.record import TrialRecord
+from objectives.kept import recall_result
+from objectives.layouts import WHOLE
+from objectives.quantization import LayerResult
+from storage.errors import DamagedEntryError
+from storage.results import ResultStore
+
+log = logging.getLogger(__name__)
+
+ROLES = list(dict.fromkeys(WHOLE.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGrid:
+    """One number per role and depth; None where a block has no such Linear or the number says nothing."""
+
+    roles: tuple[str, ...]
+    depths: tuple[int, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+    @property
+    def known(self) -> list[float]:
+        """Every number."""
+        return [value for row in self.values for value in row if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerChoices:
+    """The best trial's layers.
+
+    Attributes:
+        alpha: The exponents that were chosen.
+        reduction: Percent of nearest rounding's loss that the choice avoids.
+        reason: Why there are none; None where there are.
+    """
+
+    alpha: LayerGrid | None = None
+    reduction: LayerGrid | None = None
+    reason: str | None = None
+
+
+def layer_choices(best: TrialRecord | None, store: ResultStore) -> LayerChoices:
+    """What the search of the best trial chose, from its kept result."""
+    if best is None:
+        return LayerChoices(reason="no trial is complete")
+    if best.setting is not None and best.setting.definition.salience is None:
+        return LayerChoices(reason=f"{best.setting.method} searches no exponent")
+    try:
+        layers = recall_result(store, best.result).layers if best.result is not None else []
+    except DamagedEntryError as error:
+        log.warning("the report has no layers of %s: %s", best.name, error)
+        return LayerChoices(reason=f"the kept result of {best.name} is damaged or missing")
+    if not layers:
+        return LayerChoices(reason=f"the layers of {best.name} were not kept")
+    return LayerChoices(alpha=_grid(layers, lambda layer: layer.alpha), reduction=_grid(layers, _reduction))
+
+
+def place(name: str) -> tuple[int, str]:
+    """Depth and role of a Linear: `model.layers.3.self_attn.q_proj` is `(3, "q")`; depth 0 where no block is named."""
+    number = re.search(r"\.(\d+)\.", name)
+    module, _, sliced = name.partition(":")
+    last = module.rpartition(".")[2]
+    return int(number[1]) if number else 0, sliced or WHOLE.get(last, last)
+
+
+def _reduction(layer: LayerResult) -> float | None:
+    return 100 * (1 - layer.loss / layer.nearest_loss) if layer.nearest_loss > 0 else None
+
+
+def _grid(layers: Sequence[LayerResult], value: Callable[[LayerResult], float | None]) -> LayerGrid:
+    cells = {place(layer.name): value(layer) for layer in layers}
+    depths = tuple(sorted({depth for depth, _ in cells}))
+    found = dict.fromkeys(role for _, role in cells)
+    roles = tuple(sorted(found, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES)))
+    values = tuple(tuple(cells.get((depth, role)) for depth in depths) for role in roles)
+    return LayerGrid(roles=roles, depths=depths, values=values)

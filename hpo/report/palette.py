@@ -1,0 +1,21 @@
+"""The colours of all figures: Okabe and Ito's, which colour-blind readers can tell apart.
+
+Responsible for which colour means what. All of them have enough contrast on white and on near-black; yellow and black
+have not, and are not used. Where colours tell groups apart, symbols do so as well.
+"""
+
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#8A8A8A",
+)
+MEASURED, ESTIMATED, FAILED, BEST, KNOWN = BLUE, ORANGE, VERMILLION, GREEN, PURPLE
+GROUPS = (BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY)
+"""In the order of group sizes."""
+PED_ANOVA, FANOVA = BLUE, ORANGE
+SEQUENTIAL = "cividis"
+"""Dark to light, in plotly's and matplotlib's spelling alike."""

@@ -1,0 +1,232 @@
+"""The figures of a report as pictures, drawn by matplotlib.
+
+Responsible for drawing `ChartData` on white paper, for documents and mails. Keeps no state of matplotlib's: every
+figure has its own canvas. May assume that captions say which figures can be drawn.
+"""
+
+import io
+from collections.abc import Callable
+from itertools import cycle
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from hpo.report import palette
+from hpo.report.charts import ChartData, heights, intervals, perplexity_range, shown_up_to
+from hpo.report.sheet import WIDTH, blank, heatmap, scale, sheet, ticks, tidy, with_legend
+
+MARKERS = ("o", "D", "s", "^", "*", "p")
+PERPLEXITY = "perplexity"
+UNDER_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+
+
+def picture(key: str, data: ChartData) -> bytes:
+    """One figure as a PNG file."""
+    figure = DRAWN[key](data)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _history(data: ChartData) -> Figure:
+    figure, axes = blank("trial", PERPLEXITY)
+    ends = perplexity_range(data)
+    if data.measured:
+        numbers, lowest = zip(*data.best_so_far, strict=True)
+        axes.step(numbers, lowest, where="post", color=palette.BEST, label="best so far")
+        axes.plot(
+            numbers,
+            heights(data.measured, ends),
+            "o",
+            clip_on=False,
+            color=palette.MEASURED,
+            markersize=5,
+            label="complete",
+        )
+    if data.estimated:
+        axes.errorbar(
+            [point.number for point in data.estimated],
+            heights(data.estimated, ends),
+            yerr=intervals(data.estimated, ends),
+            fmt="D",
+            markersize=5,
+            markerfacecolor="white",
+            elinewidth=0.8,
+            color=palette.ESTIMATED,
+            label="pruned, estimated",
+        )
+    if data.failed:
+        axes.plot(
+            data.failed,
+            [ends[0]] * len(data.failed),
+            "x",
+            color=palette.FAILED,
+            clip_on=False,
+            zorder=4,
+            label="failed",
+        )
+    if data.known is not None:
+        name, size, perplexity = data.known
+        axes.axhline(perplexity, linestyle="--", color=palette.KNOWN, label=f"{name}, group size {size}")
+    axes.set_ylim(*ends)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return with_legend(figure, axes)
+
+
+def _importances(data: ChartData) -> Figure:
+    scopes = [shares for shares in data.importances.scopes if shares.reason is None]
+    rows = sum(len(shares.mean) for shares in scopes)
+    figure = sheet(WIDTH, 1.2 * len(scopes) + 0.55 * rows)
+    panels = figure.subplots(len(scopes), squeeze=False, height_ratios=[len(shares.mean) for shares in scopes])[:, 0]
+    for axes, shares in zip(panels, scopes, strict=True):
+        names = list(shares.mean)[::-1]
+        places = np.arange(len(names))
+        for offset, title, values, colour in (
+            (0.18, "PED-ANOVA", shares.ped_anova, palette.PED_ANOVA),
+            (-0.18, "fANOVA", shares.fanova, palette.FANOVA),
+        ):
+            axes.barh(places + offset, [100 * values[name] for name in names], 0.34, color=colour, label=title)
+        axes.set_yticks(places, names)
+        axes.set_xlim(0, 100)
+        axes.set_title(f"{shares.scope}, {shares.trials} complete trials", fontsize="medium", loc="left")
+        tidy(axes, "share of the outcome, %", "")
+    return with_legend(figure, panels[0])
+
+
+def _surface(data: ChartData) -> Figure:
+    surface = data.surface
+    assert surface is not None
+    beta, tau = (next(axis for axis in data.axes if axis.name == name) for name in ("beta", "tau"))
+    figure, axes = blank(beta.label, tau.label, height=5.5)
+    values = [point.perplexity for point in surface.points]
+    ends = (min(values), shown_up_to(values))
+    if surface.z and ends[1] > ends[0]:
+        z = np.ma.masked_invalid(surface.z)
+        axes.contourf(
+            surface.x, surface.y, z, np.linspace(*ends, 17), cmap=palette.SEQUENTIAL, extend="both", alpha=0.85
+        )
+    found = axes.scatter(
+        [point.values["beta"] for point in surface.points],
+        [point.values["tau"] for point in surface.points],
+        c=values,
+        cmap=palette.SEQUENTIAL,
+        vmin=ends[0],
+        vmax=ends[1],
+        edgecolors="white",
+        linewidths=1.2,
+        s=55,
+        zorder=3,
+    )
+    figure.colorbar(found, ax=axes, label=PERPLEXITY)
+    scale(axes, beta, "x")
+    scale(axes, tau, "y")
+    return figure
+
+
+def _slices(data: ChartData) -> Figure:
+    columns, ends = min(3, len(data.axes)), perplexity_range(data)
+    rows = -(-len(data.axes) // columns)
+    figure = sheet(max(4.5, 3.4 * columns), 3.1 * rows + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, axis in zip(panels, data.axes, strict=False):
+        x, y = [point.values[axis.name] for point in data.estimated], heights(data.estimated, ends)
+        axes.plot(x, y, "o", color=palette.GREY, markersize=4, markerfacecolor="none", label="pruned")
+        for size, colour, marker in zip(data.group_sizes, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
+            points = [point for point in data.measured if point.group_size == size]
+            x, y = [point.values[axis.name] for point in points], heights(points, ends)
+            axes.plot(x, y, marker, color=colour, markersize=5, clip_on=False, label=f"group size {size}")
+        tidy(axes, axis.label, PERPLEXITY if axis in data.axes[::columns] else "")
+        scale(axes, axis, "x")
+        axes.set_ylim(*ends)
+    for axes in panels[len(data.axes) :]:
+        axes.remove()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _running(data: ChartData) -> Figure:
+    figure, axes = blank("sequences read", "percent above the lowest")
+    for kind, colour, style, width in (
+        ("pruned", palette.ESTIMATED, "--", 0.9),
+        ("complete", palette.MEASURED, "-", 0.9),
+        ("best", palette.BEST, "-", 2.5),
+    ):
+        for number, line in enumerate(line for line in data.running if line.kind == kind):
+            axes.plot(
+                line.sequences,
+                line.percent,
+                style,
+                color=colour,
+                linewidth=width,
+                alpha=1.0 if kind == "best" else 0.6,
+                marker=".",
+                label=None if number else line.name if kind == "best" else kind,
+            )
+    steps = sorted({step for line in data.running for step in line.sequences})
+    axes.set_xscale("log")
+    ticks(axes, steps, "x")
+    highest = shown_up_to([percent for line in data.running for percent in line.percent])
+    if highest > 0:
+        axes.set_ylim(-0.03 * highest, 1.05 * highest)
+    return with_legend(figure, axes)
+
+
+def _parallel(data: ChartData) -> Figure:
+    figure, axes = blank("", "")
+    values = np.array([point.perplexity for point in data.measured])
+    end = shown_up_to(values.tolist())
+    span = max(end - values.min(), 1e-12)
+    shown = np.clip((values - values.min()) / span, 0, 1)
+    rows = [
+        [*(axis.fraction(point.values[axis.name]) for axis in data.axes), height]
+        for point, height in zip(data.measured, shown, strict=True)
+    ]
+    lines = [np.column_stack([range(len(row)), row]) for row in rows]
+    order = np.argsort(-values)
+    collection = LineCollection([lines[place] for place in order], cmap=palette.SEQUENTIAL, alpha=0.7, linewidths=1.2)
+    collection.set_array(shown[order])
+    axes.add_collection(collection)
+    for place, axis in enumerate(data.axes):
+        axes.axvline(place, color=palette.GREY, linewidth=0.8)
+        for tick in axis.ticks:
+            height = axis.fraction(tick)
+            axes.text(place - 0.05, height, f"{tick:g}", ha="right", va="center", fontsize="small", bbox=UNDER_TEXT)
+    axes.axvline(len(data.axes), color=palette.GREY, linewidth=0.8)
+    for height, text in ((0, f"{values.min():.3f}"), (1, f"{'≥ ' if end < values.max() else ''}{end:.3f}")):
+        axes.text(len(data.axes) + 0.03, height, text, ha="left", va="center", fontsize="small")
+    axes.set_xticks(range(len(data.axes) + 1), [*(axis.symbol for axis in data.axes), PERPLEXITY])
+    axes.set_xlim(-0.35, len(data.axes) + 0.45)
+    axes.set_ylim(-0.05, 1.05)
+    axes.yaxis.set_visible(False)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def _alpha(data: ChartData) -> Figure:
+    assert data.layers.alpha is not None
+    return heatmap(data.layers.alpha, "α", (0.0, 1.0))
+
+
+def _reduction(data: ChartData) -> Figure:
+    grid = data.layers.reduction
+    assert grid is not None
+    return heatmap(grid, "loss avoided, %", (min(0.0, *grid.known), max(grid.known)))
+
+
+DRAWN: dict[str, Callable[[ChartData], Figure]] = {
+    "history": _history,
+    "importances": _importances,
+    "beta-tau": _surface,
+    "slices": _slices,
+    "running": _running,
+    "parallel": _parallel,
+    "alpha": _alpha,
+    "loss": _reduction,
+}

@@ -1,0 +1,217 @@
+"""The tables of a report, as text in rows: ranking, confirmation, importances, cost, contract.
+
+Responsible for what they say; the page and the Markdown file lay out the same tables. May assume a ranked study.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hpo.importance import Importances
+from hpo.ranking import Level, Ranked, percent_text
+from hpo.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
+from hpo.report.export import phases
+
+NOTHING = "–"
+SHOWN_TRIALS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text.
+
+    Attributes:
+        title: What it is about.
+        columns: Names; those from the `words`-th on hold numbers.
+        rows: As many cells as there are columns.
+        words: How many of the first columns are text.
+        more: Rows that a reader need not see at once.
+        note: A sentence below or instead of it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+    more: tuple[tuple[str, ...], ...] = ()
+    note: str = ""
+
+
+def ranking_tables(record: StudyRecord, levels: Sequence[Level]) -> list[Table]:
+    """One for each group size: all references and presets, and the best trials."""
+    return [_ranking(record, level) for level in levels]
+
+
+def confirmation_tables(record: StudyRecord) -> list[Table]:
+    """What was measured on other text, and how the winner compares there; empty where nothing was confirmed."""
+    found = record.confirmation
+    if found is None:
+        return []
+    measured = Table(
+        title=f"Perplexity on held-out text, group size {found['group_size']}",
+        columns=("text", "name", "perplexity", "mean NLL", "tokens"),
+        rows=tuple(
+            (
+                row["dataset"],
+                row["name"],
+                number(row["perplexity"]),
+                number(row["mean_nll"], 4),
+                f"{row['tokens']:,}",
+            )
+            for row in found["rows"]
+        ),
+        words=2,
+    )
+    compared = Table(
+        title="Comparisons",
+        columns=("text", "compared", "perplexity, percent [95 %]", "p", "p after Holm"),
+        rows=tuple(
+            (
+                row["dataset"],
+                f"{row['name']} against {row['against']}",
+                _interval(row["percent"]),
+                number(row["p_value"], 4),
+                number(row["holm"], 4),
+            )
+            for row in found["comparisons"]
+        ),
+        words=2,
+        note="Negative is better; Holm's correction is for all of these comparisons together.",
+    )
+    return [measured, *([compared] if compared.rows else [])]
+
+
+def importance_tables(importances: Importances) -> list[Table]:
+    """Shares per hyperparameter, where there are any."""
+    return [
+        Table(
+            title=f"Importances, {shares.scope}",
+            columns=("hyperparameter", "PED-ANOVA", "fANOVA", "mean"),
+            rows=tuple(
+                (name, *(f"{100 * share:.1f} %" for share in (shares.ped_anova[name], shares.fanova[name], mean)))
+                for name, mean in shares.mean.items()
+            ),
+            note=f"Over {shares.trials} complete trials.",
+        )
+        for shares in importances.scopes
+        if shares.reason is None
+    ]
+
+
+def cost_table(record: StudyRecord, levels: Sequence[Level]) -> Table:
+    """Tokens and seconds that references and trials took, and what pruning saved."""
+    named = phases([*record.references, *record.trials])
+    groups: list[tuple[str, Sequence[Measured]]] = [("references", record.references)]
+    for state, name in (("COMPLETE", "complete trials"), ("PRUNED", "pruned trials"), ("FAIL", "failed trials")):
+        groups.append((name, [trial for trial in record.trials if trial.state == state]))
+    groups.append(("all trials", record.trials))
+    return Table(
+        title="Cost",
+        columns=("", "number", "tokens evaluated", *(f"{phase}, s" for phase in named), "all, s"),
+        rows=tuple((name, *_cost(members, named)) for name, members in groups if members or name == "all trials"),
+        note=_saved(record, levels),
+    )
+
+
+def failure_table(record: StudyRecord) -> Table:
+    """What failed, and why."""
+    failed = [trial for trial in record.trials if trial.state == "FAIL"]
+    rows = tuple(
+        (trial.name, setting_text(trial), trial.outcome or NOTHING, trial.reason or NOTHING) for trial in failed
+    )
+    return Table(title="Failed trials", columns=("name", "setting", "outcome", "reason"), rows=rows, words=4)
+
+
+def contract_table(contract: Mapping[str, object]) -> Table:
+    """What the numbers mean, whatever it consists of."""
+    return Table(title="Contract", columns=("what", "value"), rows=tuple(_flat(contract, "")), words=2)
+
+
+def number(value: object, digits: int = 3) -> str:
+    """A number for people: fixed digits, powers of ten for the very large, a dash for what is not one."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return NOTHING
+    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _ranking(record: StudyRecord, level: Level) -> Table:
+    rows = [(row, _ranked(level, row)) for row in level.rows]
+    shown = [cells for place, (row, cells) in enumerate(rows) if _is_shown(level, place, row)]
+    hidden = [cells for place, (row, cells) in enumerate(rows) if not _is_shown(level, place, row)]
+    full = [_unquantized(one, level) for one in record.references if one.setting is None]
+    return Table(
+        title=f"Group size {level.group_size}",
+        columns=("name", "setting", "perplexity", "percent above best [95 %]", "bits per weight"),
+        rows=(*shown, *full),
+        words=2,
+        more=tuple(hidden),
+        note=f"{len(hidden)} weaker trials are in trials.csv." if hidden else "",
+    )
+
+
+def _is_shown(level: Level, place: int, row: Ranked) -> bool:
+    measured = row.measured
+    found = isinstance(measured, TrialRecord) and not measured.origin.startswith("preset")
+    return place < SHOWN_TRIALS or not found or row is level.recommended
+
+
+def _ranked(level: Level, row: Ranked) -> tuple[str, ...]:
+    name = f"{row.measured.name} (recommended)" if row is level.recommended else row.measured.name
+    above = "best" if row is level.best else percent_text(row.difference)
+    return (name, setting_text(row.measured), number(row.score.perplexity), above, number(row.measured.bits_per_weight))
+
+
+def _unquantized(one: Measured, level: Level) -> tuple[str, ...]:
+    best = level.best.score.perplexity
+    above = f"{100 * (one.perplexity / best - 1):+.2f} %" if one.perplexity and math.isfinite(best) else NOTHING
+    return (FULL_PRECISION, "", number(one.perplexity), above, number(one.bits_per_weight))
+
+
+def setting_text(measured: Measured) -> str:
+    """The setting's label, with the calibration samples where its method reads them."""
+    setting = measured.setting
+    if setting is None or setting.definition.salience is None:
+        return measured.label
+    return f"{measured.label} n_calib={setting.n_calib}"
+
+
+def _interval(percent: Mapping[str, object]) -> str:
+    value, low, high = (percent[end] for end in ("value", "low", "high"))
+    return f"{_signed(value)} % [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(value: object) -> str:
+    return f"{value:+.2f}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
+
+
+def _cost(members: Sequence[Measured], named: Sequence[str]) -> tuple[str, ...]:
+    trials = [one for one in members if isinstance(one, TrialRecord)]
+    tokens = f"{sum(trial.tokens for trial in trials):,}" if len(trials) == len(members) else NOTHING
+    totals = [sum(one.seconds.get(phase, 0.0) for one in members) for phase in named]
+    return (f"{len(members)}", tokens, *(f"{seconds:,.1f}" for seconds in totals), f"{sum(totals):,.1f}")
+
+
+def _saved(record: StudyRecord, levels: Sequence[Level]) -> str:
+    ended = sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials)
+    full = int(levels[0].rows[0].score.tokens.sum()) if levels else 0
+    if not ended or not full:
+        return "What pruning saves is known when a trial has ended."
+    return (
+        f"Pruning saved {100 * record.tokens_saved(full):.1f} % of the tokens: "
+        f"each of the {ended} complete and pruned trials would have read {full:,}."
+    )
+
+
+def _flat(value: object, prefix: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flat(part, f"{prefix} › {key}" if prefix else str(key))
+    elif isinstance(value, list | tuple) and any(isinstance(part, Mapping | list | tuple) for part in value):
+        for place, part in enumerate(value, 1):
+            yield from _flat(part, f"{prefix} › {place}")
+    else:
+        yield prefix, ", ".join(map(str, value)) if isinstance(value, list | tuple) else _word(value)
+
+
+def _word(value: object) -> str:
+    return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
