@@ -9,7 +9,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 .PHONY: demo test check-all lint install lock clean
 
 demo: install
-	$(BIN)/python cli.py evaluate
+	$(BIN)/python cli.py optimize --trials 24
 
 test: lint
 	$(TESTS) -m "not slow"

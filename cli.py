@@ -5,7 +5,6 @@ them, so that `--help` answers at once. Exit codes: 0 done, 1 failed while runni
 """
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -528,13 +527,13 @@ def _output(
 ) -> None:
     """Print for people, or write JSON to the file of `--json` (`-` is standard output)."""
     if options.json:
-        text = json.dumps(record, indent=1, default=str)
-        if options.json == "-":
-            print(text)
-        else:
-            from storage.files import write_file
+        from storage.files import write_file
+        from storage.strict_json import json_text
 
-            write_file(Path(options.json), text.encode() + b"\n")
+        if options.json == "-":
+            print(json_text(record), end="")
+        else:
+            write_file(Path(options.json), json_text(record).encode())
     if options.json != "-":
         # A pipe gets whole lines, whatever the width of the terminal it came from.
         console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)

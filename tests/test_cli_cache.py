@@ -4,13 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import pytest
 import transformers
 
 import cli
+from objectives.bundled.text import held_out
 from storage.cache import TensorCache
 from storage.paths import Paths
 
@@ -52,8 +52,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def text(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Flags that name two files of prose."""
     directory = tmp_path_factory.mktemp("text")
-    documents = sorted(topics.values())
-    for name, part in (("calibration", documents[:40]), ("evaluation", documents[40:60])):
+    for name, part in (("calibration", held_out("docstrings")[:20]), ("evaluation", held_out("topics")[:10])):
         (directory / f"{name}.txt").write_text("\n\n".join(part))
     flags = ["--calib-data", str(directory / "calibration.txt"), "--eval-data", str(directory / "evaluation.txt")]
     return [*flags, "--seq-len", "64", "--eval-samples", "4"]

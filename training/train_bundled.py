@@ -111,9 +111,7 @@ def make_optimizers(model: LlamaForCausalLM, plan: Plan) -> list[torch.optim.Opt
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim > 1 and "embed" not in name]
     others = [weight for name, weight in model.named_parameters() if weight.ndim == 1 or "embed" in name]
     return [
-        torch.optim.Muon(
-            matrices, lr=plan.peak_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
+        torch.optim.Muon(matrices, lr=plan.peak_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=plan.peak_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
 

@@ -5,16 +5,13 @@ numbers that JSON has not.
 """
 
 import io
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
-
-import numpy as np
 
 from hpo.ranking import Level, ranking_json
 from hpo.record import Measured, StudyRecord, TrialRecord
 from quant.methods import Setting
+from storage.strict_json import plain
 
 PHASES = ("calibrate", "quantize", "score")
 
@@ -38,24 +35,6 @@ def study_json(record: StudyRecord, levels: Sequence[Level]) -> dict[str, object
             "confirmation": record.confirmation,
         }.items()
     }
-
-
-def plain(value: object) -> object:
-    """The same value in the types that JSON has."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(part) for part in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
-
-
-def json_text(value: Mapping[str, object]) -> str:
-    """JSON for people, which every strict reader accepts."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def trials_csv(record: StudyRecord) -> str:

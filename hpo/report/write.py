@@ -17,10 +17,11 @@ from hpo.ranking import Level
 from hpo.record import StudyRecord
 from hpo.report.captions import Caption, captions
 from hpo.report.charts import ChartData, chart_data
-from hpo.report.export import json_text, study_json, trials_csv
+from hpo.report.export import study_json, trials_csv
 from hpo.report.page import Page, make_page, markdown
 from storage.files import disk_errors, write_file
 from storage.results import ResultStore
+from storage.strict_json import json_text
 
 TEMPLATE = "report.html.j2"
 
