@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 
 from hpo.dimension import ORIGINAL, Dimension, Number, powers_of_two
 from objectives.errors import InputError
-from quant.methods import METHODS, Setting
+from quant.methods import Setting
 
 SYNTAX = "write 0.3 to fix it, 0.2..0.8 for a range, 32,64 for sizes"
 
@@ -91,7 +91,7 @@ class Space:
         """
         before = self.values(name)
         kept = sorted(set(before) & set(allowed))
-        if kept == before:
+        if kept == before or name not in self.base.definition.reads:
             return self, None
         if not kept:
             raise InputError(f"{name} {', '.join(map(str, before))}: {reason}; give other values with {_flag(name)}")
@@ -100,10 +100,10 @@ class Space:
         return self._with(name, _sizes(name, kept)), notice
 
     def describe(self) -> dict[str, str]:
-        """Every field of a setting as the range or the value it has, for people and for the contract."""
+        """Every field that the method reads as the range or the value it has, for people and for the contract."""
         ranges = {dimension.name: str(dimension) for dimension in self.dimensions}
-        fixed = {name: f"{value}" for name, value in self.base.as_dict().items() if name not in ranges}
-        return {**fixed, **ranges}
+        fixed = self.base.definition.reads - ranges.keys()
+        return {**{name: f"{value}" for name, value in self.base.as_dict().items() if name in fixed}, **ranges}
 
     def _with(self, name: str, found: Dimension | Number) -> "Space":
         others = tuple(dimension for dimension in self.dimensions if dimension.name != name)
@@ -124,7 +124,7 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
     Raises:
         InputError: Naming every unknown name and every value that cannot be read or is outside what is possible.
     """
-    read = {"n_calib", "group_size", *METHODS[base.method].parameters}
+    read = base.definition.reads
     dimensions = tuple(dimension for name, dimension in ORIGINAL.items() if name in read)
     space = Space(base=base, dimensions=dimensions)
     problems = []

@@ -141,7 +141,7 @@ def evaluate(laid_out: LaidOut, settings: Sequence[Setting], progress: Progress)
         QuantizationError: If a weight is not finite.
     """
     for setting in settings:
-        require_suitable(laid_out.bench.blocks, setting.group_size, laid_out.bench.allow_partial_groups)
+        require_suitable(laid_out.bench.blocks, setting, laid_out.bench.allow_partial_groups)
         laid_out.bench.calibration.segments(setting.n_calib)
     reference = list(_rows(laid_out, None, [], progress))
     yield from reference

@@ -65,18 +65,19 @@ def quantize_model(
     return results
 
 
-def require_suitable(blocks: Sequence[Block], group_size: int, allow_partial_groups: bool = False) -> None:
-    """Refuse a group size that does not divide the inputs of every quantized Linear.
+def require_suitable(blocks: Sequence[Block], setting: Setting, allow_partial_groups: bool = False) -> None:
+    """Refuse a group size that the method reads and that does not divide the inputs of every quantized Linear.
 
     Raises:
         InputError: Naming the widths in the way and the usual sizes that suit.
     """
+    size = setting.group_size
     widths = sorted({site.inputs for block in blocks for site in block.sites})
-    if allow_partial_groups or all(width % group_size == 0 for width in widths):
+    if setting.definition.per_row or allow_partial_groups or all(width % size == 0 for width in widths):
         return
     suitable = suitable_group_sizes(blocks)
     raise InputError(
-        f"group size {group_size} does not divide the input widths {', '.join(map(str, widths))} of this model; "
+        f"group size {size} does not divide the input widths {', '.join(map(str, widths))} of this model; "
         f"use {', '.join(map(str, suitable)) or 'one of their divisors'}, or --allow-partial-groups"
     )
 
@@ -97,7 +98,8 @@ def model_size(model: Model, blocks: Sequence[Block], setting: Setting | None) -
         if setting is None:
             bits += own_bits * outputs * inputs
         else:
-            bits += matrix_bits(outputs, inputs, setting.grid(model.dtype)) + input_scale_bits(inputs, setting)
+            bits += matrix_bits(outputs, inputs, setting.grid(model.dtype), setting.kept_rows(outputs))
+            bits += input_scale_bits(inputs, setting)
     uncovered = sum(size for block in blocks for size in block.uncovered.values())
     bits += own_bits * uncovered
     outside = sum(parameter.numel() for parameter in model.module.parameters()) - covered - uncovered

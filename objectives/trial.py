@@ -142,7 +142,7 @@ def quantized(
     if setting is None:
         yield
         return
-    require_suitable(bench.blocks, setting.group_size, bench.allow_partial_groups)
+    require_suitable(bench.blocks, setting, bench.allow_partial_groups)
     modules = [linear.module for block in bench.blocks for linear in block.linears]
     repaired: set[str] = set()
     while True:

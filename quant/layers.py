@@ -1,4 +1,4 @@
-"""Quantize the Linears that share one input: salience, error weights, alpha search, rounding.
+"""Quantize the Linears that share one input: salience, error weights, alpha search, rounding, kept rows.
 
 Responsible for applying a `Setting` to tensors and statistics. May assume that the layer roles were discovered
 elsewhere and are handed down as data. Shape letters: `O` outputs, `I` inputs.
@@ -14,7 +14,7 @@ from torch import Tensor
 from quant.errors import QuantizationError
 from quant.grid import effective_weight
 from quant.methods import Setting
-from quant.salience import Kind, error_weights, importance, input_salience
+from quant.salience import Kind, error_weights, importance, input_salience, kept_rows
 from quant.search import Problem, QuadraticForm, candidate_scales, losses
 from quant.statistics import InputStatistics, OutputStatistics
 
@@ -74,8 +74,9 @@ class QuantizedLinear:
         weight: `W_eff` `[O, I]` in the model's dtype.
         scale: `S` `[I]`, float32; None where inputs are not scaled.
         alpha: The chosen exponent; 0 where none was searched.
-        nearest_loss: Loss of nearest rounding under this method's error weights.
-        loss: Loss of the choice; summed over the Linears that share a scale, never above their `nearest_loss`.
+        nearest_loss: Loss of nearest rounding of all rows under this method's error weights.
+        loss: Loss of the choice, to which rows in 16 bit add nothing; summed over the Linears that share a scale,
+            never above their `nearest_loss`.
     """
 
     name: str
@@ -107,27 +108,36 @@ def quantize_set(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype |
 
 def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm) -> list[QuantizedLinear]:
     weights = [linear.weight.float() for linear in linears.linears]
-    importances = [importance(linear.outputs, linears.kind, setting.placement) for linear in linears.linears]
+    importances = [
+        importance(setting, linears.kind, linears.inputs, linear.outputs, weight)
+        for linear, weight in zip(linears.linears, weights, strict=True)
+    ]
+    kept = [kept_rows(h, setting.kept_rows(len(h))) for h in importances]
     problems = [
         Problem(weight=weight, error_weights=error_weights(setting, linears.kind, h))
         for weight, h in zip(weights, importances, strict=True)
     ]
+    remaining = [
+        replace(problem, error_weights=problem.error_weights * ~rows)
+        for problem, rows in zip(problems, kept, strict=True)
+    ]
     scales = _candidates(linears, setting, weights, importances)
     grid = setting.grid(linears.linears[0].weight.dtype)
     rounding = partial(effective_weight, grid=grid)
-    found = losses(problems, form, scales, rounding)
+    found = losses(remaining, form, scales, rounding)
+    nearest = losses(problems, form, scales[:1], rounding) if setting.definition.keeps_rows else found
     # A loss that overflowed is no choice; argmin alone would prefer it.
     best = int(found.sum(0).nan_to_num(nan=torch.inf).argmin())
     return [
         QuantizedLinear(
             name=linear.name,
-            weight=rounding(weight, scales[best]).to(linear.weight.dtype),
+            weight=torch.where(rows[:, None], weight, rounding(weight, scales[best])).to(linear.weight.dtype),
             scale=scales[best] if len(scales) > 1 else None,
             alpha=best / (len(scales) - 1) if best else 0.0,
-            nearest_loss=float(loss[0]),
+            nearest_loss=float(unsearched[0]),
             loss=float(loss[best]),
         )
-        for linear, weight, loss in zip(linears.linears, weights, found, strict=True)
+        for linear, weight, rows, unsearched, loss in zip(linears.linears, weights, kept, nearest, found, strict=True)
     ]
 
 
@@ -149,7 +159,8 @@ def _require_finite(linears: LinearSet) -> None:
     inputs = f"the input statistics of {linears.linears[0].name}"
     tensors += [(inputs, tensor) for tensor in (linears.inputs.gram, linears.inputs.magnitude)]
     for linear in linears.linears:
-        used = (linear.outputs.magnitude, linear.outputs.activated, linear.outputs.structural)
+        outputs = linear.outputs
+        used = (outputs.mean, outputs.square, outputs.magnitude, outputs.activated, outputs.structural)
         tensors += [(f"the output statistics of {linear.name}", tensor) for tensor in used]
     # NaN spreads to both ends, so they tell of every element without a mask of them all.
     finite = torch.stack([torch.stack(tensor.aminmax()).isfinite().all() for _, tensor in tensors]).tolist()

@@ -1,4 +1,4 @@
-"""Which inputs and which outputs matter: importances, saliences, their normalisation and error weights.
+"""Which inputs and which outputs matter: importances, saliences, their normalisation, error weights, kept rows.
 
 Responsible for the formulas of DESIGN 3 (AWQ: Lin et al. 2023, arXiv:2306.00978, section 3.2; PRAQ and the hybrid:
 DESIGN 3) as pure functions of statistics. May assume finite float32 tensors. Shape letters: `O` outputs, `I` inputs.
@@ -10,18 +10,58 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quant.methods import Normalisation, Placement, Setting
+from quant.methods import Normalisation, Setting
 from quant.statistics import InputStatistics, OutputStatistics
 
 Kind = Literal["attention", "mlp"]
 SMALLEST_SALIENCE = 1e-8
 
 
-def importance(outputs: OutputStatistics, kind: Kind, placement: Placement) -> Tensor:
-    """`h` `[O]`: `E|act(z)|` for MLP Linears, `E|z|` for attention Linears (DESIGN 3)."""
-    if kind == "attention":
+def importance(
+    setting: Setting, kind: Kind, inputs: InputStatistics, outputs: OutputStatistics, weight: Tensor
+) -> Tensor:
+    """How much each output matters to the method, `[O]`: `E|z|` for attention Linears, its own for MLP Linears.
+
+    Args:
+        setting: The method and its parameters.
+        kind: What the Linear belongs to.
+        inputs: Statistics of its input.
+        outputs: Statistics of its outputs.
+        weight: `[O, I]`.
+    """
+    measure = setting.definition.importance
+    if kind == "attention" or measure == "magnitude":
         return outputs.magnitude
-    return outputs.activated if placement == "original" else outputs.structural
+    if measure == "activation":
+        return outputs.activated if setting.placement == "original" else outputs.structural
+    at_risk = risk(setting, inputs, outputs, weight)
+    if measure == "risk":
+        return at_risk
+    return at_risk / spread(outputs).clamp(min=SMALLEST_SALIENCE).pow(setting.variance_penalty)
+
+
+def risk(setting: Setting, inputs: InputStatistics, outputs: OutputStatistics, weight: Tensor) -> Tensor:
+    """`risk_o = sigmoid(β_r (upper_o - τ_r)) · (E|z_o| + std z_o)`, `[O]` (DESIGN 3).
+
+    `upper_o = E z_o + 3 std z_o + noise · E|x| · mean_j |W_oj|` bounds what rounding may make of an output; `E|x|` is
+    the mean over all inputs.
+    """
+    deviation = spread(outputs)
+    noise = setting.noise_factor * inputs.magnitude.mean() * weight.abs().mean(1)
+    upper = outputs.mean + 3 * deviation + noise
+    return torch.sigmoid(setting.beta_risk * (upper - setting.tau_risk)) * (outputs.magnitude + deviation)
+
+
+def spread(outputs: OutputStatistics) -> Tensor:
+    """`std z = sqrt(E[z²] - E[z]²)`, `[O]`; a difference below 0 comes from rounding alone and counts as 0."""
+    return (outputs.square - outputs.mean.square()).clamp(min=0).sqrt()
+
+
+def kept_rows(importances: Tensor, count: int) -> Tensor:
+    """Which `count` rows are the most important, bool `[O]`; of equal ones the earlier."""
+    kept = torch.zeros_like(importances, dtype=torch.bool)
+    kept[importances.argsort(descending=True, stable=True)[:count]] = True
+    return kept
 
 
 def post_activation_salience(weights: Sequence[Tensor], importances: Sequence[Tensor]) -> Tensor:
@@ -29,7 +69,7 @@ def post_activation_salience(weights: Sequence[Tensor], importances: Sequence[Te
 
     Args:
         weights: `[O, I]` each.
-        importances: `h`, `[O]` each, in the same order.
+        importances: `h`, or the risk in its place, `[O]` each, in the same order.
     """
     terms = [h @ weight.abs() for weight, h in zip(weights, importances, strict=True)]
     return torch.stack(terms).sum(0)

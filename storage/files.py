@@ -51,16 +51,16 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, room_remedy: str = ROOM_REMEDY) -> Iterator[None]:
     """Translate the operating system's refusals while `path` is read or written."""
     try:
         yield
     except OSError as error:
-        remedy = ROOM_REMEDY if error.errno in NO_ROOM else OTHER_REMEDY
+        remedy = room_remedy if error.errno in NO_ROOM else OTHER_REMEDY
         raise StorageError(f"cannot use {path}: {error.strerror or error}; {remedy}") from error
 
 
-def require_free(directory: Path, needed: int) -> None:
+def require_free(directory: Path, needed: int, remedy: str = ROOM_REMEDY) -> None:
     """Refuse before writing what will not fit.
 
     Raises:
@@ -69,6 +69,4 @@ def require_free(directory: Path, needed: int) -> None:
     with disk_errors(directory):
         free = shutil.disk_usage(directory).free
     if free < needed:
-        raise StorageError(
-            f"{directory} has {free / 1e6:,.0f} MB free and {needed / 1e6:,.0f} MB are needed; {ROOM_REMEDY}"
-        )
+        raise StorageError(f"{directory} has {free / 1e6:,.0f} MB free and {needed / 1e6:,.0f} MB are needed; {remedy}")

@@ -100,6 +100,26 @@ def test_a_method_is_searched_in_the_parameters_it_reads() -> None:
         make_space(Setting(method="gw-awq"), {"beta": 0.3})
 
 
+def test_a_method_with_one_scale_per_row_has_no_group_size() -> None:
+    """Its group size is not searched, not asked to suit the model, and no part of what a study is."""
+    space = make_space(Setting(method="awq"), {})
+    assert [dimension.name for dimension in space.dimensions] == ["n_grid", "n_calib"]
+    assert space.limited("group_size", [], "nothing suits") == (space, None)
+    assert "group_size" not in space.describe()
+    with pytest.raises(InputError, match="awq does not read group_size; leave --group-size out"):
+        make_space(Setting(method="awq"), {"group_size": "32,64"})
+
+
+def test_what_a_study_is_has_what_its_method_reads() -> None:
+    """The share of rows kept in 16 bit is part of a study of a mixed method, and of no other."""
+    assert make_space(Setting(method="awq-mixed", keep_ratio=0.3), {}).describe() == {
+        "method": "awq-mixed",
+        "symmetric": "True",
+        "keep_ratio": "0.3",
+        "n_calib": "16,32,64,128,256,512",
+    }
+
+
 def test_sizes_that_do_not_suit_are_left_out_with_the_reason() -> None:
     """A notice says which and why; nothing left is an error."""
     space, notice = FULL.limited("group_size", [32, 64], "it does not divide 576")

@@ -1,6 +1,7 @@
 """A trial ends in a value, whatever happens, and measures what it should on a real model."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from objectives.quantization import model_size, require_suitable, suitable_group
 from objectives.roles import find_blocks
 from objectives.scoring import Score
 from objectives.sequences import Sequences, TextPlan, prepare_text
-from objectives.trial import Bench, TrialResult, run_trial
+from objectives.trial import Bench, TrialResult, quantized, run_trial
 from quant.errors import QuantizationError
 from quant.grid import effective_weight, round_to_grid
-from quant.methods import Setting
+from quant.methods import METHODS, Setting
 from storage.cache import TensorCache
 from storage.paths import Paths
 from tests.objectives import tiny
@@ -202,9 +203,23 @@ def test_widths_that_no_usual_size_divides(tmp_path: Path) -> None:
     blocks = find_blocks(tiny.module(config))
     assert suitable_group_sizes(blocks) == []
     with pytest.raises(InputError, match="64, 100 of this model; use one of their divisors, or"):
-        require_suitable(blocks, 32)
-    require_suitable(blocks, 4)
-    require_suitable(blocks, 32, allow_partial_groups=True)
+        require_suitable(blocks, RTN)
+    require_suitable(blocks, replace(RTN, group_size=4))
+    require_suitable(blocks, RTN, allow_partial_groups=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_methods_with_groups_need_a_size_that_suits(bench: Bench, text: Sequences, method: str) -> None:
+    """A method with one scale per row has no group size that could be wrong, and runs to its end."""
+    setting = Setting(method=method, group_size=100, n_calib=8, n_grid=2)
+    if not METHODS[method].per_row:
+        with pytest.raises(InputError, match="group size 100 does not divide"):
+            require_suitable(bench.blocks, setting)
+        return
+    require_suitable(bench.blocks, setting)
+    result = run_trial(bench, setting, text)
+    assert result.outcome == "complete"
+    assert sum(layer.loss for layer in result.layers) <= sum(layer.nearest_loss for layer in result.layers)
 
 
 def test_partial_groups_on_request(tmp_path: Path, text: Sequences) -> None:
@@ -228,6 +243,7 @@ def test_more_calibration_than_there_is_is_refused(bench: Bench, text: Sequences
         (Setting(method="rtn", group_size=64), 4 + 16 / 64),
         (Setting(method="rtn", group_size=32, symmetric=False), 4 + 20 / 32),
         (Setting(method="gw-awq", group_size=32), 4 + 16 / 32),
+        (Setting(method="awq-mixed", keep_ratio=1), 16),
     ],
 )
 def test_bits_per_weight(setting: Setting, bits: float) -> None:
@@ -239,6 +255,30 @@ def test_bits_per_weight(setting: Setting, bits: float) -> None:
     outside = sum(parameter.numel() for parameter in model.module.parameters()) - covered
     assert size.bits_per_weight == pytest.approx(bits)
     assert size.model_bytes == int(covered * bits / 8) + 2 * outside
+
+
+@pytest.mark.parametrize("layout", ["llama", "phi3"])
+@pytest.mark.parametrize("keep_ratio", [0, 0.2, 0.5, 1])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_kept_rows_are_counted(tmp_path: Path, layout: str, keep_ratio: float, symmetric: bool) -> None:
+    """The size is that of the rows which a trial leaves untouched, in 16 bit, and of INT4 rows for all others."""
+    model = tiny.model(tiny.LAYOUTS[layout](), dtype=torch.bfloat16)
+    bench = tiny.bench(model, tmp_path)
+    setting = Setting(method="praq-mixed", keep_ratio=keep_ratio, symmetric=symmetric, n_calib=8)
+    originals = {linear.name: linear.weight().clone() for block in bench.blocks for linear in block.linears}
+    bits = total = 0
+    with quantized(bench, setting, [], {}):
+        for linear in (linear for block in bench.blocks for linear in block.linears):
+            outputs, inputs = linear.shape
+            kept = int((linear.weight() == originals[linear.name]).all(1).sum())
+            total += outputs * inputs
+            bits += 16 * kept * inputs + (outputs - kept) * (4 * inputs + (16 if symmetric else 20))
+    size = model_size(model, bench.blocks, setting)
+    outside = sum(parameter.numel() for parameter in model.module.parameters()) - total
+    assert size.bits_per_weight == bits / total
+    assert size.model_bytes == (bits + 16 * outside) // 8
+    if keep_ratio == 1:
+        assert size == model_size(model, bench.blocks, None)
 
 
 def test_input_scales_that_do_not_fold_are_counted() -> None:

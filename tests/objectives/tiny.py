@@ -68,12 +68,16 @@ LAYOUTS: dict[str, Callable[[], Any]] = {
 
 
 def module(config: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """A random model of `config`: every weight and bias is drawn, so that none is zero or one by construction."""
+    """A random model of `config`: every weight and bias is drawn, so that none is zero or one by construction.
+
+    As loading has it, `dtype` is that of the weights alone: rotary frequencies stay in float32.
+    """
     torch.manual_seed(seed)
     made: Any = AutoModelForCausalLM.from_config(config)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.2 if parameter.dim() == 1 else 0.08)
-    return made.to(dtype).eval().requires_grad_(False)
+        parameter.data = parameter.data.to(dtype)
+    return made.eval().requires_grad_(False)
 
 
 def model(config: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:

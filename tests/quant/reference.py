@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 Role = Literal["attention", "gate", "up", "down"]
+PER_ROW = ("rtn-channel", "awq", "praq-real", "awq-mixed", "praq-mixed", "praq-mixed-var")
+MIXED = ("awq-mixed", "praq-mixed", "praq-mixed-var")
+UNSCALED = ("rtn", "rtn-channel", *MIXED)
 UNDECIDED = 1e-5
 """Closer than this to a rounding tie, in steps, float32 and float64 may round to different codes."""
 
@@ -53,6 +56,11 @@ class Rules:
     symmetric: bool
     sharing: Literal["linear", "foldable"]
     placement: Literal["original", "structural"] = "original"
+    keep_ratio: float = 0.2
+    beta_risk: float = 3.0
+    tau_risk: float = -3.0
+    noise_factor: float = 0.2
+    variance_penalty: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +72,9 @@ class Choice:
         scale: S, `[I]`; None where nothing was scaled.
         weight: `W_eff`, float64 `[O, I]`, not yet cast to the model's dtype.
         decided: bool `[O, I]`, False where a value is too close to a rounding tie for float32 to decide alike.
-        losses: This Linear's loss of every candidate.
+        nearest_loss: Loss of nearest rounding of every row.
+        nearest_decided: Whether no value of that is too close to a rounding tie.
+        losses: This Linear's loss of every candidate, without the rows that stay as they are.
         shared_losses: Sums of `losses` over the Linears that share the scale: what the choice was made by.
     """
 
@@ -72,6 +82,8 @@ class Choice:
     scale: list[float] | None
     weight: Tensor
     decided: Tensor
+    nearest_loss: float
+    nearest_decided: bool
     losses: list[float]
     shared_losses: list[float]
 
@@ -126,6 +138,42 @@ def importance(layer: Layer, layers: Layers, placement: str) -> list[float]:
     else:
         result = [[act(value) for value in row] for row in z]
     return [sum(abs(row[o]) for row in result) / len(result) for o in range(len(layer.weight))]
+
+
+def risk(layer: Layer, layers: Layers, rules: Rules) -> list[float]:
+    """`sigmoid(beta_r (upper_o - tau_r)) (E|z_o| + std z_o)`, by the deviations of the outputs themselves."""
+    z, x = _outputs(layer, layers.inputs), layers.inputs.double().tolist()
+    noise = rules.noise_factor * sum(abs(value) for row in x for value in row) / (len(x) * len(x[0]))
+    result = []
+    for o, (std, weights) in enumerate(zip(deviation(layer, layers), layer.weight.double().tolist(), strict=True)):
+        expected = sum(row[o] for row in z) / len(z)
+        upper = expected + 3 * std + noise * sum(abs(w) for w in weights) / len(weights)
+        sigmoid = 1 / (1 + math.exp(-rules.beta_risk * (upper - rules.tau_risk)))
+        result.append(sigmoid * (sum(abs(row[o]) for row in z) / len(z) + std))
+    return result
+
+
+def deviation(layer: Layer, layers: Layers) -> list[float]:
+    """`std z_o` over the rows."""
+    z = _outputs(layer, layers.inputs)
+    means = [sum(row[o] for row in z) / len(z) for o in range(len(layer.weight))]
+    return [math.sqrt(sum((row[o] - center) ** 2 for row in z) / len(z)) for o, center in enumerate(means)]
+
+
+def kept(layer: Layer, layers: Layers, rules: Rules) -> list[int]:
+    """The rows that mixed methods leave as they are: the nearest whole number of them, halves up, best first."""
+    if rules.method not in MIXED:
+        return []
+    if layer.role == "attention" or rules.method == "awq-mixed":
+        z = _outputs(layer, layers.inputs)
+        score = [sum(abs(row[o]) for row in z) / len(z) for o in range(len(layer.weight))]
+    else:
+        score = risk(layer, layers, rules)
+        if rules.method == "praq-mixed-var":
+            spreads = deviation(layer, layers)
+            score = [s / max(std, 1e-8) ** rules.variance_penalty for s, std in zip(score, spreads, strict=True)]
+    best_first = sorted(range(len(score)), key=lambda o: (-score[o], o))
+    return best_first[: math.floor(rules.keep_ratio * len(score) + 0.5)]
 
 
 def post_activation(weights: Sequence[Tensor], importances: Sequence[Sequence[float]]) -> list[float]:
@@ -197,11 +245,18 @@ def _quantize_sharing(
     importances = [importance(layer, layers, rules.placement) for layer in sharing]
     in_mlp = sharing[0].role != "attention"
     scales = _candidates(sharing, layers, tie, importances, in_mlp, rules)
-    table, rounded = [], []
+    group_size = None if rules.method in PER_ROW else rules.group_size
+    table, rounded, nearest = [], [], []
     for layer, h in zip(sharing, importances, strict=True):
         weights = error_weights(rules.method, rules.tau, in_mlp, h)
         scale_dtype = torch.float16 if layer.weight.dtype == torch.float32 else layer.weight.dtype
-        tried = [effective_weight(layer.weight, s, rules.group_size, rules.symmetric, scale_dtype) for s in scales]
+        tried = [effective_weight(layer.weight, s, group_size, rules.symmetric, scale_dtype) for s in scales]
+        nearest.append(
+            (output_error(layers.inputs, tried[0][0] - layer.weight.double(), weights), bool(tried[0][1].all()))
+        )
+        for row in kept(layer, layers, rules):
+            for found, decided in tried:
+                found[row], decided[row] = layer.weight[row].double(), True
         rounded.append(tried)
         table.append([output_error(layers.inputs, found - layer.weight.double(), weights) for found, _ in tried])
     shared = [sum(row[k] for row in table) for k in range(len(scales))]
@@ -213,10 +268,12 @@ def _quantize_sharing(
             scale=scales[best] if searched else None,
             weight=tried[best][0],
             decided=tried[best][1],
+            nearest_loss=unsearched[0],
+            nearest_decided=unsearched[1],
             losses=losses,
             shared_losses=shared,
         )
-        for losses, tried in zip(table, rounded, strict=True)
+        for losses, tried, unsearched in zip(table, rounded, nearest, strict=True)
     ]
 
 
@@ -229,13 +286,18 @@ def _candidates(
     rules: Rules,
 ) -> list[list[float]]:
     a = magnitude(layers.inputs)
-    if rules.method == "rtn":
+    if rules.method in UNSCALED:
         return [[1.0] * len(a)]
     if tie is not None:
         a = tied(a, tie)
+    weights = [layer.weight for layer in sharing]
     if rules.method == "gwh-praq-v2":
-        p = post_activation([layer.weight for layer in sharing], importances) if in_mlp else a
+        p = post_activation(weights, importances) if in_mlp else a
         s = [(1 - rules.beta) * x + rules.beta * y for x, y in zip(soft(a), soft(p), strict=True)]
+    elif rules.method == "gw-praq":
+        s = soft(post_activation(weights, importances) if in_mlp else a)
+    elif rules.method == "praq-real":
+        s = soft(post_activation(weights, [risk(layer, layers, rules) for layer in sharing]) if in_mlp else a)
     else:
         s = mean(a)
     return [[max(s_j ** (k / rules.n_grid), 1e-5) for s_j in s] for k in range(rules.n_grid + 1)]

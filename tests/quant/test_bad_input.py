@@ -54,6 +54,17 @@ def test_input_statistics_that_are_not_finite_are_refused(attention: LinearSet, 
         quantize_set(replace(attention, inputs=replace(attention.inputs, **{field: values})), Setting(**GROUPS))
 
 
+@pytest.mark.parametrize("field", ["mean", "square", "magnitude", "activated", "structural"])
+def test_every_output_statistic_is_checked(attention: LinearSet, field: str) -> None:
+    """Whichever statistic of an output is not a number is refused with its layer's name."""
+    linear = attention.linears[2]
+    values = getattr(linear.outputs, field).clone()
+    values[1] = float("nan")
+    broken = replace(linear, outputs=replace(linear.outputs, **{field: values}))
+    with pytest.raises(QuantizationError, match="the output statistics of attention_2;"):
+        quantize_set(replace(attention, linears=(*attention.linears[:2], broken)), Setting(**GROUPS))
+
+
 @pytest.mark.parametrize("value", BROKEN)
 def test_output_statistics_that_are_not_finite_are_refused(attention: LinearSet, value: float) -> None:
     """An importance that overflowed is refused with its layer's name; it would make every loss NaN and alpha 0."""
@@ -81,6 +92,16 @@ def test_output_statistics_that_are_not_finite_are_refused(attention: LinearSet,
         ("group_size", 0, ("group size", "0", "at least 1")),
         ("scales", "shared", ("scales", "'shared'", "linear", "foldable")),
         ("placement", "both", ("placement", "'both'", "original", "structural")),
+        ("keep_ratio", -0.01, ("keep_ratio", "-0.01", "0..1")),
+        ("keep_ratio", 1.01, ("keep_ratio", "1.01", "0..1")),
+        ("keep_ratio", float("nan"), ("keep_ratio", "nan", "0..1")),
+        ("beta_risk", float("inf"), ("beta_risk", "inf", "finite")),
+        ("beta_risk", float("nan"), ("beta_risk", "nan", "finite")),
+        ("tau_risk", float("-inf"), ("tau_risk", "-inf", "finite")),
+        ("noise_factor", -0.1, ("noise_factor", "-0.1", "finite", "at least 0")),
+        ("noise_factor", float("inf"), ("noise_factor", "inf", "finite", "at least 0")),
+        ("variance_penalty", -1.0, ("variance_penalty", "-1.0", "finite", "at least 0")),
+        ("variance_penalty", float("nan"), ("variance_penalty", "nan", "finite", "at least 0")),
     ],
 )
 def test_invalid_setting_is_refused(field: str, value: object, said: tuple[str, ...]) -> None:
@@ -100,6 +121,12 @@ def test_all_problems_of_a_setting_are_named_together() -> None:
     assert "\n" not in message
     for part in ("'gptq'", "beta 2", "tau -1", "n_grid 0", "n_calib 0", "group size 0", "'x'", "'y'"):
         assert part in message
+    with pytest.raises(QuantizationError) as caught:
+        Setting(keep_ratio=2, beta_risk=float("inf"), tau_risk=float("nan"), noise_factor=-1, variance_penalty=-2)
+    assert str(caught.value) == (
+        "keep_ratio 2 is outside 0..1; beta_risk inf is not a finite number; tau_risk nan is not a finite number; "
+        "noise_factor -1 is not a finite number of at least 0; variance_penalty -2 is not a finite number of at least 0"
+    )
     with pytest.raises(QuantizationError, match=r"^beta 3 is outside 0\.\.1; tau 0 is not above 0$"):
         Setting(beta=3, tau=0)
 
@@ -114,6 +141,8 @@ def test_boundaries_are_allowed() -> None:
     """The ends of the ranges are valid, and every preset is."""
     Setting(beta=0, tau=1e-3, n_grid=1, n_calib=1, group_size=1)
     Setting(beta=1, tau=float("inf"))
+    Setting(keep_ratio=0, noise_factor=0, variance_penalty=0, beta_risk=-3, tau_risk=0)
+    Setting(keep_ratio=1, beta_risk=0)
     assert {preset.method for preset in PRESETS.values()} == {"gwh-praq-v2"}
     assert [(preset.beta, preset.tau) for preset in PRESETS.values()] == [(0.5, 2), (0.3, 2.5), (0.7, 1.5), (0.4, 3)]
     assert {(preset.n_calib, preset.n_grid, preset.group_size) for preset in PRESETS.values()} == {(128, 20, 128)}

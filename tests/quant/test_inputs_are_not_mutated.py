@@ -67,7 +67,17 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     "HeadTie.average-alone": (layers.HeadTie(kv_heads=6, repeats=1, head_dim=4).average, (SALIENCE,)),
     "gram_sum": (matmul.gram_sum, (WEIGHT,)),
     "gram_sum-bfloat16": (matmul.gram_sum, (WEIGHT.bfloat16(),)),
-    "importance": (salience.importance, (OUTPUTS, "mlp", "original")),
+    **{
+        f"importance-{method}-{kind}": (
+            salience.importance,
+            (methods.Setting(method=method), kind, GATE_UP.inputs, OUTPUTS, WEIGHTS[0]),
+        )
+        for method in methods.METHODS
+        for kind in ("mlp", "attention")
+    },
+    "risk": (salience.risk, (methods.Setting(), GATE_UP.inputs, OUTPUTS, WEIGHTS[0])),
+    "spread": (salience.spread, (OUTPUTS,)),
+    "kept_rows": (salience.kept_rows, (SALIENCE, 5)),
     "post_activation_salience": (salience.post_activation_salience, (WEIGHTS, IMPORTANCES)),
     **{
         f"input_salience-{method}-{kind}": (

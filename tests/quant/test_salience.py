@@ -8,7 +8,16 @@ from torch import Tensor
 
 from quant.layers import HeadTie
 from quant.methods import METHODS, Setting
-from quant.salience import error_weights, importance, input_salience, normalise, post_activation_salience
+from quant.salience import (
+    error_weights,
+    importance,
+    input_salience,
+    kept_rows,
+    normalise,
+    post_activation_salience,
+    risk,
+    spread,
+)
 from quant.statistics import InputStatistics, OutputStatistics
 from tests.quant import reference, synthetic
 from tests.quant.synthetic import seeded
@@ -66,13 +75,76 @@ def test_constant_salience_becomes_ones(value: float) -> None:
     torch.testing.assert_close(normalise(constant, "mean"), torch.ones(7))
 
 
-def test_importance_by_kind_and_placement() -> None:
-    """Attention outputs count by magnitude, MLP outputs by the chosen placement of the activation."""
+def measured(setting: Setting, kind: str, inputs: InputStatistics, outputs: OutputStatistics) -> Tensor:
+    return importance(setting, kind, inputs, outputs, torch.ones(6, 12))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_attention_outputs_count_by_magnitude(method: str, inputs: InputStatistics) -> None:
+    """Whatever the method measures on the MLP, outputs of attention matter by their mean magnitude."""
     outputs = outputs_of(seeded(0), 6)
-    assert torch.equal(importance(outputs, "attention", "original"), outputs.magnitude)
-    assert torch.equal(importance(outputs, "attention", "structural"), outputs.magnitude)
-    assert torch.equal(importance(outputs, "mlp", "original"), outputs.activated)
-    assert torch.equal(importance(outputs, "mlp", "structural"), outputs.structural)
+    for placement in ("original", "structural"):
+        setting = Setting(method=method, placement=placement)
+        assert torch.equal(measured(setting, "attention", inputs, outputs), outputs.magnitude)
+
+
+@pytest.mark.parametrize("method", ["gw-praq", "gwh-praq-v1", "gwh-praq-v2"])
+def test_importance_by_placement(method: str, inputs: InputStatistics) -> None:
+    """MLP outputs count by the chosen placement of the activation."""
+    outputs = outputs_of(seeded(0), 6)
+    assert torch.equal(measured(Setting(method=method), "mlp", inputs, outputs), outputs.activated)
+    structural = Setting(method=method, placement="structural")
+    assert torch.equal(measured(structural, "mlp", inputs, outputs), outputs.structural)
+
+
+def test_importance_by_method(inputs: InputStatistics) -> None:
+    """On the MLP one mixed method goes by magnitude, one by risk, one by risk over a power of the deviation."""
+    outputs = outputs_of(seeded(0), 6)
+    of = {name: measured(Setting(method=name, variance_penalty=2), "mlp", inputs, outputs) for name in METHODS}
+    at_risk = risk(Setting(), inputs, outputs, torch.ones(6, 12))
+    assert torch.equal(of["awq-mixed"], outputs.magnitude)
+    assert torch.equal(of["praq-mixed"], at_risk)
+    assert torch.equal(of["praq-real"], at_risk)
+    torch.testing.assert_close(of["praq-mixed-var"], at_risk / spread(outputs).clamp(min=1e-8).square())
+    unpenalised = Setting(method="praq-mixed-var", variance_penalty=0)
+    assert torch.equal(measured(unpenalised, "mlp", inputs, outputs), at_risk)
+
+
+def test_risk_by_hand() -> None:
+    """One output with E z = -1, std 0.5, E|z| = 1.1 at E|x| = 2 over all inputs and mean |W| = 3."""
+    inputs = InputStatistics(
+        tokens=1, gram=torch.eye(2), magnitude=torch.tensor([1.0, 3.0]), mean=torch.tensor([0.0, 0.0])
+    )
+    outputs = OutputStatistics(
+        tokens=1,
+        mean=torch.tensor([-1.0]),
+        square=torch.tensor([1.25]),
+        magnitude=torch.tensor([1.1]),
+        activated=torch.zeros(1),
+        structural=torch.zeros(1),
+    )
+    setting = Setting(beta_risk=0.5, tau_risk=0.2, noise_factor=0.1)
+    # upper = -1 + 3 * 0.5 + 0.1 * 2 * 3 = 1.1; sigmoid(0.5 * (1.1 - 0.2)) = 0.610639; times 1.1 + 0.5.
+    assert float(risk(setting, inputs, outputs, torch.tensor([[-2.0, 4.0]]))) == pytest.approx(0.977023, rel=1e-5)
+
+
+def test_constant_output_has_no_spread_and_finite_importance(inputs: InputStatistics) -> None:
+    """An output that never varies, where rounding may even leave a negative variance, gives numbers and no NaN."""
+    zeros = torch.zeros(6)
+    for mean, square in ((zeros, zeros), (torch.full((6,), 3.0), torch.full((6,), 8.9999))):
+        outputs = OutputStatistics(tokens=1, mean=mean, square=square, magnitude=mean, activated=mean, structural=mean)
+        assert torch.equal(spread(outputs), zeros)
+        found = measured(Setting(method="praq-mixed-var"), "mlp", inputs, outputs)
+        assert found.isfinite().all()
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9), st.data())
+def test_kept_rows(values: list[float], data: st.DataObject) -> None:
+    """As many rows as asked for are kept, none less important than one that is not, and of equal ones the first."""
+    count = data.draw(st.integers(0, len(values)))
+    found = kept_rows(torch.tensor(values), count).tolist()
+    best_first = sorted(range(len(values)), key=lambda row: (-values[row], row))
+    assert [row for row, is_kept in enumerate(found) if is_kept] == sorted(best_first[:count])
 
 
 def test_post_activation_salience_sums_over_all_linears(weights: list[Tensor], importances: list[Tensor]) -> None:
@@ -104,7 +176,7 @@ def test_beta_one_is_post_activation_salience_on_the_mlp_only(
     torch.testing.assert_close(blend, 0.75 * soft + 0.25 * p)
 
 
-@pytest.mark.parametrize("method", ["gw-awq", "gwh-praq-v1"])
+@pytest.mark.parametrize("method", ["awq", "gw-awq", "gwh-praq-v1"])
 def test_awq_salience_is_mean_normalised(
     method: str, inputs: InputStatistics, weights: list[Tensor], importances: list[Tensor]
 ) -> None:
@@ -113,12 +185,25 @@ def test_awq_salience_is_mean_normalised(
     assert torch.equal(found, normalise(inputs.magnitude, "mean"))
 
 
-def test_method_without_salience_has_none(
-    inputs: InputStatistics, weights: list[Tensor], importances: list[Tensor]
+@pytest.mark.parametrize("method", ["gw-praq", "praq-real"])
+def test_praq_salience_is_soft_normalised(
+    method: str, inputs: InputStatistics, weights: list[Tensor], importances: list[Tensor]
 ) -> None:
-    """Asking for the salience of nearest rounding is a mistake and is named as one."""
-    with pytest.raises(ValueError, match="rtn scales no inputs"):
-        input_salience(Setting(method="rtn"), "mlp", inputs, weights, importances)
+    """PRAQ is steered by p on the MLP and by the input magnitudes in attention, whatever beta says."""
+    p = normalise(post_activation_salience(weights, importances), "soft")
+    setting = Setting(method=method, beta=0)
+    assert torch.equal(input_salience(setting, "mlp", inputs, weights, importances), p)
+    soft = normalise(inputs.magnitude, "soft")
+    assert torch.equal(input_salience(setting, "attention", inputs, weights, importances), soft)
+
+
+@pytest.mark.parametrize("method", ["rtn", "rtn-channel", "awq-mixed", "praq-mixed", "praq-mixed-var"])
+def test_method_without_salience_has_none(
+    method: str, inputs: InputStatistics, weights: list[Tensor], importances: list[Tensor]
+) -> None:
+    """Asking for the salience of a method that scales no inputs is a mistake and is named as one."""
+    with pytest.raises(ValueError, match=f"{method} scales no inputs"):
+        input_salience(Setting(method=method), "mlp", inputs, weights, importances)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -233,7 +233,7 @@ def test_leaving_out_the_inverse_scale_is_a_catastrophe(method: str) -> None:
     given_set = synthetic.linear_set(synthetic.layers("gate-up", 1, torch.float32))
     setting = Setting(method=method, tau=0.5, group_size=12, symmetric=False, scales="linear")
     for linear, found in zip(given_set.linears, quantize_set(given_set, setting, torch.float32), strict=True):
-        h = importance(linear.outputs, "mlp", "original")
+        h = importance(setting, "mlp", given_set.inputs, linear.outputs, linear.weight)
         weights = error_weights(setting, "mlp", h)
         salience = input_salience(setting, "mlp", given_set.inputs, [linear.weight], [h])
         form = QuadraticForm(given_set.inputs.gram, torch.float32)

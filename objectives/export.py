@@ -1,0 +1,98 @@
+"""Write a quantized model as a directory that loads like any other.
+
+Responsible for what is in it: dense weights `W_eff` in the model's own type, tokenizer, generation configuration, and
+`praqtune.json`, which says how they came about. The model in memory is as it was afterwards. May assume that the
+bench was laid out for the model; `storage.model_directory` makes the directory whole or absent.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from objectives.progress import Progress, silent
+from objectives.quantization import LayerResult, model_size
+from objectives.trial import Bench, quantized
+from quant.methods import Setting
+from storage.files import write_file
+from storage.model_directory import new_directory, require_vacant
+
+FORMAT = 1
+RECORD = "praqtune.json"
+VERSIONS_OF = ("praqtune", "torch", "transformers")
+
+
+def write_quantized(bench: Bench, setting: Setting, directory: Path, progress: Progress = silent) -> dict[str, object]:
+    """Write the model quantized by `setting` to `directory`, which appears whole or not at all.
+
+    Args:
+        bench: Model, roles and calibration.
+        setting: How to quantize.
+        directory: Must not exist, or be empty; missing parents are made.
+        progress: Told how far each phase is.
+
+    Returns:
+        The contents of `praqtune.json`.
+
+    Raises:
+        InputError: If the setting does not suit the model or the text.
+        QuantizationError: If a weight is not finite.
+        StorageError: If something is at `directory` already, or the disk is full or refuses.
+    """
+    model = bench.model
+    weights = sum(parameter.numel() * parameter.itemsize for parameter in model.module.parameters())
+    require_vacant(directory, weights)
+    layers: list[LayerResult] = []
+    with quantized(bench, setting, layers, {}, progress):
+        phase = f"writing {directory}"
+        progress(phase, 0, 1)
+        record = _record(bench, setting, layers)
+        with new_directory(directory) as place, _configuration_kept(model.module):
+            model.module.save_pretrained(place)
+            model.tokenizer.save_pretrained(place)
+            write_file(place / RECORD, json.dumps(record, indent=1).encode())
+        progress(phase, 1, 1)
+    return record
+
+
+def _record(bench: Bench, setting: Setting, layers: Sequence[LayerResult]) -> dict[str, object]:
+    """Everything needed to know the model again and to make it again, JSON-able."""
+    reads = setting.definition.reads - {"method"}
+    text = bench.calibration.text[: setting.n_calib]
+    return {
+        "format": FORMAT,
+        "weights": "dense",
+        "method": setting.method,
+        "parameters": {name: value for name, value in setting.as_dict().items() if name in reads},
+        **asdict(model_size(bench.model, bench.blocks, setting)),
+        "model": {
+            "name": bench.model.name,
+            "commit": bench.model.commit,
+            "dtype": str(bench.model.dtype).removeprefix("torch."),
+            "fingerprint": bench.model.fingerprint,
+        },
+        "calibration": {"source": text.source, "samples": len(text), "fingerprint": text.fingerprint()},
+        "versions": {package: _version(package) for package in VERSIONS_OF},
+        "layers": [asdict(layer) for layer in layers],
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@contextmanager
+def _configuration_kept(module: Any) -> Iterator[None]:
+    """Undo what saving writes into the configuration of the model in memory: its type as text, its class."""
+    before = dict(vars(module.config))
+    try:
+        yield
+    finally:
+        vars(module.config).clear()
+        vars(module.config).update(before)
