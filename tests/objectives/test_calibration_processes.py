@@ -4,10 +4,10 @@ import json
 import os
 import signal
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 
+from objectives.bundled.text import held_out
 from storage.cache import TensorCache
 from storage.files import TEMPORARY
 from storage.paths import Paths
@@ -17,8 +17,7 @@ from tests.processes import finish, run_cli, start, wait_until
 @pytest.fixture
 def calibrate(tmp_path: Path) -> list[str]:
     """A command that calibrates the bundled model on local text, into a cache below `tmp_path`."""
-    documents = sorted(topics.values())
-    for name, part in (("calibration", documents[::2]), ("evaluation", documents[1::2])):
+    for name, part in (("calibration", held_out("docstrings")), ("evaluation", held_out("topics"))):
         (tmp_path / f"{name}.txt").write_text("\n\n".join(part))
     command = f"calibrate --cache {tmp_path / 'home'} --json --seq-len 128 --eval-samples 4 --sizes 16,24,64"
     return [

@@ -95,7 +95,8 @@ def test_gram_sum_loses_nothing(dtype: torch.dtype, shape: tuple[int, int]) -> N
     found = gram_sum(rows)
     exact, bound = rows.double().T @ rows.double(), rows.double().abs().T @ rows.double().abs()
     assert found.dtype == torch.float32
-    assert ((found.double() - exact).abs() <= 1e-6 * bound).all()
+    # What float32 summation of N terms promises in any order (Higham 2002, section 4.2); bfloat16 errs by 4e-3.
+    assert ((found.double() - exact).abs() <= shape[0] * 2**-24 * bound).all()
 
 
 def test_gram_sum_without_fast_bfloat16(processor: Callable[..., None]) -> None:
