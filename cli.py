@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from storage.paths import Paths
 
 SILENT_SECONDS = 2.0
+SECONDS_BETWEEN_LINES = 15.0
 PIPE_WIDTH = 200
 BUNDLED_LENGTH, HUB_LENGTH = 256, 512
 DEFAULT_TRIALS = 40
@@ -565,21 +566,30 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def _study_display() -> "Iterator[tuple[Listener, Callable[[str, int, int], None]]]":
-    """What a study says: one line per trial, and between them what the running trial is at (on a terminal)."""
+    """What a study says: a line per trial, and what it is at: live on a terminal, now and then elsewhere."""
     from hpo.events import Looked
 
+    said = {"at": monotonic()}
+
+    def listen(event: "Event") -> None:
+        if isinstance(event, Looked):
+            show(_event_text(event), event.read, event.total)
+        else:
+            _say(_event_text(event))
+
     with _progress() as report:
-        seen = {"trial": ""}
 
-        def listen(event: "Event") -> None:
-            if isinstance(event, Looked):
-                seen["trial"] = _event_text(event)
-                report(seen["trial"], event.read, event.total)
-                return
-            seen["trial"] = ""
-            print(_event_text(event), file=sys.stderr, flush=True)
+        def show(phase: str, done: int, total: int) -> None:
+            report(phase, done, total)
+            if not sys.stderr.isatty() and monotonic() - said["at"] > SECONDS_BETWEEN_LINES:
+                said["at"] = monotonic()
+                _say(f"{phase} ({done}/{total})")
 
-        yield listen, report
+        yield listen, show
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 # Arguments

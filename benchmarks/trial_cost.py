@@ -189,10 +189,11 @@ def main() -> None:
     wide = load_model(ModelPlan(name=options.model, dtype="float32"))
     wide_blocks = find_blocks(wide.module)
     theirs: dict[int, float] = {}
+    measured: dict[int, dict[str, float]] = {}
     for size in options.n_calib:
         phases = opponent(wide, wide_blocks, calibrated[:size], scored)
         operations = phases.pop("operations")
-        theirs[size] = sum(phases.values())
+        theirs[size], measured[size] = sum(phases.values()), phases
         parts = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.items())
         rate = operations / phases["search"]
         print(f"opponent, n_calib {size}: {theirs[size]:.1f} s ({parts}); loss loop {operations / 1e12:.2f} TFLOP at "
@@ -212,7 +213,8 @@ def main() -> None:
         + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in after.items())
     )
     if options.json:
-        options.json.write_text(json.dumps({"rates": rates, "rates_after": after, "summary": summary}, indent=1))
+        record = {"rates": rates, "rates_after": after, "summary": summary, "opponent": measured, "scored": SCORED}
+        options.json.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -118,6 +118,10 @@ def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path) -> None:
     assert "On held-out text" in first.stdout
     study = shown(run)
     assert list(study) == ["study", "contract", "references", "trials", "best", "ranking", "confirmation"]
+    documented = (ROOT / "docs" / "study-json.md").read_text()
+    level = study["ranking"][0]
+    for one in (study, study["references"][0], study["trials"][0], level, level["rows"][0], study["confirmation"]):
+        assert [key for key in one if f"`{key}`" not in documented] == []
     assert [one["name"] for one in study["references"]] == ["full precision", *["rtn", "gw-awq", "gwh-praq-v1"] * 2]
     assert [trial["number"] for trial in study["trials"]] == list(range(7))
     presets = ["balanced", "awq-leaning", "praq-leaning", "conservative"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,13 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from objectives.bundled.text import MODEL_DIRECTORY, held_out, is_held_out, training_documents
+from objectives.evaluation import BenchPlan, LaidOut, evaluate, load_bench
+from objectives.models import ModelPlan
+from objectives.paired import paired_difference
+from objectives.progress import silent
+from objectives.sequences import TextPlan
+from quant.methods import Setting
+from storage.paths import Paths
 from training.evaluation import bits_per_byte
 
 FAMILIES = ("docstrings", "topics")
@@ -176,6 +185,22 @@ def test_bits_per_byte_of_all_held_out_text_agree_with_the_card(family: str, mod
     """The whole held-out set gives the card's number."""
     expected = card()["held_out"][family]["bits_per_byte"]
     assert bits_per_byte(model, tokenizer, documents(family)) == pytest.approx(expected, rel=_tolerance(family))
+
+
+@pytest.mark.slow
+def test_the_model_is_good_enough_to_tell_settings_apart(tmp_path: Path) -> None:
+    """On 256 sequences of 256 tokens nearest rounding costs measurably, and settings of one group size differ."""
+    tuning = TextPlan(source="bundled:docstrings", part="tuning", count=256, length=256)
+    calibration = replace(tuning, part="calibration", count=64)
+    plan = BenchPlan(model=ModelPlan(), calibration=calibration, data=(tuning,))
+    bench, (text,) = load_bench(plan, Paths(tmp_path))
+    settings = [Setting(beta=beta, tau=tau, n_calib=64) for beta, tau in ((0.3, 2.5), (1.0, 0.1), (0.0, 5.0))]
+    laid_out = LaidOut(bench=bench, data=[text], agreement=None)
+    _, rounded, *tuned = evaluate(laid_out, [Setting(method="rtn"), *settings], silent)
+    assert rounded.difference is not None
+    assert rounded.difference.low > 0
+    pairs = [paired_difference(a.score, b.score, text.clusters) for a, b in combinations(tuned, 2)]
+    assert any(pair.low > 0 or pair.high < 0 for pair in pairs), pairs
 
 
 def _tolerance(family: str) -> float:
