@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import Trial
 
 from objectives.errors import InputError
 
@@ -47,13 +48,21 @@ class Dimension:
         return f"log2_{self.name}" if self.scale == "log2" else self.name
 
     @property
-    def distribution(self) -> BaseDistribution:
+    def distribution(self) -> FloatDistribution | IntDistribution:
         """Its range in Optuna."""
         if self.scale == "log2":
             return IntDistribution(round(math.log2(self.low)), round(math.log2(self.high)))
         if self.integer:
             return IntDistribution(round(self.low), round(self.high))
         return FloatDistribution(self.low, self.high, log=self.scale == "log")
+
+    def suggest(self, trial: Trial) -> None:
+        """Let a trial have this parameter, by the value that it was queued with."""
+        found = self.distribution
+        if isinstance(found, IntDistribution):
+            trial.suggest_int(self.parameter, found.low, found.high)
+        else:
+            trial.suggest_float(self.parameter, self.low, self.high, log=self.scale == "log")
 
     def encode(self, value: Number) -> Number:
         """What Optuna calls `value`."""

@@ -90,8 +90,8 @@ class Queue:
     def _begun(self, trial_id: int) -> Trial:
         trial = Trial(self.study, trial_id)
         trial.set_user_attr(OWNER, asdict(Owner.this()))
-        for name, distribution in self.space.distributions.items():
-            trial._suggest(name, distribution)
+        for dimension in self.space.dimensions:
+            dimension.suggest(trial)
         return trial
 
     def _trials(self, state: TrialState) -> Iterable[FrozenTrial]:

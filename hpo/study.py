@@ -25,8 +25,6 @@ from objectives.sequences import Sequences
 from objectives.trial import Bench
 from storage.results import ResultStore
 
-METRIC = "perplexity"
-
 
 def open_study(storage: BaseStorage, name: str, contract: Mapping[str, Any]) -> optuna.Study:
     """The study of that name under that contract, created where there is none.

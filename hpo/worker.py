@@ -8,9 +8,9 @@ import math
 import platform
 import signal
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
@@ -36,7 +36,6 @@ from hpo.record import (
     VERSIONS,
     StudyRecord,
     read_study,
-    trial_record,
 )
 from hpo.space import Space
 from objectives.errors import InputError, RunError
@@ -47,7 +46,7 @@ from objectives.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
 from quant.errors import QuantizationError
 from quant.methods import Setting
-from storage.errors import StorageError
+from storage.errors import DamagedEntryError, StorageError
 from storage.results import ResultStore
 
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
@@ -113,8 +112,9 @@ class Worker:
                     self.listen(Notice(text=f"trial {trial.number} handed back"))
                 raise
             done_here += 1
-            self._report(trial.number, budget, (monotonic() - started) / done_here)
-            _require_some_success(read_study(self.study))
+            record = read_study(self.study)
+            self._report(record, trial.number, budget, (monotonic() - started) / done_here)
+            _require_some_success(record)
 
     def _next(self, budget: Budget) -> Trial | None:
         for number in self.queue.take_back_orphans():
@@ -136,7 +136,7 @@ class Worker:
     def _measure(self, trial: Trial) -> None:
         setting = Setting(**trial.user_attrs[SETTING])
         try:
-            result = self._known(setting) or self._run(trial, setting)
+            result = self._result(trial, setting)
         except QuantizationError as error:
             self._fail(trial, "not quantizable", str(error))
             return
@@ -148,13 +148,8 @@ class Worker:
             raise
         self._finish(trial, setting, result)
 
-    def _known(self, setting: Setting) -> TrialResult | None:
-        """What is already measured of a setting to the end: by a worker that died before it told, or another study."""
-        key = measurement_key(self.bench, setting, self.tuning)
-        return recall_result(self.store, key) if key in self.store else None
-
-    def _run(self, trial: Trial, setting: Setting) -> TrialResult:
-        record = trial_record(self.study.trials[trial.number])
+    def _result(self, trial: Trial, setting: Setting) -> TrialResult:
+        record = read_study(self.study).trials[trial.number]
         trial.set_user_attr(VERSIONS, versions())
 
         def go_on(look: Score) -> bool:
@@ -163,7 +158,21 @@ class Worker:
             self.listen(seen)
             return self._is_worth(trial, setting, look)
 
+        known = self._known(setting)
+        if known is not None:
+            return _replayed(known, go_on)
         return run_trial(self.bench, setting, self.tuning, go_on, self.progress)
+
+    def _known(self, setting: Setting) -> TrialResult | None:
+        """What is already measured of a setting to the end: by a worker that died before it told, or another study."""
+        key = measurement_key(self.bench, setting, self.tuning)
+        if key not in self.store:
+            return None
+        try:
+            return recall_result(self.store, key)
+        except DamagedEntryError as damage:
+            self.listen(Notice(text=f"{damage}; it is measured again"))
+            return None
 
     def _is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
         if self.pruner != "paired":
@@ -181,7 +190,7 @@ class Worker:
         return None if score is None else Incumbent(number=best.number, score=score)
 
     def _tell_look(self, trial: Trial, look: Score) -> None:
-        told = self.study.trials[trial.number].intermediate_values
+        told = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for step, value in reports(self.pruner, look).items():
             if step not in told and math.isfinite(value):
                 trial.report(value, step)
@@ -190,8 +199,7 @@ class Worker:
         score = result.score
         if result.outcome in ("complete", "stopped") and score is not None and math.isfinite(score.perplexity):
             key = measurement_key(self.bench, setting, self.tuning[: len(score.nll)])
-            if key not in self.store:
-                keep_result(self.store, key, result)
+            keep_result(self.store, key, result)
             self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
             for size in look_sizes(len(score.nll)):
                 self._tell_look(trial, Score(nll=score.nll[:size], tokens=score.tokens[:size]))
@@ -231,8 +239,7 @@ class Worker:
         trial.set_user_attr(REASON, reason)
         self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
-    def _report(self, number: int, budget: Budget, pace: float) -> None:
-        record = read_study(self.study)
+    def _report(self, record: StudyRecord, number: int, budget: Budget, pace: float) -> None:
         ended = [trial for trial in record.trials if trial.state in FINISHED]
         left = max(0, budget.trials - len(ended))
         finished = Finished(
@@ -244,6 +251,16 @@ class Worker:
             seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
         )
         self.listen(finished)
+
+
+def _replayed(known: TrialResult, go_on: Callable[[Score], bool]) -> TrialResult:
+    """A known result as the trial would have ended, pruned where it would have been: equal studies get equal trials."""
+    assert known.score is not None
+    for size in look_sizes(len(known.score.nll))[:-1]:
+        look = Score(nll=known.score.nll[:size], tokens=known.score.tokens[:size])
+        if not go_on(look):
+            return replace(known, outcome="stopped", score=look)
+    return known
 
 
 @contextmanager

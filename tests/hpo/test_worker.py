@@ -159,6 +159,48 @@ def test_a_result_that_was_kept_but_not_told_is_not_measured_again(make: Make, m
     assert list(trial.running) == [8, 16, 32, 40]
 
 
+def test_what_another_study_measured_is_not_measured_again_and_pruned_all_the_same(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A study beside one that pruned nothing has the trials that it would have had alone."""
+    alone = make("alone")
+    alone.work(Budget(trials=8))
+    shared = ResultStore(tmp_path / "shared")
+    everything, beside = make("everything", pruner="none", store=shared), make("beside", store=shared)
+    everything.work(Budget(trials=8))
+    measured: list[Setting] = []
+    run_trial = worker_module.run_trial
+
+    def counted(bench: Bench, setting: Setting, *others: Any) -> TrialResult:
+        measured.append(setting)
+        return run_trial(bench, setting, *others)
+
+    monkeypatch.setattr(worker_module, "run_trial", counted)
+    beside.work(Budget(trials=8))
+    known = {trial.setting for trial in read_study(everything.study).trials}
+    assert not known & set(measured)
+    assert len(measured) < 8
+
+    def trials(worker: Worker) -> list[object]:
+        return [(one.setting, one.state, one.perplexity, one.running) for one in read_study(worker.study).trials]
+
+    assert trials(alone) == trials(beside)
+
+
+def test_a_damaged_result_is_measured_again(make: Make, tmp_path: Path) -> None:
+    """A notice names the file; nothing stands in the way of the study."""
+    first = make("first")
+    first.work(Budget(trials=1))
+    (kept,) = (tmp_path / "results-first").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    notices: list[Event] = []
+    second = make("second", store=first.store, listen=notices.append)
+    second.work(Budget(trials=1))
+    assert read_study(second.study).trials[0].perplexity == read_study(first.study).trials[0].perplexity
+    assert any("damaged" in str(event) and "measured again" in str(event) for event in notices)
+    assert recall_result(first.store, kept.stem).score is not None
+
+
 def results(outcome: str, score: Score | None = None) -> Callable[..., TrialResult]:
     """A trial that ends in `outcome` whatever is tried."""
 
