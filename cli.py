@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hpo.optimize import Outcome, StudyPlan
     from hpo.ranking import Level
     from hpo.record import TrialRecord
+    from hpo.report.tables import Table as TextTable
     from hpo.space import Space
     from objectives.evaluation import BenchPlan, Row
     from objectives.sequences import TextPlan
@@ -54,6 +55,18 @@ OPTIMIZE_EXAMPLES = """examples:
   %(prog)s --model org/name --calib-data wikitext2 --eval-data c4 --group-size 64,128 --trials 60 --study mine
   %(prog)s --model ./dir --eval-data eval.txt --beta 0.1..0.6 --tau 2 --n-calib 128 --storage sqlite:///study.db
   %(prog)s --presets-only --json presets.json     the four presets and the references, ranked
+"""
+QUANTIZE_EXAMPLES = """examples:
+  %(prog)s --method gw-awq --group-size 64 --output-dir awq-64
+  %(prog)s --model org/name --calib-data wikitext2 --method gwh-praq-v2 --beta 0.3 --tau 2.5 --output-dir ./v2
+  %(prog)s --study mine --output-dir ./best       the best trial, as the study measured it
+  %(prog)s --study mine --trial 17 --storage sqlite:///study.db --output-dir ./trial-17
+"""
+COMPARE_EXAMPLES = """examples:
+  %(prog)s                                        every method on the bundled model, two data sets
+  %(prog)s --methods rtn,gw-awq,gwh-praq-v2 --model org/name --datasets c4,wikitext2 --group-size 64
+  %(prog)s --methods all --study mine --csv rows.csv --json rows.json --plots ./comparison
+  %(prog)s --methods gw-awq --models gptq=./my-gptq,autoround=./my-autoround --model org/name
 """
 STUDY_EXAMPLES = """examples:
   %(prog)s                                        the study that was begun last
@@ -132,6 +145,76 @@ def _evaluate(options: argparse.Namespace) -> None:
             rows.append(_row(row))
     notes = laid_out.notes
     _output(options, {"rows": rows, "notes": notes}, _evaluation_table(rows), notes)
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from hpo.deploy import deploy
+    from hpo.record import read_study
+    from hpo.trials import BEST, chosen_trial, study_flags
+    from objectives.memory import keep_freed_memory
+
+    keep_freed_memory()
+    paths, notes = _paths(options), list[str]()
+    setting = _one_setting(options)
+    if setting is None:
+        with _study(options) as found:
+            study = read_study(found)
+        trial, notes = chosen_trial(study, options.trial or BEST)
+        assert trial.setting is not None
+        setting = trial.setting
+        plan = _study_bench_plan(options, study_flags(study.contract), study.contract["calibration"]["sequences"])
+    else:
+        study = None
+        plan = _bench_plan(_with_defaults(options, {}), setting.n_calib)
+    with _progress() as progress:
+        written = deploy(plan, setting, Path(options.output_dir), study, paths, progress)
+    record = written.record
+    facts = {"directory": str(written.directory), **record, "disk_bytes": written.disk_bytes}
+    table = _table("", "")
+    for name, text in (
+        ("written to", str(written.directory)),
+        ("method", setting.label()),
+        ("bits per weight", f"{record['bits_per_weight']:.3f}"),
+        ("MB when packed", f"{record['model_bytes'] / 1e6:.2f}"),
+        ("MB on disk, dense", f"{written.disk_bytes / 1e6:.2f}"),
+    ):
+        table.add_row(name, text)
+    notes = [*notes, *written.notes]
+    _output(options, {**facts, "notes": notes}, table, notes)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from hpo.compare import compare
+    from hpo.comparison.export import comparison_json, rows_csv
+    from hpo.comparison.plan import ComparePlan, method_settings, model_directories
+    from hpo.comparison.tables import pair_note, tables
+    from hpo.record import read_study
+    from hpo.trials import BEST, chosen_trial
+    from objectives.memory import keep_freed_memory
+    from storage.files import write_file
+
+    keep_freed_memory()
+    settings = method_settings(options.methods, _given_setting(options))
+    models = model_directories(options.models) if options.models else {}
+    study, samples = None, [setting.n_calib for setting in settings]
+    if options.study:
+        with _study(options) as found:
+            study = read_study(found)
+        best, _ = chosen_trial(study, BEST)
+        samples += [best.setting.n_calib] if best.setting else []
+    plan = ComparePlan(bench=_bench_plan(options, max(samples)), settings=settings, models=models, study=study)
+    with _progress() as progress:
+        comparison = compare(plan, _paths(options), progress)
+    notes = [*(choice.sentence for choice in comparison.choices), pair_note(comparison), *comparison.notes]
+    if options.csv:
+        write_file(Path(options.csv), rows_csv(comparison).encode())
+    if options.plots:
+        # Imported here: matplotlib takes a second.
+        from hpo.comparison.page import write_page
+
+        notes.append(f"page: {write_page(comparison, Path(options.plots))}")
+    shown = [_printed(table) for table in tables(comparison)]
+    _output(options, comparison_json(comparison), None, notes, shown)
 
 
 def _optimize(options: argparse.Namespace) -> None:
@@ -344,7 +427,7 @@ def _settings(options: argparse.Namespace) -> list["Setting"]:
     from objectives.models import BUNDLED
     from quant.methods import PRESETS, Setting
 
-    given = {name: getattr(options, name) for name in SETTING_FLAGS if getattr(options, name) is not None}
+    given = _given_setting(options)
     presets = options.presets or (options.model == BUNDLED and options.method is None)
     chosen = [Setting(**{**given, "method": name}) for name in (options.method or "").split(",") if name]
     if not presets:
@@ -355,6 +438,41 @@ def _settings(options: argparse.Namespace) -> list["Setting"]:
         return chosen
     values = [{**preset.as_dict(), **given} for preset in PRESETS.values()]
     return [*chosen, Setting(**{**given, "method": "rtn"}), *(Setting(**value) for value in values)]
+
+
+def _given_setting(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in SETTING_FLAGS if getattr(options, name) is not None}
+
+
+def _one_setting(options: argparse.Namespace) -> "Setting | None":
+    """The setting that flags describe; None where it is a study's trial."""
+    from objectives.errors import InputError
+    from quant.methods import Setting
+
+    given = _given_setting(options)
+    of_study = options.study is not None or options.trial is not None
+    if of_study and (given or options.method):
+        raise InputError("a trial has its own setting; give either --study and --trial, or --method and its parameters")
+    if not of_study and not options.method:
+        raise InputError("nothing says how to quantize; give --method NAME, or --study NAME")
+    return None if of_study else Setting(**{**given, "method": options.method})
+
+
+def _with_defaults(options: argparse.Namespace, known: dict[str, Any]) -> argparse.Namespace:
+    """The options with what was not given: what is known, or the usual value."""
+    missing = {
+        name: value for name, value in {**options.usual, **known}.items() if getattr(options, name, None) is None
+    }
+    return argparse.Namespace(**{**vars(options), **missing})
+
+
+def _study_bench_plan(options: argparse.Namespace, known: dict[str, Any], samples: int) -> "BenchPlan":
+    """What a study laid out; flags that are given win over it."""
+    if options.model is not None:
+        known = {**known, "revision": options.revision}
+    whole = _with_defaults(options, known)
+    plan = _bench_plan(whole, samples)
+    return replace(plan, data=(plan.data[0], *_confirmation_texts(whole, plan.data[0])))
 
 
 def _paths(options: argparse.Namespace) -> "Paths":
@@ -515,6 +633,14 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
+def _printed(table: "TextTable") -> Table:
+    """A table of the report for the terminal."""
+    printed = _table(table.title, *table.columns[1:])
+    for row in table.rows:
+        printed.add_row(*row)
+    return printed
+
+
 def _words(about: dict[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in about.items())
 
@@ -596,7 +722,9 @@ def _say(line: str) -> None:
 
 SEARCHED_FLAGS = ("beta", "tau", "n_grid", "n_calib", "group_size")
 FIXED_FLAGS = ("symmetric", "scales", "placement")
-SETTING_FLAGS = (*SEARCHED_FLAGS, *FIXED_FLAGS)
+ROW_FLAGS = ("keep_ratio", "beta_risk", "tau_risk", "noise_factor", "variance_penalty")
+SETTING_FLAGS = (*SEARCHED_FLAGS, *FIXED_FLAGS, *ROW_FLAGS)
+STUDY_GIVES = ("model", "dtype", "protocol", "eval_samples", "seed")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -618,7 +746,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", "measure perplexity, as it is or quantized", EVALUATE_EXAMPLES, _evaluate)
     _model_flags(evaluate)
     _text_flags(evaluate)
+    _method_flags(evaluate)
     _setting_flags(evaluate)
+    quantize = _command(commands, "quantize", "write a quantized model directory", QUANTIZE_EXAMPLES, _quantize)
+    _model_flags(quantize)
+    _text_flags(quantize)
+    _setting_flags(quantize)
+    _quantize_flags(quantize)
+    compare = _command(commands, "compare", "methods and models side by side", COMPARE_EXAMPLES, _compare)
+    _compare_flags(compare)
+    _model_flags(compare)
+    _text_flags(compare, "--datasets")
+    _setting_flags(compare)
     calibrate = _command(commands, "calibrate", "fill the calibration cache in advance", CALIBRATE_EXAMPLES, _calibrate)
     _model_flags(calibrate)
     _text_flags(calibrate)
@@ -664,10 +803,13 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-memory", type=float, metavar="GB", help="for calibration sums; more passes below it")
 
 
-def _text_flags(parser: argparse.ArgumentParser) -> None:
+def _text_flags(parser: argparse.ArgumentParser, *also: str) -> None:
+    """`also` are other names of the evaluation text's flag."""
     group = parser.add_argument_group("text")
     group.add_argument("--calib-data", help="calibration text (default: other documents of the evaluation text)")
-    group.add_argument("--eval-data", help="evaluation text: c4, wikitext2, hub:..., or files, separated by commas")
+    group.add_argument(
+        *also, "--eval-data", dest="eval_data", help="evaluation text: c4, wikitext2, hub:..., or files, by commas"
+    )
     group.add_argument("--protocol", default="packed", help="packed (default) or documents")
     group.add_argument("--seq-len", type=int, help="tokens per sequence (512; 256 for the bundled model)")
     group.add_argument("--eval-samples", type=int, default=64, help="sequences per data set")
@@ -704,15 +846,46 @@ def _space_flags(parser: argparse.ArgumentParser) -> None:
     _grid_flags(group)
 
 
+def _quantize_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to write")
+    group.add_argument("--method", help="rtn, gw-awq, gwh-praq-v2, ...")
+    group.add_argument("--study", metavar="S", help="quantize as one of its trials was; gives model and text as well")
+    group.add_argument("--trial", metavar="N", help="best (default) or a number")
+    group.add_argument("--storage", metavar="URL", help="where the study is ($PRAQTUNE_STORAGE)")
+    group.add_argument("--output-dir", metavar="DIR", required=True, help="must not exist, or be empty")
+    # Not given and given as usual differ: what is not given comes from the study.
+    usual = {name: parser.get_default(name) for name in STUDY_GIVES}
+    parser.set_defaults(**dict.fromkeys(STUDY_GIVES), confirm_data=None, usual=usual)
+
+
+def _compare_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to compare, and where to write it")
+    group.add_argument("--methods", default="all", help="separated by commas, or all (default)")
+    group.add_argument("--models", metavar="NAME=DIR,...", help="ready-made model directories")
+    group.add_argument("--study", metavar="S", help="its best trial is a row besides")
+    group.add_argument("--storage", metavar="URL", help="where the study is ($PRAQTUNE_STORAGE)")
+    group.add_argument("--csv", metavar="FILE", help="write the rows as CSV")
+    group.add_argument("--plots", metavar="DIR", help="write a page with pictures")
+
+
+def _method_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("methods")
+    group.add_argument("--method", help="rtn, gw-awq, gwh-praq-v1, gwh-praq-v2, ...; several separated by commas")
+    group.add_argument("--presets", action="store_true", help="rtn and the presets of gwh-praq-v2")
+
+
 def _setting_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("setting")
-    group.add_argument("--method", help="rtn, gw-awq, gwh-praq-v1, gwh-praq-v2; several separated by commas")
-    group.add_argument("--presets", action="store_true", help="rtn and the presets of gwh-praq-v2")
     group.add_argument("--beta", type=float, help="blend of saliences: 0 is AWQ's, 1 is PRAQ's")
     group.add_argument("--tau", type=float, help="temperature of the error weights")
     group.add_argument("--n-grid", type=int, help="steps of the search over alpha")
     group.add_argument("--n-calib", type=int, help="calibration samples")
     group.add_argument("--group-size", type=int, help="inputs that share a scale")
+    group.add_argument("--keep-ratio", type=float, help="share of rows that mixed methods keep in 16 bit")
+    group.add_argument("--beta-risk", type=float, help="steepness of the risk that an output is active")
+    group.add_argument("--tau-risk", type=float, help="bound on an output from which on it counts as active")
+    group.add_argument("--noise-factor", type=float, help="weight of the noise of rounding in that bound")
+    group.add_argument("--variance-penalty", type=float, help="power of the deviation that risk is divided by")
     _grid_flags(group)
 
 

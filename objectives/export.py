@@ -58,6 +58,15 @@ def write_quantized(bench: Bench, setting: Setting, directory: Path, progress: P
     return record
 
 
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """What `write_quantized` wrote about a model directory; None for one that was made otherwise."""
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+
+
 def _record(bench: Bench, setting: Setting, layers: Sequence[LayerResult]) -> dict[str, object]:
     """Everything needed to know the model again and to make it again, JSON-able."""
     reads = setting.definition.reads - {"method"}

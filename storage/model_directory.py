@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from storage.errors import StorageError
 from storage.files import disk_errors, require_free, temporary_name
 
-REMEDY = "free space or choose another --out"
+REMEDY = "free space or choose another --output-dir"
 
 
 def require_vacant(directory: Path, needed: int) -> None:
@@ -29,7 +29,7 @@ def require_vacant(directory: Path, needed: int) -> None:
     _require_nothing_at(target)
     parent = next(parent for parent in target.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise StorageError(f"cannot write to {parent}; choose another --out")
+        raise StorageError(f"cannot write to {parent}; choose another --output-dir")
     require_free(parent, needed, REMEDY)
 
 
@@ -68,7 +68,7 @@ def _require_nothing_at(target: Path) -> None:
     with disk_errors(target):
         occupied = any(target.iterdir()) if target.is_dir() else target.exists()
     if occupied:
-        raise StorageError(f"{target} exists already; choose another --out or remove it first")
+        raise StorageError(f"{target} exists already; choose another --output-dir or remove it first")
 
 
 def _make_durable(path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import transformers
 
 import cli
+from quant.methods import METHODS
 
 ROOT = Path(cli.__file__).parent
 WORDS = ["return", "the", "number", "of", "items", "in", "a", "list", "object", "string", "that", "is", "not", "empty"]
@@ -159,6 +160,11 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
         "symmetric": False,
         "scales": "linear",
         "placement": "structural",
+        "keep_ratio": 0.2,
+        "beta_risk": 3.0,
+        "tau_risk": -3.0,
+        "noise_factor": 0.2,
+        "variance_penalty": 0.5,
     }
     assert row["bits_per_weight"] > 4 + 20 / 64
 
@@ -206,7 +212,7 @@ def test_bundled_text_needs_no_file(capsys: Any, flags: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--method", "gptq"], ["method 'gptq' is unknown", "rtn, gw-awq, gwh-praq-v1, gwh-praq-v2"]),
+        (["--method", "gptq"], ["method 'gptq' is unknown", "choose one of " + ", ".join(METHODS)]),
         (["--method", "rtn,AWQ"], ["method 'AWQ' is unknown"]),
         (["--method", "gwh-praq-v2", "--beta", "1.5"], ["beta 1.5 is outside 0..1"]),
         (["--method", "gwh-praq-v2", "--beta", "-1", "--tau", "0"], ["beta -1.0", "tau 0.0 is not above 0"]),

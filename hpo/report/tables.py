@@ -69,7 +69,7 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
             (
                 row["dataset"],
                 f"{row['name']} against {row['against']}",
-                _interval(row["percent"]),
+                interval_text(**row["percent"]),
                 number(row["p_value"], 4),
                 number(row["holm"], 4),
             )
@@ -175,8 +175,8 @@ def setting_text(measured: Measured) -> str:
     return f"{measured.label} n_calib={setting.n_calib}"
 
 
-def _interval(percent: Mapping[str, object]) -> str:
-    value, low, high = (percent[end] for end in ("value", "low", "high"))
+def interval_text(value: object, low: object, high: object) -> str:
+    """`-0.42 % [-0.61, -0.23]`, with dashes for what is not finite."""
     return f"{_signed(value)} % [{_signed(low)}, {_signed(high)}]"
 
 

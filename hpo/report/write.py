@@ -98,15 +98,19 @@ def _html(page: Page, said: Sequence[Caption], data: ChartData) -> str:
     # Imported here: `show` needs `study_json` at once, and plotly takes a second.
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+    panels = [Panel(caption=caption, plots=_plots(caption, data)) for caption in said]
+    return templates().get_template(TEMPLATE).render(page=page, panels=panels, plotly=Markup(get_plotlyjs()))
+
+
+def templates(*directories: Path) -> Environment:
+    """Where pages come from: these directories, and what they share with the report."""
+    return Environment(
+        loader=FileSystemLoader([*directories, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    panels = [Panel(caption=caption, plots=_plots(caption, data)) for caption in said]
-    return environment.get_template(TEMPLATE).render(page=page, panels=panels, plotly=Markup(get_plotlyjs()))
 
 
 def _plots(caption: Caption, data: ChartData) -> tuple[Plot, ...]:

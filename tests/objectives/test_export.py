@@ -201,7 +201,7 @@ def test_a_target_that_holds_something_is_refused_before_any_work(bench: Bench, 
     (target / "notes.txt").write_text("precious")
     with pytest.raises(StorageError) as caught:
         write_quantized(bench, AWQ, target, lambda *_: pytest.fail("no work may be done"))
-    assert str(caught.value) == f"{target} exists already; choose another --out or remove it first"
+    assert str(caught.value) == f"{target} exists already; choose another --output-dir or remove it first"
     assert os.listdir(target) == ["notes.txt"]
     assert os.listdir(target.parent) == ["mine"]
 
@@ -271,7 +271,7 @@ def test_a_write_that_fails_leaves_nothing(
         with pytest.raises(raised) as caught:
             write_quantized(bench, AWQ, target)
     if raised is StorageError:
-        assert str(caught.value).endswith("; free space or choose another --out")
+        assert str(caught.value).endswith("; free space or choose another --output-dir")
         assert "\n" not in str(caught.value)
     assert os.listdir(target.parent) == []
     assert tiny.same_bits(before, tiny.state(bench.model.module))

@@ -62,7 +62,7 @@ def test_what_is_there_is_not_touched(tmp_path: Path, kind: str) -> None:
     kept = target if kind == "file" else target / "kept"
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("precious")
-    assert refusal(target) == f"{target} exists already; choose another --out or remove it first"
+    assert refusal(target) == f"{target} exists already; choose another --output-dir or remove it first"
     assert kept.read_text() == "precious"
     assert os.listdir(tmp_path) == ["mine"]
 
@@ -153,14 +153,14 @@ def test_too_little_room_is_noticed_early(tmp_path: Path) -> None:
 def test_a_place_below_a_file_is_refused_early(tmp_path: Path) -> None:
     """A path that leads through a file can never become a directory."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot write to .*file; choose another --out"):
+    with pytest.raises(StorageError, match=r"cannot write to .*file; choose another --output-dir"):
         require_vacant(tmp_path / "file" / "mine", 0)
 
 
 def test_a_place_that_may_not_be_written_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions are looked at before any work is done."""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(StorageError, match=r"cannot write to .*; choose another --out"):
+    with pytest.raises(StorageError, match=r"cannot write to .*; choose another --output-dir"):
         require_vacant(tmp_path / "mine", 0)
 
 

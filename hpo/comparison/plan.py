@@ -1,0 +1,77 @@
+"""What is to be compared, from what a person types.
+
+Responsible for names: every row of a comparison has one of its own. May assume that settings check their own values.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hpo.record import FULL_PRECISION, StudyRecord, TrialRecord
+from hpo.trials import chosen_trial
+from objectives.errors import InputError
+from objectives.evaluation import BenchPlan
+from quant.methods import METHODS, Setting
+
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparePlan:
+    """What is compared.
+
+    Attributes:
+        bench: Model and text; the first data set is the one that methods are chosen on.
+        settings: One for each method, every method at most once.
+        models: Ready-made model directories by the names that their rows get.
+        study: Whose best trial is a row besides.
+    """
+
+    bench: BenchPlan
+    settings: tuple[Setting, ...]
+    models: Mapping[str, Path]
+    study: StudyRecord | None = None
+
+    def __post_init__(self) -> None:
+        taken = [name for name in self.models if name in METHODS or name == FULL_PRECISION]
+        if taken:
+            raise InputError(f"{', '.join(taken)} is the name of a method; give the model of --models another name")
+
+    @property
+    def trial(self) -> TrialRecord | None:
+        """The study's best trial, under a name that says whose it is."""
+        if self.study is None:
+            return None
+        trial, _ = chosen_trial(self.study, "best")
+        return replace(trial, name=f"{trial.name} of {self.study.name}")
+
+
+def method_settings(methods: str, given: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """The settings of methods that are separated by commas, or of `all`; `given` are fields of every one of them.
+
+    Raises:
+        InputError: If none is named.
+        QuantizationError: If one is unknown, or a value is outside its range.
+    """
+    named = list(METHODS) if methods == ALL else [name.strip() for name in methods.split(",") if name.strip()]
+    if not named:
+        raise InputError(f"no method is named; choose some of {', '.join(METHODS)}, or {ALL}")
+    return tuple(Setting(**{**given, "method": name}) for name in dict.fromkeys(named))
+
+
+def model_directories(text: str) -> dict[str, Path]:
+    """Directories by name, from `NAME=DIR,...`.
+
+    Raises:
+        InputError: If a part is not of that form, or a name comes twice.
+    """
+    found: dict[str, Path] = {}
+    for part in text.split(","):
+        name, equals, directory = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and directory):
+            raise InputError(f"--models {part!r} is not of the form NAME=DIR; write gptq=./my-gptq-model, for example")
+        if name in found:
+            raise InputError(f"--models names {name!r} twice; give every directory a name of its own")
+        found[name] = Path(directory)
+    return found

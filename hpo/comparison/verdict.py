@@ -1,0 +1,161 @@
+"""A whole comparison, and what it recommends.
+
+Responsible for the decision guide among rows of equal bits per weight, on the first data set: a row that takes more
+memory is not a better method. May assume that rows of equal bits were measured on the same sequences.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpo.comparison.entries import Entry, Text, equal_bits
+from hpo.comparison.statistics import Gap, Pair, all_pairs, gaps, ranked
+from hpo.ranking import INDIFFERENT_PERCENT, MEANINGFUL_PERCENT, SIGNIFICANT, percent_text, recommend, simplicity
+from objectives.paired import Difference, paired_difference
+
+EQUAL_BITS = "Only rows of equal bits per weight are weighed against each other."
+NOTHING = "Nothing is recommended: no row is quantized to known bits."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What to use at one size.
+
+    Attributes:
+        bits: Per weight; equal for all rows.
+        rows: Their names, least perplexity on the first data set first.
+        recommended: One of them.
+        sentence: Why.
+    """
+
+    bits: float
+    rows: tuple[str, ...]
+    recommended: str
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that was measured, and what it says.
+
+    Attributes:
+        about: What the numbers mean: model, calibration, text.
+        texts: The data sets.
+        entries: Full precision, then the rows in the order in which they were asked for.
+        pairs: All of them on every data set.
+        ranks: By data set and name; full precision has none.
+        equal_ranks: The same among rows of equal bits.
+        gaps: Of every row on every data set but the first.
+        choices: One for each level of bits, the largest level first.
+        notes: What a person should know besides.
+    """
+
+    about: Mapping[str, Any]
+    texts: tuple[Text, ...]
+    entries: tuple[Entry, ...]
+    pairs: tuple[Pair, ...]
+    ranks: Mapping[str, Mapping[str, int]]
+    equal_ranks: Mapping[str, Mapping[str, int]]
+    gaps: tuple[Gap, ...]
+    choices: tuple[Choice, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def full(self) -> Entry:
+        """The model as it is."""
+        return self.entries[0]
+
+    @property
+    def first(self) -> Entry | None:
+        """The row that others are compared with besides: the first one that is not full precision."""
+        return next((entry for entry in self.entries if entry.is_quantized), None)
+
+    @property
+    def recommendation(self) -> str:
+        """The choice among most rows, in sentences."""
+        return f"{self.choices[0].sentence} {EQUAL_BITS}" if self.choices else NOTHING
+
+    def difference(self, entry: Entry, other: Entry, at: int) -> Difference:
+        """Mean NLL of one row minus another's on the `at`-th data set."""
+        return paired_difference(entry.scores[at], other.scores[at], self.texts[at].clusters)
+
+
+def judge(
+    about: Mapping[str, Any], texts: Sequence[Text], entries: Sequence[Entry], notes: Sequence[str]
+) -> Comparison:
+    """Compare what was measured; the first entry is full precision."""
+    pairs = all_pairs(entries, texts)
+    quantized = [entry for entry in entries if entry.is_quantized]
+    levels = equal_bits(quantized)
+    return Comparison(
+        about=about,
+        texts=tuple(texts),
+        entries=tuple(entries),
+        pairs=pairs,
+        ranks={text.source: ranked(quantized, at, text.source, pairs) for at, text in enumerate(texts)},
+        equal_ranks={
+            text.source: {
+                name: rank for level in levels.values() for name, rank in ranked(level, at, text.source, pairs).items()
+            }
+            for at, text in enumerate(texts)
+        },
+        gaps=tuple(gaps(entries, texts)),
+        choices=tuple(_choice(bits, level, texts, pairs) for bits, level in levels.items()),
+        notes=tuple(notes),
+    )
+
+
+def _choice(bits: float, level: Sequence[Entry], texts: Sequence[Text], pairs: Sequence[Pair]) -> Choice:
+    clusters = texts[0].clusters
+    ordered = sorted(level, key=lambda entry: (entry.scores[0].mean_nll, simplicity(entry.measured)))
+    best = ordered[0].scores[0]
+    rows = [(entry.measured, entry.scores[0]) for entry in ordered]
+    picked = ordered[recommend(rows, lambda index: paired_difference(rows[index][1], best, clusters))]
+    others = [entry for entry in ordered if entry is not picked]
+    lead = (
+        f"At {bits:.3f} bits per weight: {picked.name} (perplexity {picked.scores[0].perplexity:.3f} on "
+        f"{texts[0].source}), "
+    )
+    if not others:
+        parts = [f"{lead}the only row of that size"]
+    else:
+        parts = [
+            f"{lead}the simplest of {len(ordered)} rows within {INDIFFERENT_PERCENT} % and within noise of the best",
+            _margin(picked, others[0], texts[0], pairs),
+            *_elsewhere(picked, level, texts, pairs),
+        ]
+    return Choice(
+        bits=bits,
+        rows=tuple(entry.name for entry in ordered),
+        recommended=picked.name,
+        sentence=f"{'; '.join(parts)}.",
+    )
+
+
+def _margin(picked: Entry, other: Entry, text: Text, pairs: Sequence[Pair]) -> str:
+    """How far the recommended row is from the best of the others, and whether that means anything."""
+    difference = paired_difference(picked.scores[0], other.scores[0], text.clusters)
+    corrected = _pair(pairs, text, picked, other).corrected
+    real = difference.percent()[0] < -MEANINGFUL_PERCENT and corrected < SIGNIFICANT
+    judgement = (
+        "a meaningful win"
+        if real
+        else f"not a meaningful win (it takes {MEANINGFUL_PERCENT} % and significance after Holm)"
+    )
+    return f"{percent_text(difference)} perplexity against {other.name}, {judgement}"
+
+
+def _elsewhere(picked: Entry, level: Sequence[Entry], texts: Sequence[Text], pairs: Sequence[Pair]) -> list[str]:
+    """Other data sets on which another row of the level is better beyond noise."""
+    found = []
+    for at, text in enumerate(texts[1:], 1):
+        best = min(level, key=lambda entry: entry.scores[at].mean_nll)
+        if best is not picked and _pair(pairs, text, picked, best).is_significant:
+            difference = paired_difference(best.scores[at], picked.scores[at], text.clusters)
+            found.append(f"on {text.source} {best.name} is better ({percent_text(difference)})")
+    return found
+
+
+def _pair(pairs: Sequence[Pair], text: Text, first: Entry, second: Entry) -> Pair:
+    wanted = {first.name, second.name}
+    return next(pair for pair in pairs if pair.dataset == text.source and {pair.first, pair.second} == wanted)

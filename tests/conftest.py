@@ -1,0 +1,30 @@
+"""What several end-to-end tests read: a small study of the bundled model, made once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import transformers
+
+import cli
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallStudy:
+    """The presets on 8 sequences, under the name `small`, and where everything that was measured is kept."""
+
+    home: Path
+    flags: tuple[str, ...] = ("--eval-samples", "8", "--seq-len", "64", "--n-calib", "16", "--n-grid", "5")
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
+    """Whoever uses it sets PRAQTUNE_HOME to its home."""
+    # No bars in a process that lives on after the command line.
+    huggingface_hub.utils.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    study = SmallStudy(home=tmp_path_factory.mktemp("small"))
+    size = ["--group-size", "128", "--study", "small", "--cache", str(study.home)]
+    assert cli.main(["optimize", "--presets-only", *study.flags, *size]) == 0
+    return study
