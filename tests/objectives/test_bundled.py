@@ -125,7 +125,6 @@ def test_the_weights_are_those_of_the_card() -> None:
     assert len(weights) <= 16 * 2**20
 
 
-@pytest.mark.slow
 def test_the_training_log_ends_where_the_card_says() -> None:
     """The committed log belongs to the committed weights, and its loss fell."""
     lines = (MODEL_DIRECTORY / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -161,7 +160,6 @@ def test_greedy_generation_gives_words_that_python_documentation_uses(model: Any
     assert sum(word in known for word in words) >= 0.9 * len(words)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_card_keeps_the_quality_bar(family: str) -> None:
     """At most 1.9 bits per held-out byte, and fewer than xz needs after the training text."""
