@@ -155,7 +155,8 @@ def test_greedy_generation_gives_words_that_python_documentation_uses(model: Any
     inputs = tokenizer("Return the number of", return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
     words = re.findall(r"[a-z]{2,}", tokenizer.decode(output[0]).lower())
-    known = set(re.findall(r"[a-z]{2,}", " ".join(training_text()).lower()))
+    # Of the packages it also learned from, numpy alone: reading them all takes half a minute.
+    known = set(re.findall(r"[a-z]{2,}", " ".join(training_documents(["numpy"])).lower()))
     assert len(words) >= 15
     assert sum(word in known for word in words) >= 0.9 * len(words)
 
