@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--eval-text", required=True)
     parser.add_argument("--calib-text", required=True)
-    parser.add_argument("--n-calib", type=int, nargs=2, default=[16, 32], help="sizes at which the opponent is run")
+    parser.add_argument("--n-calib", type=int, nargs="+", default=[16, 32], help="sizes at which the opponent is run")
     parser.add_argument("--extrapolate", type=int, nargs="*", default=[128])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -164,7 +164,9 @@ def main() -> None:
     blocks = find_blocks(model.module)
     scored = blocks_of(options.eval_text, model.tokenizer, "tuning")[-SCORED:]
     calibrated = blocks_of(options.calib_text, model.tokenizer, "calibration")
-    sizes = sorted({*options.n_calib, *options.extrapolate})
+    # One size says nothing about others.
+    extrapolated = options.extrapolate if len(set(options.n_calib)) > 1 else []
+    sizes = sorted({*options.n_calib, *extrapolated})
     calibration = Calibration(model, blocks, calibrated, TensorCache(Paths.default()))
     clock = perf_counter()
     read = calibration.ensure(sizes, silent)
@@ -198,8 +200,8 @@ def main() -> None:
         rate = operations / phases["search"]
         print(f"opponent, n_calib {size}: {theirs[size]:.1f} s ({parts}); loss loop {operations / 1e12:.2f} TFLOP at "
               f"{rate / 1e9:.0f} GFLOP/s ({rate / rates['float32']:.0%} of float32)")  # fmt: skip
-    small, large = options.n_calib
-    slope = (theirs[large] - theirs[small]) / (large - small)
+    small, large = min(theirs), max(theirs)
+    slope = (theirs[large] - theirs[small]) / max(1, large - small)
     summary = []
     for size in sizes:
         seconds = theirs.get(size, theirs[small] + slope * (size - small))
