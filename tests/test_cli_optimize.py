@@ -21,6 +21,8 @@ ROOT = Path(cli.__file__).parent
 # Two group sizes, small calibration and 16 sequences: a trial takes a second.
 SMALL = ["--group-size", "64,128", "--n-calib", "16,32", "--n-grid", "5..10", "--eval-samples", "16"]
 SMALL += ["--dtype", "float32"]
+# Whoever runs the tests in the background may have them ignore SIGINT, and what they start inherits that.
+START = "import cli, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(cli.main())"
 PATIENCE = 120.0
 ENDED = {"COMPLETE", "PRUNED", "FAIL"}
 
@@ -85,8 +87,8 @@ def shown(run: Run) -> dict[str, Any]:
 def started(environment: dict[str, str], directory: Path, *arguments: str) -> subprocess.Popen[str]:
     """A study in a process that the test can stop."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), "optimize", *SMALL, *arguments],
-        env={**os.environ, **environment},
+        [sys.executable, "-c", START, "optimize", *SMALL, *arguments],
+        env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
         cwd=directory,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
