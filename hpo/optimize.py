@@ -4,11 +4,7 @@ Responsible for the order of things and for fitting the space to the model and t
 validated when they were made.
 """
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
 
 import optuna
 from optuna.storages import BaseStorage
@@ -16,6 +12,7 @@ from optuna.storages import BaseStorage
 from hpo.confirmation import confirm
 from hpo.contract import make_contract
 from hpo.events import Listener, Notice
+from hpo.interrupts import Interrupts
 from hpo.proposal import SAMPLERS, SamplerName, presets
 from hpo.pruning import PRUNERS, PrunerName
 from hpo.queue import Queue
@@ -103,7 +100,9 @@ def optimize(
     study = open_study(storage, plan.name, contract)
     pin(store, tuning)
     queue = Queue(study=study, storage=storage, space=space)
-    with stopped_by_signals():
+    interrupts = Interrupts()
+    progress = interrupts.checked(progress)
+    with interrupts.watched():
         prepare(study, queue, bench, store, tuning, progress)
         worker = Worker(
             queue=queue,
@@ -115,6 +114,7 @@ def optimize(
             seed=plan.bench.seed,
             listen=listen,
             progress=progress,
+            interrupts=interrupts,
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
         levels = rank(read_study(study), store, tuning.clusters)
@@ -163,17 +163,3 @@ def standing(study: optuna.Study, paths: Paths) -> Outcome:
         return Outcome(record=record, levels=[], notes=["its references are not measured yet"])
     tuning: Sequences = pinned(store, f"text-{study.user_attrs[CONTRACT]['tuning']['fingerprint']}")
     return Outcome(record=record, levels=rank(record, store, tuning.clusters), notes=[])
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM inside the block does what SIGINT does: it raises `KeyboardInterrupt`."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

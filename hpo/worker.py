@@ -6,11 +6,9 @@ interrupted. The result is kept before anyone is told of it. May assume that the
 
 import math
 import platform
-import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
@@ -19,6 +17,7 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from hpo.events import Finished, Listener, Looked, Notice
+from hpo.interrupts import Interrupts
 from hpo.proposal import SamplerName, propose
 from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, optuna_pruner, reports
 from hpo.queue import Queue
@@ -78,6 +77,7 @@ class Worker:
     seed: int
     listen: Listener
     progress: Progress
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     @property
     def study(self) -> optuna.Study:
@@ -101,7 +101,7 @@ class Worker:
         while True:
             trial: Trial | None = None
             try:
-                with signals_deferred():
+                with self.interrupts.deferred():
                     trial = self._next(budget)
                 if trial is None:
                     return
@@ -153,6 +153,7 @@ class Worker:
         trial.set_user_attr(VERSIONS, versions())
 
         def go_on(look: Score) -> bool:
+            self.interrupts.check()
             self._tell_look(trial, look)
             seen = Looked(trial=record, perplexity=look.perplexity, read=len(look.nll), total=len(self.tuning))
             self.listen(seen)
@@ -261,16 +262,6 @@ def _replayed(known: TrialResult, go_on: Callable[[Score], bool]) -> TrialResult
         if not go_on(look):
             return replace(known, outcome="stopped", score=look)
     return known
-
-
-@contextmanager
-def signals_deferred() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the block ends: a trial is never claimed without being known to its worker."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def versions() -> dict[str, str]:

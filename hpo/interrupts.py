@@ -1,0 +1,62 @@
+"""SIGINT and SIGTERM end a worker: at once where that is safe, and at the next safe point where it is not.
+
+Responsible for the flag and the handlers. An exception raised by a signal can be lost (inside a finaliser, say), and a
+thread mask does not keep a signal from other threads, so the request is remembered and asked for again.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from objectives.progress import Progress
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Whether the process was asked to stop; one per process, used by its main thread."""
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._deferred = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The two signals raise `KeyboardInterrupt` inside the block; one that the process ignores stays ignored."""
+        watched = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in watched}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A signal inside the block is raised when it ends: a trial is never claimed without its worker knowing."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self.check()
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` if a signal came."""
+        if self._requested:
+            raise KeyboardInterrupt
+
+    def checked(self, progress: Progress) -> Progress:
+        """`progress` as a safe point: it is called often, wherever work takes long."""
+
+        def report(phase: str, done: int, total: int) -> None:
+            self.check()
+            progress(phase, done, total)
+
+        return report
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
+        if not self._deferred:
+            raise KeyboardInterrupt
