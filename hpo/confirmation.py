@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.measuring import measure
-from hpo.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Level, Ranked
+from hpo.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Level, Ranked, percent_text
 from hpo.record import FULL_PRECISION, TrialRecord
 from objectives.paired import Difference, holm, paired_difference
 from objectives.progress import Progress
@@ -116,10 +116,7 @@ def _sentence(winner: str, reference: Ranked | None, comparisons: Sequence[Compa
     if reference is None or not comparisons:
         return "There was no reference to confirm the winner against."
     against = [one for one in comparisons if one.against == reference.measured.name]
-    parts = []
-    for one in against:
-        value, low, high = one.difference.percent()
-        parts.append(f"{value:+.2f} % [{low:+.2f}, {high:+.2f}] on {one.dataset}")
+    parts = [f"{percent_text(one.difference)} on {one.dataset}" for one in against]
     real = all(one.difference.percent()[0] < -MEANINGFUL_PERCENT and one.corrected < SIGNIFICANT for one in against)
     worse = all(one.difference.value > 0 and one.corrected < SIGNIFICANT for one in against)
     judgement = "confirmed as better" if real else "confirmed as worse" if worse else "not confirmed as different"

@@ -103,7 +103,7 @@ def require_same_machine_result(bench: Bench, known: Score, tuning: Sequences, p
     """
     count = min(CHECKED_SEQUENCES, len(tuning))
     own = score_all(bench.model.module, tuning[:count], "comparing with the study's full precision", progress)
-    theirs = Score(nll=known.nll[:count], tokens=known.tokens[:count])
+    theirs = known.first(count)
     drift = own.mean_nll - theirs.mean_nll
     if not abs(drift) <= MOST_DRIFT:
         raise InputError(

@@ -6,7 +6,7 @@ have scored. May assume that all trials are scored on the same sequences in the 
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,8 +61,7 @@ def lag(look: Score, incumbent: Score, clusters: Sequence[int]) -> Lag:
         clusters: For each sequence the document it comes from.
     """
     count = len(look.nll)
-    same = Score(nll=incumbent.nll[:count], tokens=incumbent.tokens[:count])
-    difference = paired_difference(look, same, clusters[:count])
+    difference = paired_difference(look, incumbent.first(count), clusters[:count])
     read = float(look.tokens.sum() / incumbent.tokens.sum())
     return Lag(
         value=difference.value,
@@ -126,7 +125,3 @@ def reports(name: PrunerName, look: Score) -> dict[int, float]:
     if name != "wilcoxon":
         return {len(look.nll): look.perplexity}
     return {index: math.exp(min(float(value), 700.0)) for index, value in enumerate(look.nll / look.tokens)}
-
-
-Judge = Callable[[Score], bool]
-"""Whether to go on after a look."""

@@ -203,7 +203,7 @@ class Worker:
             keep_result(self.store, key, result)
             self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
             for size in look_sizes(len(score.nll)):
-                self._tell_look(trial, Score(nll=score.nll[:size], tokens=score.tokens[:size]))
+                self._tell_look(trial, score.first(size))
             self._tell(trial, setting, result, score)
             return
         reasons = {
@@ -258,7 +258,7 @@ def _replayed(known: TrialResult, go_on: Callable[[Score], bool]) -> TrialResult
     """A known result as the trial would have ended, pruned where it would have been: equal studies get equal trials."""
     assert known.score is not None
     for size in look_sizes(len(known.score.nll))[:-1]:
-        look = Score(nll=known.score.nll[:size], tokens=known.score.tokens[:size])
+        look = known.score.first(size)
         if not go_on(look):
             return replace(known, outcome="stopped", score=look)
     return known

@@ -39,6 +39,10 @@ class Score:
     nll: Tensor
     tokens: Tensor
 
+    def first(self, count: int) -> "Score":
+        """The score of the first `count` sequences."""
+        return Score(nll=self.nll[:count], tokens=self.tokens[:count])
+
     @property
     def mean_nll(self) -> float:
         """Nats per target, every target counting the same."""
