@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import optuna
 
     from hpo.events import Event, Finished, Listener
+    from hpo.launch import Fleet
     from hpo.optimize import Outcome, StudyPlan
     from hpo.ranking import Level
     from hpo.record import TrialRecord
@@ -55,6 +56,7 @@ OPTIMIZE_EXAMPLES = """examples:
   %(prog)s --model org/name --calib-data wikitext2 --eval-data c4 --group-size 64,128 --trials 60 --study mine
   %(prog)s --model ./dir --eval-data eval.txt --beta 0.1..0.6 --tau 2 --n-calib 128 --storage sqlite:///study.db
   %(prog)s --presets-only --json presets.json     the four presets and the references, ranked
+  %(prog)s --devices auto --trials 200 --storage @/run/secrets/storage     one worker per GPU
 """
 QUANTIZE_EXAMPLES = """examples:
   %(prog)s --method gw-awq --group-size 64 --output-dir awq-64
@@ -72,6 +74,38 @@ STUDY_EXAMPLES = """examples:
   %(prog)s                                        the study that was begun last
   %(prog)s --study mine --storage sqlite:///study.db
 """
+STUDY_GROUP_EXAMPLES = """examples:
+  %(prog)s ls
+  %(prog)s export mine mine.zip
+  %(prog)s import mine.zip --storage postgresql://user@host/studies
+"""
+STUDY_ACTION_EXAMPLES = {
+    "ls": """examples:
+  %(prog)s
+  %(prog)s --storage postgresql://user@host/studies --json
+""",
+    "rm": """examples:
+  %(prog)s mine
+  %(prog)s mine --force                           even if workers are at it
+""",
+    "export": """examples:
+  %(prog)s mine mine.zip
+""",
+    "import": """examples:
+  %(prog)s mine.zip --storage postgresql://user@host/studies
+  %(prog)s mine.zip --as copy
+""",
+    "repair": """examples:
+  %(prog)s                                        every study of the storage
+  %(prog)s mine --storage journal:studies.log     the line of a writer that died is cut off
+""",
+    "retry": """examples:
+  %(prog)s mine                                   then go on with `optimize --study mine`
+""",
+    "upgrade": """examples:
+  %(prog)s --storage sqlite:///study.db           after Optuna was updated
+""",
+}
 CALIBRATE_EXAMPLES = """examples:
   %(prog)s                                        the bundled model, 16 to 128 samples
   %(prog)s --model org/name --calib-data wikitext2 --sizes 64,128,512
@@ -218,20 +252,29 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _optimize(options: argparse.Namespace) -> None:
-    from hpo.optimize import optimize
+    from hpo.launch import launch
+    from hpo.optimize import optimize, standing
+    from hpo.study import find_study
     from hpo.worker import Budget
     from objectives.memory import keep_freed_memory
+    from storage.studies import limits as storage_limits
     from storage.studies import open_storage, storage_errors
 
     keep_freed_memory()
     paths = _paths(options)
     plan = _study_plan(options)
     deadline = math.inf if options.timeout is None else monotonic() + options.timeout
-    url = _storage_url(options)
+    budget = Budget(trials=options.trials, deadline=deadline)
+    url, fleet = _storage_url(options), _fleet(options)
     with storage_errors(url), _study_display() as (listen, progress):
-        storage = open_storage(url)
-        budget = Budget(trials=options.trials, deadline=deadline)
-        outcome = optimize(plan, storage, paths, budget, listen, progress)
+        for line in storage_limits(url):
+            _say(f"note: {line}")
+        if fleet is None:
+            outcome = optimize(plan, open_storage(url), paths, budget, listen, progress, options.worker_name)
+        else:
+            notes = launch(plan, url, paths, fleet, budget, listen)
+            outcome = standing(find_study(open_storage(url), plan.name), paths)
+            outcome = replace(outcome, notes=[*outcome.notes, *notes])
     _conclude(options, outcome, None if plan.presets_only else _report_directory(options, outcome), paths)
 
 
@@ -264,6 +307,94 @@ def _report(options: argparse.Namespace) -> None:
     with _study(options) as study:
         outcome = standing(study, paths)
     _conclude(options, outcome, _report_directory(options, outcome), paths)
+
+
+def _study_ls(options: argparse.Namespace) -> None:
+    from hpo.administration import list_studies
+
+    with _storage(options) as storage:
+        found = list_studies(storage)
+    table = _table("study", "model", "trials", "best perplexity")
+    for one in found:
+        trials = ", ".join(f"{count} {state.lower()}" for state, count in one.trials.items())
+        best = "-" if one.best is None else f"{one.best:.3f}"
+        table.add_row(one.name, one.model or "(not made by praqtune)", trials or "-", best)
+    _output(options, {"studies": [one.as_dict() for one in found]}, table, [f"{len(found)} studies"])
+
+
+def _study_rm(options: argparse.Namespace) -> None:
+    from hpo.administration import remove_study
+    from hpo.study import find_study
+
+    with _storage(options) as storage:
+        remove_study(find_study(storage, options.study), storage, options.force)
+    _output(options, {"removed": options.study}, None, [f"study {options.study} is removed; its results are kept"])
+
+
+def _study_export(options: argparse.Namespace) -> None:
+    from hpo.archive import export_study
+    from hpo.study import find_study
+    from storage.results import ResultStore
+
+    with _storage(options) as storage:
+        count = export_study(
+            find_study(storage, options.study), ResultStore(_paths(options).results), Path(options.file)
+        )
+    notes = [f"study {options.study} with {count} results is in {options.file}"]
+    _output(options, {"study": options.study, "file": options.file, "results": count}, None, notes)
+
+
+def _study_import(options: argparse.Namespace) -> None:
+    from hpo.archive import import_study
+    from storage.results import ResultStore
+
+    with _storage(options) as storage:
+        study = import_study(
+            storage, ResultStore(_paths(options).results), Path(options.file), getattr(options, "as_name", None)
+        )
+    facts = {"study": study.study_name, "trials": len(study.trials)}
+    _output(options, facts, None, [f"study {study.study_name} is imported with {facts['trials']} trials"])
+
+
+def _study_repair(options: argparse.Namespace) -> None:
+    from hpo.administration import repair_study
+    from hpo.study import find_study
+    from storage.studies import heal
+
+    cut = heal(_storage_url(options))
+    notes = [f"{cut} bytes of a line without an end were cut off the journal"] if cut else []
+    repaired = []
+    with _storage(options) as storage:
+        names = [options.study] if options.study else _names(storage)
+        for name in names:
+            for number, became in repair_study(find_study(storage, name), storage, _say):
+                repaired.append({"study": name, "trial": number, "became": became})
+                notes.append(f"study {name}, trial {number}: {became}")
+    _output(options, {"cut_bytes": cut, "repaired": repaired}, None, notes or ["nothing had to be repaired"])
+
+
+def _names(storage: "optuna.storages.BaseStorage") -> list[str]:
+    from hpo.administration import list_studies
+
+    return [one.name for one in list_studies(storage) if one.model is not None]
+
+
+def _study_retry(options: argparse.Namespace) -> None:
+    from hpo.administration import retry_failed
+    from hpo.study import find_study
+
+    with _storage(options) as storage:
+        numbers = retry_failed(find_study(storage, options.study), storage)
+    notes = [f"{len(numbers)} failed trials are queued again; go on with `optimize`"]
+    _output(options, {"study": options.study, "retried": numbers}, None, notes)
+
+
+def _study_upgrade(options: argparse.Namespace) -> None:
+    from storage.studies import shown, upgrade
+
+    url = _storage_url(options)
+    version = upgrade(url)
+    _output(options, {"version": version}, None, [f"the tables of {shown(url)} are of version {version}"])
 
 
 def _calibrate(options: argparse.Namespace) -> None:
@@ -346,6 +477,7 @@ def _study_plan(options: argparse.Namespace) -> "StudyPlan":
         pruner=options.pruner,
         max_bits=options.max_bits,
         presets_only=options.presets_only,
+        trial_timeout=options.trial_timeout,
     )
 
 
@@ -373,14 +505,36 @@ def _storage_url(options: argparse.Namespace) -> str:
 
 
 @contextmanager
-def _study(options: argparse.Namespace) -> "Iterator[optuna.Study]":
-    """The study that a command is about."""
-    from hpo.study import find_study
+def _storage(options: argparse.Namespace) -> "Iterator[optuna.storages.BaseStorage]":
+    """The storage that a command is about."""
     from storage.studies import open_storage, storage_errors
 
     url = _storage_url(options)
     with storage_errors(url):
-        yield find_study(open_storage(url), options.study)
+        yield open_storage(url)
+
+
+@contextmanager
+def _study(options: argparse.Namespace) -> "Iterator[optuna.Study]":
+    """The study that a command is about."""
+    from hpo.study import find_study
+
+    with _storage(options) as storage:
+        yield find_study(storage, options.study)
+
+
+def _fleet(options: argparse.Namespace) -> "Fleet | None":
+    """The workers to start; None where this process is the worker."""
+    from hpo.launch import Fleet
+
+    if not (options.workers or options.devices or options.scheduler or options.backend != "loky"):
+        return None
+    return Fleet(
+        workers=options.workers,
+        devices=options.devices or options.device,
+        backend=options.backend,
+        scheduler=options.scheduler,
+    )
 
 
 def _report_directory(options: argparse.Namespace, outcome: "Outcome") -> Path:
@@ -478,7 +632,10 @@ def _study_bench_plan(options: argparse.Namespace, known: dict[str, Any], sample
 def _paths(options: argparse.Namespace) -> "Paths":
     from storage.paths import Paths
 
-    return Paths(Path(options.cache)) if options.cache else Paths.default()
+    paths = Paths(Path(options.cache)) if options.cache else Paths.default()
+    if not options.allow_shared_cache:
+        paths.require_private()
+    return paths
 
 
 def _numbers(text: str, flag: str) -> list[int]:
@@ -590,15 +747,25 @@ def _status_text(value: object) -> str:
 
 def _event_text(event: "Event") -> str:
     """One line for one event."""
-    from hpo.events import Finished, Looked
+    from hpo.events import Finished, Looked, Working
 
     match event:
         case Looked():
             return f"{_trial_text(event.trial)}: {event.perplexity:.3f} after {event.read}/{event.total}"
         case Finished():
             return _finished_text(event)
+        case Working():
+            return " | ".join(_worker_text(trial) for trial in event.trials) or "no worker is at a trial"
         case _:
             return event.text
+
+
+def _worker_text(trial: "TrialRecord") -> str:
+    """What one worker is at: `w1 cuda trial 12 scoring 16/64`."""
+    from hpo.status import phase
+
+    who = f"{trial.owner.get('name', '?')} {trial.owner.get('device', '')}"
+    return f"{who} trial {trial.number} {phase(trial)}"
 
 
 def _finished_text(event: "Finished") -> str:
@@ -693,15 +860,18 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def _study_display() -> "Iterator[tuple[Listener, Callable[[str, int, int], None]]]":
     """What a study says: a line per trial, and what it is at: live on a terminal, now and then elsewhere."""
-    from hpo.events import Looked
+    from hpo.events import Looked, Working
 
     said = {"at": monotonic()}
 
     def listen(event: "Event") -> None:
-        if isinstance(event, Looked):
-            show(_event_text(event), event.read, event.total)
-        else:
-            _say(_event_text(event))
+        match event:
+            case Looked():
+                show(_event_text(event), event.read, event.total)
+            case Working():
+                show(_event_text(event), len(event.trials), len(event.trials))
+            case _:
+                _say(_event_text(event))
 
     with _progress() as report:
 
@@ -762,6 +932,7 @@ def _parser() -> argparse.ArgumentParser:
     _model_flags(calibrate)
     _text_flags(calibrate)
     calibrate.add_argument("--sizes", default="16,32,64,128", help="calibration sizes, separated by commas")
+    _study_commands(commands)
     cache = commands.add_parser(
         "cache",
         help="list, check or remove calibration entries",
@@ -785,6 +956,7 @@ def _command(
         name, help=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cache", metavar="DIR", help="where calibration is kept (default $PRAQTUNE_HOME)")
+    parser.add_argument("--allow-shared-cache", action="store_true", help="accept a directory others may write to")
     parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON to FILE, or print it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=run)
@@ -819,21 +991,66 @@ def _text_flags(parser: argparse.ArgumentParser, *also: str) -> None:
 def _study_flags(parser: argparse.ArgumentParser, report: bool) -> None:
     group = parser.add_argument_group("study")
     group.add_argument("--study", help="its name (default: the model's; elsewhere the study begun last)")
-    group.add_argument("--storage", metavar="URL", help="sqlite:///FILE, postgresql://..., ... ($PRAQTUNE_STORAGE)")
+    _storage_flag(group)
     if report:
         group.add_argument("--out", metavar="DIR", help="where the report goes (default: reports/STUDY)")
+
+
+def _storage_flag(group: Any) -> None:
+    group.add_argument(
+        "--storage", metavar="URL", help="sqlite:///FILE, postgresql://..., @FILE with it, ... ($PRAQTUNE_STORAGE)"
+    )
+
+
+def _study_commands(commands: Any) -> None:
+    """`study ls|rm|export|import|repair|retry|upgrade`."""
+    group = commands.add_parser(
+        "study",
+        help="list, remove, move or repair studies",
+        epilog=STUDY_GROUP_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = group.add_subparsers(required=True, metavar="ACTION")
+    for name, summary, run in (
+        ("ls", "list the studies of a storage", _study_ls),
+        ("rm", "remove a study", _study_rm),
+        ("export", "write a study with its results into one file", _study_export),
+        ("import", "make the study of a file in this storage", _study_import),
+        ("repair", "queue again what dead workers left; heal a torn journal", _study_repair),
+        ("retry", "queue failed settings again", _study_retry),
+        ("upgrade", "bring the tables to the installed Optuna's version", _study_upgrade),
+    ):
+        parser = _command(actions, name, summary, STUDY_ACTION_EXAMPLES[name], run)
+        _storage_flag(parser)
+        if name in ("rm", "export", "retry"):
+            parser.add_argument("study", metavar="STUDY")
+        if name == "repair":
+            parser.add_argument("study", metavar="STUDY", nargs="?", help="default: every study")
+        if name in ("export", "import"):
+            parser.add_argument("file", metavar="FILE")
+        if name == "import":
+            parser.add_argument("--as", dest="as_name", metavar="NAME", help="another name for it")
+        if name == "rm":
+            parser.add_argument("--force", action="store_true", help="even if workers are at it")
 
 
 def _space_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
     group.add_argument("--trials", type=int, default=DEFAULT_TRIALS, help="in the whole study (default %(default)s)")
     group.add_argument("--timeout", type=float, metavar="SECONDS", help="begin no trial after this")
+    group.add_argument("--trial-timeout", type=float, metavar="SECONDS", help="end a trial without progress for this")
     group.add_argument("--sampler", default="gp", help="gp (default), tpe, random, qmc or grid")
     group.add_argument("--pruner", default="paired", help="paired (default), wilcoxon, median, hyperband or none")
     group.add_argument(
         "--presets-only", action="store_true", help="rank the presets and the references, search nothing"
     )
     group.add_argument("--confirm-data", help="second data set that the winner is confirmed on")
+    group = parser.add_argument_group("workers")
+    group.add_argument("--workers", type=int, metavar="N", help="processes to start (default: one per --devices)")
+    group.add_argument("--devices", help="auto, cpu, or cuda:0,cuda:1,...: one process each, pinned to it")
+    group.add_argument("--backend", default="loky", help="who starts them through joblib: loky (default) or dask")
+    group.add_argument("--scheduler", metavar="ADDRESS", help="of a running Dask cluster, for --backend dask")
+    group.add_argument("--worker-name", metavar="NAME", help="what tables call this process (default HOST-PID)")
     group = parser.add_argument_group("space", "0.3 fixes a hyperparameter, 0.2..0.8 is a range, 32,64 are sizes")
     group.add_argument("--space", metavar="FILE", help="TOML file with the same names and values")
     group.add_argument("--method", help="the method that is searched (default gwh-praq-v2)")

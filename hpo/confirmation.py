@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpo.measuring import measure
+from hpo.measuring import measure_all
 from hpo.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Level, Ranked, percent_text
 from hpo.record import FULL_PRECISION, TrialRecord
 from objectives.paired import Difference, holm, paired_difference
@@ -60,7 +60,11 @@ def confirm(
     winner = level.best_trial
     assert winner is not None
     settings = _settings(level, winner)
-    scores = {name: _scores(bench, store, setting, texts, progress) for name, setting in settings.items()}
+    results = measure_all(bench, store, list(settings.values()), texts, progress)
+    scores = {
+        name: [result.score for result in found if result.score is not None]
+        for name, found in zip(settings, results, strict=True)
+    }
     rivals = [name for name in settings if name not in (winner.measured.name, FULL_PRECISION)]
     comparisons = _compare(winner.measured.name, rivals, scores, texts)
     return {
@@ -87,13 +91,6 @@ def _settings(level: Level, winner: Ranked) -> dict[str, Setting | None]:
     known = [row.measured for row in level.rows if not isinstance(row.measured, TrialRecord)]
     chosen = [winner.measured, level.recommended.measured, *known]
     return {FULL_PRECISION: None, **{one.name: one.setting for one in chosen}}
-
-
-def _scores(
-    bench: Bench, store: ResultStore, setting: Setting | None, texts: Sequence[Sequences], progress: Progress
-) -> list[Score]:
-    found = [result.score for result in measure(bench, store, setting, texts, progress)]
-    return [score for score in found if score is not None]
 
 
 def _compare(

@@ -51,5 +51,12 @@ class Finished:
     seconds_left: float
 
 
-Event = Notice | Looked | Finished
+@dataclass(frozen=True, kw_only=True)
+class Working:
+    """Who is at what, each with its last sign of life."""
+
+    trials: tuple[TrialRecord, ...]
+
+
+Event = Notice | Looked | Finished | Working
 Listener = Callable[[Event], None]

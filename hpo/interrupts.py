@@ -7,6 +7,7 @@ thread mask does not keep a signal from other threads, so the request is remembe
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from types import FrameType
 
 from objectives.progress import Progress
@@ -23,7 +24,13 @@ class Interrupts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """The two signals raise `KeyboardInterrupt` inside the block; one that the process ignores stays ignored."""
+        """The two signals raise `KeyboardInterrupt` inside the block; one that the process ignores stays ignored.
+
+        Python lets only the main thread handle signals: in another one, inside a Dask worker say, nothing is watched.
+        """
+        if current_thread() is not main_thread():
+            yield
+            return
         watched = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._handle) for number in watched}
         try:

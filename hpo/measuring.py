@@ -1,10 +1,11 @@
 """Settings measured to the end on one or more texts, each at most once.
 
-Responsible for references and confirmation, which are not trials: nothing is pruned, and what the result store has is
-not measured again. May assume that the bench was laid out.
+Responsible for references and confirmation, which are not trials: nothing is pruned, what the result store has is not
+measured again, and several processes share the work out. May assume that the bench was laid out.
 """
 
 from collections.abc import Sequence
+from time import sleep
 
 from hpo.record import FULL_PRECISION, Measured
 from hpo.space import Space
@@ -22,6 +23,7 @@ from storage.results import ResultStore
 REFERENCE_METHODS = ("rtn", "gw-awq", "gwh-praq-v1")
 CHECKED_SEQUENCES = 16
 MOST_DRIFT = 0.002
+POLL_SECONDS = 1.0
 
 
 def measure(
@@ -33,11 +35,46 @@ def measure(
         InputError: If the setting does not suit the model or the text.
         RunError: If a value is not finite.
     """
-    keys = [measurement_key(bench, setting, text) for text in texts]
-    missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in store}
-    if missing:
-        _measure_missing(bench, store, setting, missing, progress)
-    return [recall_result(store, key) for key in keys]
+    return measure_all(bench, store, [setting], texts, progress)[0]
+
+
+def measure_all(
+    bench: Bench,
+    store: ResultStore,
+    settings: Sequence[Setting | None],
+    texts: Sequence[Sequences],
+    progress: Progress,
+) -> list[list[TrialResult]]:
+    """The results of every setting on every text; processes that ask for the same share the work out among them.
+
+    Raises:
+        InputError: If a setting does not suit the model or the text.
+        RunError: If a value is not finite.
+    """
+    keys = {setting: [measurement_key(bench, setting, text) for text in texts] for setting in settings}
+    while missing := [setting for setting in keys if any(key not in store for key in keys[setting])]:
+        measured_here = [_measured(bench, store, setting, keys[setting], texts, progress) for setting in missing]
+        if not any(measured_here):
+            progress("measuring in other processes", len(keys) - len(missing), len(keys))
+            sleep(POLL_SECONDS)
+    return [[recall_result(store, key) for key in keys[setting]] for setting in settings]
+
+
+def _measured(
+    bench: Bench,
+    store: ResultStore,
+    setting: Setting | None,
+    keys: Sequence[str],
+    texts: Sequence[Sequences],
+    progress: Progress,
+) -> bool:
+    """Measure what nobody has and nobody is at; False where another process is."""
+    with store.claim(keys[0]) as free:
+        if free:
+            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in store}
+            if missing:
+                _measure_missing(bench, store, setting, missing, progress)
+    return free
 
 
 def _measure_missing(
@@ -70,11 +107,12 @@ def measure_references(
     bench: Bench, store: ResultStore, space: Space, tuning: Sequences, progress: Progress
 ) -> list[Measured]:
     """Full precision, and the reference methods at every group size of the space, on the tuning text."""
-    measured = [_reference(bench, store, FULL_PRECISION, None, tuning, progress)]
-    for size in space.values("group_size"):
-        for setting in references(space, size):
-            measured.append(_reference(bench, store, setting.method, setting, tuning, progress))
-    return measured
+    settings = [None, *(setting for size in space.values("group_size") for setting in references(space, size))]
+    results = measure_all(bench, store, settings, [tuning], progress)
+    return [
+        _reference(setting, result, measurement_key(bench, setting, tuning))
+        for setting, (result,) in zip(settings, results, strict=True)
+    ]
 
 
 def references(space: Space, group_size: int) -> list[Setting]:
@@ -112,16 +150,13 @@ def require_same_machine_result(bench: Bench, known: Score, tuning: Sequences, p
         )
 
 
-def _reference(
-    bench: Bench, store: ResultStore, name: str, setting: Setting | None, tuning: Sequences, progress: Progress
-) -> Measured:
-    result = measure(bench, store, setting, [tuning], progress)[0]
+def _reference(setting: Setting | None, result: TrialResult, key: str) -> Measured:
     assert result.score is not None
     return Measured(
-        name=name,
+        name=setting.method if setting else FULL_PRECISION,
         setting=setting,
         perplexity=result.score.perplexity,
-        result=measurement_key(bench, setting, tuning),
+        result=key,
         bits_per_weight=result.size.bits_per_weight,
         model_bytes=result.size.model_bytes,
         seconds=dict(result.seconds),

@@ -13,6 +13,7 @@ from hpo.confirmation import confirm
 from hpo.contract import make_contract
 from hpo.events import Listener, Notice
 from hpo.interrupts import Interrupts
+from hpo.owner import Owner
 from hpo.proposal import SAMPLERS, SamplerName, presets
 from hpo.pruning import PRUNERS, PrunerName
 from hpo.queue import Queue
@@ -45,6 +46,7 @@ class StudyPlan:
         pruner: Who gives trials up.
         max_bits: Most bits per weight a group size may cost; None for any.
         presets_only: Measure the presets and nothing else.
+        trial_timeout: Seconds without progress after which a trial fails; None for any number.
     """
 
     name: str
@@ -54,6 +56,7 @@ class StudyPlan:
     pruner: PrunerName = "paired"
     max_bits: float | None = None
     presets_only: bool = False
+    trial_timeout: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -61,6 +64,8 @@ class StudyPlan:
             problems.append(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
         if self.pruner not in PRUNERS:
             problems.append(f"pruner {self.pruner!r} is unknown; choose one of {', '.join(PRUNERS)}")
+        if self.trial_timeout is not None and not self.trial_timeout > 0:
+            problems.append(f"--trial-timeout {self.trial_timeout:g} is not above 0")
         if problems:
             raise InputError("; ".join(problems))
 
@@ -81,9 +86,15 @@ class Outcome:
 
 
 def optimize(
-    plan: StudyPlan, storage: BaseStorage, paths: Paths, budget: Budget, listen: Listener, progress: Progress
+    plan: StudyPlan,
+    storage: BaseStorage,
+    paths: Paths,
+    budget: Budget,
+    listen: Listener,
+    progress: Progress,
+    name: str | None = None,
 ) -> Outcome:
-    """Begin, resume or join a study and work on it until the budget is used up.
+    """Begin, resume or join a study and work on it, as the worker `name`, until the budget is used up.
 
     Raises:
         InputError: If the plan does not suit the model, the text or the existing study.
@@ -99,7 +110,8 @@ def optimize(
     contract = make_contract(bench.model, space, bench.calibration.text, texts, plan.bench.seed)
     study = open_study(storage, plan.name, contract)
     pin(store, tuning)
-    queue = Queue(study=study, storage=storage, space=space)
+    owner = Owner.this(str(bench.model.device), name)
+    queue = Queue(study=study, storage=storage, space=space, owner=owner)
     interrupts = Interrupts()
     progress = interrupts.checked(progress)
     with interrupts.watched():
@@ -114,6 +126,7 @@ def optimize(
             seed=plan.bench.seed,
             listen=listen,
             progress=progress,
+            trial_timeout=plan.trial_timeout,
             interrupts=interrupts,
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)

@@ -17,7 +17,9 @@ from quant.methods import Setting
 CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
 SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
 BITS, BYTES, PEAK, SECONDS, TOKENS = "bits_per_weight", "model_bytes", "peak_bytes", "seconds", "tokens"
-OWNER, VERSIONS = "owner", "versions"
+OWNER, VERSIONS, BEAT, TAKEOVERS = "owner", "versions", "beat", "takeovers"
+# Of a trial that repeats a failed one: that one's number; the failed one counts no more.
+RETRY_OF = "retry of"
 FULL_PRECISION = "full precision"
 
 
@@ -80,7 +82,10 @@ class TrialRecord(Measured):
         tokens: Scored tokens that were evaluated for it.
         started: ISO time; None while it waits.
         finished: ISO time; None while it runs.
-        owner: Host and process that work or worked on it.
+        owner: The process that works or worked on it (`hpo.owner.Owner`).
+        beat: Its last sign of life: a count, the phase, how far, and when by its machine's clock.
+        takeovers: How often its worker died.
+        versions: What its numbers may depend on.
     """
 
     number: int
@@ -94,14 +99,18 @@ class TrialRecord(Measured):
     tokens: int
     started: str | None
     finished: str | None
-    owner: Mapping[str, object] = field(default_factory=dict)
+    owner: Mapping[str, Any] = field(default_factory=dict)
+    beat: Mapping[str, Any] = field(default_factory=dict)
+    takeovers: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """A study: its contract, what is measured beside it, and its trials in order of their numbers.
 
-    `distributions` are those of Optuna's parameters; empty before a trial has begun.
+    `distributions` are those of Optuna's parameters; empty before a trial has begun. `retried` are the numbers of
+    failed trials whose settings were queued again.
     """
 
     name: str
@@ -110,6 +119,12 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     confirmation: Mapping[str, Any] | None = None
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    retried: frozenset[int] = frozenset()
+
+    @property
+    def counted(self) -> list[TrialRecord]:
+        """The trials that the budget counts: all but the failed ones that were queued again."""
+        return [trial for trial in self.trials if trial.number not in self.retried]
 
     @property
     def complete(self) -> list[TrialRecord]:
@@ -144,6 +159,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         trials=tuple(map(trial_record, trials)),
         confirmation=attributes.get(CONFIRMATION),
         distributions=next((trial.distributions for trial in trials if trial.distributions), {}),
+        retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
     )
 
 
@@ -173,6 +189,9 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         started=trial.datetime_start.isoformat() if trial.datetime_start else None,
         finished=trial.datetime_complete.isoformat() if trial.datetime_complete else None,
         owner=attributes.get(OWNER, {}),
+        beat=attributes.get(BEAT) or {},
+        takeovers=attributes.get(TAKEOVERS, 0),
+        versions=attributes.get(VERSIONS, {}),
     )
 
 

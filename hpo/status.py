@@ -1,7 +1,7 @@
 """Where a study stands, in a few facts that need neither its model nor its values per sequence."""
 
 from collections import Counter
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from hpo.record import StudyRecord, TrialRecord
@@ -41,10 +41,25 @@ def _best(trial: TrialRecord) -> str:
 
 def _running(trial: TrialRecord) -> dict[str, Any]:
     started = datetime.fromisoformat(trial.started) if trial.started else None
+    beat = datetime.fromisoformat(trial.beat["at"]) if trial.beat else None
     return {
         "number": trial.number,
         "setting": trial.setting.label() if trial.setting else None,
         "seconds": round((datetime.now() - started).total_seconds()) if started else None,
-        "owner": dict(trial.owner),
+        "worker": trial.owner.get("name"),
+        "host": trial.owner.get("host"),
+        "pid": trial.owner.get("pid"),
+        "device": trial.owner.get("device"),
+        "versions": dict(trial.versions),
+        "phase": phase(trial),
+        "last_sign": f"{(datetime.now(UTC) - beat).total_seconds():.0f} s ago" if beat else None,
         "sequences_read": max(trial.running, default=0),
+        "takeovers": trial.takeovers,
     }
+
+
+def phase(trial: TrialRecord) -> str:
+    """What a running trial is at: `scoring 16/64`."""
+    if not trial.beat:
+        return "starting"
+    return f"{trial.beat['phase']} {trial.beat['done']}/{trial.beat['total']}"

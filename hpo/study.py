@@ -84,9 +84,10 @@ def prepare(
     else:
         measured = measure_references(bench, store, queue.space, tuning, progress)
         study.set_user_attr(REFERENCES, [_entry(asdict(one)) for one in measured])
-    if not study.user_attrs.get(QUEUED):
-        _queue_presets(queue, read_study(study), queue.space)
-        study.set_user_attr(QUEUED, True)
+    with queue.exclusive():
+        if not study.user_attrs.get(QUEUED):
+            _queue_presets(queue, read_study(study), queue.space)
+            study.set_user_attr(QUEUED, True)
     return read_study(study)
 
 

@@ -1,22 +1,26 @@
 """The ask/tell loop: claim or propose a setting, measure it, tell what came of it, until the budget is used up.
 
 Responsible for every trial it started reaching a terminal state, or going back to the queue when the worker is
-interrupted. The result is kept before anyone is told of it. May assume that the contract was checked.
+interrupted. The result is kept before anyone is told of it, and told only while the trial is still this worker's. May
+assume that the contract was checked.
 """
 
+import logging
 import math
 import platform
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from time import monotonic
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, TypeVar
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from hpo.events import Finished, Listener, Looked, Notice
+from hpo.failures import Failure, failure_in, failure_of, require_some_success
+from hpo.heartbeat import Heartbeat
 from hpo.interrupts import Interrupts
 from hpo.proposal import SamplerName, propose
 from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, optuna_pruner, reports
@@ -37,19 +41,22 @@ from hpo.record import (
     read_study,
 )
 from hpo.space import Space
-from objectives.errors import InputError, RunError
+from objectives.errors import InputError
 from objectives.kept import keep_result, measurement_key, recall_result
 from objectives.progress import Progress
 from objectives.scoring import Score, look_sizes
 from objectives.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
-from quant.errors import QuantizationError
 from quant.methods import Setting
-from storage.errors import DamagedEntryError, StorageError
+from storage.errors import DamagedEntryError
+from storage.patience import patiently
 from storage.results import ResultStore
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
-FIRST_FAILURES = 5
+POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +73,21 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """One process at work on one study."""
+    """One process at work on one study.
+
+    Attributes:
+        queue: The study, and this worker's name in it.
+        store: Where results are kept.
+        bench: Model, roles, calibration.
+        tuning: What trials are scored on.
+        sampler: Who proposes.
+        pruner: Who gives trials up.
+        seed: Of the study.
+        listen: Told of every look and every trial.
+        progress: Told how far everything is.
+        trial_timeout: Seconds without progress after which a trial fails and the process ends.
+        interrupts: Of the process.
+    """
 
     queue: Queue
     store: ResultStore
@@ -77,6 +98,7 @@ class Worker:
     seed: int
     listen: Listener
     progress: Progress
+    trial_timeout: float | None = None
     interrupts: Interrupts = field(default_factory=Interrupts)
 
     @property
@@ -90,79 +112,102 @@ class Worker:
         return self.queue.space
 
     def work(self, budget: Budget) -> None:
-        """Work until the budget is used up or the space has no other setting.
+        """Work until the budget is used up or the space has no other setting, and the others have ended theirs.
 
         Raises:
             KeyboardInterrupt: When interrupted; the running trial is back in the queue.
-            RunError: If the first trials all fail.
+            RunError: If the first trials all fail, or most of the last ones.
         """
         self.study.pruner = optuna_pruner(self.pruner, len(self.tuning))
         started, done_here = monotonic(), 0
-        while True:
-            trial: Trial | None = None
-            try:
-                with self.interrupts.deferred():
-                    trial = self._next(budget)
-                if trial is None:
-                    return
+        try:
+            while (trial := self._next(budget)) is not None:
                 self._measure(trial)
-            except BaseException:
-                # Whatever it is, it is no property of the setting: someone may try it again.
-                if trial is not None and self.queue.hand_back(trial):
-                    self.listen(Notice(text=f"trial {trial.number} handed back"))
-                raise
-            done_here += 1
-            record = read_study(self.study)
-            self._report(record, trial.number, budget, (monotonic() - started) / done_here)
-            _require_some_success(record)
+                done_here += 1
+                self._report(trial.number, budget, (monotonic() - started) / done_here)
+        except BaseException:
+            # Whatever it is, it is no property of the setting: someone may try it again.
+            self._hand_back()
+            raise
 
     def _next(self, budget: Budget) -> Trial | None:
-        for number in self.queue.take_back_orphans():
-            self.listen(Notice(text=f"trial {number} was left by a process that died; it is queued again"))
-        record = read_study(self.study)
-        taken = sum(trial.state in (*FINISHED, "RUNNING") for trial in record.trials)
-        if taken >= budget.trials or monotonic() >= budget.deadline:
-            return None
-        waiting = self.queue.claim()
-        if waiting is not None:
-            return waiting
-        setting = propose(self.space, record.trials, self.sampler, self.seed)
-        if setting is None:
-            self.listen(Notice(text="every setting of the space was tried"))
-            return None
-        self.queue.add(setting, self.sampler)
-        return self.queue.claim()
+        """The next trial; None when there is nothing to do, also for others. Waits while they may still die."""
+        said = False
+        while True:
+            trial = self._patiently(lambda: self._ask(budget))
+            if trial is not None:
+                return trial
+            running = self._patiently(self.queue.others_run)
+            if not running:
+                return None
+            if not said:
+                self.listen(Notice(text=f"waiting for {running} trials of other workers"))
+                said = True
+            self.interrupts.check()
+            sleep(POLL_SECONDS)
+
+    def _ask(self, budget: Budget) -> Trial | None:
+        """Claim or propose; the budget and the settings that were tried are counted under the study's lock."""
+        with self.queue.exclusive(), self.interrupts.deferred():
+            for number, became in self.queue.take_back():
+                self.listen(Notice(text=f"trial {number}: {became}"))
+            record = read_study(self.study)
+            require_some_success(record)
+            taken = sum(trial.state in (*FINISHED, "RUNNING") for trial in record.counted)
+            if taken >= budget.trials or monotonic() >= budget.deadline:
+                return None
+            waiting = self.queue.claim()
+            if waiting is not None:
+                return waiting
+            setting = propose(self.space, record.trials, self.sampler, self.seed)
+            if setting is None:
+                self.listen(Notice(text="every setting of the space was tried"))
+                return None
+            self.queue.add(setting, self.sampler)
+            return self.queue.claim()
+
+    def _hand_back(self) -> None:
+        try:
+            for number in self.queue.hand_back():
+                self.listen(Notice(text=f"trial {number} handed back"))
+        except Exception as error:
+            # What stopped the worker matters more; another one takes the trial over.
+            log.warning("the running trial could not be handed back (%s)", error)
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        return patiently(step, lambda text: self.listen(Notice(text=text)), self.interrupts.check)
 
     def _measure(self, trial: Trial) -> None:
         setting = Setting(**trial.user_attrs[SETTING])
-        try:
-            result = self._result(trial, setting)
-        except QuantizationError as error:
-            self._fail(trial, "not quantizable", str(error))
-            return
-        except (RunError, StorageError, OSError):
-            raise
-        except Exception:
-            # A mistake of ours: the trial says where, and the worker stops.
-            self._fail(trial, "error", traceback.format_exc())
-            raise
-        self._finish(trial, setting, result)
+        with Heartbeat(self.queue.storage, trial._trial_id, self.trial_timeout) as heartbeat:
+            try:
+                result = self._result(trial, setting, heartbeat)
+            except Exception as error:
+                failure = failure_of(error)
+                if failure is None:
+                    raise
+                self._patiently(lambda: self._fail(trial, failure))
+                if failure.stops_worker:
+                    raise
+                return
+            heartbeat.note("telling", 0, 1)
+            self._finish(trial, setting, result)
 
-    def _result(self, trial: Trial, setting: Setting) -> TrialResult:
-        record = read_study(self.study).trials[trial.number]
-        trial.set_user_attr(VERSIONS, versions())
+    def _result(self, trial: Trial, setting: Setting, heartbeat: Heartbeat) -> TrialResult:
+        record = self._patiently(lambda: read_study(self.study)).trials[trial.number]
+        self._patiently(lambda: self._attribute(trial, VERSIONS, versions()))
 
         def go_on(look: Score) -> bool:
             self.interrupts.check()
-            self._tell_look(trial, look)
+            self._patiently(lambda: self._tell_look(trial, look))
             seen = Looked(trial=record, perplexity=look.perplexity, read=len(look.nll), total=len(self.tuning))
             self.listen(seen)
-            return self._is_worth(trial, setting, look)
+            return self._patiently(lambda: self._is_worth(trial, setting, look))
 
         known = self._known(setting)
         if known is not None:
             return _replayed(known, go_on)
-        return run_trial(self.bench, setting, self.tuning, go_on, self.progress)
+        return run_trial(self.bench, setting, self.tuning, go_on, heartbeat.listening(self.progress))
 
     def _known(self, setting: Setting) -> TrialResult | None:
         """What is already measured of a setting to the end: by a worker that died before it told, or another study."""
@@ -194,34 +239,47 @@ class Worker:
         told = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for step, value in reports(self.pruner, look).items():
             if step not in told and math.isfinite(value):
-                trial.report(value, step)
+                try:
+                    trial.report(value, step)
+                except UpdateFinishedTrialError:
+                    # Someone else ended the trial; what this worker measures is kept all the same.
+                    return
 
     def _finish(self, trial: Trial, setting: Setting, result: TrialResult) -> None:
-        score = result.score
-        if result.outcome in ("complete", "stopped") and score is not None and math.isfinite(score.perplexity):
-            key = measurement_key(self.bench, setting, self.tuning[: len(score.nll)])
-            keep_result(self.store, key, result)
-            self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
-            for size in look_sizes(len(score.nll)):
-                self._tell_look(trial, score.first(size))
-            self._tell(trial, setting, result, score)
+        failure = failure_in(result)
+        if failure is not None:
+            self._patiently(lambda: self._fail(trial, failure, result))
             return
-        reasons = {
-            "out-of-memory": f"out of memory at a peak of {result.peak_bytes / 1e9:.2f} GB; use a smaller --max-memory",
-            "non-finite": "the quantized model gives NaN or Inf",
-        }
-        self._describe(trial, {}, result)
-        self._fail(trial, result.outcome, reasons.get(result.outcome, "the perplexity is infinite"))
+        assert result.score is not None
+        key = measurement_key(self.bench, setting, self.tuning[: len(result.score.nll)])
+        keep_result(self.store, key, result)
+        self._patiently(lambda: self._tell(trial, setting, result, key))
 
-    def _tell(self, trial: Trial, setting: Setting, result: TrialResult, score: Score) -> None:
+    def _tell(self, trial: Trial, setting: Setting, result: TrialResult, key: str) -> None:
+        score = result.score
+        assert score is not None
+        if not self.queue.owns(trial):
+            self._say_taken(trial)
+            return
+        for size in look_sizes(len(score.nll)):
+            self._tell_look(trial, score.first(size))
+        self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
         if result.outcome == "complete":
             self.study.tell(trial, score.perplexity, skip_if_finished=True)
             return
         incumbent = self._incumbent(setting)
         if incumbent is not None:
             found = estimate(score, incumbent, self.tuning.clusters)
-            trial.set_user_attr(ESTIMATE, vars(found))
+            self._attribute(trial, ESTIMATE, vars(found))
         self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def _say_taken(self, trial: Trial) -> None:
+        state = self.queue.storage.get_trial(trial._trial_id).state.name
+        if state in ("RUNNING", "WAITING"):
+            became = "another worker has it, or will"
+        else:
+            became = f"it had been told already ({state})"
+        self.listen(Notice(text=f"trial {trial.number} is no longer this worker's: {became}; its result is kept"))
 
     def _describe(self, trial: Trial, attributes: dict[str, Any], result: TrialResult) -> None:
         attributes = {
@@ -233,15 +291,28 @@ class Worker:
             SECONDS: {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         }
         for name, value in attributes.items():
-            trial.set_user_attr(name, value)
+            self._attribute(trial, name, value)
 
-    def _fail(self, trial: Trial, outcome: str, reason: str) -> None:
-        trial.set_user_attr(OUTCOME, outcome)
-        trial.set_user_attr(REASON, reason)
+    def _attribute(self, trial: Trial, name: str, value: object) -> None:
+        """Attributes of a trial that someone has ended meanwhile are settled."""
+        try:
+            trial.set_user_attr(name, value)
+        except UpdateFinishedTrialError:
+            return
+
+    def _fail(self, trial: Trial, failure: Failure, result: TrialResult | None = None) -> None:
+        if not self.queue.owns(trial):
+            self._say_taken(trial)
+            return
+        if result is not None:
+            self._describe(trial, {}, result)
+        self._attribute(trial, OUTCOME, failure.outcome)
+        self._attribute(trial, REASON, failure.reason)
         self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
-    def _report(self, record: StudyRecord, number: int, budget: Budget, pace: float) -> None:
-        ended = [trial for trial in record.trials if trial.state in FINISHED]
+    def _report(self, number: int, budget: Budget, pace: float) -> None:
+        record: StudyRecord = self._patiently(lambda: read_study(self.study))
+        ended = [trial for trial in record.counted if trial.state in FINISHED]
         left = max(0, budget.trials - len(ended))
         finished = Finished(
             trial=record.trials[number],
@@ -269,13 +340,3 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("praqtune", "torch", "transformers")} | {
         "python": platform.python_version()
     }
-
-
-def _require_some_success(record: StudyRecord) -> None:
-    ended: Sequence[Any] = [trial for trial in record.trials if trial.state in FINISHED]
-    if len(ended) >= FIRST_FAILURES and all(trial.state == "FAIL" for trial in ended):
-        last = ended[-1]
-        raise RunError(
-            f"all {len(ended)} trials of study {record.name!r} failed; the last: {last.outcome}: "
-            f"{str(last.reason).strip().splitlines()[-1]}; the study is kept: change what is in the way and go on"
-        )

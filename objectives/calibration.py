@@ -111,12 +111,17 @@ class Calibration:
         """
         wanted = {segment.key: segment for size in sorted(sizes) for segment in self.segments(size)}
         computed = 0
+        said: set[str] = set()
+
+        def waiting(text: str) -> None:
+            if text not in said:
+                log.warning("%s", text)
+            said.add(text)
+            progress("calibrating in another process", 0, 1)
+
         while self._missing(wanted):
             # One process at a time computes for a model; one that lost its lease waits for its successor.
-            with (
-                suppress(LeaseLostError),
-                self._cache.lease(self._model.fingerprint, waiting=log.warning),
-            ):
+            with suppress(LeaseLostError), self._cache.lease(self._model.fingerprint, waiting):
                 for segment in self._missing(wanted):
                     self._compute(segment, progress)
                     computed += segment.end - segment.start

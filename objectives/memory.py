@@ -37,6 +37,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
+def release_cached(device: torch.device) -> None:
+    """Give back what a GPU's allocator keeps for later, so that smaller pieces find room."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def reset_peak(device: torch.device) -> None:
     """Start measuring; where the operating system keeps no resettable mark, the peak is the process's."""
     if device.type == "cuda":

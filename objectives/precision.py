@@ -68,25 +68,41 @@ def check_agreement(
         return None
     sequences = sequences[:SEQUENCES]
     key = xxhash.xxh3_128_hexdigest(f"agreement {model.fingerprint} {sequences.fingerprint()}".encode())
-    if key in store:
-        try:
-            return Agreement(**store.load(key)[0])  # type: ignore[arg-type]
-        except DamagedEntryError as damage:
-            log.warning("%s", damage)
+    known = _recalled(store, key)
+    if known is not None:
+        return known
     if 4 * sum(parameter.numel() for parameter in model.module.parameters()) > available_bytes(model.device):
         log.warning("no memory for a float32 copy of the model: its %s results are not checked", model.dtype)
         return None
+
+    def waiting() -> None:
+        progress("comparing in another process", 0, 1)
+
+    store.once(key, lambda: store.save(key, asdict(_compared(model, blocks, sequences, progress)), {}), waiting)
+    return _recalled(store, key)
+
+
+def _recalled(store: ResultStore, key: str) -> Agreement | None:
+    if key not in store:
+        return None
+    try:
+        return Agreement(**store.load(key)[0])  # type: ignore[arg-type]
+    except DamagedEntryError as damage:
+        log.warning("%s; comparing again", damage)
+        store.remove(key)
+        return None
+
+
+def _compared(model: Model, blocks: Sequence[Block], sequences: Sequences, progress: Progress) -> Agreement:
     own = _scores(model.module, blocks, sequences, model.dtype, progress)
     wide = copy.deepcopy(model.module).float()
     reference = _scores(wide, find_blocks(wide, allow_partial=True), sequences, model.dtype, progress)
-    agreement = Agreement(
+    return Agreement(
         dtype=str(model.dtype).removeprefix("torch."),
         mean_nll=own[0].mean_nll - reference[0].mean_nll,
         rounding=(own[1].mean_nll - own[0].mean_nll) - (reference[1].mean_nll - reference[0].mean_nll),
         sequences=len(sequences),
     )
-    store.save(key, asdict(agreement), {})
-    return agreement
 
 
 def _scores(

@@ -5,6 +5,7 @@ go on. May assume nothing about the model but that it is causal. Shape letters: 
 features, `V` vocabulary.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,8 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from objectives.batches import Batch, batches
+from objectives.memory import is_out_of_memory, release_cached
 from objectives.progress import Progress
 from objectives.sequences import Sequences
+
+log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 4096
 LOGIT_BYTES = 2**27
@@ -77,14 +81,25 @@ def score(model: Any, sequences: Sequences, batch_tokens: int = BATCH_TOKENS) ->
     Args:
         model: A causal `PreTrainedModel` in evaluation mode.
         sequences: What to score.
-        batch_tokens: Tokens run at a time; changes no sequence's value beyond rounding.
+        batch_tokens: Tokens run at a time; changes no sequence's value beyond rounding. Halved where memory runs out,
+            down to one sequence.
     """
     features, head = _halves(model, sequences)
     nll = torch.zeros(len(sequences), dtype=torch.float64)
     tokens = torch.tensor([int(scored.sum()) for scored in sequences.scored])
     for start, end in pairwise([0, *look_sizes(len(sequences))]):
-        for batch in batches(sequences, range(start, end), batch_tokens, model.device):
-            nll[list(batch.indices)] = _nll(batch, features(batch), head).cpu()
+        left = list(range(start, end))
+        while left:
+            try:
+                for batch in batches(sequences, left, batch_tokens, model.device):
+                    nll[list(batch.indices)] = _nll(batch, features(batch), head).cpu()
+                    left = [index for index in left if index not in batch.indices]
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or batch_tokens < 2 * max(len(sequences.ids[index]) for index in left):
+                    raise
+                batch_tokens //= 2
+                log.warning("memory ran out; scoring %d tokens at a time from here on", batch_tokens)
+                release_cached(model.device)
         yield Score(nll=nll[:end].clone(), tokens=tokens[:end])
 
 

@@ -10,22 +10,19 @@ nobody ever sees, or publishes, half of an entry, whatever its owner is in the m
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
-from filelock import SoftFileLease, Timeout
 from torch import Tensor
 
 from storage.errors import DamagedEntryError, LeaseLostError, StorageError
 from storage.files import TEMPORARY, checksum, disk_errors, require_free, temporary_name, write_file
+from storage.lease import lease
 from storage.paths import Paths
 
-LEASE_SECONDS = 30.0
-POLL_SECONDS = 0.5
 MANIFEST = "manifest.json"
 
 
@@ -142,28 +139,13 @@ class TensorCache:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    @contextmanager
-    def lease(self, name: str, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Be the only process that computes under `name`; `waiting` is told once when another one is at it.
+    def lease(self, name: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Be the only process that computes under `name`; `waiting` is told now and then while another is.
 
-        The lease is a file that its owner keeps refreshing: exclusive creation and modification times only, so it
-        also works on network file systems without locks. Whoever waits takes over at once when the owner died on the
-        same machine, and after `LEASE_SECONDS` without a refresh otherwise. An owner that was only stopped for so
-        long goes on; what it then publishes is as good, and what it has not published is lost (`LeaseLostError`).
+        What an owner that lost its lease then publishes is as good, and what it has not published is lost
+        (`LeaseLostError`).
         """
-        path = Paths.create(self._leases) / f"{name}.lease"
-        lease = SoftFileLease(path, lease_duration=LEASE_SECONDS, poll_interval=POLL_SECONDS)
-        with disk_errors(path):
-            _remove_torn(path)
-            try:
-                lease.acquire(timeout=POLL_SECONDS)
-            except Timeout:
-                waiting(f"another process is computing this; waiting for it (its lease is {path})")
-                lease.acquire()
-        try:
-            yield
-        finally:
-            lease.release()
+        return lease(self._leases, name, waiting)
 
     def clear_unfinished(self, key: str) -> None:
         """Remove what a dead process left of `key`; call only while holding the lease that guards it."""
@@ -247,11 +229,3 @@ class TensorCache:
             return Manifest.decode(path.read_bytes())
         except (OSError, ValueError) as error:
             raise DamagedEntryError(key, f"{path} is damaged or missing") from error
-
-
-def _remove_torn(lease: Path) -> None:
-    """Remove an empty lease file: what a crash of its machine leaves, and nobody could tell whose it was."""
-    with suppress(FileNotFoundError):
-        found = lease.stat()
-        if not found.st_size and time.time() - found.st_mtime > LEASE_SECONDS:
-            lease.unlink()

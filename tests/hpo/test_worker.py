@@ -2,19 +2,25 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import torch
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from hpo import worker as worker_module
+from hpo.administration import retry_failed
 from hpo.events import Event, Finished, Looked
 from hpo.measuring import measure_references, require_same_machine_result
+from hpo.owner import Owner
 from hpo.pruning import PRUNERS, PrunerName
 from hpo.queue import Queue
-from hpo.record import read_study
+from hpo.record import OWNER, read_study
 from hpo.space import make_space
 from hpo.worker import Budget, Worker
 from objectives.errors import InputError, RunError
@@ -201,6 +207,69 @@ def test_a_damaged_result_is_measured_again(make: Make, tmp_path: Path) -> None:
     assert recall_result(first.store, kept.stem).score is not None
 
 
+def test_a_late_result_is_kept_and_told_by_whoever_has_the_trial_now(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was suspended until its trial was taken over tells nothing; its successor measures nothing."""
+    notices: list[Event] = []
+    worker = make(listen=notices.append)
+    run_trial = worker_module.run_trial
+
+    def suspended(bench: Bench, setting: Setting, *others: Any) -> TrialResult:
+        result = run_trial(bench, setting, *others)
+        (trial,) = worker.study.get_trials(states=(TrialState.RUNNING,))
+        worker.queue.storage.set_trial_user_attr(trial._trial_id, OWNER, Owner.this(name="successor").as_dict())
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "run_trial", suspended)
+        patch.setattr(Queue, "others_run", lambda queue: 0)
+        worker.work(Budget(trials=1))
+    assert any("trial 0 is no longer this worker's" in str(event) for event in notices)
+    assert read_study(worker.study).trials[0].state == "RUNNING"
+    successor = make()
+    assert replace(successor.queue, owner=Owner.this(name="successor")).hand_back() == [0]
+    monkeypatch.setattr(worker_module, "run_trial", lambda *arguments: pytest.fail("measured again"))
+    successor.work(Budget(trials=1))
+    assert read_study(worker.study).trials[0].state == "COMPLETE"
+
+
+def test_a_storage_that_comes_back_costs_no_result(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is lost when the result is told is waited for; the trial is measured once."""
+    notices: list[Event] = []
+    worker = make(listen=notices.append)
+    tell, lost, measured = optuna.Study.tell, [3], [0]
+    run_trial = worker_module.run_trial
+
+    def counted(*arguments: Any) -> TrialResult:
+        measured[0] += 1
+        return run_trial(*arguments)
+
+    def unreachable(study: optuna.Study, *arguments: Any, **named: Any) -> Any:
+        if lost[0]:
+            lost[0] -= 1
+            raise StorageInternalError("lost") from OperationalError("update", {}, OSError("server closed"))
+        return tell(study, *arguments, **named)
+
+    monkeypatch.setattr("storage.patience.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(optuna.Study, "tell", unreachable)
+    monkeypatch.setattr(worker_module, "run_trial", counted)
+    worker.work(Budget(trials=1))
+    assert read_study(worker.study).trials[0].state == "COMPLETE"
+    assert measured == [1]
+    assert sum("the storage cannot be reached (server closed)" in str(event) for event in notices) == 1
+
+
+def test_most_of_twenty_failures_stop_a_study(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One success at first does not keep a broken study alive."""
+    worker = make(sampler="random", pruner="none")
+    worker.work(Budget(trials=2))
+    monkeypatch.setattr(worker_module, "run_trial", results("non-finite"))
+    with pytest.raises(RunError, match="of the last 20 trials of study 's' failed"):
+        worker.work(Budget(trials=40))
+    assert len(read_study(worker.study).trials) == 20
+
+
 def results(outcome: str, score: Score | None = None) -> Callable[..., TrialResult]:
     """A trial that ends in `outcome` whatever is tried."""
 
@@ -224,7 +293,7 @@ def results(outcome: str, score: Score | None = None) -> Callable[..., TrialResu
 def test_a_trial_without_a_value_fails_with_its_reason_and_five_of_them_end_the_run(
     make: Make, monkeypatch: pytest.MonkeyPatch, outcome: str, score: Score | None, reason: str
 ) -> None:
-    """The study stays usable: when what was in the way is gone, it goes on."""
+    """Every worker finds the same; when what was in the way is gone, the failed settings are tried again."""
     worker = make()
     with monkeypatch.context() as patch:
         patch.setattr(worker_module, "run_trial", results(outcome, score))
@@ -233,8 +302,15 @@ def test_a_trial_without_a_value_fails_with_its_reason_and_five_of_them_end_the_
     record = read_study(worker.study)
     assert [(trial.state, trial.outcome) for trial in record.trials] == [("FAIL", outcome)] * 5
     assert record.best is None
+    with pytest.raises(RunError, match="`study retry s`"):
+        make().work(Budget(trials=20))
+    assert retry_failed(worker.study, worker.queue.storage) == [0, 1, 2, 3, 4]
     make().work(Budget(trials=7))
-    assert read_study(worker.study).best is not None
+    record = read_study(worker.study)
+    assert record.best is not None
+    assert len(record.counted) == 7
+    assert [trial.setting for trial in record.trials[:5]] == [trial.setting for trial in record.trials[5:10]]
+    assert retry_failed(worker.study, worker.queue.storage) == []
 
 
 def test_a_mistake_of_ours_fails_the_trial_with_its_traceback_and_stops_the_worker(

@@ -12,9 +12,10 @@ from time import monotonic, sleep, time
 
 import pytest
 
-from storage.cache import LEASE_SECONDS, POLL_SECONDS, TensorCache
+from storage.cache import TensorCache
 from storage.errors import StorageError
 from storage.files import TEMPORARY
+from storage.lease import LEASE_SECONDS, POLL_SECONDS
 from storage.paths import Paths
 from tests.processes import CONTEXT, finish, start, wait_until
 from tests.storage.generated import same
@@ -80,8 +81,8 @@ def test_processes_that_start_together_compute_once(home: Path) -> None:
     assert sorted(os.listdir(home / "calibration")) == keys
 
 
-def test_a_waiting_process_says_so_once_and_reads_what_the_other_computed(home: Path) -> None:
-    """Waiting through many polls gives one message, and no computation."""
+def test_a_waiting_process_says_so_now_and_then_and_reads_what_the_other_computed(home: Path) -> None:
+    """Waiting through many polls is a sign of life each, and no computation."""
     owner = start_paused(home, "computing")
     waiter = start(compute, home)
     wait_for(home, waiter, "waiting")
@@ -89,7 +90,7 @@ def test_a_waiting_process_says_so_once_and_reads_what_the_other_computed(home: 
     assert (waiter.pid, "holding") not in events(home)
     let_go(home, "computing")
     assert finish(owner, waiter) == [0, 0]
-    assert count(home, "waiting") == 1
+    assert count(home, "waiting") > 1
     assert count(home, "computing") == 1
     assert_whole(home)
 
@@ -187,7 +188,7 @@ def test_a_lease_that_names_nobody_is_taken_over_when_it_is_old(
         wait_for(home, waiter, "waiting")
         lease.unlink()
     assert finish(waiter) == [0]
-    assert count(home, "waiting") == (0 if taken else 1)
+    assert bool(count(home, "waiting")) != taken
     assert_whole(home)
 
 

@@ -11,7 +11,7 @@ from time import sleep
 import torch
 from torch import Tensor
 
-import storage.cache
+import storage.lease
 from storage.cache import TensorCache
 from storage.errors import LeaseLostError, StorageError
 from storage.files import write_file
@@ -36,7 +36,7 @@ def note(journal: Path, event: str, _: str = "") -> None:
 def compute(home: Path, pause: str | None = None, lease_seconds: float | None = None) -> None:
     """Compute one entry as calibration does; at the event `pause`, wait for the file `home/go <pause>`."""
     if lease_seconds is not None:
-        storage.cache.LEASE_SECONDS = lease_seconds
+        storage.lease.LEASE_SECONDS = lease_seconds
     journal = home / "journal"
     cache = TensorCache(Paths(home))
 

