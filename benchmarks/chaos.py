@@ -38,7 +38,7 @@ def die_at(phase: str) -> None:
     """Make this process kill itself when it enters `phase`."""
     import objectives.calibration
     import objectives.trial
-    from hpo import queue, worker
+    from hpo import ledger, queue, worker
 
     def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
         def killed(*arguments: Any, **named: Any) -> Any:
@@ -51,10 +51,10 @@ def die_at(phase: str) -> None:
         "claiming": (queue.Queue, "_begun"),
         "calibrating": (objectives.calibration, "record"),
         "quantizing": (objectives.trial, "quantize_model"),
-        "scoring": (worker.Worker, "_is_worth"),
+        "scoring": (ledger.Ledger, "is_worth"),
         "keeping": (worker, "keep_result"),
-        "telling": (worker.Worker, "_tell"),
-        "ending": (worker.Worker, "_describe"),
+        "telling": (ledger.Ledger, "tell"),
+        "ending": (ledger.Ledger, "_describe"),
     }[phase]
     setattr(place, name, deadly(getattr(place, name)))
 

@@ -136,11 +136,11 @@ def one_trial(worker: Worker, budget: Budget, pause: float = 0.0) -> dict[str, f
     reporting = time.perf_counter()
     for size in look_sizes(SEQUENCES)[:-1]:
         look = result.score.first(size)
-        worker._tell_look(trial, look)
-        worker._is_worth(trial, setting, look)
+        worker.ledger.look(trial, look)
+        worker.ledger.is_worth(trial, setting, look)
     reported = time.perf_counter()
     keep_result(worker.store, f"run-{trial.number}", result)
-    worker._tell(trial, setting, result, f"run-{trial.number}")
+    worker.ledger.tell(trial, setting, result, f"run-{trial.number}")
     return {"ask": asked - started, "report": reported - reporting, "tell": time.perf_counter() - reported}
 
 

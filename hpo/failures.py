@@ -1,18 +1,7 @@
-"""What is done about failures, in one place.
+"""What is done about failures, in one place (the table is in ARCHITECTURE.md).
 
-| what happened | the trial | the worker | the study |
-|---|---|---|---|
-| too little memory | its batches were halved; fails with the peak | goes on | goes on |
-| NaN, Inf, an infinite perplexity | fails | goes on | goes on |
-| a weight that cannot be quantized | fails | goes on | goes on |
-| the storage cannot be reached | waits with its result (`storage.patience`) | waits | goes on |
-| a disk that refuses, a model that cannot be read | goes back to the queue | stops | goes on elsewhere |
-| its worker died or was cut off | goes back to the queue, twice at most (`hpo.queue`) | - | goes on |
-| no progress for --trial-timeout | fails (`hpo.heartbeat`) | ends | goes on |
-| a mistake of ours | fails with the traceback | stops | goes on elsewhere |
-| the first five trials, or most of the last twenty, failed | - | stops | stops everywhere |
-
-Nothing is poisoned by it: `study retry` queues failed settings again.
+Responsible for telling what is a property of a setting from what is in the way of everyone. A trial fails for the
+first and goes back to the queue for the second. Nothing is poisoned: `study retry` queues failed settings again.
 """
 
 import math
@@ -22,7 +11,7 @@ from dataclasses import dataclass
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo.record import StudyRecord
+from hpo.record import ENDED, StudyRecord
 from objectives.errors import RunError
 from objectives.trial import TrialResult
 from quant.errors import QuantizationError
@@ -69,7 +58,7 @@ def require_some_success(record: StudyRecord) -> None:
     Raises:
         RunError: With the last failure.
     """
-    ended = [trial for trial in record.counted if trial.state in ("COMPLETE", "PRUNED", "FAIL")]
+    ended = [trial for trial in record.counted if trial.state in ENDED]
     recent = ended[-RECENT:]
     failed = [trial for trial in recent if trial.state == "FAIL"]
     at_first = len(ended) >= FIRST_FAILURES and len(failed) == len(ended)

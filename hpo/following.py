@@ -11,8 +11,8 @@ import optuna
 from optuna.storages import BaseStorage
 
 from hpo.events import Finished, Listener, Notice, Working
-from hpo.record import StudyRecord, TrialRecord, read_study
-from hpo.worker import FINISHED, Budget
+from hpo.record import ENDED, StudyRecord, TrialRecord, read_study
+from hpo.worker import Budget
 from storage.patience import patiently
 from storage.studies import open_storage, storage_errors
 
@@ -40,7 +40,7 @@ class Follower:
     def look(self) -> int:
         """Tell what is new; returns how many trials have ended."""
         record = self._read()
-        ended = [] if record is None else [trial for trial in record.counted if trial.state in FINISHED]
+        ended = [] if record is None else [trial for trial in record.counted if trial.state in ENDED]
         if self._before is None:
             # What was there at the first look is no news.
             self._before, self._known = len(ended), {trial.number for trial in ended}

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -200,9 +200,8 @@ class _Process:
 
     def end(self) -> None:
         """Wait for it a while, then let it go."""
-        with suppress(Exception):
-            # How it ended matters to nobody any more.
-            self._future.result(timeout=STOP_SECONDS)
+        # How it ended matters to nobody any more.
+        wait([self._future], timeout=STOP_SECONDS)
         self._pool.shutdown(wait=False, kill_workers=True)
 
 

@@ -21,6 +21,7 @@ OWNER, VERSIONS, BEAT, TAKEOVERS = "owner", "versions", "beat", "takeovers"
 # Of a trial that repeats a failed one: that one's number; the failed one counts no more.
 RETRY_OF = "retry of"
 FULL_PRECISION = "full precision"
+ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,34 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import Trial, TrialState
+from optuna.trial import Trial
 
 from hpo.events import Finished, Listener, Looked, Notice
-from hpo.failures import Failure, failure_in, failure_of, require_some_success
+from hpo.failures import failure_in, failure_of, require_some_success
 from hpo.heartbeat import Heartbeat
 from hpo.interrupts import Interrupts
+from hpo.ledger import Ledger
 from hpo.proposal import SamplerName, propose
-from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, optuna_pruner, reports
+from hpo.pruning import PrunerName, optuna_pruner
 from hpo.queue import Queue
-from hpo.record import (
-    BITS,
-    BYTES,
-    ESTIMATE,
-    OUTCOME,
-    PEAK,
-    REASON,
-    RESULT,
-    SECONDS,
-    SETTING,
-    TOKENS,
-    VERSIONS,
-    StudyRecord,
-    read_study,
-)
+from hpo.record import ENDED, SETTING, VERSIONS, StudyRecord, read_study
 from hpo.space import Space
 from objectives.errors import InputError
 from objectives.kept import keep_result, measurement_key, recall_result
@@ -55,7 +41,6 @@ from storage.results import ResultStore
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 POLL_SECONDS = 1.0
 
 
@@ -111,6 +96,11 @@ class Worker:
         """What it searches."""
         return self.queue.space
 
+    @property
+    def ledger(self) -> Ledger:
+        """What it writes about trials."""
+        return Ledger(queue=self.queue, store=self.store, tuning=self.tuning, pruner=self.pruner, listen=self.listen)
+
     def work(self, budget: Budget) -> None:
         """Work until the budget is used up or the space has no other setting, and the others have ended theirs.
 
@@ -153,7 +143,7 @@ class Worker:
                 self.listen(Notice(text=f"trial {number}: {became}"))
             record = read_study(self.study)
             require_some_success(record)
-            taken = sum(trial.state in (*FINISHED, "RUNNING") for trial in record.counted)
+            taken = sum(trial.state in (*ENDED, "RUNNING") for trial in record.counted)
             if taken >= budget.trials or monotonic() >= budget.deadline:
                 return None
             waiting = self.queue.claim()
@@ -186,7 +176,7 @@ class Worker:
                 failure = failure_of(error)
                 if failure is None:
                     raise
-                self._patiently(lambda: self._fail(trial, failure))
+                self._patiently(lambda: self.ledger.fail(trial, failure))
                 if failure.stops_worker:
                     raise
                 return
@@ -195,14 +185,14 @@ class Worker:
 
     def _result(self, trial: Trial, setting: Setting, heartbeat: Heartbeat) -> TrialResult:
         record = self._patiently(lambda: read_study(self.study)).trials[trial.number]
-        self._patiently(lambda: self._attribute(trial, VERSIONS, versions()))
+        self._patiently(lambda: self.ledger.write(trial, VERSIONS, versions()))
 
         def go_on(look: Score) -> bool:
             self.interrupts.check()
-            self._patiently(lambda: self._tell_look(trial, look))
+            self._patiently(lambda: self.ledger.look(trial, look))
             seen = Looked(trial=record, perplexity=look.perplexity, read=len(look.nll), total=len(self.tuning))
             self.listen(seen)
-            return self._patiently(lambda: self._is_worth(trial, setting, look))
+            return self._patiently(lambda: self.ledger.is_worth(trial, setting, look))
 
         known = self._known(setting)
         if known is not None:
@@ -220,99 +210,19 @@ class Worker:
             self.listen(Notice(text=f"{damage}; it is measured again"))
             return None
 
-    def _is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
-        if self.pruner != "paired":
-            return not trial.should_prune()
-        incumbent = self._incumbent(setting)
-        return incumbent is None or not is_hopeless(look, incumbent.score, self.tuning.clusters)
-
-    def _incumbent(self, setting: Setting) -> Incumbent | None:
-        complete = read_study(self.study).complete
-        equals = [trial for trial in complete if trial.group_size == setting.group_size and trial.result]
-        if not equals:
-            return None
-        best = equals[0]
-        score = recall_result(self.store, str(best.result)).score
-        return None if score is None else Incumbent(number=best.number, score=score)
-
-    def _tell_look(self, trial: Trial, look: Score) -> None:
-        told = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        for step, value in reports(self.pruner, look).items():
-            if step not in told and math.isfinite(value):
-                try:
-                    trial.report(value, step)
-                except UpdateFinishedTrialError:
-                    # Someone else ended the trial; what this worker measures is kept all the same.
-                    return
-
     def _finish(self, trial: Trial, setting: Setting, result: TrialResult) -> None:
         failure = failure_in(result)
         if failure is not None:
-            self._patiently(lambda: self._fail(trial, failure, result))
+            self._patiently(lambda: self.ledger.fail(trial, failure, result))
             return
         assert result.score is not None
         key = measurement_key(self.bench, setting, self.tuning[: len(result.score.nll)])
         keep_result(self.store, key, result)
-        self._patiently(lambda: self._tell(trial, setting, result, key))
-
-    def _tell(self, trial: Trial, setting: Setting, result: TrialResult, key: str) -> None:
-        score = result.score
-        assert score is not None
-        if not self.queue.owns(trial):
-            self._say_taken(trial)
-            return
-        for size in look_sizes(len(score.nll)):
-            self._tell_look(trial, score.first(size))
-        self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
-        if result.outcome == "complete":
-            self.study.tell(trial, score.perplexity, skip_if_finished=True)
-            return
-        incumbent = self._incumbent(setting)
-        if incumbent is not None:
-            found = estimate(score, incumbent, self.tuning.clusters)
-            self._attribute(trial, ESTIMATE, vars(found))
-        self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-
-    def _say_taken(self, trial: Trial) -> None:
-        state = self.queue.storage.get_trial(trial._trial_id).state.name
-        if state in ("RUNNING", "WAITING"):
-            became = "another worker has it, or will"
-        else:
-            became = f"it had been told already ({state})"
-        self.listen(Notice(text=f"trial {trial.number} is no longer this worker's: {became}; its result is kept"))
-
-    def _describe(self, trial: Trial, attributes: dict[str, Any], result: TrialResult) -> None:
-        attributes = {
-            **attributes,
-            OUTCOME: result.outcome,
-            BITS: result.size.bits_per_weight,
-            BYTES: result.size.model_bytes,
-            PEAK: result.peak_bytes,
-            SECONDS: {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
-        }
-        for name, value in attributes.items():
-            self._attribute(trial, name, value)
-
-    def _attribute(self, trial: Trial, name: str, value: object) -> None:
-        """Attributes of a trial that someone has ended meanwhile are settled."""
-        try:
-            trial.set_user_attr(name, value)
-        except UpdateFinishedTrialError:
-            return
-
-    def _fail(self, trial: Trial, failure: Failure, result: TrialResult | None = None) -> None:
-        if not self.queue.owns(trial):
-            self._say_taken(trial)
-            return
-        if result is not None:
-            self._describe(trial, {}, result)
-        self._attribute(trial, OUTCOME, failure.outcome)
-        self._attribute(trial, REASON, failure.reason)
-        self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        self._patiently(lambda: self.ledger.tell(trial, setting, result, key))
 
     def _report(self, number: int, budget: Budget, pace: float) -> None:
         record: StudyRecord = self._patiently(lambda: read_study(self.study))
-        ended = [trial for trial in record.counted if trial.state in FINISHED]
+        ended = [trial for trial in record.counted if trial.state in ENDED]
         left = max(0, budget.trials - len(ended))
         finished = Finished(
             trial=record.trials[number],

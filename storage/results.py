@@ -22,7 +22,7 @@ from storage.paths import Paths
 
 
 class ResultStore:
-    """Results below one directory, by key."""
+    """Results below one directory, by key; leases lie beside it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -32,7 +32,7 @@ class ResultStore:
 
     def claim(self, key: str) -> AbstractContextManager[bool]:
         """Be the only one who measures `key`, where nobody is at it already; says whether."""
-        return lease_if_free(self._directory / "leases", key)
+        return lease_if_free(self._directory.parent / "leases", key)
 
     def once(self, key: str, compute: Callable[[], None], waiting: Callable[[], None]) -> None:
         """Have `key` in the store: `compute` saves it here, or another process that is at it already does.

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from hpo import worker as worker_module
 from hpo.administration import retry_failed
 from hpo.events import Event, Finished, Looked
+from hpo.ledger import Ledger
 from hpo.measuring import measure_references, require_same_machine_result
 from hpo.owner import Owner
 from hpo.pruning import PRUNERS, PrunerName
@@ -115,7 +116,7 @@ def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(mak
 
 def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that is given up after the first look says what it would probably have scored, against whom."""
-    monkeypatch.setattr(worker_module, "is_hopeless", lambda look, incumbent, clusters: True)
+    monkeypatch.setattr("hpo.ledger.is_hopeless", lambda look, incumbent, clusters: True)
     worker = make()
     worker.work(Budget(trials=6))
     record = read_study(worker.study)
@@ -140,7 +141,7 @@ def test_an_interrupt_hands_the_running_trial_back(make: Make, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "_is_worth", lambda self, trial, setting, look: interrupted(look))
+        patch.setattr(Ledger, "is_worth", lambda self, trial, setting, look: interrupted(look))
         with pytest.raises(KeyboardInterrupt):
             worker.work(Budget(trials=5))
     assert [trial.state for trial in read_study(worker.study).trials] == ["COMPLETE", "COMPLETE", "WAITING"]
@@ -154,7 +155,7 @@ def test_an_interrupt_hands_the_running_trial_back(make: Make, monkeypatch: pyte
 def test_a_result_that_was_kept_but_not_told_is_not_measured_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies between the two costs nothing: the trial is told what is known."""
     worker = make()
-    monkeypatch.setattr(Worker, "_tell", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Ledger, "tell", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         worker.work(Budget(trials=1))
     monkeypatch.undo()

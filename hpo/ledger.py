@@ -1,0 +1,115 @@
+"""What a worker writes about a trial, and what it reads of the others to prune.
+
+Responsible for attributes, looks and outcomes in the storage. Every step may be done again, and changes nothing where
+someone else has ended the trial. May assume that a result is kept before it is told.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import Trial, TrialState
+
+from hpo.events import Listener, Notice
+from hpo.failures import Failure
+from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, reports
+from hpo.queue import Queue
+from hpo.record import BITS, BYTES, ESTIMATE, OUTCOME, PEAK, REASON, RESULT, SECONDS, TOKENS, read_study
+from objectives.kept import recall_result
+from objectives.scoring import Score, look_sizes
+from objectives.sequences import Sequences
+from objectives.trial import TrialResult
+from quant.methods import Setting
+from storage.results import ResultStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The trials of one study as one worker writes them."""
+
+    queue: Queue
+    store: ResultStore
+    tuning: Sequences
+    pruner: PrunerName
+    listen: Listener
+
+    def is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
+        if self.pruner != "paired":
+            return not trial.should_prune()
+        incumbent = self.incumbent(setting)
+        return incumbent is None or not is_hopeless(look, incumbent.score, self.tuning.clusters)
+
+    def incumbent(self, setting: Setting) -> Incumbent | None:
+        complete = read_study(self.queue.study).complete
+        equals = [trial for trial in complete if trial.group_size == setting.group_size and trial.result]
+        if not equals:
+            return None
+        best = equals[0]
+        score = recall_result(self.store, str(best.result)).score
+        return None if score is None else Incumbent(number=best.number, score=score)
+
+    def look(self, trial: Trial, look: Score) -> None:
+        told = self.queue.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        for step, value in reports(self.pruner, look).items():
+            if step not in told and math.isfinite(value):
+                try:
+                    trial.report(value, step)
+                except UpdateFinishedTrialError:
+                    # Someone else ended the trial; what this worker measures is kept all the same.
+                    return
+
+    def tell(self, trial: Trial, setting: Setting, result: TrialResult, key: str) -> None:
+        score = result.score
+        assert score is not None
+        if not self.queue.owns(trial):
+            self._say_taken(trial)
+            return
+        for size in look_sizes(len(score.nll)):
+            self.look(trial, score.first(size))
+        self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
+        if result.outcome == "complete":
+            self.queue.study.tell(trial, score.perplexity, skip_if_finished=True)
+            return
+        incumbent = self.incumbent(setting)
+        if incumbent is not None:
+            found = estimate(score, incumbent, self.tuning.clusters)
+            self.write(trial, ESTIMATE, vars(found))
+        self.queue.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def _say_taken(self, trial: Trial) -> None:
+        state = self.queue.storage.get_trial(trial._trial_id).state.name
+        if state in ("RUNNING", "WAITING"):
+            became = "another worker has it, or will"
+        else:
+            became = f"it had been told already ({state})"
+        self.listen(Notice(text=f"trial {trial.number} is no longer this worker's: {became}; its result is kept"))
+
+    def _describe(self, trial: Trial, attributes: dict[str, Any], result: TrialResult) -> None:
+        attributes = {
+            **attributes,
+            OUTCOME: result.outcome,
+            BITS: result.size.bits_per_weight,
+            BYTES: result.size.model_bytes,
+            PEAK: result.peak_bytes,
+            SECONDS: {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
+        }
+        for name, value in attributes.items():
+            self.write(trial, name, value)
+
+    def write(self, trial: Trial, name: str, value: object) -> None:
+        """Attributes of a trial that someone has ended meanwhile are settled."""
+        try:
+            trial.set_user_attr(name, value)
+        except UpdateFinishedTrialError:
+            return
+
+    def fail(self, trial: Trial, failure: Failure, result: TrialResult | None = None) -> None:
+        if not self.queue.owns(trial):
+            self._say_taken(trial)
+            return
+        if result is not None:
+            self._describe(trial, {}, result)
+        self.write(trial, OUTCOME, failure.outcome)
+        self.write(trial, REASON, failure.reason)
+        self.queue.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
