@@ -755,7 +755,7 @@ def _event_text(event: "Event") -> str:
         case Finished():
             return _finished_text(event)
         case Working():
-            return " | ".join(_worker_text(trial) for trial in event.trials) or "no worker is at a trial"
+            return " | ".join(_worker_text(trial) for trial in event.trials) or "workers prepare, or confirm"
         case _:
             return event.text
 

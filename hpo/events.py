@@ -8,9 +8,10 @@ from hpo.record import TrialRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """Something a person should know."""
+    """Something a person should know; `passing` if only now."""
 
     text: str
+    passing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,11 @@ class Follower:
             if trial.number not in self._known:
                 self._known.add(trial.number)
                 self.listen(self._finished(record, trial))
-        self.listen(Working(trials=tuple(trial for trial in record.trials if trial.state == "RUNNING")))
+        running = tuple(trial for trial in record.trials if trial.state == "RUNNING")
+        if not running and not ended:
+            # Until the first trial begins, workers load, calibrate and measure references: that is nobody's pace.
+            self._started = time.monotonic()
+        self.listen(Working(trials=running))
         return len(ended)
 
     def say(self, text: str) -> None:

@@ -105,7 +105,7 @@ def work(job: Job) -> Report:
     notes: list[str] = []
 
     def listen(event: Event) -> None:
-        if isinstance(event, Notice):
+        if isinstance(event, Notice) and not event.passing:
             notes.append(event.text)
 
     try:

@@ -131,7 +131,7 @@ class Worker:
             if not running:
                 return None
             if not said:
-                self.listen(Notice(text=f"waiting for {running} trials of other workers"))
+                self.listen(Notice(text=f"waiting for {running} trials of other workers", passing=True))
                 said = True
             self.interrupts.check()
             sleep(POLL_SECONDS)
