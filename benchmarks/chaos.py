@@ -122,7 +122,12 @@ class Chaos:
         self.processes.append(process)
 
     def _kill_one(self) -> None:
-        victim = self.random.choice(self.processes)
+        """Mostly one that is at a trial; the others load, calibrate or measure references."""
+        busy = {
+            trial.user_attrs.get("owner", {}).get("pid") for trial in self._frozen() if trial.state.name == "RUNNING"
+        }
+        at_work = [one for one in self.processes if one.pid in busy]
+        victim = self.random.choice(at_work if at_work and self.random.random() < 0.8 else self.processes)
         if victim.poll() is None:
             victim.kill()
             victim.wait()
@@ -133,7 +138,8 @@ class Chaos:
         if process.returncode == 0:
             return
         if process.returncode != -signal.SIGKILL:
-            raise SystemExit(f"a worker failed: see {self.home / 'workers.log'}")
+            lines = (self.home / "workers.log").read_text().splitlines()[-15:]
+            raise SystemExit("\n".join(["a worker failed:", *lines]))
         self.killed[process.phase] += 1  # type: ignore[attr-defined]
         self._start()
 
@@ -146,6 +152,11 @@ class Chaos:
                 self.seen[number] = (state, value)
 
     def _trials(self) -> list[tuple[int, str, float | None]]:
+        return [
+            (one.number, one.state.name, one.value if one.state.name == "COMPLETE" else None) for one in self._frozen()
+        ]
+
+    def _frozen(self) -> list[Any]:
         import optuna
 
         from storage.studies import open_storage
@@ -155,8 +166,7 @@ class Chaos:
         if "chaos" not in optuna.get_all_study_names(storage):
             return []
         study = self.__dict__.setdefault("study", optuna.load_study(storage=storage, study_name="chaos"))
-        trials = study.get_trials(deepcopy=False)
-        return [(one.number, one.state.name, one.value if one.state.name == "COMPLETE" else None) for one in trials]
+        return list(study.get_trials(deepcopy=False))
 
     def _verdict(self, seconds: float) -> dict[str, Any]:
         from hpo.record import read_study

@@ -15,7 +15,7 @@ from hpo.events import Listener, Notice
 from hpo.failures import Failure
 from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, reports
 from hpo.queue import Queue
-from hpo.record import BITS, BYTES, ESTIMATE, OUTCOME, PEAK, REASON, RESULT, SECONDS, TOKENS, read_study
+from hpo.record import BITS, BYTES, ESTIMATE, OUTCOME, PEAK, REASON, RESULT, SECONDS, SETTING, TOKENS
 from objectives.kept import recall_result
 from objectives.scoring import Score, look_sizes
 from objectives.sequences import Sequences
@@ -35,22 +35,29 @@ class Ledger:
     listen: Listener
 
     def is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
+        """Whether the pruner lets a trial go on after a look."""
         if self.pruner != "paired":
             return not trial.should_prune()
         incumbent = self.incumbent(setting)
         return incumbent is None or not is_hopeless(look, incumbent.score, self.tuning.clusters)
 
     def incumbent(self, setting: Setting) -> Incumbent | None:
-        complete = read_study(self.queue.study).complete
-        equals = [trial for trial in complete if trial.group_size == setting.group_size and trial.result]
-        if not equals:
+        """The best completed trial that a trial of this setting is compared with; None before there is one."""
+        complete = self.queue.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        equals = [
+            trial
+            for trial in complete
+            if RESULT in trial.user_attrs and trial.user_attrs[SETTING]["group_size"] == setting.group_size
+        ]
+        best = min(equals, key=lambda trial: (trial.value, trial.number), default=None)
+        if best is None:
             return None
-        best = equals[0]
-        score = recall_result(self.store, str(best.result)).score
+        score = recall_result(self.store, best.user_attrs[RESULT]).score
         return None if score is None else Incumbent(number=best.number, score=score)
 
     def look(self, trial: Trial, look: Score) -> None:
-        told = self.queue.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        """Tell Optuna of a look, unless it was told already."""
+        told = self.queue.storage.get_trial(trial._trial_id).intermediate_values
         for step, value in reports(self.pruner, look).items():
             if step not in told and math.isfinite(value):
                 try:
@@ -60,6 +67,7 @@ class Ledger:
                     return
 
     def tell(self, trial: Trial, setting: Setting, result: TrialResult, key: str) -> None:
+        """Tell what was measured and kept under `key`, if the trial is still this worker's."""
         score = result.score
         assert score is not None
         if not self.queue.owns(trial):
@@ -105,6 +113,7 @@ class Ledger:
             return
 
     def fail(self, trial: Trial, failure: Failure, result: TrialResult | None = None) -> None:
+        """End a trial without a value, if it is still this worker's."""
         if not self.queue.owns(trial):
             self._say_taken(trial)
             return

@@ -25,7 +25,7 @@ from hpo.ledger import Ledger
 from hpo.proposal import SamplerName, propose
 from hpo.pruning import PrunerName, optuna_pruner
 from hpo.queue import Queue
-from hpo.record import ENDED, SETTING, VERSIONS, StudyRecord, read_study
+from hpo.record import ENDED, SETTING, VERSIONS, StudyRecord, read_study, trial_record
 from hpo.space import Space
 from objectives.errors import InputError
 from objectives.kept import keep_result, measurement_key, recall_result
@@ -184,7 +184,7 @@ class Worker:
             self._finish(trial, setting, result)
 
     def _result(self, trial: Trial, setting: Setting, heartbeat: Heartbeat) -> TrialResult:
-        record = self._patiently(lambda: read_study(self.study)).trials[trial.number]
+        record = self._patiently(lambda: trial_record(self.queue.storage.get_trial(trial._trial_id)))
         self._patiently(lambda: self.ledger.write(trial, VERSIONS, versions()))
 
         def go_on(look: Score) -> bool:

@@ -71,6 +71,7 @@ def resolved(url: str) -> str:
 
 def limits(url: str) -> list[str]:
     """What a person who chose this storage should know before a study begins."""
+    url = resolved(url)
     if url.startswith(REDIS):
         return ["Redis as a storage: use a server that nobody else reaches; its log is replayed whole by every worker"]
     if url.startswith(JOURNAL):

@@ -1,11 +1,14 @@
 """Proposals: reproducible, never repeated, and better than chance also when most trials were pruned."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import optuna
 import pytest
 
+from hpo import proposal
 from hpo.proposal import SAMPLERS, STARTUP_TRIALS, SamplerName, presets, propose
 from hpo.record import TrialRecord
 from hpo.space import Space, make_space
@@ -133,3 +136,26 @@ def test_presets_that_become_equal_are_tried_once() -> None:
     assert [origin for origin, _ in presets(small)] == [f"preset {name} (projected)" for name in PRESETS]
     fixed = make_space(Setting(), {"beta": 0.5, "tau": 2})
     assert [origin for origin, _ in presets(fixed)] == ["preset balanced"]
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+def test_a_large_study_is_shown_in_part(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler sees what runs, the best trials, and others down to the worst, and no more than it can bear."""
+    shown: list[float] = []
+    monkeypatch.setattr(proposal, "MODELS", {sampler: replace(proposal.MODELS[sampler], most=20)})
+    add_trial = optuna.Study.add_trial
+
+    def counted(study: optuna.Study, frozen: optuna.trial.FrozenTrial) -> None:
+        shown.append(frozen.value if frozen.state.name == "COMPLETE" else 0.0)
+        add_trial(study, frozen)
+
+    monkeypatch.setattr(optuna.Study, "add_trial", counted)
+    settings = [FULL.at([(index + 0.5) / 120] * len(FULL.dimensions)) for index in range(120)]
+    trials = [trial(index, FULL, setting, 20.0 + index % 60) for index, setting in enumerate(settings)]
+    trials[5] = replace(trials[5], state="RUNNING", perplexity=None)
+    assert propose(FULL, trials, sampler, 0) not in settings  # type: ignore[arg-type]
+    assert len(shown) == 21
+    assert 0.0 in shown
+    values = sorted(math.exp(value) for value in shown if value)
+    assert values[:10] == pytest.approx([20, 20, 21, 21, 22, 22, 23, 23, 24, 24])
+    assert values[-1] > 70
