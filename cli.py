@@ -527,7 +527,7 @@ def _fleet(options: argparse.Namespace) -> "Fleet | None":
     """The workers to start; None where this process is the worker."""
     from hpo.launch import Fleet
 
-    if not (options.workers or options.devices or options.scheduler or options.backend != "loky"):
+    if not (options.workers is not None or options.devices or options.scheduler or options.backend != "loky"):
         return None
     return Fleet(
         workers=options.workers,

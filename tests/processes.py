@@ -64,3 +64,12 @@ def run_cli(arguments: Sequence[str], output: Path) -> None:
     # The command line asks for this by a variable that is read when transformers is imported, which is long ago here.
     transformers.utils.logging.disable_progress_bar()
     sys.exit(cli.main(arguments))
+
+
+def run_impatient(arguments: Sequence[str], output: Path) -> None:
+    """As `run_cli`, but a worker is dead after three seconds without a heartbeat."""
+    import hpo.heartbeat
+    import hpo.queue
+
+    hpo.heartbeat.BEAT_SECONDS, hpo.queue.GRACE_SECONDS = 0.5, 3.0
+    run_cli(arguments, output)

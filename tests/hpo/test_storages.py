@@ -86,13 +86,13 @@ class TestEveryStorage:
         assert sorted(claimed) == list(range(20))
 
     def test_processes_that_ask_at_once_keep_the_budget_exactly(self, queue: Queue, url: str, tmp_path: Path) -> None:
-        """Four processes, sixteen trials: sixteen settings, none twice, each trial told by the process that had it."""
+        """Four processes, sixty-four trials: as many settings, none twice, each told by its process."""
         targets = [tmp_path / f"{index}.txt" for index in range(4)]
-        assert finish(*(start(ask_all, url, tmp_path, 16, target) for target in targets)) == [0] * 4
+        assert finish(*(start(ask_all, url, tmp_path, 64, target) for target in targets)) == [0] * 4
         asked = [int(line) for target in targets for line in target.read_text().split()]
-        assert sorted(asked) == list(range(16))
+        assert sorted(asked) == list(range(64))
         trials = read_study(queue.study).trials
-        assert len({trial.setting for trial in trials}) == len(trials) == 16
+        assert len({trial.setting for trial in trials}) == len(trials) == 64
         assert {trial.state for trial in trials} == {"COMPLETE"}
 
     def test_the_lock_lets_one_process_in_at_a_time(self, queue: Queue, url: str, tmp_path: Path) -> None:
