@@ -4,15 +4,17 @@ Responsible for references and confirmation, which are not trials: nothing is pr
 not measured again. May assume that the bench was laid out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from hpo.footprint import footprint_of
 from hpo.record import FULL_PRECISION, Measured
 from hpo.space import Space
 from objectives.errors import InputError, RunError
 from objectives.kept import keep_result, measurement_key, recall_result
 from objectives.memory import peak_bytes, reset_peak
 from objectives.progress import Progress
-from objectives.quantization import LayerResult, model_size
+from objectives.quantization import LayerResult, model_size, suitable_group_sizes
 from objectives.scoring import Score, score_all
 from objectives.sequences import Sequences
 from objectives.trial import Bench, TrialResult, quantized, timed
@@ -20,6 +22,7 @@ from quant.methods import Setting
 from storage.results import ResultStore
 
 REFERENCE_METHODS = ("rtn", "gw-awq", "gwh-praq-v1")
+ROW_REFERENCES, KEEPING_REFERENCE = ("rtn-channel", "awq"), "awq-mixed"
 CHECKED_SEQUENCES = 16
 MOST_DRIFT = 0.002
 
@@ -69,30 +72,47 @@ def _measure_missing(
 def measure_references(
     bench: Bench, store: ResultStore, space: Space, tuning: Sequences, progress: Progress
 ) -> list[Measured]:
-    """Full precision, and the reference methods at every group size of the space, on the tuning text."""
+    """Full precision, and what the study's method has to beat, on the tuning text."""
     measured = [_reference(bench, store, FULL_PRECISION, None, tuning, progress)]
-    for size in space.values("group_size"):
-        for setting in references(space, size):
-            measured.append(_reference(bench, store, setting.method, setting, tuning, progress))
+    for name, setting in references(bench, space):
+        measured.append(_reference(bench, store, name, setting, tuning, progress))
     return measured
 
 
-def references(space: Space, group_size: int) -> list[Setting]:
-    """The reference settings of one group size: their methods' defaults, on the study's grid and scale sharing."""
-    base = space.base
-    sizes = space.values("n_calib")
-    n_calib = min(sizes, key=lambda size: abs(size - Setting().n_calib))
-    return [
-        Setting(
-            method=method,
-            group_size=group_size,
-            n_calib=n_calib,
-            symmetric=base.symmetric,
-            scales=base.scales,
-            placement=base.placement,
-        )
-        for method in REFERENCE_METHODS
-    ]
+def references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
+    """The reference settings by name: their methods' defaults, on the study's grid and scale sharing.
+
+    For a method in groups they are other methods at every group size of the space. For one with one scale per row
+    they are the plain method of the same bits, at every share of kept rows, and beside it the methods in groups at the
+    smallest group size that takes no more bits: what else the memory could be spent on.
+    """
+    base, defaults = space.base, Setting()
+    n_calib = min(space.sizes("n_calib"), key=lambda size: abs(size - defaults.n_calib))
+    plain = replace(defaults, n_calib=n_calib, symmetric=base.symmetric, scales=base.scales, placement=base.placement)
+    if not base.definition.per_row:
+        sizes = space.sizes("group_size")
+        settings = [replace(plain, method=method, group_size=size) for size in sizes for method in REFERENCE_METHODS]
+        return [(setting.method, setting) for setting in settings]
+    if base.definition.keeps_rows:
+        ratios = space.values("keep_ratio")
+        own = [replace(plain, method=KEEPING_REFERENCE, keep_ratio=ratio) for ratio in ratios]
+    else:
+        own = [replace(plain, method=method) for method in ROW_REFERENCES]
+    beside = dict.fromkeys(other for one in own for other in _at_most_as_large(bench, plain, one))
+    named = ((f"{one.method} {footprint_of(one).short}", one) for one in beside)
+    return [*((setting.method, setting) for setting in own), *named]
+
+
+def _at_most_as_large(bench: Bench, plain: Setting, limit: Setting) -> Iterator[Setting]:
+    """The reference methods in groups, at the smallest suitable group size that takes no more bits than `limit`."""
+
+    def bits(setting: Setting) -> float:
+        return model_size(bench.model, bench.blocks, setting).bits_per_weight
+
+    for method in REFERENCE_METHODS:
+        sized = [replace(plain, method=method, group_size=size) for size in suitable_group_sizes(bench.blocks)]
+        affordable = [setting for setting in sized if bits(setting) <= bits(limit)]
+        yield from affordable[:1]
 
 
 def require_same_machine_result(bench: Bench, known: Score, tuning: Sequences, progress: Progress) -> None:

@@ -12,6 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
+from hpo.footprint import Footprint, footprint_of
 from quant.methods import Setting
 
 CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
@@ -60,8 +61,13 @@ class Measured:
 
     @property
     def group_size(self) -> int | None:
+        """Inputs that share a scale; None where a scale is a row's, and for full precision."""
+        return None if self.footprint is None else self.footprint.group_size
+
+    @property
+    def footprint(self) -> Footprint | None:
         """What decides which others it may be compared with; None for full precision."""
-        return None if self.setting is None else self.setting.group_size
+        return None if self.setting is None else footprint_of(self.setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +130,7 @@ class StudyRecord:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The trial of least perplexity, whatever its group size; None before one is complete."""
+        """The trial of least perplexity, whatever its bits; None before one is complete."""
         return next(iter(self.complete), None)
 
     def tokens_saved(self, full: int) -> float:

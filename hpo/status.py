@@ -4,15 +4,15 @@ from collections import Counter
 from datetime import datetime
 from typing import Any
 
-from hpo.record import StudyRecord, TrialRecord
+from hpo.record import Measured, StudyRecord, TrialRecord
 
 
 def summary(record: StudyRecord) -> dict[str, Any]:
-    """JSON-able facts: what is studied, trials by state, the best of each group size, who works on what."""
+    """JSON-able facts: what is studied, trials by state, the best at equal bits, who works on what."""
     contract = record.contract
     tuning = contract["tuning"]
     complete = record.complete
-    sizes = sorted({trial.group_size for trial in complete if trial.group_size is not None})
+    footprints = {trial.footprint for trial in complete if trial.footprint is not None}
     full = max((trial.tokens for trial in complete), default=0)
     return {
         "study": record.name,
@@ -21,7 +21,8 @@ def summary(record: StudyRecord) -> dict[str, Any]:
         "trials": dict(Counter(trial.state for trial in record.trials)),
         "references": {_reference_name(one): one.perplexity for one in record.references},
         "best": {
-            f"group size {size}": _best(next(trial for trial in complete if trial.group_size == size)) for size in sizes
+            str(footprint): _best(next(trial for trial in complete if trial.footprint == footprint))
+            for footprint in sorted(footprints, key=lambda one: one.order)
         },
         "tokens_saved": round(record.tokens_saved(full), 3) if full else None,
         "running": [_running(trial) for trial in record.trials if trial.state == "RUNNING"],
@@ -30,8 +31,11 @@ def summary(record: StudyRecord) -> dict[str, Any]:
     }
 
 
-def _reference_name(reference: Any) -> str:
-    return reference.name if reference.group_size is None else f"{reference.name} g{reference.group_size}"
+def _reference_name(reference: Measured) -> str:
+    """Its name, and its footprint where that is but the method's."""
+    if reference.setting is None or reference.footprint is None or reference.name != reference.setting.method:
+        return reference.name
+    return f"{reference.name} {reference.footprint.short}"
 
 
 def _best(trial: TrialRecord) -> str:

@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from hpo.events import Finished, Listener, Looked, Notice
+from hpo.footprint import footprint_of
 from hpo.interrupts import Interrupts
 from hpo.proposal import SamplerName, propose
 from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, optuna_pruner, reports
@@ -183,7 +184,7 @@ class Worker:
 
     def _incumbent(self, setting: Setting) -> Incumbent | None:
         complete = read_study(self.study).complete
-        equals = [trial for trial in complete if trial.group_size == setting.group_size and trial.result]
+        equals = [trial for trial in complete if trial.footprint == footprint_of(setting) and trial.result]
         if not equals:
             return None
         best = equals[0]
