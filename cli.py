@@ -288,7 +288,7 @@ def _calibrate(options: argparse.Namespace) -> None:
     for size, entries in keys.items():
         table.add_row(str(size), " ".join(entries))
     read = f"{computed} samples were read, the others were in the cache"
-    _output(options, record, table, [read, *laid_out.notes])
+    _output(options, record, table, [*laid_out.notes, read])
 
 
 def _cache_ls(options: argparse.Namespace) -> None:
