@@ -561,8 +561,7 @@ def _verdicts(levels: "Sequence[Level]") -> list[str]:
     ordered = sorted(levels, key=lambda level: level is not leading)
     lines = [level.verdict() for level in ordered]
     if leading is not None:
-        chosen = leading.recommended.measured
-        lines.insert(1, f"Recommended at {leading.footprint}: {chosen.name} ({chosen.label}).")
+        lines.insert(1, leading.recommendation())
     return [*lines, *([frontier_text(levels)] if len(levels) > 1 else [])]
 
 

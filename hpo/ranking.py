@@ -88,6 +88,14 @@ class Level:
         judgement = "a meaningful win" if real else "not a meaningful win (it takes 0.1 % and significance)"
         return f"{self.title}: {found} against {known} is {interval}: {judgement}."
 
+    def recommendation(self) -> str:
+        """What to use, in one sentence."""
+        chosen = self.recommended.measured
+        if chosen.footprint == self.footprint:
+            return f"Recommended at {self.footprint}: {chosen.name} ({chosen.label})."
+        instead = f"{chosen.name} ({chosen.label}) at {chosen.bits_per_weight:.3f} bits per weight"
+        return f"Recommended instead of {self.footprint}: {instead}."
+
     def _named(self, row: Ranked) -> str:
         """A row with its perplexity, and with its bits where the rows' bits differ."""
         bits = {f"{one.measured.bits_per_weight:.3f}" for one in self.rows}
@@ -133,11 +141,10 @@ def frontier(levels: Sequence[Level]) -> list[Ranked]:
 def frontier_text(levels: Sequence[Level]) -> str:
     """The frontier in one sentence."""
     parts = (
-        f"{row.measured.bits_per_weight:.3f} bits per weight {row.score.perplexity:.3f} "
-        f"({row.measured.name}, {row.measured.footprint})"
+        f"{row.measured.full_name} ({row.score.perplexity:.3f} at {row.measured.bits_per_weight:.3f})"
         for row in frontier(levels)
     )
-    return f"Perplexity against bits, where more bits are better: {'; '.join(parts)}."
+    return f"Perplexity at bits per weight, where nothing of no more bits is better: {', '.join(parts)}."
 
 
 def headline(levels: Sequence[Level]) -> Level | None:

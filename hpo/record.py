@@ -55,6 +55,13 @@ class Measured:
     seconds: Mapping[str, float]
 
     @property
+    def full_name(self) -> str:
+        """Its name and what its bits depend on: `gw-awq g64`, `trial 17 keep 0.2`."""
+        if self.footprint is None or self.name.endswith(self.footprint.short):
+            return self.name
+        return f"{self.name} {self.footprint.short}"
+
+    @property
     def label(self) -> str:
         """Its method and what that reads, without the group size: `gwh-praq-v2 beta=0.5 tau=2 n_grid=20`."""
         return "" if self.setting is None else self.setting.label()

@@ -4,7 +4,7 @@ from collections import Counter
 from datetime import datetime
 from typing import Any
 
-from hpo.record import Measured, StudyRecord, TrialRecord
+from hpo.record import StudyRecord, TrialRecord
 
 
 def summary(record: StudyRecord) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def summary(record: StudyRecord) -> dict[str, Any]:
         "model": contract["model"]["name"],
         "tuning_text": f"{tuning['sequences']} sequences of {tuning['source']} ({tuning['protocol']})",
         "trials": dict(Counter(trial.state for trial in record.trials)),
-        "references": {_reference_name(one): one.perplexity for one in record.references},
+        "references": {one.full_name: one.perplexity for one in record.references},
         "best": {
             str(footprint): _best(next(trial for trial in complete if trial.footprint == footprint))
             for footprint in sorted(footprints, key=lambda one: one.order)
@@ -29,13 +29,6 @@ def summary(record: StudyRecord) -> dict[str, Any]:
         "last_failure": next((trial.reason for trial in reversed(record.trials) if trial.state == "FAIL"), None),
         "confirmation": record.confirmation["sentence"] if record.confirmation else None,
     }
-
-
-def _reference_name(reference: Measured) -> str:
-    """Its name, and its footprint where that is but the method's."""
-    if reference.setting is None or reference.footprint is None or reference.name != reference.setting.method:
-        return reference.name
-    return f"{reference.name} {reference.footprint.short}"
 
 
 def _best(trial: TrialRecord) -> str:

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from hpo.footprint import FOOTPRINT_FIELDS, Footprint
 from hpo.importance import Importances, usual_footprint
 from hpo.ranking import Level, headline
-from hpo.record import Measured, StudyRecord, TrialRecord
+from hpo.record import StudyRecord, TrialRecord
 from hpo.report.axes import Axis, varied_axes
 from hpo.report.layer_grid import LayerChoices, layer_choices
 from storage.results import ResultStore
@@ -128,16 +128,12 @@ def chart_data(
         measured=tuple(measured),
         estimated=tuple(estimated),
         failed=tuple(trial.number for trial in record.trials if trial.state == "FAIL"),
-        known=None if reference is None else (_known_name(reference.measured), reference.score.perplexity),
+        known=None if reference is None else (reference.measured.full_name, reference.score.perplexity),
         importances=importances,
         running=tuple(_running(record)),
         surface=_surface(record, axes, measured),
         layers=layer_choices(record.best, store),
     )
-
-
-def _known_name(reference: Measured) -> str:
-    return f"{reference.name}, {reference.footprint}"
 
 
 def perplexity_range(data: ChartData) -> tuple[float, float]:

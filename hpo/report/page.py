@@ -146,7 +146,7 @@ def _recommendation(lead: Level) -> str:
     chosen = lead.recommended
     bits = number(chosen.measured.bits_per_weight)
     return (
-        f"Recommended: {chosen.measured.name} ({setting_text(chosen.measured)}, {lead.footprint}), "
+        f"Recommended: {chosen.measured.name} ({setting_text(chosen.measured)}, {chosen.measured.footprint}), "
         f"perplexity {number(chosen.score.perplexity)} at {bits} bits per weight: the simplest setting within "
-        f"{INDIFFERENT_PERCENT} % and within noise of the best of the same bits."
+        f"{INDIFFERENT_PERCENT} % and within noise of the best at {lead.footprint}."
     )

@@ -180,6 +180,11 @@ def test_methods_in_groups_stand_beside_kept_rows_of_no_fewer_bits(study: Study)
     assert "at 4.500 bits per weight) beats every praq-mixed setting that was tried" in many.verdict()
     assert "at 5.200 bits per weight), is at +1.01 %" in many.verdict()
     assert many.recommended.measured.name == "gw-awq g32"
+    assert many.recommendation() == (
+        "Recommended instead of one scale per row, 10 % of rows in 16 bit: "
+        "gw-awq g32 (gw-awq n_grid=20) at 4.500 bits per weight."
+    )
+    assert none.recommendation().startswith("Recommended at one scale per row: trial 2 (praq-mixed keep_ratio=0 ")
 
 
 def test_more_bits_must_be_better(study: Study) -> None:
@@ -191,9 +196,9 @@ def test_more_bits_must_be_better(study: Study) -> None:
     levels = study.levels()
     assert [row.measured.name for row in frontier(levels)] == ["gw-awq", "trial 3"]
     text = frontier_text(levels)
-    assert "4.250 bits per weight" in text
-    assert "(gw-awq, group size 64); 4.500" in text
-    assert text.endswith("(trial 3, group size 32).")
+    assert "no more bits is better: gw-awq g64 (" in text
+    assert " at 4.250), trial 3 g32 (" in text
+    assert text.endswith(" at 4.500).")
 
 
 def test_a_trial_that_equals_its_reference_is_not_said_to_lose(study: Study) -> None:

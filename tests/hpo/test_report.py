@@ -177,7 +177,7 @@ def test_kept_rows_are_reported_by_their_share(tmp_path: Path) -> None:
     shares = {one: [trial for trial in study.record.complete if str(trial.footprint) == one] for one in names}
     for name, trials in shares.items():
         assert {len(trace["x"]) for trace in traces(page, name)} == {len(trials)}
-    assert traces(page, "gw-awq g32, group size 32")
+    assert traces(page, "gw-awq g32")
     result = json.loads((tmp_path / "report" / "result.json").read_text())
     assert [(level["group_size"], level["keep_ratio"]) for level in result["ranking"]] == [(None, 0.05), (None, 0.2)]
     assert "keep_ratio" in result["importances"]["overall"]["fanova"]
