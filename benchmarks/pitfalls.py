@@ -11,7 +11,7 @@ count blocks of one document as one cluster.
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hpo.measuring import measure
 from objectives import quantization
 from objectives.evaluation import BenchPlan, LaidOut, lay_out
 from objectives.memory import keep_freed_memory
@@ -35,15 +36,16 @@ from objectives.sequences import TextPlan
 from objectives.trial import TrialResult, run_trial
 from quant import layers
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
-from quant.methods import Setting
+from quant.methods import METHODS, Setting
 from quant.salience import Kind, error_weights, normalise
 from quant.statistics import OutputStatistics
 from storage.paths import Paths
+from storage.results import ResultStore
 
 # So large that the softmax of error weights is uniform.
 UNIFORM = 1e6
-TAUS = (0.1, 0.5, 2.0, 5.0, UNIFORM)
-RATIOS = (0.05, 0.1, 0.2, 0.3)
+TAUS = (0.2, 2.0, UNIFORM)
+RATIOS = (0.05, 0.2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,31 +68,31 @@ class Measurement:
 
 
 class Bed:
-    """A model with its text, on which every setting is measured once."""
+    """A model with its text, on which every setting is measured once, also when this is run again."""
 
-    def __init__(self, laid_out: LaidOut, usual: Setting) -> None:
+    def __init__(self, laid_out: LaidOut, usual: Setting, store: ResultStore) -> None:
         self.bench, (self.text, *_) = laid_out.bench, laid_out.data
-        self.usual = usual
-        full = run_trial(self.bench, None, self.text)
-        assert full.score is not None
-        self.full = full.score
-        self._known: dict[Setting, Measurement] = {}
+        self.usual, self._store = usual, store
+        full = self._result(None).score
+        assert full is not None
+        self.full = full
 
     def setting(self, method: str, **fields: object) -> Setting:
         """A setting of this bed's group size and calibration."""
         return replace(self.usual, method=method, **fields)  # type: ignore[arg-type]
 
     def measure(self, setting: Setting, changed: AbstractContextManager[object] | None = None) -> Measurement:
-        """One setting; with something `changed` in how it is applied, not kept."""
-        if changed is None and setting in self._known:
-            return self._known[setting]
-        with changed or nullcontext():
-            result = run_trial(self.bench, setting, self.text)
-        assert result.score is not None
-        found = Measurement(result=result, difference=self.between(result.score, self.full))
+        """One setting; what has something `changed` in how it is applied is not kept."""
         if changed is None:
-            self._known[setting] = found
-        return found
+            result = self._result(setting)
+        else:
+            with changed:
+                result = run_trial(self.bench, setting, self.text)
+        assert result.score is not None
+        return Measurement(result=result, difference=self.between(result.score, self.full))
+
+    def _result(self, setting: Setting | None) -> TrialResult:
+        return measure(self.bench, self._store, setting, [self.text], silent)[0]
 
     def between(self, first: Score, second: Score) -> Difference:
         """The paired difference of two scores."""
@@ -147,22 +149,35 @@ def scaling_without_the_inverse(bed: Bed) -> None:
 
 def one_outlier(bed: Bed) -> None:
     """Saliences that differ in their normalisation alone."""
-    mean, soft = bed.setting("gw-awq"), bed.setting("gwh-praq-v2", beta=0.0, tau=UNIFORM)
-    by_mean, by_soft = bed.measure(mean), bed.measure(soft)
+    by_mean = replace(METHODS["gw-praq"], normalisation="mean")
+    praq = bed.setting("gw-praq")
+    changed = mock.patch.dict(METHODS, {"gw-praq": by_mean})
+    pairs = {"PRAQ's p, linear": (bed.measure(praq, changed), bed.measure(praq))}
+    for scales in ("linear", "foldable"):
+        settings = (bed.setting("gw-awq"), bed.setting("gwh-praq-v2", beta=0.0, tau=UNIFORM))
+        mean, soft = (bed.measure(replace(setting, scales=scales)) for setting in settings)
+        pairs[f"AWQ's a, {scales}"] = (mean, soft)
     flattened = {name: float((normalise(a, "soft") < 1.09).float().mean()) for name, a in bed.inputs()}
     worst = max(flattened, key=lambda name: flattened[name])
     salience = dict(bed.inputs())[worst]
+    columns = (
+        "salience, scales",
+        "v / mean v (s.e.)",
+        "mean alpha",
+        "soft(v) (s.e.)",
+        "mean alpha",
+        "soft minus mean, paired",
+    )
     rows = [
-        ("a / mean a (gw-awq)", by_mean.text, _alpha(by_mean)),
-        ("soft(a) (gwh-praq-v2, beta 0, tau infinite)", by_soft.text, _alpha(by_soft)),
-        ("soft minus mean, paired", bed.apart(by_soft, by_mean), ""),
+        (name, mean.text, _alpha(mean), soft.text, _alpha(soft), bed.apart(soft, mean))
+        for name, (mean, soft) in pairs.items()
     ]
     note = (
         f"Inputs whose soft(a) lies in the lowest tenth of its range: {_median(flattened.values()):.0%} of a Linear's "
         f"(median over inputs). The flattest is {worst}: {flattened[worst]:.1%} of {len(salience)}; its largest a is "
         f"{float(salience.max() / salience.median()):.0f} times its median."
     )
-    table("Min-max normalisation under one outlier", ("salience", "NLL above full (s.e.)", "mean alpha"), rows, note)
+    table("Min-max normalisation under one outlier", columns, rows, note)
 
 
 def temperature(bed: Bed) -> None:
@@ -287,12 +302,13 @@ def main() -> None:
         calibration=text(source=options.calib_data or options.eval_data, part="calibration", count=options.n_calib),
         data=(text(source=options.eval_data, part="tuning", count=options.eval_samples),),
     )
-    laid_out = lay_out(plan, Paths.default(), silent)
+    paths = Paths.default()
+    laid_out = lay_out(plan, paths, silent)
     laid_out.bench.calibration.ensure([options.n_calib], silent)
     usual = Setting(n_calib=options.n_calib, group_size=options.group_size, scales="linear")
-    bed = Bed(laid_out, usual)
+    bed = Bed(laid_out, usual, ResultStore(paths.results))
     model = laid_out.bench.model
-    print(f"{model.name}, {model.dtype}, perplexity {bed.full.perplexity:.3f} on {bed.text.source}")
+    print(f"{model.name}, {model.dtype}, perplexity {bed.full.perplexity:.3f} on {bed.text.source}", flush=True)
     for name in options.only:
         EXAMPLES[name](bed)
 
