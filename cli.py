@@ -55,6 +55,7 @@ OPTIMIZE_EXAMPLES = """examples:
   %(prog)s --trials 100                           go on with it
   %(prog)s --model org/name --calib-data wikitext2 --eval-data c4 --group-size 64,128 --trials 60 --study mine
   %(prog)s --model ./dir --eval-data eval.txt --beta 0.1..0.6 --tau 2 --n-calib 128 --storage sqlite:///study.db
+  %(prog)s --method praq-mixed --keep-ratio 0.05..0.2 --tau-risk=-5..-1 --beta-risk 3
   %(prog)s --presets-only --json presets.json     the four presets and the references, ranked
   %(prog)s --devices auto --trials 200 --storage @/run/secrets/storage     one worker per GPU
 """
@@ -398,7 +399,7 @@ def _study_upgrade(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from objectives.evaluation import load_bench
+    from objectives.evaluation import lay_out
     from objectives.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -406,8 +407,10 @@ def _calibrate(options: argparse.Namespace) -> None:
     plan = _bench_plan(options, sizes[-1])
     started = monotonic()
     with _progress() as progress:
-        # The evaluation text is read too: the same documents are left out as in a study.
-        bench, _ = load_bench(plan, _paths(options))
+        # The evaluation text is read too: the same documents are left out as in a study, and the number type is the
+        # one that the study will compute in.
+        laid_out = lay_out(plan, _paths(options), progress)
+        bench = laid_out.bench
         computed = bench.calibration.ensure(sizes, progress)
     keys = {size: [segment.key for segment in bench.calibration.segments(size)] for size in sizes}
     record = {"model": plan.model.name, "source": plan.calibration.source, "entries": keys, "samples_read": computed}
@@ -415,7 +418,8 @@ def _calibrate(options: argparse.Namespace) -> None:
     table = _table("samples", "entries")
     for size, entries in keys.items():
         table.add_row(str(size), " ".join(entries))
-    _output(options, record, table, [f"{computed} samples were read, the others were in the cache"])
+    read = f"{computed} samples were read, the others were in the cache"
+    _output(options, record, table, [*laid_out.notes, read])
 
 
 def _cache_ls(options: argparse.Namespace) -> None:
@@ -464,7 +468,7 @@ def _study_plan(options: argparse.Namespace) -> "StudyPlan":
     from hpo.optimize import StudyPlan
 
     space = _space(options)
-    calibration_sizes = space.values("n_calib")
+    calibration_sizes = space.sizes("n_calib")
     bench = _bench_plan(options, calibration_sizes[-1])
     bench = replace(bench, calibration=replace(bench.calibration, minimum=calibration_sizes[0]))
     tuning = bench.data[0]
@@ -487,7 +491,8 @@ def _space(options: argparse.Namespace) -> "Space":
 
     fixed = {name: getattr(options, name) for name in ("method", *FIXED_FLAGS) if getattr(options, name) is not None}
     given = read_space_file(Path(options.space)) if options.space else {}
-    flags = {name: getattr(options, name) for name in SEARCHED_FLAGS if getattr(options, name) is not None}
+    searched = (*SEARCHED_FLAGS, *ROW_FLAGS)
+    flags = {name: getattr(options, name) for name in searched if getattr(options, name) is not None}
     return make_space(Setting(**fixed), {**given, **flags})
 
 
@@ -706,16 +711,15 @@ def _conclude(options: argparse.Namespace, outcome: "Outcome", directory: Path |
 
 
 def _verdicts(levels: "Sequence[Level]") -> list[str]:
-    """The leading group size first: what won, and what to use."""
-    from hpo.ranking import headline
+    """The leading level first: what won, what to use, and what more bits would buy."""
+    from hpo.ranking import frontier_text, headline
 
     leading = headline(levels)
     ordered = sorted(levels, key=lambda level: level is not leading)
     lines = [level.verdict() for level in ordered]
     if leading is not None:
-        chosen = leading.recommended.measured
-        lines.insert(1, f"Recommended at group size {leading.group_size}: {chosen.name} ({chosen.label}).")
-    return lines
+        lines.insert(1, leading.recommendation())
+    return [*lines, *([frontier_text(levels)] if len(levels) > 1 else [])]
 
 
 def _ranking_tables(levels: "Sequence[Level]") -> list[Table]:
@@ -723,7 +727,7 @@ def _ranking_tables(levels: "Sequence[Level]") -> list[Table]:
 
     tables = []
     for level in levels:
-        table = _table(f"group size {level.group_size}", "setting", "perplexity", "above the best", "bits/weight")
+        table = _table(str(level.footprint), "setting", "perplexity", "above the best", "bits/weight")
         for row in level.rows:
             mark = " *" if row is level.recommended else ""
             table.add_row(
@@ -780,7 +784,9 @@ def _finished_text(event: "Finished") -> str:
 
 def _trial_text(trial: "TrialRecord") -> str:
     assert trial.setting is not None
-    return f"{trial.name} g{trial.setting.group_size} {trial.label} n_calib={trial.setting.n_calib}"
+    size = "" if trial.group_size is None else f"g{trial.group_size} "
+    samples = f" n_calib={trial.setting.n_calib}" if "n_calib" in trial.setting.definition.reads else ""
+    return f"{trial.name} {size}{trial.label}{samples}"
 
 
 def _result_text(trial: "TrialRecord") -> str:
@@ -1059,7 +1065,12 @@ def _space_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--n-grid", help="steps of the search over alpha (default 5..40)")
     group.add_argument("--n-calib", help="calibration samples (default 16,32,...,512 as far as there is text)")
     group.add_argument("--group-size", help="inputs that share a scale (default 32,...,256 as far as they suit)")
-    group.add_argument("--max-bits", type=float, help="most bits per weight that a group size may cost")
+    group.add_argument("--keep-ratio", help="share of rows in 16 bit, in steps (default 0.05..0.3; mixed methods)")
+    group.add_argument("--beta-risk", help="steepness of the risk (default 0.3..30; praq-real and mixed methods)")
+    group.add_argument("--tau-risk", help="from where outputs count as active (default -6..0; write --tau-risk=-5..-1)")
+    group.add_argument("--noise-factor", help="weight of the noise of rounding in the risk (default 0..10)")
+    group.add_argument("--variance-penalty", help="power of the deviation that risk is divided by (default 0..1)")
+    group.add_argument("--max-bits", type=float, help="most bits per weight that a setting may cost")
     _grid_flags(group)
 
 

@@ -32,12 +32,11 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; the difference in percent of perplexity."""
-        percent = dict(zip(("value", "low", "high"), self.difference.percent(), strict=True))
         return {
             "dataset": self.dataset,
             "name": self.name,
             "against": self.against,
-            "percent": percent,
+            "percent": self.difference.percent_json(),
             "p_value": self.difference.p_value,
             "holm": self.corrected,
         }
@@ -51,7 +50,7 @@ def confirm(
     Args:
         bench: Model, roles, calibration.
         store: Where what is known already is found, and what is measured is kept.
-        level: The group size whose winner is confirmed; it has a completed trial.
+        level: Whose winner is confirmed; it has a completed trial.
         texts: Held-out text: the tuning text's own kind first.
 
     Returns:
@@ -68,7 +67,8 @@ def confirm(
     rivals = [name for name in settings if name not in (winner.measured.name, FULL_PRECISION)]
     comparisons = _compare(winner.measured.name, rivals, scores, texts)
     return {
-        "group_size": level.group_size,
+        "group_size": level.footprint.group_size,
+        "keep_ratio": level.footprint.keep_ratio or None,
         "winner": winner.measured.name,
         "recommended": level.recommended.measured.name,
         "sentence": _sentence(winner.measured.name, level.best_reference, comparisons),

@@ -1,8 +1,8 @@
 """Which hyperparameters mattered: PED-ANOVA and fANOVA over the complete trials.
 
-Responsible for giving the shares twice where the group size varies - over everything, and at equal group size, since
-more bits explain most of a perplexity - and for saying so where there is too little to say. May assume that every
-trial was drawn from `distributions`.
+Responsible for giving the shares twice where the bits vary - over everything, and at equal bits, since more bits
+explain most of a perplexity - and for saying so where there is too little to say. May assume that every trial was drawn
+from `distributions`.
 """
 
 import math
@@ -22,6 +22,7 @@ from optuna.importance import (
 )
 from optuna.trial import TrialState, create_trial
 
+from hpo.footprint import FOOTPRINT_FIELDS, Footprint
 from hpo.record import StudyRecord, TrialRecord
 
 # With fewer, the best tenth that PED-ANOVA looks at is a single trial and a forest fits every trial by itself.
@@ -30,7 +31,6 @@ FEWEST_TRIALS = 10
 # trials with one parameter that matters out of four, it came first in 62 % with 2 best trials and in all with 6.
 BEST_SHARE, FEWEST_BEST, MOST_BEST_SHARE = 0.1, 6, 0.5
 SEED = 0
-GROUP_SIZE = "group_size"
 EXPONENT = "log2_"
 
 
@@ -72,7 +72,7 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class Importances:
-    """Shares over all trials, and within one group size; the latter None where the group size is fixed."""
+    """Shares over all trials, and at equal bits; the latter None where the bits are fixed."""
 
     overall: Shares
     equal_size: Shares | None
@@ -97,7 +97,7 @@ def importances(record: StudyRecord, distributions: Mapping[str, BaseDistributio
     """
     varied = {name: one for name, one in distributions.items() if not one.single()}
     usable = [trial for trial in record.complete if _finite(trial) and set(varied) <= set(trial.params)]
-    by_size = any(decoded_name(name) == GROUP_SIZE for name in varied)
+    by_size = any(decoded_name(name) in FOOTPRINT_FIELDS for name in varied)
     return Importances(
         overall=_shares("all trials", usable, varied),
         equal_size=_at_equal_size(usable, varied) if by_size else None,
@@ -109,17 +109,17 @@ def decoded_name(parameter: str) -> str:
     return parameter.removeprefix(EXPONENT)
 
 
-def usual_group_size(trials: Sequence[TrialRecord]) -> int | None:
-    """The group size that most of `trials`, given best first, have; of equally frequent ones the better."""
-    sizes = Counter(trial.group_size for trial in trials if trial.group_size is not None)
-    return max(sizes, key=lambda size: sizes[size], default=None)
+def usual_footprint(trials: Sequence[TrialRecord]) -> Footprint | None:
+    """The footprint that most of `trials`, given best first, have; of equally frequent ones the better."""
+    found = Counter(trial.footprint for trial in trials if trial.footprint is not None)
+    return max(found, key=lambda one: found[one], default=None)
 
 
 def _at_equal_size(trials: Sequence[TrialRecord], varied: Mapping[str, BaseDistribution]) -> Shares:
-    size = usual_group_size(trials)
-    others = {name: one for name, one in varied.items() if decoded_name(name) != GROUP_SIZE}
-    scope = "equal group size" if size is None else f"group size {size}"
-    return _shares(scope, [trial for trial in trials if trial.group_size == size], others)
+    usual = usual_footprint(trials)
+    others = {name: one for name, one in varied.items() if decoded_name(name) not in FOOTPRINT_FIELDS}
+    scope = "equal bits" if usual is None else str(usual)
+    return _shares(scope, [trial for trial in trials if trial.footprint == usual], others)
 
 
 def _shares(scope: str, trials: Sequence[TrialRecord], varied: Mapping[str, BaseDistribution]) -> Shares:

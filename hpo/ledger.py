@@ -13,6 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from hpo.events import Listener, Notice
 from hpo.failures import Failure
+from hpo.footprint import footprint_of
 from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, reports
 from hpo.queue import Queue
 from hpo.record import BITS, BYTES, ESTIMATE, OUTCOME, PEAK, REASON, RESULT, SECONDS, SETTING, TOKENS
@@ -47,7 +48,8 @@ class Ledger:
         equals = [
             trial
             for trial in complete
-            if RESULT in trial.user_attrs and trial.user_attrs[SETTING]["group_size"] == setting.group_size
+            if RESULT in trial.user_attrs
+            and footprint_of(Setting(**trial.user_attrs[SETTING])) == footprint_of(setting)
         ]
         best = min(equals, key=lambda trial: (trial.value, trial.number), default=None)
         if best is None:

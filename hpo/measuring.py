@@ -4,16 +4,18 @@ Responsible for references and confirmation, which are not trials: nothing is pr
 measured again, and several processes share the work out. May assume that the bench was laid out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from time import sleep
 
+from hpo.footprint import footprint_of
 from hpo.record import FULL_PRECISION, Measured
 from hpo.space import Space
 from objectives.errors import InputError, RunError
 from objectives.kept import keep_result, measurement_key, recall_result
 from objectives.memory import peak_bytes, reset_peak
 from objectives.progress import Progress
-from objectives.quantization import LayerResult, model_size
+from objectives.quantization import LayerResult, model_size, suitable_group_sizes
 from objectives.scoring import Score, score_all
 from objectives.sequences import Sequences
 from objectives.trial import Bench, TrialResult, quantized, timed
@@ -21,6 +23,7 @@ from quant.methods import Setting
 from storage.results import ResultStore
 
 REFERENCE_METHODS = ("rtn", "gw-awq", "gwh-praq-v1")
+ROW_REFERENCES, KEEPING_REFERENCE = ("rtn-channel", "awq"), "awq-mixed"
 CHECKED_SEQUENCES = 16
 MOST_DRIFT = 0.002
 POLL_SECONDS = 1.0
@@ -106,31 +109,49 @@ def _measure_missing(
 def measure_references(
     bench: Bench, store: ResultStore, space: Space, tuning: Sequences, progress: Progress
 ) -> list[Measured]:
-    """Full precision, and the reference methods at every group size of the space, on the tuning text."""
-    settings = [None, *(setting for size in space.values("group_size") for setting in references(space, size))]
-    results = measure_all(bench, store, settings, [tuning], progress)
+    """Full precision, and what the study's method has to beat, on the tuning text."""
+    named: list[tuple[str, Setting | None]] = [(FULL_PRECISION, None), *references(bench, space)]
+    results = measure_all(bench, store, [setting for _, setting in named], [tuning], progress)
     return [
-        _reference(setting, result, measurement_key(bench, setting, tuning))
-        for setting, (result,) in zip(settings, results, strict=True)
+        _reference(name, setting, result, measurement_key(bench, setting, tuning))
+        for (name, setting), (result,) in zip(named, results, strict=True)
     ]
 
 
-def references(space: Space, group_size: int) -> list[Setting]:
-    """The reference settings of one group size: their methods' defaults, on the study's grid and scale sharing."""
-    base = space.base
-    sizes = space.values("n_calib")
-    n_calib = min(sizes, key=lambda size: abs(size - Setting().n_calib))
-    return [
-        Setting(
-            method=method,
-            group_size=group_size,
-            n_calib=n_calib,
-            symmetric=base.symmetric,
-            scales=base.scales,
-            placement=base.placement,
-        )
-        for method in REFERENCE_METHODS
-    ]
+def references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
+    """The reference settings by name: their methods' defaults, on the study's grid and scale sharing.
+
+    For a method in groups they are other methods at every group size of the space. For one with one scale per row
+    they are the plain method of the same bits, at every share of kept rows, and beside it the methods in groups at the
+    smallest group size that takes no more bits: what else the memory could be spent on.
+    """
+    base, defaults = space.base, Setting()
+    n_calib = min(space.sizes("n_calib"), key=lambda size: abs(size - defaults.n_calib))
+    plain = replace(defaults, n_calib=n_calib, symmetric=base.symmetric, scales=base.scales, placement=base.placement)
+    if not base.definition.per_row:
+        sizes = space.sizes("group_size")
+        settings = [replace(plain, method=method, group_size=size) for size in sizes for method in REFERENCE_METHODS]
+        return [(setting.method, setting) for setting in settings]
+    if base.definition.keeps_rows:
+        ratios = space.values("keep_ratio")
+        own = [replace(plain, method=KEEPING_REFERENCE, keep_ratio=ratio) for ratio in ratios]
+    else:
+        own = [replace(plain, method=method) for method in ROW_REFERENCES]
+    beside = dict.fromkeys(other for one in own for other in _at_most_as_large(bench, plain, one))
+    named = ((f"{one.method} {footprint_of(one).short}", one) for one in beside)
+    return [*((setting.method, setting) for setting in own), *named]
+
+
+def _at_most_as_large(bench: Bench, plain: Setting, limit: Setting) -> Iterator[Setting]:
+    """The reference methods in groups, at the smallest suitable group size that takes no more bits than `limit`."""
+
+    def bits(setting: Setting) -> float:
+        return model_size(bench.model, bench.blocks, setting).bits_per_weight
+
+    for method in REFERENCE_METHODS:
+        sized = [replace(plain, method=method, group_size=size) for size in suitable_group_sizes(bench.blocks)]
+        affordable = [setting for setting in sized if bits(setting) <= bits(limit)]
+        yield from affordable[:1]
 
 
 def require_same_machine_result(bench: Bench, known: Score, tuning: Sequences, progress: Progress) -> None:
@@ -150,10 +171,10 @@ def require_same_machine_result(bench: Bench, known: Score, tuning: Sequences, p
         )
 
 
-def _reference(setting: Setting | None, result: TrialResult, key: str) -> Measured:
+def _reference(name: str, setting: Setting | None, result: TrialResult, key: str) -> Measured:
     assert result.score is not None
     return Measured(
-        name=setting.method if setting else FULL_PRECISION,
+        name=name,
         setting=setting,
         perplexity=result.score.perplexity,
         result=key,

@@ -4,6 +4,7 @@ Responsible for the order of things and for fitting the space to the model and t
 validated when they were made.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import optuna
@@ -11,7 +12,9 @@ from optuna.storages import BaseStorage
 
 from hpo.confirmation import confirm
 from hpo.contract import make_contract
+from hpo.dimension import Number
 from hpo.events import Listener, Notice
+from hpo.footprint import FOOTPRINT_FIELDS
 from hpo.interrupts import Interrupts
 from hpo.owner import Owner
 from hpo.proposal import SAMPLERS, SamplerName, presets
@@ -28,9 +31,11 @@ from objectives.kept import pin, pinned
 from objectives.progress import Progress
 from objectives.quantization import model_size, suitable_group_sizes
 from objectives.sequences import Sequences
+from objectives.trial import Bench
 from storage.paths import Paths
 from storage.results import ResultStore
 
+UNSUITABLE = "it does not divide the input widths of this model"
 TEXTS = ("tuning", "confirmation", "second confirmation")
 
 
@@ -44,7 +49,7 @@ class StudyPlan:
         space: What is searched, before it is fitted to the model and the text.
         sampler: Who proposes.
         pruner: Who gives trials up.
-        max_bits: Most bits per weight a group size may cost; None for any.
+        max_bits: Most bits per weight a setting may cost; None for any.
         presets_only: Measure the presets and nothing else.
         trial_timeout: Seconds without progress after which a trial fails; None for any number.
     """
@@ -76,7 +81,7 @@ class Outcome:
 
     Attributes:
         record: Everything that is stored of it.
-        levels: The ranking by group size.
+        levels: The ranking at equal bits.
         notes: What a person should know besides.
     """
 
@@ -140,28 +145,33 @@ def optimize(
 def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
     """The plan's space without what does not suit the model, the text or the bits that are allowed."""
     bench, space = laid_out.bench, plan.space
-    sizes = space.values("group_size")
-    suitable = sizes if bench.allow_partial_groups else [*suitable_group_sizes(bench.blocks)]
-    affordable = [
-        size
-        for size in sizes
-        if plan.max_bits is None
-        or model_size(bench.model, bench.blocks, replace(space.base, group_size=size)).bits_per_weight <= plan.max_bits
-    ]
+    suitable = suitable_group_sizes(bench.blocks)
     samples = len(bench.calibration.text)
-    limits = (
-        ("group_size", suitable, "it does not divide the input widths of this model"),
-        ("group_size", affordable, f"it costs more than {plan.max_bits} bits per weight"),
-        ("n_calib", [n for n in space.values("n_calib") if n <= samples], f"there is text for {samples} samples"),
-    )
+    limits: list[tuple[str, list[Number], str]] = [
+        ("group_size", [*(space.sizes("group_size") if bench.allow_partial_groups else suitable)], UNSUITABLE),
+        ("n_calib", [n for n in space.sizes("n_calib") if n <= samples], f"there is text for {samples} samples"),
+    ]
+    too_large = f"it costs more than {plan.max_bits} bits per weight"
+    limits += [(name, _affordable(plan, bench, name), too_large) for name in FOOTPRINT_FIELDS]
     for name, allowed, reason in limits:
         space, notice = space.limited(name, allowed, reason)
         if notice:
             listen(Notice(text=notice))
+    if space.base.definition.reads.isdisjoint(FOOTPRINT_FIELDS) and not _affordable(plan, bench, "n_calib"):
+        raise InputError(f"{space.base.method}: {too_large}; give a larger --max-bits")
     if plan.presets_only:
-        used = {setting.group_size for _, setting in presets(space)}
-        space, _ = space.limited("group_size", used, "no preset uses it")
+        for name in FOOTPRINT_FIELDS:
+            used = {getattr(setting, name) for _, setting in presets(space)}
+            space, _ = space.limited(name, used, "no preset uses it")
     return space
+
+
+def _affordable(plan: StudyPlan, bench: Bench, name: str) -> list[Number]:
+    """The values of one field that keep within the most bits."""
+    base, most = plan.space.base, math.inf if plan.max_bits is None else plan.max_bits
+    settings = {value: replace(base, **{name: value}) for value in plan.space.values(name)}  # type: ignore[arg-type]
+    sizes = {value: model_size(bench.model, bench.blocks, setting) for value, setting in settings.items()}
+    return [value for value, size in sizes.items() if size.bits_per_weight <= most]
 
 
 def standing(study: optuna.Study, paths: Paths) -> Outcome:

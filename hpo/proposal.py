@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
-from hpo.dimension import ORIGINAL
+from hpo.dimension import DIMENSIONS
 from hpo.record import TrialRecord
 from hpo.space import Space
 from quant.methods import PRESETS, Setting
@@ -88,11 +87,17 @@ def propose(space: Space, trials: Sequence[TrialRecord], sampler: SamplerName, s
 
 
 def presets(space: Space) -> list[tuple[str, Setting]]:
-    """The presets as the space allows them, each once, with the origin that their trials carry."""
+    """The presets as the space allows them, each once, with the origin that their trials carry.
+
+    Those of the original method are known by name; any other method has its defaults.
+    """
+    method = space.base.method
+    known = PRESETS if method == Setting().method else {"defaults": Setting(method=method)}
+    read = DIMENSIONS.keys() & space.base.definition.reads
     found: dict[Setting, str] = {}
-    for label, preset in PRESETS.items():
+    for label, preset in known.items():
         projected = space.project(preset)
-        moved = any(preset.as_dict()[name] != projected.as_dict()[name] for name in ORIGINAL)
+        moved = any(getattr(preset, name) != getattr(projected, name) for name in read)
         found.setdefault(projected, f"preset {label}" + (" (projected)" if moved else ""))
     return [(origin, setting) for setting, origin in found.items()]
 
@@ -174,24 +179,11 @@ def _around(space: Space, setting: Setting, seed: int) -> Iterator[Setting]:
     """The setting itself, then others around it, farther and farther away."""
     yield setting
     generator = np.random.default_rng(seed)
-    center = np.array([_fraction(space, setting, index) for index in range(len(space.dimensions))])
+    center = np.array([dimension.fraction(getattr(setting, dimension.name)) for dimension in space.dimensions])
     for number in range(NEIGHBOURS):
         reach = FIRST_REACH * (1 + number)
         point = np.clip(center + generator.normal(scale=reach, size=len(center)), 0, math.nextafter(1, 0))
         yield space.at(point.tolist())
-
-
-def _fraction(space: Space, setting: Setting, index: int) -> float:
-    """Where a setting lies between the bounds of one dimension, on its scale: the inverse of `Dimension.at`."""
-    dimension = space.dimensions[index]
-    value, low, high = (
-        dimension.encode(number) for number in (getattr(setting, dimension.name), dimension.low, dimension.high)
-    )
-    if dimension.scale == "log":
-        value, low, high = math.log(value), math.log(low), math.log(high)
-    if dimension.integer:
-        return (value - low + 0.5) / (high - low + 1)
-    return (value - low) / (high - low)
 
 
 def _has_more(space: Space, tried: set[Setting]) -> bool:
@@ -211,5 +203,4 @@ def _untried(settings: Iterator[Setting], tried: set[Setting]) -> Iterator[Setti
 
 
 def _shuffled(settings: Sequence[Setting], seed: int) -> Iterator[Setting]:
-    order = np.random.default_rng(seed).permutation(len(settings))
-    return islice((settings[index] for index in order), len(settings))
+    return (settings[index] for index in np.random.default_rng(seed).permutation(len(settings)))

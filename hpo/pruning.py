@@ -27,7 +27,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Incumbent:
-    """The best completed trial that a running one may be compared with: the same group size, hence equal bits."""
+    """The best completed trial that a running one may be compared with: the same footprint, hence equal bits."""
 
     number: int
     score: Score

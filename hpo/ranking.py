@@ -1,4 +1,4 @@
-"""Which setting won, by how much, and is it real: references, presets and trials at equal group size.
+"""Which setting won, by how much, and is it real: references, presets and trials at equal bits.
 
 Responsible for the decision guide: the simplest setting within 0.05 % and within noise of the best is recommended; a
 win over the references is meaningful only above 0.1 % and significant. May assume scores of the same sequences. The
@@ -9,6 +9,7 @@ word.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hpo.footprint import Footprint
 from hpo.record import Measured, StudyRecord, TrialRecord
 from objectives.kept import recall_result
 from objectives.paired import Difference, paired_difference
@@ -32,19 +33,26 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """Everything of one group size, best first.
+    """Everything of one footprint, best first.
 
     Attributes:
-        group_size: Inputs that share a scale; equal for all rows, so their bits are.
+        footprint: Equal for all trials, so their bits are. References have it too; where it is not one of groups,
+            methods in groups stand beside them, at the largest size that takes no more bits.
         rows: All that was measured to the end.
         recommended: What the decision guide picks.
         against: The best trial's mean NLL minus the best reference's; None where one of them is missing.
     """
 
-    group_size: int
+    footprint: Footprint
     rows: tuple[Ranked, ...]
     recommended: Ranked
     against: Difference | None
+
+    @property
+    def title(self) -> str:
+        """The footprint as the beginning of a sentence."""
+        text = str(self.footprint)
+        return text[0].upper() + text[1:]
 
     @property
     def best(self) -> Ranked:
@@ -53,7 +61,7 @@ class Level:
 
     @property
     def best_trial(self) -> Ranked | None:
-        """The best row that the study searched for; None where no trial of this size was completed."""
+        """The best row that the study searched for; None where no trial of these bits was completed."""
         return next((row for row in self.rows if isinstance(row.measured, TrialRecord)), None)
 
     @property
@@ -66,24 +74,39 @@ class Level:
         trial, reference = self.best_trial, self.best_reference
         if trial is None or reference is None or self.against is None:
             missing = "no trial was completed" if trial is None else "no reference was measured"
-            return f"Group size {self.group_size}: {missing}, so nothing can be compared."
+            return f"{self.title}: {missing}, so nothing can be compared."
         method = trial.measured.setting.method if trial.measured.setting else ""
-        better = self.against.value < 0
+        better = self.against.value <= 0
         interval = f"{percent_text(self.against)} perplexity"
-        known = f"{reference.measured.name} ({reference.score.perplexity:.3f})"
-        found = f"{trial.measured.name} ({trial.score.perplexity:.3f})"
+        known, found = (self._named(row) for row in (reference, trial))
         if not better:
             return (
-                f"Group size {self.group_size}: {known} beats every {method} setting that was tried; "
+                f"{self.title}: {known} beats every {method} setting that was tried; "
                 f"the best of them, {found}, is at {interval}."
             )
         real = is_meaningful(self.against)
         judgement = "a meaningful win" if real else "not a meaningful win (it takes 0.1 % and significance)"
-        return f"Group size {self.group_size}: {found} against {known} is {interval}: {judgement}."
+        return f"{self.title}: {found} against {known} is {interval}: {judgement}."
+
+    def recommendation(self) -> str:
+        """What to use, in one sentence."""
+        chosen = self.recommended.measured
+        if chosen.footprint == self.footprint:
+            return f"Recommended at {self.footprint}: {chosen.name} ({chosen.label})."
+        instead = f"{chosen.name} ({chosen.label}) at {chosen.bits_per_weight:.3f} bits per weight"
+        return f"Recommended instead of {self.footprint}: {instead}."
+
+    def _named(self, row: Ranked) -> str:
+        """A row with its perplexity, and with its bits where the rows' bits differ."""
+        bits = {f"{one.measured.bits_per_weight:.3f}" for one in self.rows}
+        at = f" at {row.measured.bits_per_weight:.3f} bits per weight" if len(bits) > 1 else ""
+        return f"{row.measured.name} ({row.score.perplexity:.3f}{at})"
 
 
 def rank(record: StudyRecord, store: ResultStore, clusters: Sequence[int]) -> list[Level]:
-    """Rank what a study measured to the end, for each group size, smallest first.
+    """Rank what a study measured to the end, for each footprint, in their order.
+
+    References in groups are no level of a study of rows with one scale, but rows of its levels.
 
     Args:
         record: The study.
@@ -94,16 +117,38 @@ def rank(record: StudyRecord, store: ResultStore, clusters: Sequence[int]) -> li
         DamagedEntryError: If a reference's values are missing or damaged.
     """
     levels = []
-    measured = [*(one for one in record.references if one.setting is not None), *record.complete]
-    for size in sorted({one.group_size for one in measured if one.group_size is not None}):
-        scored = {id(one): _score(store, one) for one in measured if one.group_size == size}
-        rows = [(one, scored[id(one)]) for one in measured if one.group_size == size]
-        levels.append(_level(size, rows, clusters))
+    measured = [*record.references, *record.complete]
+    found = {one.footprint for one in measured if one.footprint is not None}
+    per_row = {footprint for footprint in found if footprint.group_size is None}
+    for footprint in sorted(per_row or found, key=lambda one: one.order):
+        own = [one for one in measured if one.footprint == footprint]
+        beside = _beside(record.references, own) if per_row else []
+        rows = [(one, _score(store, one)) for one in (*own, *beside)]
+        levels.append(_level(footprint, rows, clusters))
     return levels
 
 
+def frontier(levels: Sequence[Level]) -> list[Ranked]:
+    """Every row that is better than all that take no more bits, fewest bits first."""
+    rows = {row.measured.name + str(row.measured.footprint): row for level in levels for row in level.rows}
+    found: list[Ranked] = []
+    for row in sorted(rows.values(), key=lambda one: (one.measured.bits_per_weight, one.score.mean_nll)):
+        if not found or row.score.mean_nll < found[-1].score.mean_nll:
+            found.append(row)
+    return found
+
+
+def frontier_text(levels: Sequence[Level]) -> str:
+    """The frontier in one sentence."""
+    parts = (
+        f"{row.measured.full_name} ({row.score.perplexity:.3f} at {row.measured.bits_per_weight:.3f})"
+        for row in frontier(levels)
+    )
+    return f"Perplexity at bits per weight, where nothing of no more bits is better: {', '.join(parts)}."
+
+
 def headline(levels: Sequence[Level]) -> Level | None:
-    """The group size a report leads with: the one of the best completed trial; None before there is one."""
+    """The level a report leads with: the one of the best completed trial; None before there is one."""
     searched = [level for level in levels if level.best_trial is not None]
     return min(searched, key=lambda level: level.best_trial.score.mean_nll, default=None)  # type: ignore[union-attr]
 
@@ -141,7 +186,17 @@ def recommend(rows: Sequence[tuple[Measured, Score]], difference: Callable[[int]
     return min(equal, key=lambda index: (simplicity(rows[index][0]), index))
 
 
-def _level(size: int, rows: list[tuple[Measured, Score]], clusters: Sequence[int]) -> Level:
+def _beside(references: Sequence[Measured], own: Sequence[Measured]) -> list[Measured]:
+    """Of each reference method in groups the one of most bits among those that take no more than `own`."""
+    most = max(one.bits_per_weight or 0.0 for one in own)
+    best: dict[str, Measured] = {}
+    for one in sorted(references, key=lambda one: one.bits_per_weight or 0.0):
+        if one.setting is not None and one.group_size is not None and (one.bits_per_weight or 0.0) <= most:
+            best[one.setting.method] = one
+    return list(best.values())
+
+
+def _level(footprint: Footprint, rows: list[tuple[Measured, Score]], clusters: Sequence[int]) -> Level:
     rows = sorted(rows, key=lambda row: (row[1].mean_nll, simplicity(row[0])))
     best = rows[0][1]
     ranked = tuple(
@@ -152,7 +207,7 @@ def _level(size: int, rows: list[tuple[Measured, Score]], clusters: Sequence[int
     reference = next((row for row in ranked if not isinstance(row.measured, TrialRecord)), None)
     both = trial is not None and reference is not None
     return Level(
-        group_size=size,
+        footprint=footprint,
         rows=ranked,
         recommended=ranked[chosen],
         against=paired_difference(trial.score, reference.score, clusters) if both else None,  # type: ignore[union-attr]
@@ -172,7 +227,8 @@ def ranking_json(levels: Sequence[Level]) -> list[Mapping[str, object]]:
     """The ranking as `show --json` and `result.json` have it."""
     return [
         {
-            "group_size": level.group_size,
+            "group_size": level.footprint.group_size,
+            "keep_ratio": level.footprint.keep_ratio or None,
             "verdict": level.verdict(),
             "recommended": level.recommended.measured.name,
             "rows": [
@@ -184,7 +240,7 @@ def ranking_json(levels: Sequence[Level]) -> list[Mapping[str, object]]:
                     "perplexity": row.score.perplexity,
                     "mean_nll": row.score.mean_nll,
                     "bits_per_weight": row.measured.bits_per_weight,
-                    "percent_above_best": dict(zip(("value", "low", "high"), row.difference.percent(), strict=True)),
+                    "percent_above_best": row.difference.percent_json(),
                     "p_value": row.difference.p_value,
                 }
                 for row in level.rows

@@ -12,6 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
+from hpo.footprint import Footprint, footprint_of
 from quant.methods import Setting
 
 CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
@@ -57,14 +58,26 @@ class Measured:
     seconds: Mapping[str, float]
 
     @property
+    def full_name(self) -> str:
+        """Its name and what its bits depend on: `gw-awq g64`, `trial 17 keep 0.2`."""
+        if self.footprint is None or self.name.endswith(self.footprint.short):
+            return self.name
+        return f"{self.name} {self.footprint.short}"
+
+    @property
     def label(self) -> str:
         """Its method and what that reads, without the group size: `gwh-praq-v2 beta=0.5 tau=2 n_grid=20`."""
         return "" if self.setting is None else self.setting.label()
 
     @property
     def group_size(self) -> int | None:
+        """Inputs that share a scale; None where a scale is a row's, and for full precision."""
+        return None if self.footprint is None else self.footprint.group_size
+
+    @property
+    def footprint(self) -> Footprint | None:
         """What decides which others it may be compared with; None for full precision."""
-        return None if self.setting is None else self.setting.group_size
+        return None if self.setting is None else footprint_of(self.setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +153,7 @@ class StudyRecord:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The trial of least perplexity, whatever its group size; None before one is complete."""
+        """The trial of least perplexity, whatever its bits; None before one is complete."""
         return next(iter(self.complete), None)
 
     def tokens_saved(self, full: int) -> float:

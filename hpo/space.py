@@ -1,7 +1,8 @@
 """The search space: which fields of a `Setting` a study varies, and between which bounds.
 
-Responsible for the original space (DESIGN 5), for narrowing it, and for the way to and from Optuna's parameters. May
-assume nothing about the model: sizes that do not suit it, or for which there is no text, are taken out by `limited`.
+Responsible for the space of each method (DESIGN 5), for narrowing it, and for the way to and from Optuna's
+parameters. May assume nothing about the model: sizes that do not suit it, or for which there is no text, are taken out
+by `limited`.
 """
 
 import itertools
@@ -13,11 +14,21 @@ from pathlib import Path
 
 from optuna.distributions import BaseDistribution
 
-from hpo.dimension import ORIGINAL, Dimension, Number, powers_of_two
+from hpo.dimension import DECIMALS, DIMENSIONS, Dimension, Number
 from objectives.errors import InputError
 from quant.methods import Setting
 
 SYNTAX = "write 0.3 to fix it, 0.2..0.8 for a range, 32,64 for sizes"
+# What a setting can hold at all; sizes and counts go from 1 to a million.
+POSSIBLE = {
+    "beta": (0.0, 1.0),
+    "tau": (1e-3, 1e6),
+    "keep_ratio": (0.0, 1.0),
+    "beta_risk": (1e-3, 1e6),
+    "tau_risk": (-1e6, 1e6),
+    "noise_factor": (0.0, 1e6),
+    "variance_penalty": (0.0, 100.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +87,19 @@ class Space:
         for values in itertools.product(*(dimension.every() for dimension in self.dimensions)):
             yield replace(self.base, **dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
 
-    def values(self, name: str) -> list[int]:
-        """The sizes that settings of this space take for `group_size` or `n_calib`, ascending."""
+    def sizes(self, name: str) -> list[int]:
+        """The values that settings of this space take for `group_size` or `n_calib`, ascending."""
+        return [round(value) for value in self.values(name)]
+
+    def values(self, name: str) -> list[Number]:
+        """The values that settings of this space take for a field that is fixed or can be counted, ascending."""
         for dimension in self.dimensions:
             if dimension.name == name:
-                return powers_of_two(dimension.low, dimension.high)
+                return dimension.every()
         return [getattr(self.base, name)]
 
-    def limited(self, name: str, allowed: Iterable[int], reason: str) -> tuple["Space", str | None]:
-        """The space with only the `allowed` sizes of one dimension, and a notice of what was taken out.
+    def limited(self, name: str, allowed: Iterable[Number], reason: str) -> tuple["Space", str | None]:
+        """The space with only the `allowed` values of a dimension that can be counted, and a notice of what it lost.
 
         Raises:
             InputError: If none is left, or what is left has a gap.
@@ -95,9 +110,9 @@ class Space:
             return self, None
         if not kept:
             raise InputError(f"{name} {', '.join(map(str, before))}: {reason}; give other values with {_flag(name)}")
-        dropped = [str(size) for size in before if size not in kept]
+        dropped = [f"{value:g}" for value in before if value not in kept]
         notice = f"{name} {', '.join(dropped)} left out: {reason}"
-        return self._with(name, _sizes(name, kept)), notice
+        return self._with(name, _listed(DIMENSIONS[name], kept)), notice
 
     def describe(self) -> dict[str, str]:
         """Every field that the method reads as the range or the value it has, for people and for the contract."""
@@ -109,13 +124,13 @@ class Space:
         others = tuple(dimension for dimension in self.dimensions if dimension.name != name)
         if not isinstance(found, Dimension):
             return replace(self, base=replace(self.base, **{name: found}), dimensions=others)  # type: ignore[arg-type]
-        order = list(ORIGINAL)
+        order = list(DIMENSIONS)
         dimensions = sorted((*others, found), key=lambda dimension: order.index(dimension.name))
         return replace(self, dimensions=tuple(dimensions))
 
 
 def make_space(base: Setting, given: Mapping[str, object]) -> Space:
-    """The original space of `base`'s method, narrowed by what was given.
+    """Everything that `base`'s method reads in its default range, narrowed by what was given.
 
     Args:
         base: Method, grid and scale sharing; and the values of whatever is fixed.
@@ -125,18 +140,18 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
         InputError: Naming every unknown name and every value that cannot be read or is outside what is possible.
     """
     read = base.definition.reads
-    dimensions = tuple(dimension for name, dimension in ORIGINAL.items() if name in read)
+    dimensions = tuple(dimension for name, dimension in DIMENSIONS.items() if name in read)
     space = Space(base=base, dimensions=dimensions)
     problems = []
     for name, value in given.items():
-        if name not in ORIGINAL:
-            problems.append(f"{name!r} is no hyperparameter; there are {', '.join(ORIGINAL)}")
+        if name not in DIMENSIONS:
+            problems.append(f"{name!r} is no hyperparameter; there are {', '.join(DIMENSIONS)}")
             continue
         if name not in read:
             problems.append(f"{base.method} does not read {name}; leave {_flag(name)} out")
             continue
         try:
-            space = space._with(name, _parse(ORIGINAL[name], value))
+            space = space._with(name, _parse(DIMENSIONS[name], value))
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -167,36 +182,41 @@ def _parse(dimension: Dimension, value: object) -> Dimension | Number:
     _require_possible(dimension, numbers)
     if len(numbers) == 1:
         return round(numbers[0]) if dimension.integer else numbers[0]
-    if dimension.scale == "log2" and ".." not in text:
-        return _sizes(name, sorted({round(number) for number in numbers}))
+    if dimension.lists and ".." not in text:
+        return _listed(dimension, sorted(set(numbers)))
     if ".." not in text or len(numbers) != 2:
         raise InputError(f"{name} {text!r} is neither a value nor a range; {SYNTAX}")
     narrowed = replace(dimension, low=numbers[0], high=numbers[1])
-    if dimension.scale == "log2":
-        return _sizes(name, powers_of_two(narrowed.low, narrowed.high))
+    if dimension.lists:
+        return _listed(dimension, narrowed.every())
     return narrowed if narrowed.low < narrowed.high else _parse(dimension, numbers[0])
 
 
 def _require_possible(dimension: Dimension, numbers: Sequence[float]) -> None:
-    """What a setting can hold at all; the original space may be left on purpose."""
-    possible = {"beta": (0.0, 1.0), "tau": (1e-3, 1e6)}.get(dimension.name, (1.0, 2.0**20))
+    """The default range may be left on purpose, `POSSIBLE` may not."""
+    possible = POSSIBLE.get(dimension.name, (1.0, 2.0**20))
     outside = [f"{number:g}" for number in numbers if not possible[0] <= number <= possible[1]]
     if outside:
         raise InputError(f"{dimension.name} {', '.join(outside)} is outside {possible[0]:g}..{possible[1]:g}")
 
 
-def _sizes(name: str, sizes: Sequence[int]) -> Dimension | Number:
-    """Sizes as a dimension, or as a fixed value when there is one.
+def _listed(dimension: Dimension, values: Sequence[Number]) -> Dimension | Number:
+    """Ascending values as a dimension, or as a fixed value when there is one.
 
     Raises:
-        InputError: If they are not consecutive powers of two.
+        InputError: If they are not consecutive powers of two, or not evenly spaced where there are steps.
     """
-    if len(sizes) == 1:
-        return sizes[0]
-    if not sizes or list(sizes) != powers_of_two(sizes[0], sizes[-1]):
-        listed = ", ".join(map(str, sizes)) or "nothing"
-        raise InputError(f"{name} {listed}: sizes that are searched are consecutive powers of two, such as 32,64,128")
-    return replace(ORIGINAL[name], low=sizes[0], high=sizes[-1])
+    if len(values) == 1:
+        return round(values[0]) if dimension.integer else values[0]
+    rule, step = "consecutive powers of two, such as 32,64,128", dimension.step
+    if dimension.step is not None:
+        rule, step = "evenly spaced in thousandths, such as 0.1,0.2,0.3", round(values[1] - values[0], DECIMALS)
+    if values and step != 0:
+        found = replace(dimension, low=values[0], high=values[-1], step=step)
+        if found.every() == list(values):
+            return found
+    listed = ", ".join(f"{value:g}" for value in values) or "nothing"
+    raise InputError(f"{dimension.name} {listed}: values that are searched are {rule}")
 
 
 def _flag(name: str) -> str:

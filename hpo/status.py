@@ -8,30 +8,27 @@ from hpo.record import StudyRecord, TrialRecord
 
 
 def summary(record: StudyRecord) -> dict[str, Any]:
-    """JSON-able facts: what is studied, trials by state, the best of each group size, who works on what."""
+    """JSON-able facts: what is studied, trials by state, the best at equal bits, who works on what."""
     contract = record.contract
     tuning = contract["tuning"]
     complete = record.complete
-    sizes = sorted({trial.group_size for trial in complete if trial.group_size is not None})
+    footprints = {trial.footprint for trial in complete if trial.footprint is not None}
     full = max((trial.tokens for trial in complete), default=0)
     return {
         "study": record.name,
         "model": contract["model"]["name"],
         "tuning_text": f"{tuning['sequences']} sequences of {tuning['source']} ({tuning['protocol']})",
         "trials": dict(Counter(trial.state for trial in record.trials)),
-        "references": {_reference_name(one): one.perplexity for one in record.references},
+        "references": {one.full_name: one.perplexity for one in record.references},
         "best": {
-            f"group size {size}": _best(next(trial for trial in complete if trial.group_size == size)) for size in sizes
+            str(footprint): _best(next(trial for trial in complete if trial.footprint == footprint))
+            for footprint in sorted(footprints, key=lambda one: one.order)
         },
         "tokens_saved": round(record.tokens_saved(full), 3) if full else None,
         "running": [_running(trial) for trial in record.trials if trial.state == "RUNNING"],
         "last_failure": next((trial.reason for trial in reversed(record.trials) if trial.state == "FAIL"), None),
         "confirmation": record.confirmation["sentence"] if record.confirmation else None,
     }
-
-
-def _reference_name(reference: Any) -> str:
-    return reference.name if reference.group_size is None else f"{reference.name} g{reference.group_size}"
 
 
 def _best(trial: TrialRecord) -> str:

@@ -68,15 +68,15 @@ def scale_type(dtype: torch.dtype) -> torch.dtype:
 
 
 def quantize(weight: Tensor, grid: Grid) -> IntWeight:
-    """Round a float32 matrix `[O, I]` to the nearest values of its grid (DESIGN 3, `Q`)."""
-    outputs, inputs = weight.shape
+    """Round a float32 matrix `[O, I]` to the nearest values of its grid (DESIGN 3, `Q`); O may be 0."""
+    inputs = weight.shape[1]
     groups = _grouped(weight, grid)
     scale, zero = group_scales(groups, grid)
     codes = encode_(groups.clone(), scale, zero).to(torch.int8)
     # The codes of an all-zero group are zero under any scale; the one that is stored is 1.
     scale = torch.where(groups.any(-1, keepdim=True), scale, 1.0)
     return IntWeight(
-        codes=codes.view(outputs, -1)[:, :inputs].contiguous(),
+        codes=codes.flatten(1)[:, :inputs].contiguous(),
         scale=scale.squeeze(-1).to(grid.scale_dtype),
         zero=None if zero is None else zero.squeeze(-1).to(torch.int8),
         group_size=groups.shape[-1],
@@ -103,13 +103,13 @@ def round_to_grid(weight: Tensor, grid: Grid) -> Tensor:
 
 def round_to_grid_(weight: Tensor, grid: Grid) -> Tensor:
     """`round_to_grid` that may write over `weight`: the innermost loop of a search is bound by memory traffic."""
-    outputs, inputs = weight.shape
+    inputs = weight.shape[1]
     groups = _grouped(weight, grid)
     scale, zero = group_scales(groups, grid)
     codes = encode_(groups, scale, zero)
     if zero is not None:
         codes.sub_(zero)
-    return codes.mul_(scale).view(outputs, -1)[:, :inputs]
+    return codes.mul_(scale).flatten(1)[:, :inputs]
 
 
 def effective_weight(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
@@ -150,7 +150,8 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
     padding = -inputs % size
     if padding:
         weight = torch.nn.functional.pad(weight, (0, padding))
-    return weight.view(outputs, -1, size)
+    # Spelled out: of a matrix without rows, nothing can be inferred.
+    return weight.view(outputs, weight.shape[1] // size, size)
 
 
 def _stored(scale: Tensor, grid: Grid) -> Tensor:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 import transformers
 
 import cli
+from objectives import models, precision
 from objectives.bundled.text import held_out
 from storage.cache import TensorCache
 from storage.paths import Paths
@@ -55,7 +57,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for name, part in (("calibration", held_out("docstrings")[:20]), ("evaluation", held_out("topics")[:10])):
         (directory / f"{name}.txt").write_text("\n\n".join(part))
     flags = ["--calib-data", str(directory / "calibration.txt"), "--eval-data", str(directory / "evaluation.txt")]
-    return [*flags, "--seq-len", "64", "--eval-samples", "4"]
+    return [*flags, "--seq-len", "64", "--eval-samples", "4", "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,21 @@ def test_calibrating_again_reads_nothing(home: Path, text: list[str], run: Run) 
     assert (ended.code, ended.err) == (0, "")
     assert ended.record["samples_read"] == 0
     assert list(ended.record["entries"]) == ["16", "20"]
+
+
+def test_calibrate_fills_the_cache_for_the_type_that_is_measured_in(
+    text: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model's own type disagrees with float32, `evaluate` gives it up, and so does calibration."""
+    flags = ("--cache", tmp_path / "home", "--sizes", "16", "--json", *text)
+    monkeypatch.setattr(models, "fast_dtype", lambda kind: torch.bfloat16)
+    monkeypatch.setattr(precision, "TOLERANCE", 1.0)
+    own = run("calibrate", *flags, "--dtype", "auto").record
+    monkeypatch.setattr(precision, "TOLERANCE", -1.0)
+    given_up = run("calibrate", *flags, "--dtype", "auto").record
+    wide = run("calibrate", *flags).record
+    assert given_up["entries"] == wide["entries"] != own["entries"]
+    assert (own["samples_read"], given_up["samples_read"], wide["samples_read"]) == (16, 16, 0)
 
 
 def test_calibrate_shows_people_a_table(home: Path, entries: list[Path], text: list[str], run: Run) -> None:

@@ -258,6 +258,69 @@ def test_presets_only_ranks_presets_and_references_as_json(run: Run) -> None:
     assert level["recommended"] in [row["name"] for row in level["rows"]]
 
 
+MIXED = ["--method", "praq-mixed", "--n-calib", "16", "--eval-samples", "16", "--dtype", "float32"]
+
+
+def test_a_study_of_kept_rows_is_ranked_and_confirmed_at_equal_bits(run: Run, tmp_path: Path) -> None:
+    """What the method declares is searched; shares of kept rows are compared with what takes no more memory."""
+    result = run("optimize", *MIXED, "--keep-ratio", "0.05,0.1", "--tau-risk=-5..-1", "--trials", "6")
+    assert result.returncode == 0, result.stderr
+    assert "Perplexity at bits per weight, where nothing of no more bits is better: " in result.stdout
+    study = shown(run)
+    assert study["contract"]["space"]["keep_ratio"] == "0.05,0.1"
+    assert [one["name"] for one in study["references"][:3]] == ["full precision", "awq-mixed", "awq-mixed"]
+    assert {one["name"].split(" g")[0] for one in study["references"][3:]} == {"rtn", "gw-awq", "gwh-praq-v1"}
+    settings = [trial["params"] for trial in study["trials"]]
+    assert study["trials"][0]["name"].startswith("defaults")
+    assert {one["keep_ratio"] for one in settings} == {0.05, 0.1}
+    assert all(-5 <= one["tau_risk"] <= -1 for one in settings)
+    for name in ("beta_risk", "noise_factor"):
+        assert len({one[name] for one in settings}) > 2
+    assert {one["variance_penalty"] for one in settings} == {0.5}
+    levels = study["ranking"]
+    assert [(level["group_size"], level["keep_ratio"]) for level in levels] == [(None, 0.05), (None, 0.1)]
+    for level in levels:
+        most = max(row["bits_per_weight"] for row in level["rows"] if row["kind"] == "trial")
+        assert level["verdict"].startswith(f"One scale per row, {100 * level['keep_ratio']:g} % of rows in 16 bit: ")
+        assert "bits per weight" in level["verdict"]
+        assert all(row["bits_per_weight"] <= most for row in level["rows"])
+        assert len({row["name"] for row in level["rows"]}) == len(level["rows"])
+        assert {"awq-mixed"} < {row["name"] for row in level["rows"] if row["kind"] == "reference"}
+    assert study["confirmation"]["keep_ratio"] in (0.05, 0.1)
+    assert "group size" not in study["confirmation"]["sentence"]
+    page = (tmp_path / "reports" / "bundled" / "index.html").read_text()
+    assert levels[0]["verdict"].split(":")[0] in page
+    status = run("status")
+    assert "awq-mixed keep 0.05" in status.stdout
+    assert "% of rows in 16 bit: " in status.stdout
+
+
+def test_a_study_of_rows_with_one_scale_has_one_level(run: Run) -> None:
+    """`awq` has no group size: it is ranked among rows with one scale, against its defaults and nearest rounding."""
+    small = ["--n-calib", "16", "--eval-samples", "16", "--dtype", "float32", "--n-grid", "4..8"]
+    result = run("optimize", "--method", "awq", *small, "--trials", "5")
+    assert result.returncode == 0, result.stderr
+    assert "Recommended at one scale per row: " in result.stdout
+    assert "group size" not in result.stdout
+    study = shown(run)
+    (level,) = study["ranking"]
+    assert (level["group_size"], level["keep_ratio"]) == (None, None)
+    assert {row["name"] for row in level["rows"] if row["kind"] == "reference"} == {"rtn-channel", "awq"}
+    assert len(study["trials"]) == 5
+    assert {trial["params"]["n_grid"] for trial in study["trials"]} == {4, 5, 6, 7, 8}
+
+
+def test_max_bits_leaves_out_shares_of_kept_rows_that_cost_more(run: Run) -> None:
+    """As it does with group sizes; where nothing can be left out, too few bits are refused."""
+    result = run("optimize", *MIXED, "--trials", "2", "--max-bits", "5.3", "--json", "-")
+    assert result.returncode == 0, result.stderr
+    assert "keep_ratio 0.15, 0.2, 0.25, 0.3 left out: it costs more than 5.3 bits per weight" in result.stderr
+    assert {trial["params"]["keep_ratio"] for trial in json.loads(result.stdout)["trials"]} <= {0.05, 0.1}
+    refused = run("optimize", "--study", "rows", "--method", "awq", "--max-bits", "4")
+    assert refused.returncode == 2
+    assert "awq: it costs more than 4.0 bits per weight; give a larger --max-bits" in refused.stderr
+
+
 def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run) -> None:
     """A notice says which; every trial keeps to the limit."""
     result = run("optimize", *SMALL, "--trials", "2", "--max-bits", "4.2", "--json", "-")
@@ -278,6 +341,9 @@ def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run) -> None:
         (["--trials", "0"], "--trials 0 is not at least 1"),
         (["--method", "gw-awq", "--tau", "1"], "gw-awq does not read tau"),
         (["--method", "magic"], "method 'magic' is unknown"),
+        (["--method", "awq", "--keep-ratio", "0.1"], "awq does not read keep_ratio"),
+        (["--method", "praq-mixed", "--group-size", "64"], "praq-mixed does not read group_size"),
+        (["--method", "praq-mixed", "--keep-ratio", "0.1,0.2,0.4"], "evenly spaced"),
         (["--group-size", "48"], "group_size 48: it does not divide the input widths of this model"),
         (["--max-bits", "3"], "it costs more than 3.0 bits per weight"),
         (["--eval-samples", "100000"], "not for 100000"),

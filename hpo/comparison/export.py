@@ -126,4 +126,4 @@ def _nats(difference: Difference | None) -> dict[str, float] | None:
 
 
 def _percent(difference: Difference | None) -> dict[str, float] | None:
-    return None if difference is None else dict(zip(ENDS, difference.percent(), strict=True))
+    return None if difference is None else difference.percent_json()

@@ -20,8 +20,24 @@ LABELS = {
     "n_grid": "steps of the α grid",
     "n_calib": "calibration samples",
     "group_size": "group size",
+    "keep_ratio": "share of rows in 16 bit",
+    "beta_risk": "β of the risk, its steepness",
+    "tau_risk": "τ of the risk, where outputs count as active",
+    "noise_factor": "weight of the rounding noise",
+    "variance_penalty": "power of the deviation in the risk",
 }
-SYMBOLS = {"beta": "β", "tau": "τ", "n_grid": "α steps", "n_calib": "samples", "group_size": "group"}
+SYMBOLS = {
+    "beta": "β",
+    "tau": "τ",
+    "n_grid": "α steps",
+    "n_calib": "samples",
+    "group_size": "group",
+    "keep_ratio": "kept",
+    "beta_risk": "β risk",
+    "tau_risk": "τ risk",
+    "noise_factor": "noise",
+    "variance_penalty": "penalty",
+}
 NICE = (1.0, 2.0, 5.0)
 MARGIN = 0.04
 

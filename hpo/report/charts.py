@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from optuna.distributions import BaseDistribution
 
-from hpo.importance import GROUP_SIZE, Importances, usual_group_size
+from hpo.footprint import FOOTPRINT_FIELDS, Footprint
+from hpo.importance import Importances, usual_footprint
 from hpo.ranking import Level, headline
 from hpo.record import StudyRecord, TrialRecord
 from hpo.report.axes import Axis, varied_axes
@@ -34,7 +35,7 @@ class Point:
 
     number: int
     name: str
-    group_size: int | None
+    footprint: Footprint | None
     perplexity: float
     low: float
     high: float
@@ -53,12 +54,12 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """Perplexity over two hyperparameters at one group size: trials, and a smoothed mean `z[y][x]` of them.
+    """Perplexity over two hyperparameters at equal bits: trials, and a smoothed mean `z[y][x]` of them.
 
     `x`, `y` and `z` are empty where there are too few trials; a cell far from every trial is NaN.
     """
 
-    group_size: int | None
+    footprint: Footprint | None
     points: tuple[Point, ...]
     x: tuple[float, ...] = ()
     y: tuple[float, ...] = ()
@@ -74,7 +75,7 @@ class ChartData:
         measured: Complete trials, by number.
         estimated: Pruned trials with an estimate, by number.
         failed: Numbers of failed trials.
-        known: Name, group size and perplexity of the best reference of the leading group size.
+        known: Name with footprint, and perplexity, of the best reference of the leading level.
         importances: Shares of the hyperparameters.
         running: Perplexity over the first sequences.
         surface: Over beta and tau; None where one of them is fixed.
@@ -85,7 +86,7 @@ class ChartData:
     measured: tuple[Point, ...]
     estimated: tuple[Point, ...]
     failed: tuple[int, ...]
-    known: tuple[str, int, float] | None
+    known: tuple[str, float] | None
     importances: Importances
     running: tuple[Running, ...]
     surface: Surface | None
@@ -97,10 +98,10 @@ class ChartData:
         return min(self.measured, key=lambda point: (point.perplexity, point.number), default=None)
 
     @property
-    def group_sizes(self) -> list[int]:
-        """Those of the measured and estimated trials, ascending."""
-        found = {point.group_size for point in (*self.measured, *self.estimated)}
-        return sorted(size for size in found if size is not None)
+    def footprints(self) -> list[Footprint]:
+        """Those of the measured and estimated trials, in order."""
+        found = {point.footprint for point in (*self.measured, *self.estimated)}
+        return sorted((one for one in found if one is not None), key=lambda one: one.order)
 
     @property
     def best_so_far(self) -> list[tuple[int, float]]:
@@ -127,7 +128,7 @@ def chart_data(
         measured=tuple(measured),
         estimated=tuple(estimated),
         failed=tuple(trial.number for trial in record.trials if trial.state == "FAIL"),
-        known=(reference.measured.name, lead.group_size, reference.score.perplexity) if lead and reference else None,
+        known=None if reference is None else (reference.measured.full_name, reference.score.perplexity),
         importances=importances,
         running=tuple(_running(record)),
         surface=_surface(record, axes, measured),
@@ -138,7 +139,7 @@ def chart_data(
 def perplexity_range(data: ChartData) -> tuple[float, float]:
     """The ends of an axis with room for every point that is no outlier, and for the reference."""
     values = [point.perplexity for point in (*data.measured, *data.estimated)]
-    known = [] if data.known is None else [data.known[2]]
+    known = [] if data.known is None else [data.known[1]]
     low, high = min([*values, *known]), max([shown_up_to(values), *known])
     room = MARGIN * (high - low) or MARGIN * low
     return low - room, high + room
@@ -181,7 +182,7 @@ def _point(trial: TrialRecord, axes: Sequence[Axis], perplexity: float, low: flo
     return Point(
         number=trial.number,
         name=trial.name,
-        group_size=trial.group_size,
+        footprint=trial.footprint,
         perplexity=perplexity,
         low=low if 0 < low <= perplexity else perplexity,
         high=high if perplexity <= high < math.inf else perplexity,
@@ -216,10 +217,10 @@ def _surface(record: StudyRecord, axes: Sequence[Axis], measured: Sequence[Point
     if not {"beta", "tau"} <= set(named):
         return None
     beta, tau = named["beta"], named["tau"]
-    size = usual_group_size(record.complete)
-    points = tuple(point for point in measured if GROUP_SIZE not in named or point.group_size == size)
+    usual = usual_footprint(record.complete)
+    points = tuple(point for point in measured if named.keys().isdisjoint(FOOTPRINT_FIELDS) or point.footprint == usual)
     if len(points) < FEWEST_FOR_SURFACE:
-        return Surface(group_size=size, points=points)
+        return Surface(footprint=usual, points=points)
     at = np.array([[beta.fraction(point.values["beta"]), tau.fraction(point.values["tau"])] for point in points])
     cells = np.linspace(0, 1, CELLS)
     x, y = np.meshgrid(cells, cells)
@@ -229,7 +230,7 @@ def _surface(record: StudyRecord, axes: Sequence[Axis], measured: Sequence[Point
     logs = np.log(np.minimum(values, shown_up_to(values)))
     z = np.where(squared.min(-1) <= REACH**2, np.exp(weights @ logs / weights.sum(-1)), np.nan)
     return Surface(
-        group_size=size,
+        footprint=usual,
         points=points,
         x=tuple(map(beta.at, cells)),
         y=tuple(map(tau.at, cells)),

@@ -57,14 +57,14 @@ def _history(data: ChartData) -> list[tuple[str, go.Figure]]:
             name="failed",
         )
     if data.known is not None:
-        name, size, perplexity = data.known
+        name, perplexity = data.known
         figure.add_hline(perplexity, line={"dash": "dash", "color": palette.KNOWN})
         figure.add_scatter(
             x=[None],
             y=[None],
             mode="lines",
             line={"dash": "dash", "color": palette.KNOWN},
-            name=f"{name}, group size {size}",
+            name=name,
         )
     figure.update_yaxes(range=ends)
     return [("", figure)]
@@ -147,12 +147,12 @@ def _slice(data: ChartData, axis: Axis) -> go.Figure:
         marker={"color": palette.GREY, "size": 6, "symbol": "circle-open"},
         name="pruned",
     )
-    for size, colour, symbol in zip(data.group_sizes, cycle(palette.GROUPS), cycle(SYMBOLS), strict=False):
-        found = [point for point in data.measured if point.group_size == size]
+    for footprint, colour, symbol in zip(data.footprints, cycle(palette.GROUPS), cycle(SYMBOLS), strict=False):
+        found = [point for point in data.measured if point.footprint == footprint]
         figure.add_scatter(
             **points(found, ends, axis),
             marker={"color": colour, "size": 8, "symbol": symbol},
-            name=f"group size {size}",
+            name=str(footprint),
         )
     figure.update_xaxes(**hyperparameter_axis(axis))
     figure.update_yaxes(range=ends)

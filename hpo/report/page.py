@@ -38,10 +38,10 @@ class Page:
 
     Attributes:
         study: Its name.
-        verdict: Of the leading group size.
+        verdict: Of the leading level of bits.
         trials: How many, by state.
         recommendation: Sentences.
-        ranking: Verdict and table of each group size.
+        ranking: Verdict and table of each level of bits.
         confirmed: What other text says.
         confirmation: Tables of it.
         importances: Tables.
@@ -146,7 +146,7 @@ def _recommendation(lead: Level) -> str:
     chosen = lead.recommended
     bits = number(chosen.measured.bits_per_weight)
     return (
-        f"Recommended: {chosen.measured.name} ({setting_text(chosen.measured)}, group size {lead.group_size}), "
+        f"Recommended: {chosen.measured.name} ({setting_text(chosen.measured)}, {chosen.measured.footprint}), "
         f"perplexity {number(chosen.score.perplexity)} at {bits} bits per weight: the simplest setting within "
-        f"{INDIFFERENT_PERCENT} % and within noise of the best of its group size."
+        f"{INDIFFERENT_PERCENT} % and within noise of the best at {lead.footprint}."
     )

@@ -70,8 +70,8 @@ def _history(data: ChartData) -> Figure:
             label="failed",
         )
     if data.known is not None:
-        name, size, perplexity = data.known
-        axes.axhline(perplexity, linestyle="--", color=palette.KNOWN, label=f"{name}, group size {size}")
+        name, perplexity = data.known
+        axes.axhline(perplexity, linestyle="--", color=palette.KNOWN, label=name)
     axes.set_ylim(*ends)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return with_legend(figure, axes)
@@ -135,10 +135,10 @@ def _slices(data: ChartData) -> Figure:
     for axes, axis in zip(panels, data.axes, strict=False):
         x, y = [point.values[axis.name] for point in data.estimated], heights(data.estimated, ends)
         axes.plot(x, y, "o", color=palette.GREY, markersize=4, markerfacecolor="none", label="pruned")
-        for size, colour, marker in zip(data.group_sizes, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
-            points = [point for point in data.measured if point.group_size == size]
+        for footprint, colour, marker in zip(data.footprints, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
+            points = [point for point in data.measured if point.footprint == footprint]
             x, y = [point.values[axis.name] for point in points], heights(points, ends)
-            axes.plot(x, y, marker, color=colour, markersize=5, clip_on=False, label=f"group size {size}")
+            axes.plot(x, y, marker, color=colour, markersize=5, clip_on=False, label=str(footprint))
         tidy(axes, axis.label, PERPLEXITY if axis in data.axes[::columns] else "")
         scale(axes, axis, "x")
         axes.set_ylim(*ends)

@@ -6,7 +6,9 @@ Responsible for what they say; the page and the Markdown file lay out the same t
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from hpo.footprint import Footprint
 from hpo.importance import Importances
 from hpo.ranking import Level, Ranked, percent_text
 from hpo.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
@@ -38,7 +40,7 @@ class Table:
 
 
 def ranking_tables(record: StudyRecord, levels: Sequence[Level]) -> list[Table]:
-    """One for each group size: all references and presets, and the best trials."""
+    """One for each level of bits: all references and presets, and the best trials."""
     return [_ranking(record, level) for level in levels]
 
 
@@ -48,7 +50,7 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
     if found is None:
         return []
     measured = Table(
-        title=f"Perplexity on held-out text, group size {found['group_size']}",
+        title=f"Perplexity on held-out text, {_confirmed_at(found)}",
         columns=("text", "name", "perplexity", "mean NLL", "tokens"),
         rows=tuple(
             (
@@ -79,6 +81,10 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
         note="Negative is better; Holm's correction is for all of these comparisons together.",
     )
     return [measured, *([compared] if compared.rows else [])]
+
+
+def _confirmed_at(confirmation: Mapping[str, Any]) -> Footprint:
+    return Footprint(group_size=confirmation["group_size"], keep_ratio=confirmation.get("keep_ratio") or 0.0)
 
 
 def importance_tables(importances: Importances) -> list[Table]:
@@ -140,7 +146,7 @@ def _ranking(record: StudyRecord, level: Level) -> Table:
     hidden = [cells for place, (row, cells) in enumerate(rows) if not _is_shown(level, place, row)]
     full = [_unquantized(one, level) for one in record.references if one.setting is None]
     return Table(
-        title=f"Group size {level.group_size}",
+        title=level.title,
         columns=("name", "setting", "perplexity", "percent above best [95 %]", "bits per weight"),
         rows=(*shown, *full),
         words=2,

@@ -134,6 +134,11 @@ def test_presets_that_become_equal_are_tried_once() -> None:
     assert [origin for origin, _ in presets(FULL)] == [f"preset {name}" for name in PRESETS]
     small = make_space(Setting(), {"group_size": 64})
     assert [origin for origin, _ in presets(small)] == [f"preset {name} (projected)" for name in PRESETS]
+    row = make_space(Setting(method="praq-mixed"), {})
+    assert presets(row) == [("preset defaults", Setting(method="praq-mixed"))]
+    assert [origin for origin, _ in presets(make_space(row.base, {"keep_ratio": 0.1}))] == [
+        "preset defaults (projected)"
+    ]
     fixed = make_space(Setting(), {"beta": 0.5, "tau": 2})
     assert [origin for origin, _ in presets(fixed)] == ["preset balanced"]
 

@@ -22,7 +22,7 @@ from hpo.report.write import write_report
 from hpo.space import make_space
 from quant.methods import Setting
 from storage.results import ResultStore
-from tests.hpo.studies import SEQUENCES, TOKENS, Maker, Study, confirmation, mixed_study, study_of
+from tests.hpo.studies import SEQUENCES, TOKENS, Maker, Study, confirmation, kept_study, mixed_study, study_of
 
 FIGURES = ("history", "importances", "beta-tau", "slices", "running", "parallel", "alpha", "loss")
 FILES = {"index.html", "report.md", "result.json", "trials.csv"}
@@ -152,13 +152,37 @@ def test_every_figure_can_be_read_without_seeing_it(page: Reader) -> None:
 def test_the_ranking_shows_all_references_at_every_group_size(mixed: Study, page: Reader) -> None:
     """Each table has the three references, full precision, and percent with an interval."""
     for level in mixed.levels:
-        start = page.text.index(f"Group size {level.group_size}")
+        start = page.text.index(level.title)
         rows = page.text[start : page.text.index("full precision", start) + 1]
         assert {"rtn", "gw-awq", "gwh-praq-v1", "full precision"} <= set(rows)
         assert f"{level.recommended.measured.name} (recommended)" in rows
         assert f"{level.rows[1].score.perplexity:.3f}" in rows
         assert f"{level.rows[1].measured.bits_per_weight:.3f}" in rows
         assert sum(cell.endswith("]") and " % [" in cell for cell in rows) >= 3
+
+
+def test_kept_rows_are_reported_by_their_share(tmp_path: Path) -> None:
+    """One level for each share, with the groups that take no more memory; figures tell shares apart; no group size."""
+    study = kept_study(ResultStore(tmp_path / "store"))
+    few, many = study.levels
+    page = written(study, tmp_path / "report")
+    assert page.text[0] == many.verdict()
+    assert many.verdict().startswith("One scale per row, 20 % of rows in 16 bit: ")
+    assert "gw-awq g32" in few.verdict()
+    for level in (few, many):
+        start = page.text.index(level.title)
+        cells = page.text[start : page.text.index("full precision", start)]
+        assert {"awq-mixed", "gw-awq g32"} <= {cell.removesuffix(" (recommended)") for cell in cells}
+    names = [f"one scale per row, {share} % of rows in 16 bit" for share in (5, 20)]
+    shares = {one: [trial for trial in study.record.complete if str(trial.footprint) == one] for one in names}
+    for name, trials in shares.items():
+        assert {len(trace["x"]) for trace in traces(page, name)} == {len(trials)}
+    assert traces(page, "gw-awq g32")
+    result = json.loads((tmp_path / "report" / "result.json").read_text())
+    assert [(level["group_size"], level["keep_ratio"]) for level in result["ranking"]] == [(None, 0.05), (None, 0.2)]
+    assert "keep_ratio" in result["importances"]["overall"]["fanova"]
+    assert "keep_ratio" not in result["importances"]["equal_group_size"]["fanova"]
+    assert not [text for text in page.text if "group size 128" in text]
 
 
 def test_what_is_drawn_is_what_was_measured(mixed: Study, page: Reader) -> None:

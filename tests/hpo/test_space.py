@@ -6,13 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.dimension import ORIGINAL
-from hpo.space import make_space, read_space_file
+from hpo.space import Space, make_space, read_space_file
 from objectives.errors import InputError
-from quant.methods import PRESETS, Setting
+from quant.methods import METHODS, PRESETS, Setting
 
 UNIT = st.floats(0, 1, exclude_max=True)
 FULL = make_space(Setting(), {})
+SEARCHED = sorted(method for method in METHODS if make_space(Setting(method=method), {}).dimensions)
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> tuple[Space, list[float]]:
+    """The default space of any method that has one, and a point of its unit cube."""
+    space = make_space(Setting(method=draw(st.sampled_from(SEARCHED))), {})
+    count = len(space.dimensions)
+    return space, draw(st.lists(UNIT, min_size=count, max_size=count))
 
 
 def test_the_original_space_is_the_designs() -> None:
@@ -30,23 +38,35 @@ def test_the_original_space_is_the_designs() -> None:
     }
 
 
-@given(st.lists(UNIT, min_size=5, max_size=5))
-def test_params_and_setting_are_inverse(point: list[float]) -> None:
+@given(spaces())
+def test_params_and_setting_are_inverse(drawn: tuple[Space, list[float]]) -> None:
     """A setting of the space becomes Optuna's parameters, inside their distributions, and the same setting again."""
-    setting = FULL.at(point)
-    params = FULL.params(setting)
-    assert FULL.setting(params) == setting
-    assert FULL.project(setting) == setting
-    for name, distribution in FULL.distributions.items():
+    space, point = drawn
+    setting = space.at(point)
+    params = space.params(setting)
+    assert space.setting(params) == setting
+    assert space.project(setting) == setting
+    for name, distribution in space.distributions.items():
         assert distribution._contains(distribution.to_internal_repr(params[name]))
 
 
-@given(st.lists(UNIT, min_size=5, max_size=5))
-def test_settings_can_be_typed_again(point: list[float]) -> None:
+@given(spaces())
+def test_settings_can_be_typed_again(drawn: tuple[Space, list[float]]) -> None:
     """What a table shows of a setting, given back as fixed values, is that setting."""
-    setting = FULL.at(point)
-    typed = {name: f"{getattr(setting, name):g}" for name in ORIGINAL}
-    assert make_space(Setting(), typed).base == setting
+    space, point = drawn
+    setting = space.at(point)
+    typed = {one.name: f"{getattr(setting, one.name):g}" for one in space.dimensions}
+    assert make_space(space.base, typed).base == setting
+
+
+@given(spaces())
+def test_a_place_between_the_bounds_and_a_value_are_inverse(drawn: tuple[Space, list[float]]) -> None:
+    """A value lies where it was drawn, up to its rounding; one that can be counted in the middle of its place."""
+    space, point = drawn
+    for dimension, fraction in zip(space.dimensions, point, strict=True):
+        value = dimension.at(fraction)
+        assert dimension.at(dimension.fraction(value)) == value
+        assert dimension.fraction(value) == pytest.approx(fraction, abs=0.5 / (dimension.count() or 100) + 1e-9)
 
 
 def test_sizes_are_exponents_to_optuna() -> None:
@@ -66,11 +86,25 @@ def test_sizes_are_exponents_to_optuna() -> None:
         ({"group_size": [64, 32]}, "group_size", "32,64"),
         ({"group_size": "64..256"}, "group_size", "64,128,256"),
         ({"n_calib": "100"}, "n_calib", "100"),
+        ({"keep_ratio": "0.1..0.4"}, "keep_ratio", "0.1,0.15,0.2,0.25,0.3,0.35,0.4"),
+        ({"keep_ratio": "0.12..0.3"}, "keep_ratio", "0.12,0.17,0.22,0.27"),
+        ({"keep_ratio": [0.2, 0.1, 0.3]}, "keep_ratio", "0.1,0.2,0.3"),
+        ({"keep_ratio": "0..0.1"}, "keep_ratio", "0,0.05,0.1"),
+        ({"keep_ratio": "0.2..0.22"}, "keep_ratio", "0.2"),
+        ({"keep_ratio": 0.125}, "keep_ratio", "0.125"),
+        ({"tau_risk": "-5..-1"}, "tau_risk", "-5..-1"),
+        ({"tau_risk": -4}, "tau_risk", "-4.0"),
+        ({"beta_risk": "1..9"}, "beta_risk", "1..9 (log)"),
+        ({"noise_factor": "0"}, "noise_factor", "0.0"),
+        ({"variance_penalty": "0.5..0.8"}, "variance_penalty", "0.5..0.8"),
     ],
 )
 def test_a_space_is_narrowed_by_values_ranges_and_sizes(given: dict[str, object], field: str, text: str) -> None:
-    """One notation for flags and files."""
-    assert make_space(Setting(), given).describe()[field] == text
+    """One notation for flags and files; what is described can be given again."""
+    method = "gwh-praq-v2" if field in FULL.describe() else "praq-mixed-var"
+    found = make_space(Setting(method=method), given).describe()[field]
+    assert found == text
+    assert make_space(Setting(method=method), {field: found.removesuffix(" (log)")}).describe()[field] == text
 
 
 @pytest.mark.parametrize(
@@ -84,12 +118,19 @@ def test_a_space_is_narrowed_by_values_ranges_and_sizes(given: dict[str, object]
         ({"group_size": "32,128"}, "consecutive powers of two"),
         ({"gamma": 1}, "'gamma' is no hyperparameter; there are beta"),
         ({"gamma": 1, "beta": "x"}, "gamma.*beta"),
+        ({"keep_ratio": "0.1,0.2,0.4"}, "keep_ratio 0.1, 0.2, 0.4: values that are searched are evenly spaced"),
+        ({"keep_ratio": "0.0625,0.125"}, "evenly spaced in thousandths"),
+        ({"keep_ratio": "0.3..0.1"}, "lower bound 0.3 is above the upper bound 0.1"),
+        ({"keep_ratio": "0.5..1.5"}, "keep_ratio 1.5 is outside 0..1"),
+        ({"beta_risk": "0..3"}, "beta_risk 0 is outside 0.001..1e"),
+        ({"tau_risk": "-3,-1"}, "neither a value nor a range"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_with_what_can(given: dict[str, object], message: str) -> None:
     """All problems together, each with what is allowed."""
+    method = "praq-mixed-var" if {"keep_ratio", "beta_risk", "tau_risk"} & given.keys() else "gwh-praq-v2"
     with pytest.raises(InputError, match=message):
-        make_space(Setting(), given)
+        make_space(Setting(method=method), given)
 
 
 def test_a_method_is_searched_in_the_parameters_it_reads() -> None:
@@ -112,12 +153,33 @@ def test_a_method_with_one_scale_per_row_has_no_group_size() -> None:
 
 def test_what_a_study_is_has_what_its_method_reads() -> None:
     """The share of rows kept in 16 bit is part of a study of a mixed method, and of no other."""
-    assert make_space(Setting(method="awq-mixed", keep_ratio=0.3), {}).describe() == {
+    assert make_space(Setting(method="awq-mixed"), {"keep_ratio": 0.3}).describe() == {
         "method": "awq-mixed",
         "symmetric": "True",
         "keep_ratio": "0.3",
         "n_calib": "16,32,64,128,256,512",
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("rtn-channel", []),
+        ("awq", ["n_grid", "n_calib"]),
+        ("praq-real", ["n_grid", "n_calib", "beta_risk", "tau_risk", "noise_factor"]),
+        ("gw-praq", ["n_grid", "n_calib", "group_size"]),
+        ("awq-mixed", ["n_calib", "keep_ratio"]),
+        ("praq-mixed", ["n_calib", "keep_ratio", "beta_risk", "tau_risk", "noise_factor"]),
+        ("praq-mixed-var", ["n_calib", "keep_ratio", "beta_risk", "tau_risk", "noise_factor", "variance_penalty"]),
+    ],
+)
+def test_every_method_is_searched_in_all_that_it_declares(method: str, names: list[str]) -> None:
+    """What is read and could vary is searched, what is not read is not; the method's defaults lie inside."""
+    space = make_space(Setting(method=method), {})
+    assert [one.name for one in space.dimensions] == names
+    assert space.project(Setting(method=method)) == Setting(method=method)
+    reads = space.base.definition.reads - {"method", "symmetric", "scales", "placement"}
+    assert reads == set(names)
 
 
 def test_sizes_that_do_not_suit_are_left_out_with_the_reason() -> None:
@@ -131,6 +193,13 @@ def test_sizes_that_do_not_suit_are_left_out_with_the_reason() -> None:
     assert "log2_n_calib" not in only.distributions
     with pytest.raises(InputError, match="group_size 32, 64, 128, 256: no size; give other values with --group-size"):
         FULL.limited("group_size", [], "no size")
+
+
+def test_shares_of_kept_rows_are_limited_as_sizes_are() -> None:
+    """From the largest down, with the reason."""
+    space, notice = make_space(Setting(method="awq-mixed"), {}).limited("keep_ratio", [0.05, 0.1], "it costs more")
+    assert space.values("keep_ratio") == [0.05, 0.1]
+    assert notice == "keep_ratio 0.15, 0.2, 0.25, 0.3 left out: it costs more"
 
 
 def test_presets_are_projected_to_the_nearest_allowed_sizes() -> None:
@@ -171,3 +240,6 @@ def test_a_space_file_says_what_flags_say(tmp_path: Path) -> None:
     path.write_text('beta = "0.1..0.4"\ntau = 2\ngroup_size = [64, 128]\n')
     found = make_space(Setting(), read_space_file(path)).describe()
     assert (found["beta"], found["tau"], found["group_size"]) == ("0.1..0.4", "2.0", "64,128")
+    path.write_text('tau_risk = "-5..-1"\nbeta_risk = 3.5\nkeep_ratio = [0.1, 0.2]\n')
+    found = make_space(Setting(method="praq-mixed"), read_space_file(path)).describe()
+    assert (found["tau_risk"], found["beta_risk"], found["keep_ratio"]) == ("-5..-1", "3.5", "0.1,0.2")

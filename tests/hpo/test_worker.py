@@ -368,6 +368,49 @@ def test_references_are_measured_once_and_at_every_group_size(make: Make, monkey
     assert measure_references(worker.bench, worker.store, SPACE, TEXT, silent) == measured
 
 
+def names(worker: Worker, method: str, **given: object) -> list[tuple[str, str]]:
+    """What is measured beside a study of that method, with its footprint."""
+    space = make_space(Setting(method=method, n_calib=8), {"n_calib": 8, **given})
+    measured = measure_references(worker.bench, worker.store, space, TEXT, silent)
+    return [(one.name, str(one.footprint)) for one in measured[1:]]
+
+
+def test_rows_with_one_scale_have_references_of_at_most_their_bits(make: Make) -> None:
+    """Groups need more bits, so nothing in groups is measured beside them."""
+    row = "one scale per row"
+    for method in ("awq", "praq-real"):
+        assert names(make(), method, n_grid=3) == [("rtn-channel", row), ("awq", row)]
+
+
+def test_kept_rows_are_measured_against_the_plain_choice_and_against_groups_of_no_more_bits(make: Make) -> None:
+    """Each share has awq-mixed at that share; where the memory of a group size is reached, the methods in groups."""
+    worker = make()
+    found = names(worker, "praq-mixed", keep_ratio="0.02,0.12")
+    assert found[:2] == [("awq-mixed", f"one scale per row, {share} % of rows in 16 bit") for share in (2, 12)]
+    small = model_size(worker.bench.model, worker.bench.blocks, Setting(method="awq-mixed", keep_ratio=0.02))
+    sizes = [size for size in (32, 64) if 4 + 16 / size <= small.bits_per_weight]
+    expected = dict.fromkeys((*sizes[:1], 32))
+    assert found[2:] == [
+        (f"{method} g{size}", f"group size {size}") for size in expected for method in ("rtn", "gw-awq", "gwh-praq-v1")
+    ]
+
+
+def test_kept_rows_are_pruned_against_trials_of_equal_bits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first trial of every share is measured to the end, whatever trials with more rows in 16 bit have reached."""
+    monkeypatch.setattr("hpo.ledger.is_hopeless", lambda look, incumbent, clusters: True)
+    worker = make()
+    space = make_space(Setting(method="praq-mixed", n_calib=8), {"n_calib": 8, "keep_ratio": "0.1,0.2,0.3"})
+    mixed = make(queue=Queue(study=worker.study, storage=worker.queue.storage, space=space))
+    mixed.work(Budget(trials=9))
+    record = read_study(worker.study)
+    first: dict[object, int] = {}
+    for trial in record.trials:
+        first.setdefault(trial.footprint, trial.number)
+    assert len(first) > 1
+    assert {trial.number for trial in record.complete} == set(first.values())
+    assert all(trial.estimate and trial.estimate.against == first[trial.footprint] for trial in record.pruned)
+
+
 def test_a_machine_that_scores_differently_may_not_join(make: Make) -> None:
     """A mean that moved by more than 0.002 is refused with both values; the same machine is welcome."""
     worker = make()

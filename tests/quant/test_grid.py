@@ -57,6 +57,17 @@ def matrices(draw: st.DrawFn) -> Tensor:
     return torch.tensor(draw(st.lists(rows(inputs), min_size=1, max_size=4)))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [None, 8, 16])
+def test_a_matrix_without_rows_has_no_codes(symmetric: bool, group_size: int | None) -> None:
+    """Where every row is kept in 16 bit, nothing is left to quantize, and that is no error."""
+    grid = Grid(group_size=group_size, symmetric=symmetric)
+    packed = quantize(torch.empty(0, 24), grid)
+    assert packed.codes.shape == (0, 24)
+    assert packed.scale.shape == (0, grid.groups(24))
+    assert dequantize(packed).shape == round_to_grid(torch.empty(0, 24), grid).shape == (0, 24)
+
+
 def spread(per_group: Tensor, weight: IntWeight) -> Tensor:
     """A value per group as one per element, float64 `[O, I]`."""
     inputs = weight.codes.shape[1]
