@@ -62,6 +62,11 @@ def inside(device: str) -> str:
     return CPU if device == CPU else GPU
 
 
+def own() -> str:
+    """The device of a process that someone else placed: the first GPU it sees, else the CPU."""
+    return GPU if gpus() else CPU
+
+
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,7 @@ import optuna
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from hpo.devices import assigned, cores, environment, gpus, inherited, inside
+from hpo.devices import AUTO, assigned, cores, environment, gpus, inherited, inside, own
 from hpo.events import Event, Listener, Notice
 from hpo.following import Follower
 from hpo.optimize import StudyPlan, optimize
@@ -108,11 +108,12 @@ def work(job: Job) -> Report:
         if isinstance(event, Notice) and not event.passing:
             notes.append(event.text)
 
+    plan = on_device(job.plan, own()) if job.plan.bench.model.device == AUTO else job.plan
     try:
         with storage_errors(job.storage):
             storage = open_storage(job.storage)
             budget = Budget(trials=job.trials, deadline=deadline)
-            outcome = optimize(job.plan, storage, Paths(job.home), budget, listen, silent, job.name)
+            outcome = optimize(plan, storage, Paths(job.home), budget, listen, silent, job.name)
     except KeyboardInterrupt:
         return Report(notes=tuple(notes), error="interrupted")
     except (InputError, QuantizationError, AddressError) as error:
@@ -150,7 +151,7 @@ def launch(plan: StudyPlan, storage: str, paths: Paths, fleet: Fleet, budget: Bu
 
 def _on_dask(job: Job, fleet: Fleet, follower: Follower) -> list[Report]:
     """Tasks of an existing cluster; Dask starts those of a worker that died again elsewhere."""
-    jobs = [_named(job, f"dask-{index}", "auto") for index in range(fleet.workers or 1)]
+    jobs = [_named(job, f"dask-{index}", AUTO) for index in range(fleet.workers or 1)]
 
     def run() -> list[Report]:
         with joblib.parallel_config("dask", scheduler_host=fleet.scheduler):
@@ -259,5 +260,9 @@ def _stopping_signals() -> Iterator[None]:
 
 
 def _named(job: Job, name: str, device: str) -> Job:
-    model = replace(job.plan.bench.model, device=device)
-    return replace(job, name=name, plan=replace(job.plan, bench=replace(job.plan.bench, model=model)))
+    return replace(job, name=name, plan=on_device(job.plan, device))
+
+
+def on_device(plan: StudyPlan, device: str) -> StudyPlan:
+    """The same plan with its model somewhere else."""
+    return replace(plan, bench=replace(plan.bench, model=replace(plan.bench.model, device=device)))

@@ -129,8 +129,11 @@ def upgrade(url: str) -> str:
         if url.startswith((JOURNAL, *REDIS)):
             raise StorageError(f"storage {shown(url)} has no tables to upgrade")
         storage = RDBStorage(url, skip_compatibility_check=True)
-        storage.upgrade()
-        return str(storage.get_current_version())
+        try:
+            storage.upgrade()
+            return str(storage.get_current_version())
+        finally:
+            storage.engine.dispose()
 
 
 @contextmanager
