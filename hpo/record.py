@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 from quant.methods import Setting
 
 CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
+SEARCH = "search"
 SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
 BITS, BYTES, PEAK, SECONDS, TOKENS = "bits_per_weight", "model_bytes", "peak_bytes", "seconds", "tokens"
 OWNER, VERSIONS = "owner", "versions"
@@ -101,7 +102,8 @@ class TrialRecord(Measured):
 class StudyRecord:
     """A study: its contract, what is measured beside it, and its trials in order of their numbers.
 
-    `distributions` are those of Optuna's parameters; empty before a trial has begun.
+    `distributions` are those of Optuna's parameters; empty before a trial has begun. `search` is how it was begun,
+    beyond its contract: sampler, pruner, and what was allowed; empty in studies of before that was kept.
     """
 
     name: str
@@ -110,6 +112,7 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     confirmation: Mapping[str, Any] | None = None
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> list[TrialRecord]:
@@ -144,6 +147,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         trials=tuple(map(trial_record, trials)),
         confirmation=attributes.get(CONFIRMATION),
         distributions=next((trial.distributions for trial in trials if trial.distributions), {}),
+        search=attributes.get(SEARCH, {}),
     )
 
 

@@ -109,7 +109,7 @@ def cost_table(record: StudyRecord, levels: Sequence[Level]) -> Table:
         title="Cost",
         columns=("", "number", "tokens evaluated", *(f"{phase}, s" for phase in named), "all, s"),
         rows=tuple((name, *_cost(members, named)) for name, members in groups if members or name == "all trials"),
-        note=_saved(record, levels),
+        note=" ".join([_saved(record, levels), *_cache(record)]),
     )
 
 
@@ -136,8 +136,8 @@ def number(value: object, digits: int = 3) -> str:
 
 def _ranking(record: StudyRecord, level: Level) -> Table:
     rows = [(row, _ranked(level, row)) for row in level.rows]
-    shown = [cells for place, (row, cells) in enumerate(rows) if _is_shown(level, place, row)]
-    hidden = [cells for place, (row, cells) in enumerate(rows) if not _is_shown(level, place, row)]
+    shown = [cells for place, (row, cells) in enumerate(rows) if is_shown(level, place, row)]
+    hidden = [cells for place, (row, cells) in enumerate(rows) if not is_shown(level, place, row)]
     full = [_unquantized(one, level) for one in record.references if one.setting is None]
     return Table(
         title=f"Group size {level.group_size}",
@@ -149,7 +149,8 @@ def _ranking(record: StudyRecord, level: Level) -> Table:
     )
 
 
-def _is_shown(level: Level, place: int, row: Ranked) -> bool:
+def is_shown(level: Level, place: int, row: Ranked) -> bool:
+    """Whether a reader sees this row of a ranking at once: references, presets, the best trials."""
     measured = row.measured
     found = isinstance(measured, TrialRecord) and not measured.origin.startswith("preset")
     return place < SHOWN_TRIALS or not found or row is level.recommended
@@ -200,6 +201,17 @@ def _saved(record: StudyRecord, levels: Sequence[Level]) -> str:
         f"Pruning saved {100 * record.tokens_saved(full):.1f} % of the tokens: "
         f"each of the {ended} complete and pruned trials would have read {full:,}."
     )
+
+
+def _cache(record: StudyRecord) -> Iterator[str]:
+    """What keeping calibration spared: sizes are prefixes of each other, so the largest one is all that is computed."""
+    ended = [*record.references, *(trial for trial in record.trials if trial.state in ("COMPLETE", "PRUNED"))]
+    read = [one.setting.n_calib for one in ended if one.setting and "n_calib" in one.setting.definition.reads]
+    if read:
+        yield (
+            f"They read statistics of {sum(read):,} calibration samples, of which at most {max(read):,} had to be "
+            f"computed: {100 * (1 - max(read) / sum(read)):.1f} % came from the cache."
+        )
 
 
 def _flat(value: object, prefix: str) -> Iterator[tuple[str, str]]:
