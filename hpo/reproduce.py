@@ -5,14 +5,14 @@ open (sampler, pruner, what was allowed) is stored beside it by newer versions, 
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo.record import Measured, StudyRecord, TrialRecord
 from hpo.trials import study_flags
 from quant.methods import Setting
 
-PROGRAM = "python cli.py"
+PROGRAM, LINE = "python cli.py", 88
 ALLOWED = ("presets_only", "trust_remote_code", "allow_partial", "allow_partial_groups")
 USUAL = {"sampler": "gp", "pruner": "paired"}
 
@@ -34,7 +34,7 @@ def repeat_command(record: StudyRecord, trials: int | None, storage: str | None 
     flags = {**study_flags(record.contract), **_space_flags(record.contract), "trials": trials, **search}
     given = {name: value for name, value in flags.items() if value is not None and value != USUAL.get(name)}
     switches = [_flag(name) for name in ALLOWED if record.search.get(name)]
-    return " ".join([PROGRAM, "optimize", *_words(given), *switches, *_where(record, storage)])
+    return _folded([f"{PROGRAM} optimize", *_words(given), *switches, *_where(record, storage)])
 
 
 def quantize_command(record: StudyRecord, chosen: Measured, directory: str, storage: str | None = None) -> str:
@@ -48,7 +48,7 @@ def quantize_command(record: StudyRecord, chosen: Measured, directory: str, stor
         texts = {name: known[name] for name in ("eval_data", "eval_samples")}
         flags = {**named, **texts, **_setting_flags(chosen.setting)}
     given = {name: value for name, value in flags.items() if value is not None}
-    return " ".join([PROGRAM, "quantize", *_words(given), "--output-dir", shlex.quote(directory)])
+    return _folded([f"{PROGRAM} quantize", *_words(given), f"--output-dir {shlex.quote(directory)}"])
 
 
 def _space_flags(contract: Mapping[str, Any]) -> dict[str, str | None]:
@@ -85,7 +85,18 @@ def _words(flags: Mapping[str, Any]) -> list[str]:
 
 
 def _where(record: StudyRecord, storage: str | None) -> list[str]:
-    return ["--study", shlex.quote(record.name), *(["--storage", shlex.quote(storage)] if storage else [])]
+    return _words({"study": record.name, **({"storage": storage} if storage else {})})
+
+
+def _folded(words: Sequence[str]) -> str:
+    """Words on lines of at most `LINE` letters that a shell reads as one."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + 3 > LINE:
+            lines.append(f"   {word}")
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n".join(lines)
 
 
 def _flag(name: str) -> str:

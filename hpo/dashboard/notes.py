@@ -10,10 +10,10 @@ from typing import Any
 from hpo.ranking import Level, headline, percent_text
 from hpo.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.report.axes import LABELS
-from hpo.report.evidence import find_row, level_name, short_source
+from hpo.report.evidence import find_row, level_name
 from hpo.report.glance import confirmed_text
 from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
-from hpo.report.tables import NOTHING, Table, number, setting_text
+from hpo.report.tables import NOTHING, Table, number, setting_text, short_source
 from hpo.reproduce import can_be_repeated, repeat_command
 from objectives.quantization import LayerResult
 

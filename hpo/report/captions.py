@@ -71,17 +71,18 @@ def _bits(data: ChartData) -> Caption:
 
 def _elsewhere(data: ChartData) -> Caption:
     found = data.evidence.elsewhere
-    reading = (
-        "Perplexity above full precision on the text that was tuned on, on other documents of its kind, and on another "
-        "data set: a setting that only fits the tuning text rises from left to right more than the others do."
-    )
-    alt = ""
+    reading, alt = "", ""
     if found is not None:
+        named = ", ".join(f"{purpose}: {name}" for purpose, name in found.texts)
+        reading = (
+            f"Perplexity above full precision ({named}): a setting that only fits the text that was tuned on rises "
+            "from left to right more than the others do."
+        )
         alt = "; ".join(
             f"{name}: " + ", ".join("not measured" if value is None else f"{value:+.1f} %" for value in values)
             for name, values in found.rows
         )
-        alt = f"{', '.join(found.texts)}. {alt}."
+        alt = f"{named}. {alt}."
     why_not = None if found is not None else "nothing was confirmed on other text yet"
     return _caption("elsewhere", "On other text", reading, alt, why_not)
 

@@ -7,16 +7,15 @@ Numbers that are not finite are left out here.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, Literal
 
 from hpo.ranking import Level, Ranked, headline
 from hpo.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
-from hpo.report.tables import is_shown
+from hpo.report.tables import is_shown, short_source
 
 Kind = Literal["reference", "trial", "recommended"]
 CODE_BITS = 4
-LONGEST_NAME = 24
+BEST_TRIAL = "best trial"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +46,14 @@ class Forest:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one setting costs and gives: bits per weight of the blocks, and perplexity."""
+    """What one setting costs and gives: bits per weight of the blocks, and perplexity.
+
+    `series` is what its line is called: the method of a reference, or that it was searched.
+    """
 
     name: str
-    method: str
+    series: str
     level: str
-    kind: Kind
     bits: float
     perplexity: float
 
@@ -77,12 +78,14 @@ class Elsewhere:
     """Percent of perplexity above full precision on each text: what was tuned on, and what was not.
 
     Attributes:
-        texts: What each is called and what it was for.
+        texts: What each was for, and what it is called.
         rows: A name, and a value for each text; None where it was not measured.
+        searched: The name of the winner.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[tuple[str, str], ...]
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
+    searched: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +123,6 @@ def find_row(level: Level, name: str) -> Ranked | None:
     return next((row for row in level.rows if row.measured.name == name), None)
 
 
-def short_source(source: str) -> str:
-    """A text's name as figures have room for: of a file its name without the folders, and no more than 24 letters."""
-    name = source if source.startswith(("hub:", "bundled:")) else PurePath(source).name or source
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-
-
 def _forest(level: Level) -> Forest:
     baseline = level.best_reference
     rows = [
@@ -157,9 +154,8 @@ def _costs(levels: Sequence[Level]) -> list[Cost]:
     return [
         Cost(
             name=row.measured.name,
-            method=row.measured.setting.method if row.measured.setting else FULL_PRECISION,
+            series=BEST_TRIAL if row is level.best_trial else row.measured.name,
             level=level_name(level),
-            kind="trial" if isinstance(row.measured, TrialRecord) else "reference",
             bits=row.measured.bits_per_weight,
             perplexity=row.score.perplexity,
         )
@@ -210,13 +206,10 @@ def _elsewhere(record: StudyRecord, levels: Sequence[Level]) -> Elsewhere | None
         on = {row["name"]: row["perplexity"] for row in found["rows"] if row["dataset"] == dataset}
         columns.append(_above(on, on.get(FULL_PRECISION), names))
     tuning = short_source(str(record.contract.get("tuning", {}).get("source", "tuning text")))
-    texts = (f"{tuning}, tuned on", *(_purpose(place, dataset) for place, dataset in enumerate(datasets)))
+    purposes = ("tuned on", "held out", *["second data set"] * len(datasets))
+    texts = tuple(zip(purposes, (tuning, *map(short_source, datasets)), strict=False))
     rows = tuple((name, tuple(column[place] for column in columns)) for place, name in enumerate(names))
-    return Elsewhere(texts=texts, rows=rows)
-
-
-def _purpose(place: int, dataset: str) -> str:
-    return f"{short_source(dataset)}, {'held out' if place == 0 else 'second data set'}"
+    return Elsewhere(texts=texts, rows=rows, searched=str(found["winner"]))
 
 
 def _tuning_perplexity(record: StudyRecord) -> float | None:

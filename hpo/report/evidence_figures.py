@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from hpo.report import palette
 from hpo.report.canvas import HEIGHT, blank
 from hpo.report.charts import ChartData, forest_ends
-from hpo.report.evidence import Forest
+from hpo.report.evidence import BEST_TRIAL, Forest
 
 SYMBOLS = ("square", "diamond", "triangle-up", "circle", "star", "pentagon")
 OF_KIND = {"reference": "square", "trial": "circle", "recommended": "star"}
-ABOVE_BEST = "percent of perplexity; left is better"
+AGAINST = "percent; left is better"
 Panels = list[tuple[str, go.Figure]]
 
 
@@ -25,7 +25,7 @@ def forest(data: ChartData) -> Panels:
 
 def forest_figure(found: Forest) -> go.Figure:
     """Contrasts at equal bits, best at the top; outliers at the right edge."""
-    figure = blank(ABOVE_BEST, "", height=150 + 26 * len(found.rows))
+    figure = blank(AGAINST, "", height=150 + 26 * len(found.rows))
     low, high = forest_ends(found)
     for kind, symbol in OF_KIND.items():
         rows = [row for row in found.rows if row.kind == kind]
@@ -60,9 +60,9 @@ def bits(data: ChartData) -> Panels:
     """Perplexity of references and best trials against what they cost."""
     found = data.evidence
     figure = blank("bits per weight", "perplexity")
-    methods = dict.fromkeys(cost.method if cost.kind == "reference" else "best trial" for cost in found.costs)
-    for label, colour, symbol in zip(methods, cycle(palette.GROUPS), cycle(SYMBOLS), strict=False):
-        costs = [cost for cost in found.costs if (cost.method if cost.kind == "reference" else "best trial") == label]
+    colours = palette.series(dict.fromkeys(cost.series for cost in found.costs), {BEST_TRIAL})
+    for (label, colour), symbol in zip(colours.items(), cycle(SYMBOLS), strict=False):
+        costs = [cost for cost in found.costs if cost.series == label]
         figure.add_scatter(
             x=[cost.bits for cost in costs],
             y=[cost.perplexity for cost in costs],
@@ -96,7 +96,7 @@ def memory(data: ChartData) -> Panels:
             name=names[part],
             hovertemplate="%{y}: %{x:.2f} MB<extra>" + names[part] + "</extra>",
         )
-    figure.update_layout(barmode="stack", bargap=0.35)
+    figure.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"})
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return [("", figure)]
 
@@ -106,9 +106,11 @@ def elsewhere(data: ChartData) -> Panels:
     found = data.evidence.elsewhere
     assert found is not None
     figure = blank("", "percent above full precision", height=HEIGHT)
-    for (name, values), colour, symbol in zip(found.rows, cycle(palette.GROUPS), cycle(SYMBOLS), strict=False):
+    colours = palette.series([name for name, _ in found.rows], {found.searched})
+    for (name, values), symbol in zip(found.rows, cycle(SYMBOLS), strict=False):
+        colour = colours[name]
         figure.add_scatter(
-            x=[text.replace(", ", "<br>") for text in found.texts],
+            x=[purpose for purpose, _ in found.texts],
             y=list(values),
             mode="lines+markers",
             line={"color": colour, "width": 2},

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hpo.report import palette
 from hpo.report.charts import ChartData, forest_ends
-from hpo.report.evidence import Forest
+from hpo.report.evidence import BEST_TRIAL, Forest
 from hpo.report.sheet import WIDTH, blank, sheet, tidy, with_legend
 
 MARKERS = ("s", "D", "^", "o", "*", "p")
@@ -71,9 +71,9 @@ def bits(data: ChartData) -> Figure:
     """Perplexity of references and best trials against what they cost."""
     figure, axes = blank("bits per weight", "perplexity")
     costs = data.evidence.costs
-    labels = dict.fromkeys(cost.method if cost.kind == "reference" else "best trial" for cost in costs)
-    for label, colour, marker in zip(labels, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
-        found = [cost for cost in costs if (cost.method if cost.kind == "reference" else "best trial") == label]
+    colours = palette.series(dict.fromkeys(cost.series for cost in costs), {BEST_TRIAL})
+    for (label, colour), marker in zip(colours.items(), cycle(MARKERS), strict=False):
+        found = [cost for cost in costs if cost.series == label]
         x, y = [cost.bits for cost in found], [cost.perplexity for cost in found]
         axes.plot(x, y, marker, color=colour, markersize=8, linestyle=":", linewidth=1, label=label)
     if data.evidence.full is not None:
@@ -109,9 +109,10 @@ def elsewhere(data: ChartData) -> Figure:
     found = data.evidence.elsewhere
     assert found is not None
     figure, axes = blank("", "percent above full precision")
-    for (name, values), colour, marker in zip(found.rows, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
+    colours = palette.series([name for name, _ in found.rows], {found.searched})
+    for (name, values), marker in zip(found.rows, cycle(MARKERS), strict=False):
         heights = [math.nan if value is None else value for value in values]
-        axes.plot(range(len(values)), heights, marker, linestyle="-", color=colour, markersize=7, label=name)
-    axes.set_xticks(range(len(found.texts)), [text.replace(", ", "\n") for text in found.texts])
+        axes.plot(range(len(values)), heights, marker, linestyle="-", color=colours[name], markersize=7, label=name)
+    axes.set_xticks(range(len(found.texts)), ["\n".join(text) for text in found.texts])
     axes.margins(x=0.15)
     return with_legend(figure, axes)

@@ -205,18 +205,19 @@ def _parallel(data: ChartData) -> list[tuple[str, go.Figure]]:
                 showlegend=False,
             )
     for place, ticks in enumerate(parallel_ticks(data)):
+        last = place == len(data.axes)
         figure.add_vline(place, line={"color": palette.GREY, "width": 1})
         figure.add_scatter(
-            x=[place] * len(ticks),
+            x=[place + 0.03 if last else place - 0.03] * len(ticks),
             y=list(ticks.values()),
             text=list(ticks),
             mode="text",
-            textposition="middle left" if place else "middle right",
+            textposition="middle right" if last else "middle left",
             hoverinfo="skip",
             showlegend=False,
         )
     names = [*(axis.symbol for axis in data.axes), PERPLEXITY]
-    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.15, len(names) - 0.85])
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.3, len(names) - 0.55])
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(visible=False, range=[-0.06, 1.06])
     return [("", figure)]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from hpo.ranking import Level, headline, is_meaningful, percent_text
 from hpo.record import StudyRecord, TrialRecord
 from hpo.report.charts import ChartData
-from hpo.report.evidence import level_name, short_source
+from hpo.report.evidence import level_name
 from hpo.report.layer_grid import LayerGrid
-from hpo.report.tables import number, setting_text
+from hpo.report.tables import number, setting_text, short_source
 from hpo.reproduce import can_be_repeated, quantize_command, repeat_command
 
 UNCONFIRMED = (
@@ -20,7 +20,7 @@ UNCONFIRMED = (
     "than it is."
 )
 NAMED = 3
-EDGE = 0.02
+EDGE, MATTERS = 0.02, 0.1
 MORE_TRIALS = 20
 
 
@@ -123,12 +123,14 @@ def _next(record: StudyRecord, lead: Level, data: ChartData) -> Iterator[Answer]
 
 
 def _edges(lead: Level, data: ChartData) -> Iterator[str]:
-    """Hyperparameters whose best value is the last one that was allowed."""
+    """Hyperparameters that matter, or may, and whose best value is the last one that was allowed."""
     trial = lead.best_trial
     if trial is None or trial.measured.setting is None:
         return
+    shares = data.importances.equal_size or data.importances.overall
+    mattered = shares.mean
     for axis in data.axes:
-        if axis.name in ("group_size", "keep_ratio"):
+        if axis.name in ("group_size", "keep_ratio") or mattered.get(axis.name, 1.0) < MATTERS:
             continue
         value = float(getattr(trial.measured.setting, axis.name))
         for end, bound in (("lower", axis.low), ("upper", axis.high)):

@@ -6,6 +6,7 @@ Responsible for what they say; the page and the Markdown file lay out the same t
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from hpo.importance import Importances
 from hpo.ranking import Level, Ranked, percent_text
@@ -14,6 +15,7 @@ from hpo.report.export import phases
 
 NOTHING = "–"
 SHOWN_TRIALS = 12
+LONGEST_NAME = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
         columns=("text", "name", "perplexity", "mean NLL", "tokens"),
         rows=tuple(
             (
-                row["dataset"],
+                short_source(row["dataset"]),
                 row["name"],
                 number(row["perplexity"]),
                 number(row["mean_nll"], 4),
@@ -67,7 +69,7 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
         columns=("text", "compared", "perplexity, percent [95 %]", "p", "p after Holm"),
         rows=tuple(
             (
-                row["dataset"],
+                short_source(row["dataset"]),
                 f"{row['name']} against {row['against']}",
                 interval_text(**row["percent"]),
                 number(row["p_value"], 4),
@@ -125,6 +127,12 @@ def failure_table(record: StudyRecord) -> Table:
 def contract_table(contract: Mapping[str, object]) -> Table:
     """What the numbers mean, whatever it consists of."""
     return Table(title="Contract", columns=("what", "value"), rows=tuple(_flat(contract, "")), words=2)
+
+
+def short_source(source: str) -> str:
+    """A text's name as figures have room for: of a file its name without the folders, and no more than 24 letters."""
+    name = source if source.startswith(("hub:", "bundled:")) else PurePath(source).name or source
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def number(value: object, digits: int = 3) -> str:
