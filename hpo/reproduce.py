@@ -44,8 +44,8 @@ def quantize_command(record: StudyRecord, chosen: Measured, directory: str, stor
     else:
         assert chosen.setting is not None
         known = study_flags(record.contract)
-        named = {name: known[name] for name in ("model", "revision", "calib_data", "protocol", "seq_len", "seed")}
-        texts = {name: known[name] for name in ("eval_data", "eval_samples")}
+        named = {name: known[name] for name in ("model", "revision", "dtype", "calib_data", "protocol", "seq_len")}
+        texts = {name: known[name] for name in ("eval_data", "eval_samples", "seed")}
         flags = {**named, **texts, **_setting_flags(chosen.setting)}
     given = {name: value for name, value in flags.items() if value is not None}
     return _folded([f"{PROGRAM} quantize", *_words(given), f"--output-dir {shlex.quote(directory)}"])

@@ -39,7 +39,7 @@ def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
 def test_the_study_is_listed_and_opens(page: Page, served: Served, complaints: list[str]) -> None:
     """From the list to its best value; nothing complains."""
     page.goto(f"{served.address}dashboard")
-    page.get_by_text("study (id=1)").first.click()
+    page.get_by_text("1. study").first.click()
     expect(page).to_have_url(re.compile(r"/dashboard/studies/1"))
     best = min(one["values"][0] for one in served.detail()["trials"] if one["state"] == "Complete")
     expect(page.get_by_text(f"{best:.10f}"[:10]).first).to_be_visible()
