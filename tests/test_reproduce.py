@@ -61,7 +61,11 @@ def test_a_reference_is_written_as_it_was_measured(small: SmallStudy, tmp_path: 
     assert cli.main(words(quantize_command(study.record, awq, "awq"))) == 0
     written = json.loads((tmp_path / "awq" / "praqtune.json").read_text())
     assert awq.setting is not None
-    assert written["setting"] == awq.setting.as_dict()
+    setting = awq.setting.as_dict()
+    assert written["method"] == "gw-awq"
+    assert written["parameters"] == {name: setting[name] for name in written["parameters"]}
+    assert written["bits_per_weight"] == awq.bits_per_weight
+    assert written["model"]["fingerprint"] == study.record.contract["model"]["fingerprint"]
 
 
 def test_a_trial_is_named_by_study_and_number(small: SmallStudy) -> None:

@@ -79,7 +79,8 @@ class StudyPage:
         if report:
             self._attempt("the report", self._show_report, outcome)
             self._reported, self._reported_at = now, monotonic()
-        links = {name: self._board.address(artifact_id) for name, artifact_id in self._board.files().items()}
+        files = self._board.files()
+        links = {name: self._board.address(files[name]) for name in (REPORT, TRIALS) if name in files}
         note = study_note(outcome.record, outcome.levels, self._address, links, self.problems)
         self._board.note(note)
         self._shown = now

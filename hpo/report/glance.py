@@ -116,7 +116,10 @@ def _next(record: StudyRecord, lead: Level, data: ChartData) -> Iterator[Answer]
         return
     chosen = lead.recommended.measured
     deploy = quantize_command(record, chosen, f"{record.name}-4bit")
-    yield Answer(question="What to do next", text=f"Write {chosen.name} as a model:", commands=(deploy,))
+    text = f"Write {chosen.name} as a model:"
+    if not isinstance(chosen, TrialRecord):
+        text = f"Write {chosen.name} as a model (calibrated on documents of the same text, maybe on others of them):"
+    yield Answer(question="What to do next", text=text, commands=(deploy,))
     advice = " ".join([*_edges(lead, data), *_openings(record, lead), f"{MORE_TRIALS} more trials:"])
     go_on = repeat_command(record, len(record.trials) + MORE_TRIALS)
     yield Answer(question="To search on", text=advice, commands=(go_on,))
