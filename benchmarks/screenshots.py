@@ -1,8 +1,8 @@
 """The pictures of the documents: a report and a running dashboard, photographed in a headless Chromium.
 
-    python cli.py report --study mine --out report
-    python cli.py dashboard --storage sqlite:///study.db &
-    python benchmarks/screenshots.py --report report --dashboard http://127.0.0.1:8080/ --trial 21 --out docs/images
+python cli.py report --study mine --out report
+python cli.py dashboard --storage sqlite:///study.db &
+python benchmarks/screenshots.py --report report --dashboard http://127.0.0.1:8080/ --trial 21 --out docs/images
 """
 
 import argparse
