@@ -15,17 +15,19 @@ from hpo.report.evidence import BEST_TRIAL, Forest
 from hpo.report.sheet import WIDTH, blank, sheet, tidy, with_legend
 
 MARKERS = ("s", "D", "^", "o", "*", "p")
+ROW, AROUND = 0.26, 2.6
 OF_KIND = {"reference": "s", "trial": "o", "recommended": "*"}
 
 
 def forest(data: ChartData) -> Figure:
     """One panel for every level of bits, names at the left and numbers at the right."""
     found = data.evidence.forests
-    rows = [len(one.rows) for one in found]
-    figure = sheet(WIDTH, 1.0 + 0.6 * len(found) + 0.26 * sum(rows))
+    # A panel's title and ticks take as much as some rows do.
+    shares = [len(one.rows) + AROUND for one in found]
+    figure = sheet(WIDTH, 0.9 + ROW * sum(shares))
     # Room for the numbers at the right.
     figure.set_layout_engine("constrained", rect=(0, 0, 0.79, 1))
-    panels = figure.subplots(len(found), squeeze=False, height_ratios=rows)[:, 0]
+    panels = figure.subplots(len(found), squeeze=False, height_ratios=shares)[:, 0]
     for axes, one in zip(panels, found, strict=True):
         _contrasts(axes, one)
     tidy(panels[-1], "percent of perplexity against the best reference; left is better", "")

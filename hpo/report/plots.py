@@ -156,6 +156,9 @@ def _slices(data: ChartData) -> Figure:
         axes.plot(x, y, "o", color=palette.GREY, markersize=4, markerfacecolor="none", label="pruned")
         for size, colour, marker in zip(data.group_sizes, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
             points = [point for point in data.measured if point.group_size == size]
+            # An empty line that is not clipped counts as standing in the corner when room is given.
+            if not points:
+                continue
             x, y = [point.values[axis.name] for point in points], heights(points, ends)
             axes.plot(x, y, marker, color=colour, markersize=5, clip_on=False, label=f"group size {size}")
         tidy(axes, axis.label, PERPLEXITY if axis in data.axes[::columns] else "")

@@ -131,7 +131,8 @@ def contract_table(contract: Mapping[str, object]) -> Table:
 
 def short_source(source: str) -> str:
     """A text's name as figures have room for: of a file its name without the folders, and no more than 24 letters."""
-    name = source if source.startswith(("hub:", "bundled:")) else PurePath(source).name or source
+    path = PurePath(source)
+    name = path.name if path.suffix and not source.startswith("hub:") else source
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 

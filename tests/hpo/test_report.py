@@ -305,6 +305,20 @@ def test_a_study_without_a_complete_trial_has_a_report(pruned: int, tmp_path: Pa
     assert sum(text.startswith("Left out: ") for text in page.text) == len(FIGURES) - len(drawn)
 
 
+def test_levels_of_very_different_length_are_drawn(tmp_path: Path) -> None:
+    """One group size with every trial, three with references alone."""
+    space = make_space(Setting(), {"group_size": "32,64,128,256"})
+    maker = Maker(ResultStore(tmp_path / "store"), space)
+    trials = [maker.complete(number, replace(maker.draw(), group_size=64)) for number in range(30)]
+    study = study_of(maker, trials)
+    page = written(study, tmp_path / "report")
+    assert "forest" in pictures(tmp_path / "report")
+    forests = [one for one in page.figures if one["layout"]["xaxis"]["title"]["text"] == "percent; left is better"]
+    rows = [sum(len(trace["y"]) for trace in one["data"]) for one in forests]
+    assert rows[0] > 12
+    assert rows[1:] == [3, 3, 3]
+
+
 def test_a_study_without_anything_has_a_report(tmp_path: Path) -> None:
     """A study that was only created."""
     record = StudyRecord(name="new", contract={}, references=(), trials=())
