@@ -7,7 +7,7 @@ import pytest
 
 import cli
 from tests.dashboards import dashboard
-from tests.processes import finish, wait_until
+from tests.processes import finish
 
 
 def test_the_dashboard_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_the_dashboard_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         assert b"<html" in served.read("dashboard")
         (study,) = json.loads(served.read("api/studies"))["study_summaries"]
         assert study["study_name"] == "study"
-        wait_until(lambda: len(served.detail()["artifacts"]) == 2, "the study's files")
+        served.wait_for(lambda found: len(found["artifacts"]) == 2, "the study's files")
         (report,) = [one for one in served.detail()["artifacts"] if one["filename"] == "report.html"]
         assert served.read(f"artifacts/1/{report['artifact_id']}").startswith(b"<!DOCTYPE html>")
         served.process.terminate()

@@ -12,7 +12,7 @@ from hpo.report.charts import ChartData
 from hpo.report.figures import figures
 
 # Text that can be read on the dashboard's white and on its near-black.
-INK = "#7a7a7a"
+INK = "#808080"
 HEIGHT = 430
 
 GRAPHS: Mapping[str, tuple[str, str]] = {

@@ -165,9 +165,8 @@ def _trial_lines(
     if trial.setting is not None:
         setting = trial.setting
         kind = "symmetric" if setting.symmetric else "asymmetric"
-        origin = trial.origin if trial.origin.startswith("preset") else f"proposed by {trial.origin}"
         text = f"{setting_text(trial)}, group size {setting.group_size}, {kind}, {setting.scales}"
-        yield f"**{escaped(text)}** ({escaped(origin)})"
+        yield f"**{escaped(text)}** (from: {escaped(trial.origin)})"
     rows = tuple((name, value) for name, value in _trial_rows(trial, level, references) if value)
     yield from table_lines(Table(title=f"Trial {trial.number}", columns=("what", "value"), rows=rows, words=2))
     if trial.reason:

@@ -5,7 +5,7 @@ when it ended, the report now and then. A piece that cannot be drawn is named in
 drawn. May assume that its process is the only one that does this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
@@ -61,17 +61,24 @@ class StudyPage:
 
     def refresh(self) -> None:
         """Bring the page up to date with the study; pieces of many trials take several calls."""
+        trials = self.study.get_trials(deepcopy=False)
         record = read_study(self.study)
         now = _told(record)
-        due = self._report_is_due(record, now)
-        if now != self._shown or due:
-            self._show_study(record, now, due)
-        self._show_trials()
-
-    def _show_study(self, record: StudyRecord, now: Told, report: bool) -> None:
-        self.problems = []
-        self._board.name_metric()
+        due, moved = self._report_is_due(record, now), now != self._shown
+        ended = [one for one in trials if one.number not in self._done and one.state.name in ENDED]
+        if not (due or moved or ended):
+            return
+        if due or moved:
+            self.problems = []
         outcome = self._ranked(record)
+        if due or moved:
+            self._show_study(outcome, now, due)
+        running = [one for one in trials if one.state.name == "RUNNING"] if moved else []
+        # The newest first: those are looked at.
+        self._show_trials([*running, *ended[::-1][:TRIALS_AT_ONCE]], outcome)
+
+    def _show_study(self, outcome: Outcome, now: Told, report: bool) -> None:
+        self._board.name_metric()
         self._board.attributes(study_facts(outcome.record, outcome.levels))
         data = self._attempt("the graphs", self._data, outcome)
         if data is not None:
@@ -89,7 +96,7 @@ class StudyPage:
         try:
             return standing(self.study, self._paths)
         except DamagedEntryError as damage:
-            self.problems.append(f"the ranking: {damage}; start the dashboard with the --cache of its workers")
+            self._name(f"the ranking: {damage}; start the dashboard with the --cache of its workers")
             return Outcome(record=record, levels=[], notes=[])
 
     def _data(self, outcome: Outcome) -> ChartData:
@@ -120,20 +127,13 @@ class StudyPage:
             assert content is not None
             self._board.file(name, content)
 
-    def _show_trials(self) -> None:
-        trials = self.study.get_trials(deepcopy=False)
-        waiting = [one for one in trials if one.number not in self._done and one.state.name in ENDED]
-        running = [one for one in trials if one.state.name == "RUNNING"]
-        if not waiting and not running:
-            return
-        outcome = self._ranked(read_study(self.study))
-        entries = self._board.entries()
-        # The newest first: those are looked at.
-        for frozen in [*running, *waiting[::-1][:TRIALS_AT_ONCE]]:
+    def _show_trials(self, shown: Sequence[FrozenTrial], outcome: Outcome) -> None:
+        entries = self._board.entries() if shown else {}
+        for frozen in shown:
             trial = outcome.record.trials[frozen.number]
             result = self._attempt(f"the result of {trial.name}", self._result, trial)
             self._attempt(f"the note of {trial.name}", self._show_note, frozen, trial, result, outcome)
-            if trial.state in ENDED:
+            if frozen.state.name in ENDED:
                 self._attempt(f"the files of {trial.name}", self._show_files, frozen, result, outcome, entries)
                 self._done.add(frozen.number)
 
@@ -166,8 +166,12 @@ class StudyPage:
         try:
             return make(*args, **named)
         except Exception as error:
-            self.problems.append(f"{what}: {type(error).__name__}: {error}")
+            self._name(f"{what}: {type(error).__name__}: {error}")
             return None
+
+    def _name(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
 
 
 def _told(record: StudyRecord) -> Told:

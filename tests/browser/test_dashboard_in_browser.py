@@ -4,14 +4,17 @@ import re
 from collections.abc import Iterator
 from time import monotonic
 
+import optuna
 import pytest
+from optuna.trial import Trial
 from playwright.sync_api import Browser, Page, expect
 
 from hpo.dashboard.graphs import GRAPHS
 from hpo.dashboard.pictures import PICTURE, TABLE
+from hpo.record import RESULT
+from storage.studies import open_storage
 from tests.browser.conftest import watched
 from tests.dashboards import Served, dashboard
-from tests.processes import wait_until
 
 TRIALS = 24
 
@@ -20,10 +23,10 @@ TRIALS = 24
 def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A dashboard whose refresher has been through everything once; not started where there is no browser."""
     with dashboard(tmp_path_factory.mktemp("home"), TRIALS) as served:
-        wait_until(lambda: len(served.detail()["artifacts"]) == 2, "the study's files")
+        served.wait_for(lambda found: len(found["artifacts"]) == 2, "the study's files")
         ended = {"Complete", "Pruned", "Fail"}
-        wait_until(
-            lambda: all(one["note"]["body"] for one in served.detail()["trials"] if one["state"] in ended),
+        served.wait_for(
+            lambda found: all(one["note"]["body"] for one in found["trials"] if one["state"] in ended),
             "the notes of all trials",
         )
         yield served
@@ -94,6 +97,22 @@ def test_the_report_opens_from_the_note(page: Page, served: Served, complaints: 
         "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg')) && "
         "document.querySelectorAll('.plot').length > 10"
     )
+    assert complaints == []
+
+
+def test_an_open_page_moves_with_its_study(page: Page, served: Served, complaints: list[str]) -> None:
+    """A trial that a worker ends appears as the best one, in the note and among the graphs, without a reload."""
+    page.goto(f"{served.address}dashboard/studies/1")
+    expect(page.get_by_text("Best Trial").first).to_be_visible()
+    study = optuna.load_study(storage=open_storage(served.url), study_name="study")
+    [running] = [one for one in study.get_trials() if one.state.name == "RUNNING"]
+    best = study.best_trial
+    trial = Trial(study, running._trial_id)
+    trial.set_user_attr(RESULT, best.user_attrs[RESULT])
+    study.tell(trial, 1.0)
+    expect(page.get_by_text(f"Best Trial (number={running.number})")).to_be_visible(timeout=60_000)
+    served.wait_for(lambda found: f"trial {running.number}" in found["note"]["body"], "a note of the new best")
+    page.get_by_text("Best Trial").first.wait_for()
     assert complaints == []
 
 

@@ -21,6 +21,7 @@ from hpo.dashboard.serve import Refresher, serve
 from hpo.dashboard.study_page import REPORT, TRIALS
 from hpo.ranking import headline
 from objectives.errors import InputError
+from objectives.scoring import look_sizes
 from storage.artifacts import ArtifactFiles, attached
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -131,6 +132,11 @@ def test_every_ended_trial_has_a_note(shown: Shown) -> None:
             assert "estimated perplexity" in note
         if trial.state == "FAIL":
             assert "12.5 GB <needed>, 8 GB available" in note
+
+
+def test_running_values_are_few_however_long_the_text_is() -> None:
+    """The dashboard reads all of them every few seconds."""
+    assert len(look_sizes(10**9)) <= 32
 
 
 def test_graphs_have_fixed_ids_and_are_small(shown: Shown) -> None:
