@@ -83,14 +83,18 @@ class StudyPage:
         data = self._attempt("the graphs", self._data, outcome)
         if data is not None:
             self._show_graphs(data)
+        # Before the report, which takes seconds, and after it, where it brought a link or a problem.
+        self._show_study_note(outcome)
         if report:
             self._attempt("the report", self._show_report, outcome)
             self._reported, self._reported_at = now, monotonic()
+            self._show_study_note(outcome)
+        self._shown = now
+
+    def _show_study_note(self, outcome: Outcome) -> None:
         files = self._board.files()
         links = {name: self._board.address(files[name]) for name in (REPORT, TRIALS) if name in files}
-        note = study_note(outcome.record, outcome.levels, self._address, links, self.problems)
-        self._board.note(note)
-        self._shown = now
+        self._board.note(study_note(outcome.record, outcome.levels, self._address, links, self.problems))
 
     def _ranked(self, record: StudyRecord) -> Outcome:
         try:
