@@ -10,14 +10,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -107,6 +108,16 @@ STUDY_ACTION_EXAMPLES = {
   %(prog)s --storage sqlite:///study.db           after Optuna was updated
 """,
 }
+STATUS_EXAMPLES = """examples:
+  %(prog)s                                        the study that was begun last
+  %(prog)s --watch                                again and again, until Ctrl-C
+  %(prog)s --study mine --storage sqlite:///study.db --json
+"""
+DASHBOARD_EXAMPLES = """examples:
+  %(prog)s                                        every study of the default storage, on http://127.0.0.1:8080/
+  %(prog)s --storage sqlite:///study.db --port 8081
+  ssh -L 8080:127.0.0.1:8080 HOST                 see it from another machine: it has no password of its own
+"""
 CALIBRATE_EXAMPLES = """examples:
   %(prog)s                                        the bundled model, 16 to 128 samples
   %(prog)s --model org/name --calib-data wikitext2 --sizes 64,128,512
@@ -133,7 +144,8 @@ CACHE_EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="praqtune: %(message)s", level=logging.WARNING)
+    level = logging.ERROR if options.quiet else logging.WARNING
+    logging.basicConfig(format="praqtune: %(message)s", level=level)
     for library in ("huggingface_hub", "transformers", "datasets", "httpx2"):
         logging.getLogger(library).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -174,7 +186,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     settings = _settings(options)
     plan = _bench_plan(options, max((setting.n_calib for setting in settings), default=1))
     rows: list[dict[str, object]] = []
-    with _progress() as progress:
+    with _progress(options.quiet) as progress:
         laid_out = lay_out(plan, _paths(options), progress)
         for row in evaluate(laid_out, settings, progress):
             rows.append(_row(row))
@@ -201,7 +213,7 @@ def _quantize(options: argparse.Namespace) -> None:
     else:
         study = None
         plan = _bench_plan(_with_defaults(options, {}), setting.n_calib)
-    with _progress() as progress:
+    with _progress(options.quiet) as progress:
         written = deploy(plan, setting, Path(options.output_dir), study, paths, progress)
     record = written.record
     facts = {"directory": str(written.directory), **record, "disk_bytes": written.disk_bytes}
@@ -238,7 +250,7 @@ def _compare(options: argparse.Namespace) -> None:
         best, _ = chosen_trial(study, BEST)
         samples += [best.setting.n_calib] if best.setting else []
     plan = ComparePlan(bench=_bench_plan(options, max(samples)), settings=settings, models=models, study=study)
-    with _progress() as progress:
+    with _progress(options.quiet) as progress:
         comparison = compare(plan, _paths(options), progress)
     notes = [*(choice.sentence for choice in comparison.choices), pair_note(comparison), *comparison.notes]
     if options.csv:
@@ -267,7 +279,7 @@ def _optimize(options: argparse.Namespace) -> None:
     deadline = math.inf if options.timeout is None else monotonic() + options.timeout
     budget = Budget(trials=options.trials, deadline=deadline)
     url, fleet = _storage_url(options), _fleet(options)
-    with storage_errors(url), _study_display() as (listen, progress):
+    with storage_errors(url), _study_display(options.quiet) as (listen, progress):
         for line in storage_limits(url):
             _say(f"note: {line}")
         if fleet is None:
@@ -284,11 +296,43 @@ def _status(options: argparse.Namespace) -> None:
     from hpo.status import summary
 
     with _study(options) as study:
+        if options.watch is not None:
+            _watch(options, lambda: summary(read_study(study)))
+            return
         facts = summary(read_study(study))
-    table = _table("", "")
-    for name, value in facts.items():
-        table.add_row(name.replace("_", " "), _status_text(value))
-    _output(options, facts, table, [])
+    _output(options, facts, _status_table(facts), [])
+
+
+def _watch(options: argparse.Namespace, look: Callable[[], dict[str, Any]]) -> None:
+    """Show a study's standing until Ctrl-C: renewed on a terminal, a line whenever it changes elsewhere."""
+    from objectives.errors import InputError
+
+    if options.json or not options.watch > 0:
+        raise InputError("--watch takes seconds above 0 and goes without --json; call status --json again instead")
+    console = Console(highlight=False)
+    with suppress(KeyboardInterrupt):
+        if console.is_terminal:
+            with Live(_status_table(look()), console=console, auto_refresh=False) as live:
+                while True:
+                    sleep(options.watch)
+                    live.update(_status_table(look()), refresh=True)
+        said = ""
+        while True:
+            line = _status_line(look())
+            if line != said:
+                print(line, flush=True)
+            said = line
+            sleep(options.watch)
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    from hpo.dashboard.serve import serve
+    from storage.studies import open_storage, shown, storage_errors
+
+    url = _storage_url(options)
+    with storage_errors(url):
+        storage = open_storage(url)
+    serve(storage, _paths(options), shown(url), options.host, options.port, _say)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -406,7 +450,7 @@ def _calibrate(options: argparse.Namespace) -> None:
     sizes = sorted(_numbers(options.sizes, "--sizes"))
     plan = _bench_plan(options, sizes[-1])
     started = monotonic()
-    with _progress() as progress:
+    with _progress(options.quiet) as progress:
         # The evaluation text is read too: the same documents are left out as in a study, and the number type is the
         # one that the study will compute in.
         laid_out = lay_out(plan, _paths(options), progress)
@@ -749,6 +793,20 @@ def _status_text(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
+def _status_table(facts: dict[str, Any]) -> Table:
+    table = _table("", "")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _status_text(value))
+    return table
+
+
+def _status_line(facts: dict[str, Any]) -> str:
+    trials = ", ".join(f"{count} {state.lower()}" for state, count in facts["trials"].items()) or "no trials"
+    running = ", ".join(f"trial {one['number']} after {one['sequences_read']} sequences" for one in facts["running"])
+    best = "; ".join(f"{size}: {text}" for size, text in facts["best"].items())
+    return " | ".join(part for part in (f"{facts['study']}: {trials}", running, best) if part)
+
+
 def _event_text(event: "Event") -> str:
     """One line for one event."""
     from hpo.events import Finished, Looked, Working
@@ -844,11 +902,11 @@ def _output(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A progress line on standard error for whatever takes longer than two seconds; nothing without a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    display = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    display = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
     task = display.add_task("starting", total=None)
     started = monotonic()
 
@@ -864,13 +922,15 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def _study_display() -> "Iterator[tuple[Listener, Callable[[str, int, int], None]]]":
+def _study_display(quiet: bool) -> "Iterator[tuple[Listener, Callable[[str, int, int], None]]]":
     """What a study says: a line per trial, and what it is at: live on a terminal, now and then elsewhere."""
     from hpo.events import Looked, Working
 
     said = {"at": monotonic()}
 
     def listen(event: "Event") -> None:
+        if quiet:
+            return
         match event:
             case Looked():
                 show(_event_text(event), event.read, event.total)
@@ -879,11 +939,11 @@ def _study_display() -> "Iterator[tuple[Listener, Callable[[str, int, int], None
             case _:
                 _say(_event_text(event))
 
-    with _progress() as report:
+    with _progress(quiet) as report:
 
         def show(phase: str, done: int, total: int) -> None:
             report(phase, done, total)
-            if not sys.stderr.isatty() and monotonic() - said["at"] > SECONDS_BETWEEN_LINES:
+            if not quiet and not sys.stderr.isatty() and monotonic() - said["at"] > SECONDS_BETWEEN_LINES:
                 said["at"] = monotonic()
                 _say(f"{phase} ({done}/{total})")
 
@@ -913,12 +973,20 @@ def _parser() -> argparse.ArgumentParser:
     _text_flags(optimize)
     _space_flags(optimize)
     _study_flags(optimize, report=True)
+    status = _command(commands, "status", "where a study stands", STATUS_EXAMPLES, _status)
+    _study_flags(status, report=False)
+    status.add_argument(
+        "--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="renew it every 2 seconds, or as many"
+    )
     for name, summary, run, report in (
-        ("status", "where a study stands", _status, False),
         ("show", "everything that is known of a study", _show, False),
         ("report", "write a study's report", _report, True),
     ):
         _study_flags(_command(commands, name, summary, STUDY_EXAMPLES, run), report=report)
+    dashboard = _command(commands, "dashboard", "see every study in a browser", DASHBOARD_EXAMPLES, _dashboard)
+    dashboard.add_argument("--storage", metavar="URL", help="where the studies are ($PRAQTUNE_STORAGE)")
+    dashboard.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    dashboard.add_argument("--port", type=int, default=8080, help="0 takes a free one (default %(default)s)")
     evaluate = _command(commands, "evaluate", "measure perplexity, as it is or quantized", EVALUATE_EXAMPLES, _evaluate)
     _model_flags(evaluate)
     _text_flags(evaluate)
@@ -964,6 +1032,7 @@ def _command(
     parser.add_argument("--cache", metavar="DIR", help="where calibration is kept (default $PRAQTUNE_HOME)")
     parser.add_argument("--allow-shared-cache", action="store_true", help="accept a directory others may write to")
     parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON to FILE, or print it")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no warnings: the result and errors only")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=run)
     return parser

@@ -21,7 +21,7 @@ from hpo.proposal import SAMPLERS, SamplerName, presets
 from hpo.pruning import PRUNERS, PrunerName
 from hpo.queue import Queue
 from hpo.ranking import Level, headline, rank
-from hpo.record import CONFIRMATION, CONTRACT, StudyRecord, read_study
+from hpo.record import CONFIRMATION, CONTRACT, SEARCH, StudyRecord, read_study
 from hpo.space import Space
 from hpo.study import open_study, prepare
 from hpo.worker import Budget, Worker
@@ -114,6 +114,8 @@ def optimize(
     texts = dict(zip(TEXTS, zip(plan.bench.data, laid_out.data, strict=True), strict=False))
     contract = make_contract(bench.model, space, bench.calibration.text, texts, plan.bench.seed)
     study = open_study(storage, plan.name, contract)
+    if SEARCH not in study.user_attrs:
+        study.set_user_attr(SEARCH, how_it_searches(plan))
     pin(store, tuning)
     owner = Owner.this(str(bench.model.device), name)
     queue = Queue(study=study, storage=storage, space=space, owner=owner)
@@ -140,6 +142,18 @@ def optimize(
         if leading is not None and held_out and not plan.presets_only:
             study.set_user_attr(CONFIRMATION, confirm(bench, store, leading, held_out, progress))
     return Outcome(record=read_study(study), levels=levels, notes=laid_out.notes)
+
+
+def how_it_searches(plan: StudyPlan) -> dict[str, str | bool]:
+    """What the contract leaves open, for whoever wants to repeat the study; every worker may have its own."""
+    return {
+        "sampler": plan.sampler,
+        "pruner": plan.pruner,
+        "presets_only": plan.presets_only,
+        "trust_remote_code": plan.bench.model.trust_remote_code,
+        "allow_partial": plan.bench.allow_partial,
+        "allow_partial_groups": plan.bench.allow_partial_groups,
+    }
 
 
 def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:

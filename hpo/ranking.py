@@ -24,11 +24,19 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """One row of a ranking: what was measured, and its mean NLL minus the best's."""
+    """One row of a ranking.
+
+    Attributes:
+        measured: What was measured.
+        score: Its values per sequence.
+        difference: Its mean NLL minus the best row's.
+        against: Its mean NLL minus the best reference's; None where no reference was measured.
+    """
 
     measured: Measured
     score: Score
     difference: Difference
+    against: Difference | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,18 +207,23 @@ def _beside(references: Sequence[Measured], own: Sequence[Measured]) -> list[Mea
 def _level(footprint: Footprint, rows: list[tuple[Measured, Score]], clusters: Sequence[int]) -> Level:
     rows = sorted(rows, key=lambda row: (row[1].mean_nll, simplicity(row[0])))
     best = rows[0][1]
+    known = next((score for one, score in rows if not isinstance(one, TrialRecord)), None)
     ranked = tuple(
-        Ranked(measured=one, score=score, difference=paired_difference(score, best, clusters)) for one, score in rows
+        Ranked(
+            measured=one,
+            score=score,
+            difference=paired_difference(score, best, clusters),
+            against=paired_difference(score, known, clusters) if known else None,
+        )
+        for one, score in rows
     )
     chosen = recommend(rows, lambda index: ranked[index].difference)
     trial = next((row for row in ranked if isinstance(row.measured, TrialRecord)), None)
-    reference = next((row for row in ranked if not isinstance(row.measured, TrialRecord)), None)
-    both = trial is not None and reference is not None
     return Level(
         footprint=footprint,
         rows=ranked,
         recommended=ranked[chosen],
-        against=paired_difference(trial.score, reference.score, clusters) if both else None,  # type: ignore[union-attr]
+        against=trial.against if trial else None,
     )
 
 

@@ -16,6 +16,7 @@ from hpo.footprint import Footprint, footprint_of
 from quant.methods import Setting
 
 CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
+SEARCH = "search"
 SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
 BITS, BYTES, PEAK, SECONDS, TOKENS = "bits_per_weight", "model_bytes", "peak_bytes", "seconds", "tokens"
 OWNER, VERSIONS, BEAT, TAKEOVERS = "owner", "versions", "beat", "takeovers"
@@ -124,7 +125,8 @@ class StudyRecord:
     """A study: its contract, what is measured beside it, and its trials in order of their numbers.
 
     `distributions` are those of Optuna's parameters; empty before a trial has begun. `retried` are the numbers of
-    failed trials whose settings were queued again.
+    failed trials whose settings were queued again. `search` is how it was begun, beyond its contract: sampler, pruner,
+    and what was allowed; empty in studies of before that was kept.
     """
 
     name: str
@@ -134,6 +136,7 @@ class StudyRecord:
     confirmation: Mapping[str, Any] | None = None
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
     retried: frozenset[int] = frozenset()
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def counted(self) -> list[TrialRecord]:
@@ -174,6 +177,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         confirmation=attributes.get(CONFIRMATION),
         distributions=next((trial.distributions for trial in trials if trial.distributions), {}),
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
+        search=attributes.get(SEARCH, {}),
     )
 
 

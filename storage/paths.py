@@ -45,6 +45,11 @@ class Paths:
         return self.home / "results"
 
     @property
+    def artifacts(self) -> Path:
+        """One file per picture or table that the dashboard shows, named by its id."""
+        return self.home / "artifacts"
+
+    @property
     def studies(self) -> Path:
         """The default study storage."""
         return self.home / "studies.db"

@@ -4,13 +4,11 @@ Responsible for bars of perplexity, of the increase over full precision, of the 
 against bits. Colours tell bits apart: only bars of one colour compete. Keeps no state of matplotlib's.
 """
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -19,6 +17,7 @@ from hpo.comparison.entries import Entry
 from hpo.comparison.verdict import Comparison
 from hpo.report import palette
 from hpo.report.charts import shown_up_to
+from hpo.report.plots import png
 from hpo.report.sheet import sheet, tidy
 
 MARKERS = ("o", "D", "s", "^", "*", "p")
@@ -29,20 +28,13 @@ BEYOND = 1.12
 
 def pictures(comparison: Comparison) -> dict[str, bytes]:
     """PNG files by the name of the figure."""
-    return {name: _png(draw(comparison)) for name, draw in drawn(comparison).items()}
+    return {name: png(draw(comparison)) for name, draw in drawn(comparison).items()}
 
 
 def drawn(comparison: Comparison) -> Mapping[str, Callable[[Comparison], Figure]]:
     """The figures that this comparison has."""
     figures = {"perplexity": _perplexity, "increase": _increase, "bits": _bits}
     return {**figures, "generalisation": _generalisation} if comparison.gaps else figures
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _perplexity(comparison: Comparison) -> Figure:

@@ -30,8 +30,8 @@ def blank(x: str, y: str, height: int = HEIGHT) -> go.Figure:
         hovermode="closest",
     )
     axes = {"automargin": True, "gridcolor": GRID, "zeroline": False, "linecolor": GRID}
-    figure.update_xaxes(title={"text": x}, **axes)
-    figure.update_yaxes(title={"text": y}, **axes)
+    figure.update_xaxes(title={"text": x, "font": {"size": 13}}, **axes)
+    figure.update_yaxes(title={"text": y, "font": {"size": 13}}, **axes)
     return figure
 
 

@@ -31,9 +31,8 @@ class Caption:
 
 def captions(data: ChartData) -> list[Caption]:
     """One for every figure that a report can have, in its order."""
-    return [
-        write(data) for write in (_history, _importances, _surface, _slices, _running, _parallel, _alpha, _reduction)
-    ]
+    writers = (_forest, _bits, _elsewhere, _importances, _surface, _slices, _parallel, _history, _running)
+    return [write(data) for write in (*writers, _remaining, _reduction, _alpha, _memory)]
 
 
 def _caption(key: str, title: str, reading: str, alt: str, why_not: str | None) -> Caption:
@@ -44,6 +43,70 @@ def _caption(key: str, title: str, reading: str, alt: str, why_not: str | None) 
 
 def _best(data: ChartData) -> str:
     return f"the best is {data.best.name} at {data.best.perplexity:.3f}" if data.best else NO_TRIAL
+
+
+def _forest(data: ChartData) -> Caption:
+    forests = data.evidence.forests
+    reading = (
+        "Every row is one setting against the best reference of its group size, on the same sequences, with its 95 % "
+        "interval: left of the line is better, and an interval that crosses the line is no difference. Green is what "
+        "is recommended; a row at the right edge lies beyond it."
+    )
+    alt = "; ".join(
+        f"{forest.title} against {forest.baseline}: " + ", ".join(f"{row.name} {row.text}" for row in forest.rows[:6])
+        for forest in forests
+    )
+    return _caption("forest", "Who won", reading, f"{alt}.", None if forests else "nothing can be compared yet")
+
+
+def _bits(data: ChartData) -> Caption:
+    costs = data.evidence.costs
+    reading = (
+        "The references and the best trial of every group size: lower is better, further left is smaller. Only points "
+        "above each other cost the same; the dashed line is full precision."
+    )
+    alt = ", ".join(f"{one.name} {one.perplexity:.3f} at {one.bits:.3f} bits" for one in costs)
+    return _caption("bits", "Perplexity against bits", reading, f"{alt}.", None if costs else "nothing is measured yet")
+
+
+def _elsewhere(data: ChartData) -> Caption:
+    found = data.evidence.elsewhere
+    reading, alt = "", ""
+    if found is not None:
+        named = ", ".join(f"{purpose}: {name}" for purpose, name in found.texts)
+        reading = (
+            f"Perplexity above full precision ({named}): a setting that only fits the text that was tuned on rises "
+            "from left to right more than the others do."
+        )
+        alt = "; ".join(
+            f"{name}: " + ", ".join("not measured" if value is None else f"{value:+.1f} %" for value in values)
+            for name, values in found.rows
+        )
+        alt = f"{named}. {alt}."
+    why_not = None if found is not None else "nothing was confirmed on other text yet"
+    return _caption("elsewhere", "On other text", reading, alt, why_not)
+
+
+def _memory(data: ChartData) -> Caption:
+    found = data.evidence.memory
+    reading = (
+        "Codes are 4 bits a weight; scales and zero points are what a smaller group adds; embeddings, head and norms "
+        "stay as they are."
+    )
+    alt = ", ".join(f"{one.name} {one.total / 1e6:.1f} MB" for one in found)
+    return _caption("memory", "Where the bits go", reading, f"{alt}.", None if found else "no size is known yet")
+
+
+def _remaining(data: ChartData) -> Caption:
+    reading = (
+        "Each Linear's share of the loss that the best trial leaves, so where more bits would help most; outputs grow "
+        "with depth, and so does a loss that is no worse."
+    )
+    grid, reason = data.layers.remaining, data.layers.reason
+    alt = f"up to {max(grid.known):.1f} % in one Linear of {len(grid.known)}." if grid and grid.known else ""
+    if grid is None and reason is None:
+        reason = "nothing is lost"
+    return _caption("remaining", "Where the model is hurt", reading, alt, reason)
 
 
 def _history(data: ChartData) -> Caption:
@@ -70,7 +133,7 @@ def _importances(data: ChartData) -> Caption:
         for shares in drawn
     )
     why_not = None if drawn else " ".join(reasons).removesuffix(".")
-    return _caption("importances", "Importances", reading, f"{alt}.", why_not)
+    return _caption("importances", "What mattered", reading, f"{alt}.", why_not)
 
 
 def _surface(data: ChartData) -> Caption:
@@ -125,7 +188,7 @@ def _alpha(data: ChartData) -> Caption:
     )
     grid = data.layers.alpha
     alt = f"from {min(grid.known):.2f} to {max(grid.known):.2f} over {len(grid.depths)} blocks." if grid else ""
-    return _caption("alpha", "α by depth and role", reading, alt, data.layers.reason)
+    return _caption("alpha", "Alpha by depth and role", reading, alt, data.layers.reason)
 
 
 def _reduction(data: ChartData) -> Caption:
@@ -139,7 +202,7 @@ def _reduction(data: ChartData) -> Caption:
         alt = f"from {min(grid.known):.0f} to {max(grid.known):.0f} % over {len(grid.depths)} blocks."
     elif reason is None:
         reason = "nearest rounding loses nothing"
-    return _caption("loss", "Loss reduction by layer", reading, alt, reason)
+    return _caption("loss", "What the scale search avoids", reading, alt, reason)
 
 
 def _why_no_trials(data: ChartData, fewest_axes: int) -> str | None:

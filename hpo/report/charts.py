@@ -6,7 +6,7 @@ a ranked study. Numbers that are not finite are left out here.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from hpo.importance import Importances, usual_footprint
 from hpo.ranking import Level, headline
 from hpo.record import StudyRecord, TrialRecord
 from hpo.report.axes import Axis, varied_axes
+from hpo.report.evidence import Evidence, Forest, evidence
 from hpo.report.layer_grid import LayerChoices, layer_choices
 from storage.results import ResultStore
 
@@ -80,6 +81,7 @@ class ChartData:
         running: Perplexity over the first sequences.
         surface: Over beta and tau; None where one of them is fixed.
         layers: Of the best trial.
+        evidence: What the verdict rests on.
     """
 
     axes: tuple[Axis, ...]
@@ -91,6 +93,7 @@ class ChartData:
     running: tuple[Running, ...]
     surface: Surface | None
     layers: LayerChoices
+    evidence: Evidence = field(default_factory=Evidence)
 
     @property
     def best(self) -> Point | None:
@@ -133,6 +136,7 @@ def chart_data(
         running=tuple(_running(record)),
         surface=_surface(record, axes, measured),
         layers=layer_choices(record.best, store),
+        evidence=evidence(record, levels),
     )
 
 
@@ -162,6 +166,13 @@ def shown_up_to(values: Sequence[float]) -> float:
     lower, upper = np.percentile(values, [25, 75])
     fence = upper + FENCE * (upper - lower)
     return float(max((value for value in values if value <= fence), default=max(values)))
+
+
+def forest_ends(forest: Forest) -> tuple[float, float]:
+    """The ends of an axis with zero, every interval that is no outlier, and some width."""
+    low = min(0.0, *(row.low for row in forest.rows))
+    high = max(0.0, shown_up_to([row.high for row in forest.rows]))
+    return low, max(high, low + MARGIN)
 
 
 def _measured(trial: TrialRecord, axes: Sequence[Axis]) -> Point | None:

@@ -7,11 +7,15 @@ numbers that JSON has not.
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
 
 from hpo.ranking import Level, ranking_json
 from hpo.record import Measured, StudyRecord, TrialRecord
 from quant.methods import Setting
 from storage.strict_json import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PHASES = ("calibrate", "quantize", "score")
 
@@ -39,7 +43,31 @@ def study_json(record: StudyRecord, levels: Sequence[Level]) -> dict[str, object
 
 def trials_csv(record: StudyRecord) -> str:
     """One row per trial, in order of their numbers; what a trial has not is left empty."""
+    buffer = io.StringIO()
+    _table(record).to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue()
+
+
+def trials_frame(record: StudyRecord) -> "pd.DataFrame":
+    """The rows of `trials_csv` as a DataFrame: whole numbers stay whole where some are missing, times are times."""
     # Imported here: `show` needs `study_json` at once, and pandas takes half a second.
+    import pandas as pd
+
+    table = _table(record)
+    for name in ("started", "finished"):
+        table[name] = pd.to_datetime(table[name])
+    for name in ("state", "origin", "method", "scales", "placement", "outcome"):
+        table[name] = table[name].astype("category")
+    return table
+
+
+def phases(measured: Sequence[Measured]) -> list[str]:
+    """Every phase that took time, in the order in which they happen."""
+    found = dict.fromkeys(phase for one in measured for phase in one.seconds)
+    return [*(phase for phase in PHASES if phase in found), *(phase for phase in found if phase not in PHASES)]
+
+
+def _table(record: StudyRecord) -> "pd.DataFrame":
     import pandas as pd
 
     names = [field.name for field in fields(Setting)]
@@ -49,17 +77,7 @@ def trials_csv(record: StudyRecord) -> str:
         *(f"seconds_{phase}" for phase in phases(record.trials)),
         *("tokens", "outcome", "reason", "started", "finished"),
     ]
-    # Whole numbers stay whole where some are missing.
-    table = pd.DataFrame([_row(trial) for trial in record.trials], columns=columns).convert_dtypes()
-    buffer = io.StringIO()
-    table.to_csv(buffer, index=False, lineterminator="\n")
-    return buffer.getvalue()
-
-
-def phases(measured: Sequence[Measured]) -> list[str]:
-    """Every phase that took time, in the order in which they happen."""
-    found = dict.fromkeys(phase for one in measured for phase in one.seconds)
-    return [*(phase for phase in PHASES if phase in found), *(phase for phase in found if phase not in PHASES)]
+    return pd.DataFrame([_row(trial) for trial in record.trials], columns=columns).convert_dtypes()
 
 
 def _row(trial: TrialRecord) -> dict[str, object]:

@@ -3,16 +3,20 @@
 Responsible for drawing `ChartData`. May assume that captions say which figures can be drawn.
 """
 
+import math
 from collections.abc import Callable
 from itertools import cycle
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from hpo.report import palette
 from hpo.report.axes import Axis
 from hpo.report.canvas import HEIGHT, blank, hyperparameter_axis, joined, points, texts
 from hpo.report.charts import ChartData, intervals, perplexity_range, shown_up_to
-from hpo.report.layer_grid import LayerGrid
+from hpo.report.evidence_figures import bits, elsewhere, forest, memory
+from hpo.report.layer_grid import LayerGrid, share_ends
+from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon")
 PERPLEXITY = "perplexity"
@@ -185,30 +189,59 @@ def _running(data: ChartData) -> list[tuple[str, go.Figure]]:
 
 
 def _parallel(data: ChartData) -> list[tuple[str, go.Figure]]:
+    """Lines of equal colour are one trace; drawn as lines because plotly's own kind of figure needs WebGL."""
     figure = blank("", "", height=HEIGHT)
-    values = [point.perplexity for point in data.measured]
-    dimensions = [
-        {
-            "label": axis.symbol,
-            "range": [0, 1],
-            "values": [axis.fraction(point.values[axis.name]) for point in data.measured],
-            "tickvals": [axis.fraction(tick) for tick in axis.ticks],
-            "ticktext": [f"{tick:g}" for tick in axis.ticks],
-        }
-        for axis in data.axes
-    ]
-    dimensions.append({"label": PERPLEXITY, "values": values})
-    figure.add_parcoords(
-        dimensions=dimensions,
-        line={"color": values, "colorscale": palette.SEQUENTIAL, "cmin": min(values), "cmax": shown_up_to(values)},
-    )
-    figure.update_layout(margin={"l": 50, "r": 50, "t": 50, "b": 24})
+    lines = parallel_lines(data)
+    for place, colour in enumerate(sample_colorscale(palette.SEQUENTIAL, SHADES)[::-1]):
+        members = [line for line in lines if line.shade == SHADES - 1 - place]
+        if members:
+            figure.add_scatter(
+                x=[at for line in members for at in (*range(len(line.heights)), None)],
+                y=[at for line in members for at in (*line.heights, None)],
+                text=[line.text for line in members for _ in range(len(line.heights) + 1)],
+                mode="lines",
+                line={"color": colour, "width": 1.5},
+                hovertemplate="%{text}<extra></extra>",
+                showlegend=False,
+            )
+    for place, ticks in enumerate(parallel_ticks(data)):
+        last = place == len(data.axes)
+        figure.add_vline(place, line={"color": palette.GREY, "width": 1})
+        figure.add_scatter(
+            x=[place + 0.03 if last else place - 0.03] * len(ticks),
+            y=list(ticks.values()),
+            text=list(ticks),
+            mode="text",
+            textposition="middle right" if last else "middle left",
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    names = [*(axis.symbol for axis in data.axes), PERPLEXITY]
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.3, len(names) - 0.55])
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(visible=False, range=[-0.06, 1.06])
     return [("", figure)]
 
 
 def _alpha(data: ChartData) -> list[tuple[str, go.Figure]]:
     assert data.layers.alpha is not None
     return [("", _heatmap(data.layers.alpha, "α", (0.0, 1.0), ":.2f"))]
+
+
+def _remaining(data: ChartData) -> list[tuple[str, go.Figure]]:
+    grid = data.layers.remaining
+    assert grid is not None
+    low, high = share_ends(grid)
+    logs = [[None if cell is None else math.log10(max(cell, low)) for cell in row] for row in grid.values]
+    figure = _heatmap(grid, "%", (math.log10(low), math.log10(high)), ":.3g")
+    ticks = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    figure.update_traces(
+        z=logs,
+        customdata=grid.values,
+        hovertemplate="block %{x}, %{y}: %{customdata:.3g} %<extra></extra>",
+        colorbar={"tickvals": list(ticks), "ticktext": [f"{10.0**tick:g}" for tick in ticks]},
+    )
+    return [("", figure)]
 
 
 def _reduction(data: ChartData) -> list[tuple[str, go.Figure]]:
@@ -237,6 +270,10 @@ def _heatmap(grid: LayerGrid, unit: str, ends: tuple[float, float], digits: str)
 
 
 DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
+    "forest": forest,
+    "bits": bits,
+    "elsewhere": elsewhere,
+    "memory": memory,
     "history": _history,
     "importances": _importances,
     "beta-tau": _surface,
@@ -244,5 +281,6 @@ DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
     "running": _running,
     "parallel": _parallel,
     "alpha": _alpha,
+    "remaining": _remaining,
     "loss": _reduction,
 }

@@ -5,6 +5,7 @@ names of `objectives.roles`: a qualified module name, with `:role` appended for 
 """
 
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,11 +43,13 @@ class LayerChoices:
     Attributes:
         alpha: The exponents that were chosen.
         reduction: Percent of nearest rounding's loss that the choice avoids.
+        remaining: Percent of the loss that remains in all Linears together.
         reason: Why there are none; None where there are.
     """
 
     alpha: LayerGrid | None = None
     reduction: LayerGrid | None = None
+    remaining: LayerGrid | None = None
     reason: str | None = None
 
 
@@ -63,7 +66,17 @@ def layer_choices(best: TrialRecord | None, store: ResultStore) -> LayerChoices:
         return LayerChoices(reason=f"the kept result of {best.name} is damaged or missing")
     if not layers:
         return LayerChoices(reason=f"the layers of {best.name} were not kept")
-    return LayerChoices(alpha=_grid(layers, lambda layer: layer.alpha), reduction=_grid(layers, _reduction))
+    total = sum(layer.loss for layer in layers)
+    return LayerChoices(
+        alpha=layer_grid(layers, lambda layer: layer.alpha),
+        reduction=layer_grid(layers, _reduction),
+        remaining=layer_grid(layers, lambda layer: 100 * layer.loss / total) if 0 < total < math.inf else None,
+    )
+
+
+def share_ends(grid: LayerGrid) -> tuple[float, float]:
+    """The ends of a logarithmic scale for shares that add up: what is a thousandth of the largest no longer matters."""
+    return max(grid.known) / 1000, max(grid.known)
 
 
 def place(name: str) -> tuple[int, str]:
@@ -78,7 +91,8 @@ def _reduction(layer: LayerResult) -> float | None:
     return 100 * (1 - layer.loss / layer.nearest_loss) if layer.nearest_loss > 0 else None
 
 
-def _grid(layers: Sequence[LayerResult], value: Callable[[LayerResult], float | None]) -> LayerGrid:
+def layer_grid(layers: Sequence[LayerResult], value: Callable[[LayerResult], float | None]) -> LayerGrid:
+    """One number of every Linear, laid out by depth and role."""
     cells = {place(layer.name): value(layer) for layer in layers}
     depths = tuple(sorted({depth for depth, _ in cells}))
     found = dict.fromkeys(role for _, role in cells)

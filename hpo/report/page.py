@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpo.importance import Importances
 from hpo.ranking import INDIFFERENT_PERCENT, Level, headline
 from hpo.record import StudyRecord
 from hpo.report.captions import Caption
+from hpo.report.charts import ChartData
+from hpo.report.glance import Answer, confirmed_text, glance
 from hpo.report.tables import (
     Table,
     confirmation_tables,
@@ -22,14 +23,11 @@ from hpo.report.tables import (
     ranking_tables,
     setting_text,
 )
+from hpo.reproduce import can_be_repeated, repeat_command
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 NO_VERDICT = "No trial is complete, so there is no verdict yet."
 NO_TRIAL = "What is ranked below was measured beside the search."
-UNCONFIRMED = (
-    "Nothing was confirmed on other text yet; the text that was searched on makes the best of many trials look better "
-    "than it is."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,7 @@ class Page:
         verdict: Of the leading level of bits.
         trials: How many, by state.
         recommendation: Sentences.
+        answers: The study at a glance.
         ranking: Verdict and table of each level of bits.
         confirmed: What other text says.
         confirmation: Tables of it.
@@ -48,12 +47,14 @@ class Page:
         cost: Table.
         failures: Table; without rows where nothing failed.
         contract: Table.
+        command: What begins the study anew; None where the contract does not say it.
     """
 
     study: str
     verdict: str
     trials: str
-    recommendation: tuple[str, ...]
+    recommendation: str
+    answers: tuple[Answer, ...]
     ranking: tuple[tuple[str, Table], ...]
     confirmed: str
     confirmation: tuple[Table, ...]
@@ -61,25 +62,33 @@ class Page:
     cost: Table
     failures: Table
     contract: Table
+    command: str | None
 
 
-def make_page(record: StudyRecord, levels: Sequence[Level], importances: Importances) -> Page:
-    """Everything a report says of a study."""
+def make_page(record: StudyRecord, levels: Sequence[Level], data: ChartData) -> Page:
+    """Everything a report says of a study.
+
+    Args:
+        record: The study.
+        levels: Its ranking.
+        data: What its figures show.
+    """
     lead = headline(levels)
-    confirmed = UNCONFIRMED if record.confirmation is None else str(record.confirmation["sentence"])
     tables = ranking_tables(record, levels)
     return Page(
         study=record.name,
         verdict=lead.verdict() if lead else NO_VERDICT,
         trials=_trials(record),
-        recommendation=(_recommendation(lead), confirmed) if lead else (NO_TRIAL,),
+        recommendation=recommendation_text(lead) if lead else NO_TRIAL,
+        answers=tuple(glance(record, levels, data)),
         ranking=tuple((level.verdict(), table) for level, table in zip(levels, tables, strict=True)),
-        confirmed=confirmed,
+        confirmed=confirmed_text(record),
         confirmation=tuple(confirmation_tables(record)),
-        importances=tuple(importance_tables(importances)),
+        importances=tuple(importance_tables(data.importances)),
         cost=cost_table(record, levels),
         failures=failure_table(record),
         contract=contract_table(record.contract),
+        command=repeat_command(record, len(record.trials) or None) if can_be_repeated(record) else None,
     )
 
 
@@ -89,17 +98,20 @@ def markdown(page: Page, said: Sequence[Caption]) -> str:
 
 
 def _blocks(page: Page, said: Sequence[Caption]) -> Iterator[str]:
-    yield f"# {_escaped(page.verdict)}"
-    yield f"Study {_escaped(page.study)}: {page.trials}"
-    yield from map(_escaped, page.recommendation)
+    yield f"# {escaped(page.verdict)}"
+    yield f"Study {escaped(page.study)}: {page.trials}"
+    yield escaped(page.recommendation)
+    for answer in page.answers:
+        yield f"**{answer.question}:** {escaped(answer.text)}"
+        yield from map(code_lines, answer.commands)
     yield "## Ranking"
     for verdict, table in page.ranking:
-        yield _escaped(verdict)
-        yield from _table(table)
+        yield escaped(verdict)
+        yield from table_lines(table)
     yield "## Confirmation"
-    yield _escaped(page.confirmed)
+    yield escaped(page.confirmed)
     for table in page.confirmation:
-        yield from _table(table)
+        yield from table_lines(table)
     yield "## Figures"
     for caption in said:
         yield f"### {caption.title}"
@@ -110,25 +122,33 @@ def _blocks(page: Page, said: Sequence[Caption]) -> Iterator[str]:
             yield f"![{caption.alt}]({caption.key}.png)"
         if caption.key == "importances":
             for table in page.importances:
-                yield from _table(table)
+                yield from table_lines(table)
     yield "## Cost"
-    yield from _table(page.cost)
-    yield from _table(page.failures)
+    yield from table_lines(page.cost)
+    yield from table_lines(page.failures)
     yield "## Contract"
-    yield from _table(page.contract)
+    if page.command is not None:
+        yield code_lines(page.command)
+    yield from table_lines(page.contract)
 
 
-def _table(table: Table) -> Iterator[str]:
+def table_lines(table: Table) -> Iterator[str]:
+    """A table in Markdown: title, rows, note, as far as there are any."""
     if table.rows:
-        yield f"**{_escaped(table.title)}**"
+        yield f"**{escaped(table.title)}**"
         ruler = ["---" if place < table.words else "---:" for place in range(len(table.columns))]
         rows = [table.columns, ruler, *table.rows]
-        yield "\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in rows)
+        yield "\n".join(f"| {' | '.join(map(escaped, row))} |" for row in rows)
     if table.note:
-        yield _escaped(table.note)
+        yield escaped(table.note)
 
 
-def _escaped(text: str) -> str:
+def code_lines(command: str) -> str:
+    """A command as Markdown sets it apart."""
+    return f"```bash\n{command}\n```"
+
+
+def escaped(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     for character in "\\|<>*`_[]":
         text = text.replace(character, f"\\{character}")
@@ -142,7 +162,8 @@ def _trials(record: StudyRecord) -> str:
     return f"{total}: {', '.join(named)}." if named else f"{total}."
 
 
-def _recommendation(lead: Level) -> str:
+def recommendation_text(lead: Level) -> str:
+    """What to use, and why, in one sentence."""
     chosen = lead.recommended
     bits = number(chosen.measured.bits_per_weight)
     return (

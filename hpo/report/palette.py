@@ -4,6 +4,9 @@ Responsible for which colour means what. All of them have enough contrast on whi
 have not, and are not used. Where colours tell groups apart, symbols do so as well.
 """
 
+from collections.abc import Container, Iterable
+from itertools import cycle
+
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = (
     "#0072B2",
     "#E69F00",
@@ -14,8 +17,17 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = (
     "#8A8A8A",
 )
 MEASURED, ESTIMATED, FAILED, BEST, KNOWN = BLUE, ORANGE, VERMILLION, GREEN, PURPLE
+KINDS = {"reference": KNOWN, "trial": MEASURED, "recommended": BEST}
+SERIES = {"rtn": ORANGE, "gw-awq": PURPLE, "gwh-praq-v1": SKY}
+"""Of methods; other references take the rest, and what was searched is `MEASURED`."""
 GROUPS = (BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY)
 """In the order of group sizes."""
 PED_ANOVA, FANOVA = BLUE, ORANGE
 SEQUENTIAL = "cividis"
 """Dark to light, in plotly's and matplotlib's spelling alike."""
+
+
+def series(names: Iterable[str], searched: Container[str]) -> dict[str, str]:
+    """A colour for each name, the same in every figure: of a method its own, of what was searched one."""
+    others = cycle((VERMILLION, GREEN, GREY))
+    return {name: MEASURED if name in searched else SERIES.get(name) or next(others) for name in names}

@@ -9,13 +9,19 @@ from collections.abc import Callable
 from itertools import cycle
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hpo.report import palette
 from hpo.report.charts import ChartData, heights, intervals, perplexity_range, shown_up_to
+from hpo.report.evidence_plots import bits, elsewhere, forest, memory
+from hpo.report.layer_grid import share_ends
+from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
 from hpo.report.sheet import WIDTH, blank, heatmap, scale, sheet, ticks, tidy, with_legend
 
 MARKERS = ("o", "D", "s", "^", "*", "p")
@@ -23,12 +29,25 @@ PERPLEXITY = "perplexity"
 UNDER_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
 
 
-def picture(key: str, data: ChartData) -> bytes:
-    """One figure as a PNG file."""
+def pictures(key: str, data: ChartData) -> dict[str, bytes]:
+    """One figure as a PNG and an SVG file, by the ending; equal data give equal bytes."""
     figure = DRAWN[key](data)
+    return {"png": png(figure), "svg": _svg(figure)}
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _svg(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasSVG(figure)
+    with rc_context({"svg.hashsalt": "praqtune", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
@@ -137,6 +156,9 @@ def _slices(data: ChartData) -> Figure:
         axes.plot(x, y, "o", color=palette.GREY, markersize=4, markerfacecolor="none", label="pruned")
         for footprint, colour, marker in zip(data.footprints, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
             points = [point for point in data.measured if point.footprint == footprint]
+            # An empty line that is not clipped counts as standing in the corner when room is given.
+            if not points:
+                continue
             x, y = [point.values[axis.name] for point in points], heights(points, ends)
             axes.plot(x, y, marker, color=colour, markersize=5, clip_on=False, label=str(footprint))
         tidy(axes, axis.label, PERPLEXITY if axis in data.axes[::columns] else "")
@@ -178,29 +200,20 @@ def _running(data: ChartData) -> Figure:
 
 def _parallel(data: ChartData) -> Figure:
     figure, axes = blank("", "")
-    values = np.array([point.perplexity for point in data.measured])
-    end = shown_up_to(values.tolist())
-    span = max(end - values.min(), 1e-12)
-    shown = np.clip((values - values.min()) / span, 0, 1)
-    rows = [
-        [*(axis.fraction(point.values[axis.name]) for axis in data.axes), height]
-        for point, height in zip(data.measured, shown, strict=True)
-    ]
-    lines = [np.column_stack([range(len(row)), row]) for row in rows]
-    order = np.argsort(-values)
-    collection = LineCollection([lines[place] for place in order], cmap=palette.SEQUENTIAL, alpha=0.7, linewidths=1.2)
-    collection.set_array(shown[order])
+    lines = sorted(parallel_lines(data), key=lambda line: -line.shade)
+    drawn = [np.column_stack([range(len(line.heights)), line.heights]) for line in lines]
+    collection = LineCollection(drawn, cmap=palette.SEQUENTIAL, alpha=0.8, linewidths=1.2)
+    collection.set_array(np.array([line.shade / (SHADES - 1) for line in lines]))
+    collection.set_clim(0, 1)
     axes.add_collection(collection)
-    for place, axis in enumerate(data.axes):
+    for place, named in enumerate(parallel_ticks(data)):
         axes.axvline(place, color=palette.GREY, linewidth=0.8)
-        for tick in axis.ticks:
-            height = axis.fraction(tick)
-            axes.text(place - 0.05, height, f"{tick:g}", ha="right", va="center", fontsize="small", bbox=UNDER_TEXT)
-    axes.axvline(len(data.axes), color=palette.GREY, linewidth=0.8)
-    for height, text in ((0, f"{values.min():.3f}"), (1, f"{'≥ ' if end < values.max() else ''}{end:.3f}")):
-        axes.text(len(data.axes) + 0.03, height, text, ha="left", va="center", fontsize="small")
+        last = place == len(data.axes)
+        for text, height in named.items():
+            at, side = (place + 0.04, "left") if last else (place - 0.05, "right")
+            axes.text(at, height, text, ha=side, va="center", fontsize="small", bbox=UNDER_TEXT, zorder=4)
     axes.set_xticks(range(len(data.axes) + 1), [*(axis.symbol for axis in data.axes), PERPLEXITY])
-    axes.set_xlim(-0.35, len(data.axes) + 0.45)
+    axes.set_xlim(-0.35, len(data.axes) + 0.5)
     axes.set_ylim(-0.05, 1.05)
     axes.yaxis.set_visible(False)
     axes.grid(visible=False)
@@ -214,6 +227,12 @@ def _alpha(data: ChartData) -> Figure:
     return heatmap(data.layers.alpha, "α", (0.0, 1.0))
 
 
+def _remaining(data: ChartData) -> Figure:
+    grid = data.layers.remaining
+    assert grid is not None
+    return heatmap(grid, "share of the loss, %", share_ends(grid), LogNorm)
+
+
 def _reduction(data: ChartData) -> Figure:
     grid = data.layers.reduction
     assert grid is not None
@@ -221,6 +240,10 @@ def _reduction(data: ChartData) -> Figure:
 
 
 DRAWN: dict[str, Callable[[ChartData], Figure]] = {
+    "forest": forest,
+    "bits": bits,
+    "elsewhere": elsewhere,
+    "memory": memory,
     "history": _history,
     "importances": _importances,
     "beta-tau": _surface,
@@ -228,5 +251,6 @@ DRAWN: dict[str, Callable[[ChartData], Figure]] = {
     "running": _running,
     "parallel": _parallel,
     "alpha": _alpha,
+    "remaining": _remaining,
     "loss": _reduction,
 }

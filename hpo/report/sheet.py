@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
@@ -66,11 +67,17 @@ def ticks(axes: Axes, values: Sequence[float], which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def heatmap(grid: LayerGrid, unit: str, ends: tuple[float, float]) -> Figure:
+def heatmap(grid: LayerGrid, unit: str, ends: tuple[float, float], norm: type[Normalize] = Normalize) -> Figure:
     """One cell per depth and role."""
     figure, axes = blank("depth", "", height=1.4 + 0.34 * len(grid.roles))
+    draw_grid(figure, axes, grid, unit, norm(*ends, clip=True))
+    return figure
+
+
+def draw_grid(figure: Figure, axes: Axes, grid: LayerGrid, unit: str, norm: Normalize) -> None:
+    """One cell per depth and role, on a panel of `figure`."""
     values = np.ma.masked_invalid([[np.nan if cell is None else cell for cell in row] for row in grid.values])
-    image = axes.imshow(values, cmap=palette.SEQUENTIAL, vmin=ends[0], vmax=ends[1], aspect="auto")
+    image = axes.imshow(values, cmap=palette.SEQUENTIAL, norm=norm, aspect="auto")
     axes.set_yticks(range(len(grid.roles)), grid.roles)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     axes.xaxis.set_major_formatter(
@@ -79,4 +86,3 @@ def heatmap(grid: LayerGrid, unit: str, ends: tuple[float, float]) -> Figure:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label=unit)
-    return figure

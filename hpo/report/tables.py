@@ -6,6 +6,7 @@ Responsible for what they say; the page and the Markdown file lay out the same t
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from hpo.footprint import Footprint
@@ -16,6 +17,7 @@ from hpo.report.export import phases
 
 NOTHING = "–"
 SHOWN_TRIALS = 12
+LONGEST_NAME = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
         columns=("text", "name", "perplexity", "mean NLL", "tokens"),
         rows=tuple(
             (
-                row["dataset"],
+                short_source(row["dataset"]),
                 row["name"],
                 number(row["perplexity"]),
                 number(row["mean_nll"], 4),
@@ -69,7 +71,7 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
         columns=("text", "compared", "perplexity, percent [95 %]", "p", "p after Holm"),
         rows=tuple(
             (
-                row["dataset"],
+                short_source(row["dataset"]),
                 f"{row['name']} against {row['against']}",
                 interval_text(**row["percent"]),
                 number(row["p_value"], 4),
@@ -115,7 +117,7 @@ def cost_table(record: StudyRecord, levels: Sequence[Level]) -> Table:
         title="Cost",
         columns=("", "number", "tokens evaluated", *(f"{phase}, s" for phase in named), "all, s"),
         rows=tuple((name, *_cost(members, named)) for name, members in groups if members or name == "all trials"),
-        note=_saved(record, levels),
+        note=" ".join([_saved(record, levels), *_cache(record)]),
     )
 
 
@@ -133,6 +135,13 @@ def contract_table(contract: Mapping[str, object]) -> Table:
     return Table(title="Contract", columns=("what", "value"), rows=tuple(_flat(contract, "")), words=2)
 
 
+def short_source(source: str) -> str:
+    """A text's name as figures have room for: of a file its name without the folders, and no more than 24 letters."""
+    path = PurePath(source)
+    name = path.name if path.suffix and not source.startswith("hub:") else source
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
 def number(value: object, digits: int = 3) -> str:
     """A number for people: fixed digits, powers of ten for the very large, a dash for what is not one."""
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -142,8 +151,8 @@ def number(value: object, digits: int = 3) -> str:
 
 def _ranking(record: StudyRecord, level: Level) -> Table:
     rows = [(row, _ranked(level, row)) for row in level.rows]
-    shown = [cells for place, (row, cells) in enumerate(rows) if _is_shown(level, place, row)]
-    hidden = [cells for place, (row, cells) in enumerate(rows) if not _is_shown(level, place, row)]
+    shown = [cells for place, (row, cells) in enumerate(rows) if is_shown(level, place, row)]
+    hidden = [cells for place, (row, cells) in enumerate(rows) if not is_shown(level, place, row)]
     full = [_unquantized(one, level) for one in record.references if one.setting is None]
     return Table(
         title=level.title,
@@ -155,7 +164,8 @@ def _ranking(record: StudyRecord, level: Level) -> Table:
     )
 
 
-def _is_shown(level: Level, place: int, row: Ranked) -> bool:
+def is_shown(level: Level, place: int, row: Ranked) -> bool:
+    """Whether a reader sees this row of a ranking at once: references, presets, the best trials."""
     measured = row.measured
     found = isinstance(measured, TrialRecord) and not measured.origin.startswith("preset")
     return place < SHOWN_TRIALS or not found or row is level.recommended
@@ -206,6 +216,17 @@ def _saved(record: StudyRecord, levels: Sequence[Level]) -> str:
         f"Pruning saved {100 * record.tokens_saved(full):.1f} % of the tokens: "
         f"each of the {ended} complete and pruned trials would have read {full:,}."
     )
+
+
+def _cache(record: StudyRecord) -> Iterator[str]:
+    """What keeping calibration spared: sizes are prefixes of each other, so the largest one is all that is computed."""
+    ended = [*record.references, *(trial for trial in record.trials if trial.state in ("COMPLETE", "PRUNED"))]
+    read = [one.setting.n_calib for one in ended if one.setting and "n_calib" in one.setting.definition.reads]
+    if read:
+        yield (
+            f"They read statistics of {sum(read):,} calibration samples, of which at most {max(read):,} had to be "
+            f"computed: {100 * (1 - max(read) / sum(read)):.1f} % came from the cache."
+        )
 
 
 def _flat(value: object, prefix: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ Responsible for writing it, verdict first. May assume that the study was ranked;
 a sentence that says why. A file appears whole or not at all, so a report can be read while it is renewed.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from storage.files import disk_errors, write_file
 from storage.results import ResultStore
 from storage.strict_json import json_text
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, PAGE = "report.html.j2", "index.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,11 @@ class Plot:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """What the page shows below one heading."""
+    """What the page shows below one heading: interactive figures, and a picture for paper as base64."""
 
     caption: Caption
     plots: tuple[Plot, ...]
+    picture: str
 
 
 def write_report(
@@ -50,7 +52,7 @@ def write_report(
     distributions: Mapping[str, BaseDistribution],
     directory: Path,
 ) -> Path:
-    """Write `index.html`, `report.md`, `result.json`, `trials.csv` and a PNG file per figure into `directory`.
+    """Write the files of `report_files` into `directory`.
 
     Args:
         record: The study.
@@ -67,38 +69,62 @@ def write_report(
     """
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    shares = importances(record, distributions)
-    data = chart_data(record, levels, store, distributions, shares)
-    said = captions(data)
-    page = make_page(record, levels, shares)
-    result = {**study_json(record, levels), "importances": shares.as_dict()}
-    _write_pictures(said, data, directory)
-    write_file(directory / "trials.csv", trials_csv(record).encode())
-    write_file(directory / "result.json", json_text(result).encode())
-    write_file(directory / "report.md", markdown(page, said).encode())
-    index = directory / "index.html"
-    write_file(index, _html(page, said, data).encode())
-    return index
-
-
-def _write_pictures(said: Sequence[Caption], data: ChartData, directory: Path) -> None:
-    # Imported here: `show` needs `study_json` at once, and matplotlib takes a second.
-    from hpo.report.plots import picture
-
-    for caption in said:
-        path = directory / f"{caption.key}.png"
-        if caption.missing is None:
-            write_file(path, picture(caption.key, data))
+    files = report_files(record, levels, store, distributions)
+    for name, content in files.items():
+        path = directory / name
+        if content is not None:
+            write_file(path, content)
         else:
             with disk_errors(path):
                 path.unlink(missing_ok=True)
+    return directory / PAGE
 
 
-def _html(page: Page, said: Sequence[Caption], data: ChartData) -> str:
+def report_files(
+    record: StudyRecord,
+    levels: Sequence[Level],
+    store: ResultStore,
+    distributions: Mapping[str, BaseDistribution],
+) -> dict[str, bytes | None]:
+    """A report by the names of its files: a PNG and an SVG per figure, `trials.csv`, `result.json`, `report.md`, and
+    `index.html`, which needs none of the others; None for a figure that is left out."""
+    data = chart_data(record, levels, store, distributions, importances(record, distributions))
+    said = captions(data)
+    page = make_page(record, levels, data)
+    drawn = _pictures(said, data)
+    result = {**study_json(record, levels), "importances": data.importances.as_dict()}
+    return {
+        **drawn,
+        "trials.csv": trials_csv(record).encode(),
+        "result.json": json_text(result).encode(),
+        "report.md": markdown(page, said).encode(),
+        PAGE: _html(page, said, data, drawn).encode(),
+    }
+
+
+def _pictures(said: Sequence[Caption], data: ChartData) -> dict[str, bytes | None]:
+    # Imported here: `show` needs `study_json` at once, and matplotlib takes a second.
+    from hpo.report.plots import pictures
+
+    found: dict[str, bytes | None] = {}
+    for caption in said:
+        drawn = pictures(caption.key, data) if caption.missing is None else {}
+        found |= {f"{caption.key}.{ending}": drawn.get(ending) for ending in ("png", "svg")}
+    return found
+
+
+def _html(page: Page, said: Sequence[Caption], data: ChartData, drawn: Mapping[str, bytes | None]) -> str:
     # Imported here: `show` needs `study_json` at once, and plotly takes a second.
     from plotly.offline import get_plotlyjs
 
-    panels = [Panel(caption=caption, plots=_plots(caption, data)) for caption in said]
+    panels = [
+        Panel(
+            caption=caption,
+            plots=_plots(caption, data),
+            picture=base64.b64encode(drawn[f"{caption.key}.png"] or b"").decode(),
+        )
+        for caption in said
+    ]
     return templates().get_template(TEMPLATE).render(page=page, panels=panels, plotly=Markup(get_plotlyjs()))
 
 

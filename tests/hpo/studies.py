@@ -2,18 +2,43 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import optuna
 import torch
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.ranking import Level, rank
-from hpo.record import FULL_PRECISION, Estimate, Measured, StudyRecord, TrialRecord
+from hpo.record import (
+    BITS,
+    BYTES,
+    CONFIRMATION,
+    ESTIMATE,
+    FULL_PRECISION,
+    ORIGIN,
+    OUTCOME,
+    OWNER,
+    REASON,
+    REFERENCES,
+    RESULT,
+    SECONDS,
+    SETTING,
+    Estimate,
+    Measured,
+    StudyRecord,
+    TrialRecord,
+)
+from hpo.record import CONTRACT as CONTRACT_KEY
+from hpo.record import TOKENS as TOKENS_KEY
 from hpo.space import Space, make_space
-from objectives.kept import keep_result
+from objectives.kept import keep_result, pin
 from objectives.paired import Difference
 from objectives.quantization import LayerResult, ModelSize
 from objectives.scoring import Score, look_sizes
+from objectives.sequences import Sequences
 from objectives.trial import TrialResult
 from quant.methods import PRESETS, Setting
 from storage.results import ResultStore
@@ -28,11 +53,35 @@ LINEARS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+# Every sequence is a document of its own.
+TEXT = Sequences(
+    source="C4",
+    ids=tuple(torch.arange(TOKENS + 1) + number for number in range(SEQUENCES)),
+    scored=tuple(torch.arange(TOKENS + 1) > 0 for _ in range(SEQUENCES)),
+    clusters=tuple(range(SEQUENCES)),
+)
 CONTRACT = {
     "format": 1,
-    "model": {"name": "tiny/llama", "commit": None, "dtype": "bfloat16"},
-    "tuning": {"source": "C4", "sequences": SEQUENCES, "protocol": "packed", "seq_len": TOKENS + 1},
-    "space": {"beta": "0..1", "tau": "0.1..5 (log)", "group_size": "32,64"},
+    "model": {"name": "tiny/llama", "commit": None, "fingerprint": "0" * 32, "dtype": "bfloat16"},
+    "calibration": {"source": "wikitext2", "sequences": 512, "fingerprint": "1" * 32},
+    "tuning": {
+        "source": "C4",
+        "sequences": SEQUENCES,
+        "fingerprint": TEXT.fingerprint(),
+        "protocol": "packed",
+        "seq_len": TOKENS + 1,
+    },
+    "space": {
+        "method": "gwh-praq-v2",
+        "symmetric": "True",
+        "scales": "foldable",
+        "placement": "original",
+        "beta": "0..1",
+        "tau": "0.1..5 (log)",
+        "n_grid": "5..40",
+        "n_calib": "16,32,64,128,256,512",
+        "group_size": "32,64",
+    },
     "seed": 0,
 }
 Truth = Callable[[Setting], float]
@@ -57,7 +106,19 @@ class Study:
     @property
     def levels(self) -> list[Level]:
         """Its ranking, every sequence a document of its own."""
-        return rank(self.record, self.store, range(SEQUENCES))
+        return rank(self.record, self.store, TEXT.clusters)
+
+    def stored(self, storage: BaseStorage) -> optuna.Study:
+        """The same study in a storage of Optuna's, its text pinned: as workers would have left it."""
+        pin(self.store, TEXT)
+        record = self.record
+        study = optuna.create_study(storage=storage, study_name=record.name, direction="minimize")
+        study.set_user_attr(CONTRACT_KEY, dict(record.contract))
+        study.set_user_attr(REFERENCES, [asdict(one) for one in record.references])
+        if record.confirmation is not None:
+            study.set_user_attr(CONFIRMATION, dict(record.confirmation))
+        study.add_trials([_frozen(trial, record.distributions) for trial in record.trials])
+        return study
 
 
 class Maker:
@@ -84,7 +145,7 @@ class Maker:
             perplexity=score.perplexity,
             result=key,
             bits_per_weight=_bits(setting),
-            model_bytes=1000,
+            model_bytes=_bytes(setting),
             seconds={"quantize": 2.0, "score": 3.0},
         )
 
@@ -99,7 +160,7 @@ class Maker:
             perplexity=score.perplexity,
             result=f"trial-{number}",
             bits_per_weight=_bits(setting),
-            model_bytes=1000,
+            model_bytes=_bytes(setting),
             seconds={"calibrate": 0.5, "quantize": 2.0, "score": 3.0},
             outcome="complete",
             running=_running(score, SEQUENCES),
@@ -163,7 +224,7 @@ class Maker:
             setting=setting,
             outcome="complete",
             score=score,
-            size=ModelSize(bits_per_weight=_bits(setting), model_bytes=1000),
+            size=ModelSize(bits_per_weight=_bits(setting), model_bytes=_bytes(setting)),
             layers=self._layers() if setting else [],
             seconds={},
             peak_bytes=0,
@@ -265,6 +326,30 @@ def confirmation(dataset: str = "C4, held out") -> Mapping[str, object]:
     }
 
 
+def _frozen(trial: TrialRecord, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    attributes = {
+        SETTING: trial.setting.as_dict() if trial.setting else None,
+        ORIGIN: trial.origin,
+        OUTCOME: trial.outcome,
+        RESULT: trial.result,
+        ESTIMATE: asdict(trial.estimate) if trial.estimate else None,
+        REASON: trial.reason,
+        BITS: trial.bits_per_weight,
+        BYTES: trial.model_bytes,
+        SECONDS: dict(trial.seconds),
+        TOKENS_KEY: trial.tokens,
+        OWNER: dict(trial.owner),
+    }
+    return create_trial(
+        state=TrialState[trial.state],
+        value=trial.perplexity,
+        params=dict(trial.params),
+        distributions=dict(distributions),
+        intermediate_values=dict(trial.running),
+        user_attrs={name: value for name, value in attributes.items() if value is not None},
+    )
+
+
 def _running(score: Score, read: int) -> dict[int, float]:
     sums, tokens = score.nll.cumsum(0), score.tokens.cumsum(0)
     sizes = [size for size in look_sizes(SEQUENCES) if size <= read]
@@ -275,3 +360,8 @@ def _bits(setting: Setting | None) -> float:
     if setting is None:
         return 16.0
     return 4 + 12 * setting.keep_ratio if setting.definition.keeps_rows else 4 + 16 / setting.group_size
+
+
+def _bytes(setting: Setting | None) -> int:
+    """A million weights in blocks, and a tenth as many elsewhere in 16 bit."""
+    return round((1_000_000 * _bits(setting) + 1_600_000) / 8)

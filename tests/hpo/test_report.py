@@ -24,7 +24,10 @@ from quant.methods import Setting
 from storage.results import ResultStore
 from tests.hpo.studies import SEQUENCES, TOKENS, Maker, Study, confirmation, kept_study, mixed_study, study_of
 
-FIGURES = ("history", "importances", "beta-tau", "slices", "running", "parallel", "alpha", "loss")
+FIGURES = ("forest", "bits", "elsewhere", "importances", "beta-tau", "slices", "parallel", "history", "running")
+FIGURES += ("remaining", "loss", "alpha", "memory")
+# What can be drawn of references alone.
+OF_REFERENCES = {"forest", "bits", "memory"}
 FILES = {"index.html", "report.md", "result.json", "trials.csv"}
 VOID = {"meta", "img", "br", "link"}
 
@@ -76,6 +79,19 @@ def traces(page: Reader, name: str) -> list[dict[str, Any]]:
     return [trace for figure in page.figures for trace in figure["data"] if trace.get("name") == name]
 
 
+def history(page: Reader) -> dict[str, Any]:
+    """The figure of trials by their numbers."""
+    [found] = [one for one in page.figures if one["layout"]["xaxis"]["title"]["text"] == "trial"]
+    return found
+
+
+def pictures(directory: Path) -> set[str]:
+    """The figures that there are as PNG and as SVG."""
+    drawn = {path.stem for path in directory.glob("*.png")}
+    assert drawn == {path.stem for path in directory.glob("*.svg")}
+    return drawn
+
+
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = mixed_study(ResultStore(tmp_path_factory.mktemp("store")))
@@ -101,10 +117,12 @@ def page(folder: Path) -> Reader:
 
 def test_a_report_is_one_folder_with_everything(folder: Path) -> None:
     """Page, Markdown, data and every figure as a picture with something on it; no temporary file stays."""
-    assert {path.name for path in folder.iterdir()} == FILES | {f"{name}.png" for name in FIGURES}
+    drawn = {f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg")}
+    assert {path.name for path in folder.iterdir()} == FILES | drawn
     for name in FIGURES:
         picture = matplotlib.image.imread(folder / f"{name}.png")
         assert picture[..., :3].std() > 0.05, name
+        assert "<svg" in (folder / f"{name}.svg").read_text(encoding="utf-8")[:500]
 
 
 def test_the_verdict_comes_first(mixed: Study, folder: Path, page: Reader) -> None:
@@ -113,7 +131,7 @@ def test_the_verdict_comes_first(mixed: Study, folder: Path, page: Reader) -> No
     assert lead is not None
     assert page.text[0] == lead.verdict()
     assert page.text[2].startswith(f"Recommended: {lead.recommended.measured.name} (")
-    assert page.text[3] == confirmation()["sentence"]
+    assert page.text[page.text.index("Is it real") + 1] == confirmation()["sentence"]
     first = (folder / "report.md").read_text(encoding="utf-8").splitlines()[0]
     assert first.replace("\\", "") == f"# {lead.verdict()}"
 
@@ -136,7 +154,8 @@ def test_the_page_works_without_a_network(folder: Path, page: Reader) -> None:
         for name, value in attributes.items()
         if name in ("src", "href") and not (tag == "a" and str(value).startswith("#"))
     ]
-    assert sorted(map(str, loaded)) == sorted(f"{name}.png" for name in FIGURES)
+    assert len(loaded) == len(FIGURES)
+    assert all(str(value).startswith("data:image/png;base64,iVBOR") for value in loaded)
     assert (folder / "index.html").stat().st_size < 8_000_000
 
 
@@ -193,7 +212,7 @@ def test_what_is_drawn_is_what_was_measured(mixed: Study, page: Reader) -> None:
     assert complete["y"] == [trial.perplexity for trial in done]
     given_up = [(trial.number, trial.estimate) for trial in mixed.record.pruned]
     assert pruned["x"] == [number for number, _ in given_up]
-    edge = page.figures[0]["layout"]["yaxis"]["range"][1]
+    edge = history(page)["layout"]["yaxis"]["range"][1]
     assert pruned["y"] == [min(estimate.perplexity, edge) for _, estimate in given_up if estimate]
     assert min(pruned["y"]) < edge
     assert [trace["x"] for trace in traces(page, "failed")] == [[37]]
@@ -209,7 +228,7 @@ def test_an_outlier_does_not_flatten_the_figures(tmp_path: Path) -> None:
     study = study_of(maker, [*trials[:4], broken, *trials[5:]])
     page = written(study, tmp_path / "report")
     highest = max(trial.perplexity or 0.0 for trial in (*trials[:4], *trials[5:]))
-    edge = page.figures[0]["layout"]["yaxis"]["range"][1]
+    edge = history(page)["layout"]["yaxis"]["range"][1]
     assert highest < edge < 1.2 * highest
     complete = traces(page, "complete")[0]
     assert complete["y"][4] == edge
@@ -217,12 +236,14 @@ def test_an_outlier_does_not_flatten_the_figures(tmp_path: Path) -> None:
 
 
 def test_layers_of_the_best_trial_are_laid_out_by_depth_and_role(page: Reader) -> None:
-    """Both grids have a row for every role and a column for every block."""
+    """All grids have a row for every role and a column for every block; shares of the loss add up."""
     maps = [trace for figure in page.figures for trace in figure["data"] if trace["type"] == "heatmap"]
-    assert [trace["y"] for trace in maps] == [["q", "k", "v", "o", "gate", "up", "down"]] * 2
+    assert [trace["y"] for trace in maps] == [["q", "k", "v", "o", "gate", "up", "down"]] * 3
     assert all(trace["x"] == list(range(6)) for trace in maps)
-    assert all(0 <= cell <= 1 for row in maps[0]["z"] for cell in row)
-    assert all(0 <= cell <= 60 for row in maps[1]["z"] for cell in row)
+    remaining, avoided, alpha = maps
+    assert sum(cell for row in remaining["customdata"] for cell in row) == pytest.approx(100)
+    assert all(0 <= cell <= 60 for row in avoided["z"] for cell in row)
+    assert all(0 <= cell <= 1 for row in alpha["z"] for cell in row)
 
 
 def test_the_cost_says_what_pruning_saved(mixed: Study, page: Reader) -> None:
@@ -303,9 +324,23 @@ def test_a_study_without_a_complete_trial_has_a_report(pruned: int, tmp_path: Pa
     page = written(study, tmp_path / "report")
     assert page.text[0] == "No trial is complete, so there is no verdict yet."
     assert {"rtn", "gwh-praq-v1", "full precision"} <= set(page.text)
-    drawn = {path.stem for path in (tmp_path / "report").glob("*.png")}
-    assert drawn == ({"history", "running"} if pruned else set())
+    drawn = pictures(tmp_path / "report")
+    assert drawn == OF_REFERENCES | ({"history", "running"} if pruned else set())
     assert sum(text.startswith("Left out: ") for text in page.text) == len(FIGURES) - len(drawn)
+
+
+def test_levels_of_very_different_length_are_drawn(tmp_path: Path) -> None:
+    """One group size with every trial, three with references alone."""
+    space = make_space(Setting(), {"group_size": "32,64,128,256"})
+    maker = Maker(ResultStore(tmp_path / "store"), space)
+    trials = [maker.complete(number, replace(maker.draw(), group_size=64)) for number in range(30)]
+    study = study_of(maker, trials)
+    page = written(study, tmp_path / "report")
+    assert "forest" in pictures(tmp_path / "report")
+    forests = [one for one in page.figures if one["layout"]["xaxis"]["title"]["text"] == "percent; left is better"]
+    rows = [sum(len(trace["y"]) for trace in one["data"]) for one in forests]
+    assert rows[0] > 12
+    assert rows[1:] == [3, 3, 3]
 
 
 def test_a_study_without_anything_has_a_report(tmp_path: Path) -> None:
@@ -327,8 +362,7 @@ def test_a_fixed_parameter_is_not_drawn(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "parallel.png").write_bytes(b"of an earlier report")
     page = written(study, tmp_path / "report")
-    drawn = {path.stem for path in (tmp_path / "report").glob("*.png")}
-    assert drawn == set(FIGURES) - {"importances", "beta-tau", "parallel"}
+    assert pictures(tmp_path / "report") == set(FIGURES) - {"elsewhere", "importances", "beta-tau", "parallel"}
     assert "Left out: only beta varies." in page.text
     assert "Left out: β and τ do not both vary." in page.text
 
@@ -351,7 +385,7 @@ def test_names_are_shown_as_they_are(small: Study, tmp_path: Path) -> None:
     assert set(cells) == {3, 5, 6}
 
 
-def test_a_lost_result_costs_two_figures_only(tmp_path: Path) -> None:
+def test_a_lost_result_costs_the_figures_of_layers_only(tmp_path: Path) -> None:
     """Without the file of the best trial its layers are left out, and the report says so."""
     study = mixed_study(ResultStore(tmp_path / "store"), 12)
     levels, best = study.levels, study.record.best
@@ -359,7 +393,7 @@ def test_a_lost_result_costs_two_figures_only(tmp_path: Path) -> None:
     (tmp_path / "store" / f"{best.result}.safetensors").unlink()
     path = write_report(study.record, levels, study.store, study.space.distributions, tmp_path / "report")
     page = Reader(path.read_text(encoding="utf-8"))
-    assert page.text.count(f"Left out: the kept result of {best.name} is damaged or missing.") == 2
+    assert page.text.count(f"Left out: the kept result of {best.name} is damaged or missing.") == 3
     assert not (tmp_path / "report" / "alpha.png").exists()
     assert (tmp_path / "report" / "history.png").exists()
 

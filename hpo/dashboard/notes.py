@@ -1,0 +1,210 @@
+"""The notes on a study's page and on its trials', in Markdown.
+
+Responsible for what they say: what is tuned and what the numbers mean in words, references, the best so far with its
+interval, how to attach a worker; of a trial how it went and where it hurts. May assume a study of ours.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hpo.ranking import Level, headline, percent_text
+from hpo.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
+from hpo.report.axes import LABELS
+from hpo.report.evidence import find_row, level_name
+from hpo.report.glance import confirmed_text
+from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
+from hpo.report.tables import NOTHING, Table, number, setting_text, short_source
+from hpo.reproduce import can_be_repeated, repeat_command
+from objectives.quantization import LayerResult
+
+WORST = 5
+
+
+def study_note(
+    record: StudyRecord, levels: Sequence[Level], address: str, links: Mapping[str, str], problems: Sequence[str]
+) -> str:
+    """The note of a study.
+
+    Args:
+        record: The study.
+        levels: Its ranking.
+        address: Of its storage, without a password.
+        links: Where its files are served, by their names.
+        problems: What could not be drawn or read, a line each.
+    """
+    return "\n\n".join(_study_lines(record, levels, address, links, problems))
+
+
+def trial_note(
+    trial: TrialRecord, level: Level | None, layers: Sequence[LayerResult], references: Sequence[Measured]
+) -> str:
+    """The note of a trial.
+
+    Args:
+        trial: The trial.
+        level: The ranking that it stands in; None where it stands in none.
+        layers: What the search chose in each Linear; empty where it is not known.
+        references: Of the study.
+    """
+    return "\n\n".join(_trial_lines(trial, level, layers, references))
+
+
+def study_facts(record: StudyRecord, levels: Sequence[Level]) -> dict[str, str]:
+    """A few attributes that can be read at a glance in the list of studies."""
+    contract, lead = record.contract, headline(levels)
+    facts = {
+        "what is quantized": str(contract.get("model", {}).get("name", "")),
+        "tuned on": _text(contract.get("tuning", {})),
+        "calibrated on": _text(contract.get("calibration", {})),
+        "verdict": lead.verdict() if lead else NO_VERDICT,
+        "recommended": recommendation_text(lead) if lead else "",
+        "on other text": confirmed_text(record) if record.confirmation else "",
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _study_lines(
+    record: StudyRecord, levels: Sequence[Level], address: str, links: Mapping[str, str], problems: Sequence[str]
+) -> Iterator[str]:
+    lead = headline(levels)
+    yield f"## {escaped(lead.verdict() if lead else NO_VERDICT)}"
+    if lead:
+        yield escaped(recommendation_text(lead))
+        yield escaped(confirmed_text(record))
+    if links:
+        yield " · ".join(f"[{name}]({link})" for name, link in links.items())
+    for problem in problems:
+        yield f"**Left out:** {escaped(problem)}"
+    yield "### Best so far"
+    yield from table_lines(_best(levels))
+    yield "### References"
+    yield from table_lines(_references(record.references))
+    yield "### What is tuned"
+    yield "\n".join(f"- {escaped(line)}" for line in _space(record.contract.get("space", {})))
+    yield "### What the numbers mean"
+    yield "\n".join(f"- {escaped(line)}" for line in _meaning(record.contract))
+    if can_be_repeated(record):
+        yield "### Attach a worker"
+        yield "On any machine that reaches the storage and has the model and the text (`--trials N` raises the budget):"
+        yield code_lines(repeat_command(record, None, address))
+
+
+def _best(levels: Sequence[Level]) -> Table:
+    rows = []
+    for level in levels:
+        trial, reference = level.best_trial, level.best_reference
+        if trial is None:
+            continue
+        against = percent_text(trial.against) if trial.against else NOTHING
+        known = reference.measured.name if reference else NOTHING
+        rows.append(
+            (
+                level_name(level),
+                trial.measured.name,
+                setting_text(trial.measured),
+                number(trial.score.perplexity),
+                f"{against} against {known}",
+                number(trial.measured.bits_per_weight),
+            )
+        )
+    columns = ("at equal bits", "trial", "setting", "perplexity", "perplexity, percent [95 %]", "bits per weight")
+    note = "" if rows else "No trial is complete yet."
+    return Table(title="Best trial at equal bits", columns=columns, rows=tuple(rows), words=3, note=note)
+
+
+def _references(references: Sequence[Measured]) -> Table:
+    rows = tuple(
+        (
+            one.name,
+            NOTHING if one.group_size is None else str(one.group_size),
+            number(one.perplexity),
+            number(one.bits_per_weight),
+        )
+        for one in references
+    )
+    columns = ("name", "group size", "perplexity", "bits per weight")
+    note = "" if rows else "They are not measured yet."
+    return Table(title="Measured beside the trials", columns=columns, rows=rows, note=note)
+
+
+def _space(space: Mapping[str, str]) -> Iterator[str]:
+    for name, value in space.items():
+        varies = ".." in value or "," in value
+        yield f"{LABELS.get(name, name)}: {value}" + ("" if varies else ", fixed")
+
+
+def _meaning(contract: Mapping[str, Any]) -> Iterator[str]:
+    model = contract.get("model", {})
+    if model:
+        commit = f" at commit {model['commit']}" if model.get("commit") else ""
+        yield f"Model {model.get('name')}{commit}, run in {model.get('dtype')}."
+    for purpose, words in (
+        ("tuning", "The value of a trial is its perplexity on {}; lower is better."),
+        ("calibration", "Statistics come from up to {}, of other documents."),
+        ("confirmation", "The winner is confirmed on {} that had no part in choosing it."),
+        ("second confirmation", "And on {}."),
+    ):
+        text = _text(contract.get(purpose, {}))
+        if text:
+            yield words.format(text)
+    if "seed" in contract:
+        yield f"Seed {contract['seed']}; only settings of equal group size are compared."
+
+
+def _text(entry: Mapping[str, Any]) -> str:
+    if not entry:
+        return ""
+    length = f" of {entry['seq_len']} tokens" if "seq_len" in entry else ""
+    protocol = f" ({entry['protocol']})" if "protocol" in entry else ""
+    return f"{entry.get('sequences')} sequences{length} from {short_source(str(entry.get('source')))}{protocol}"
+
+
+def _trial_lines(
+    trial: TrialRecord, level: Level | None, layers: Sequence[LayerResult], references: Sequence[Measured]
+) -> Iterator[str]:
+    if trial.setting is not None:
+        setting = trial.setting
+        kind = "symmetric" if setting.symmetric else "asymmetric"
+        text = f"{setting_text(trial)}, group size {setting.group_size}, {kind}, {setting.scales}"
+        yield f"**{escaped(text)}** (from: {escaped(trial.origin)})"
+    rows = tuple((name, value) for name, value in _trial_rows(trial, level, references) if value)
+    yield from table_lines(Table(title=f"Trial {trial.number}", columns=("what", "value"), rows=rows, words=2))
+    if trial.reason:
+        yield f"**Why it failed:** {escaped(trial.reason.strip().splitlines()[-1])}"
+    yield from table_lines(_worst(layers))
+
+
+def _trial_rows(trial: TrialRecord, level: Level | None, references: Sequence[Measured]) -> Iterator[tuple[str, str]]:
+    yield "outcome", trial.outcome or trial.state.lower()
+    yield "perplexity", number(trial.perplexity) if trial.perplexity is not None else ""
+    if trial.estimate:
+        guess = trial.estimate
+        yield "estimated perplexity", f"{guess.perplexity:.3f} [{guess.low:.3f}, {guess.high:.3f}]"
+    row = find_row(level, trial.name) if level else None
+    if row is not None and row.against is not None and level is not None and level.best_reference is not None:
+        yield f"against {level.best_reference.measured.name}", percent_text(row.against)
+    full = next((one.perplexity for one in references if one.name == FULL_PRECISION), None)
+    if full and trial.perplexity:
+        yield "above full precision", f"{100 * (trial.perplexity / full - 1):+.2f} %"
+    yield "bits per weight", number(trial.bits_per_weight) if trial.bits_per_weight else ""
+    yield "size", f"{trial.model_bytes / 1e6:,.1f} MB" if trial.model_bytes else ""
+    yield "sequences read", str(max(trial.running, default=0) or "")
+    yield "tokens scored", f"{trial.tokens:,}" if trial.tokens else ""
+    yield "seconds", ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in trial.seconds.items())
+    yield "worker", ", ".join(f"{name} {value}" for name, value in trial.owner.items() if name in ("host", "pid"))
+
+
+def _worst(layers: Sequence[LayerResult]) -> Table:
+    total = sum(layer.loss for layer in layers)
+    worst = sorted(layers, key=lambda layer: -layer.loss)[:WORST] if total > 0 else []
+    rows = tuple(
+        (
+            layer.name,
+            f"{100 * layer.loss / total:.1f} %",
+            f"{layer.alpha:.2f}",
+            f"{100 * layer.loss / layer.nearest_loss:.1f} %" if layer.nearest_loss > 0 else NOTHING,
+        )
+        for layer in worst
+    )
+    columns = ("layer", "share of the loss", "alpha", "of nearest rounding's loss")
+    return Table(title="Where it hurts most", columns=columns, rows=rows)

@@ -1,0 +1,145 @@
+"""A study in a few lines of Python: load it, look at its trials, measure another setting, write the best one.
+
+Responsible for what people do with a finished or running study from a notebook or a script. Nothing here is stored in
+the study. May assume that its results and its calibration cache are where its workers kept them.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpo.deploy import Written, deploy
+from hpo.importance import importances
+from hpo.measuring import measure
+from hpo.optimize import standing
+from hpo.ranking import Level
+from hpo.record import StudyRecord
+from hpo.report.charts import chart_data
+from hpo.report.export import trials_frame
+from hpo.study import find_study
+from hpo.trials import BEST, chosen_trial, require_same_bench, study_flags
+from objectives.evaluation import BenchPlan, load_bench
+from objectives.models import ModelPlan
+from objectives.progress import silent
+from objectives.sequences import Sequences, TextPlan
+from objectives.trial import Bench, TrialResult
+from storage.paths import Paths
+from storage.results import ResultStore
+from storage.studies import default_url, open_storage
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+STORAGE_VARIABLE = "PRAQTUNE_STORAGE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedStudy:
+    """A study as it stood when it was loaded.
+
+    Attributes:
+        record: Everything that is stored of it.
+        levels: Its ranking, by group size.
+        paths: Where its results and its calibration cache are.
+        device: Where models are run: `cpu`, `cuda` or `cuda:N`.
+    """
+
+    record: StudyRecord
+    levels: list[Level]
+    paths: Paths
+    device: str
+
+    def trials(self) -> "pd.DataFrame":
+        """One row per trial, with types: the columns of `trials.csv`."""
+        return trials_frame(self.record)
+
+    def figure(self, key: str) -> "go.Figure":
+        """One of the report's figures, by its anchor there: `forest`, `bits`, `history`, `alpha`, ...
+
+        Raises:
+            KeyError: If there is no such figure.
+        """
+        from hpo.report.figures import figures
+
+        shares = importances(self.record, self.record.distributions)
+        store = ResultStore(self.paths.results)
+        data = chart_data(self.record, self.levels, store, self.record.distributions, shares)
+        return figures(key, data)[0][1]
+
+    def measure(self, **changes: Any) -> TrialResult:
+        """The best trial's setting with these fields changed, on the tuning text.
+
+        Statistics come from the study's calibration cache, and what was measured before is not measured again.
+
+        Raises:
+            InputError: If the setting does not suit the model, or model or text are not the study's any more.
+        """
+        best, _ = chosen_trial(self.record, BEST)
+        assert best.setting is not None
+        bench, tuning = self._bench
+        setting = replace(best.setting, **changes)
+        return measure(bench, ResultStore(self.paths.results), setting, [tuning], silent)[0]
+
+    def quantize(self, directory: str | Path, trial: str = BEST) -> Written:
+        """Write a trial's model, by its number or the best one's, as a directory that loads like any other.
+
+        Raises:
+            InputError: If there is no such trial, or model or text are not the study's any more.
+            StorageError: If something is at `directory` already, or the disk is full or refuses.
+        """
+        chosen, _ = chosen_trial(self.record, trial)
+        assert chosen.setting is not None
+        plan = bench_plan(self.record.contract, self.device)
+        return deploy(plan, chosen.setting, Path(directory), self.record, self.paths, silent)
+
+    @cached_property
+    def _bench(self) -> tuple[Bench, Sequences]:
+        bench, (tuning, *_) = load_bench(bench_plan(self.record.contract, self.device), self.paths)
+        require_same_bench(self.record, bench)
+        return bench, tuning
+
+
+def load(
+    study: str | None = None, storage: str | None = None, home: str | Path | None = None, device: str = "cpu"
+) -> LoadedStudy:
+    """A study by its name; without one, the study that was begun last.
+
+    Args:
+        study: Its name.
+        storage: URL of its storage; `$PRAQTUNE_STORAGE`, or the default file, where it is None.
+        home: Where results and cache are; `$PRAQTUNE_HOME`, or the default directory, where it is None.
+        device: Where models are run.
+
+    Raises:
+        InputError: If there is no such study.
+        StorageError: If storage or results cannot be read.
+    """
+    paths = Paths(Path(home)) if home is not None else Paths.default()
+    url = storage or os.environ.get(STORAGE_VARIABLE) or default_url(paths)
+    outcome = standing(find_study(open_storage(url), study), paths)
+    return LoadedStudy(record=outcome.record, levels=outcome.levels, paths=paths, device=device)
+
+
+def bench_plan(contract: Mapping[str, Any], device: str = "cpu") -> BenchPlan:
+    """The plan that lays out a study's model and text again."""
+    flags = study_flags(contract)
+    tuning = TextPlan(
+        source=flags["eval_data"],
+        part="tuning",
+        count=flags["eval_samples"],
+        protocol=flags["protocol"],
+        length=flags["seq_len"],
+    )
+    held_out = replace(tuning, part="confirmation", minimum=1)
+    second = flags["confirm_data"]
+    samples = contract["calibration"]["sequences"]
+    return BenchPlan(
+        model=ModelPlan(name=flags["model"], revision=flags["revision"], dtype=flags["dtype"], device=device),
+        calibration=replace(tuning, source=flags["calib_data"], part="calibration", count=samples),
+        data=(tuning, held_out, *([replace(held_out, source=second)] if second else [])),
+        seed=flags["seed"],
+    )

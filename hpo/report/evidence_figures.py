@@ -1,0 +1,123 @@
+"""The figures of the verdict on a report's page, in plotly: who won, bits, memory, other text.
+
+Responsible for drawing `Evidence`. May assume that captions say which figures can be drawn.
+"""
+
+from itertools import cycle
+
+import plotly.graph_objects as go
+
+from hpo.report import palette
+from hpo.report.canvas import HEIGHT, blank
+from hpo.report.charts import ChartData, forest_ends
+from hpo.report.evidence import BEST_TRIAL, Forest
+
+SYMBOLS = ("square", "diamond", "triangle-up", "circle", "star", "pentagon")
+OF_KIND = {"reference": "square", "trial": "circle", "recommended": "star"}
+AGAINST = "percent; left is better"
+Panels = list[tuple[str, go.Figure]]
+
+
+def forest(data: ChartData) -> Panels:
+    """One panel for every level of bits."""
+    return [(f"{found.title}, against {found.baseline}", forest_figure(found)) for found in data.evidence.forests]
+
+
+def forest_figure(found: Forest) -> go.Figure:
+    """Contrasts at equal bits, best at the top; outliers at the right edge."""
+    figure = blank(AGAINST, "", height=150 + 26 * len(found.rows))
+    low, high = forest_ends(found)
+    for kind, symbol in OF_KIND.items():
+        rows = [row for row in found.rows if row.kind == kind]
+        if not rows:
+            continue
+        places = [min(row.percent, high) for row in rows]
+        figure.add_scatter(
+            x=places,
+            y=[row.name for row in rows],
+            mode="markers",
+            marker={"color": palette.KINDS[kind], "symbol": symbol, "size": 14 if kind == "recommended" else 10},
+            error_x={
+                "array": [max(0.0, min(row.high, high) - place) for row, place in zip(rows, places, strict=True)],
+                "arrayminus": [max(0.0, place - row.low) for row, place in zip(rows, places, strict=True)],
+                "thickness": 1.5,
+                "width": 4,
+            },
+            cliponaxis=False,
+            text=[f"{row.name}: {row.text}" for row in rows],
+            hovertemplate="%{text}<extra></extra>",
+            name=kind,
+        )
+    figure.add_vline(0, line={"color": palette.GREY, "width": 1.5})
+    room = 0.04 * (high - low)
+    figure.update_xaxes(range=[low - room, high + room])
+    names = [row.name for row in found.rows]
+    figure.update_yaxes(categoryorder="array", categoryarray=names, range=[len(names) - 0.4, -0.6], showgrid=False)
+    return figure
+
+
+def bits(data: ChartData) -> Panels:
+    """Perplexity of references and best trials against what they cost."""
+    found = data.evidence
+    figure = blank("bits per weight", "perplexity")
+    colours = palette.series(dict.fromkeys(cost.series for cost in found.costs), {BEST_TRIAL})
+    for (label, colour), symbol in zip(colours.items(), cycle(SYMBOLS), strict=False):
+        costs = [cost for cost in found.costs if cost.series == label]
+        figure.add_scatter(
+            x=[cost.bits for cost in costs],
+            y=[cost.perplexity for cost in costs],
+            mode="lines+markers",
+            line={"color": colour, "width": 1, "dash": "dot"},
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            text=[f"{cost.name}, {cost.level}: {cost.perplexity:.3f} at {cost.bits:.3f} bits" for cost in costs],
+            hovertemplate="%{text}<extra></extra>",
+            cliponaxis=False,
+            name=label,
+        )
+    if found.full is not None:
+        figure.add_hline(found.full, line={"dash": "dash", "color": palette.GREY})
+        named = {"dash": "dash", "color": palette.GREY}
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=named, name="full precision")
+    return [("", figure)]
+
+
+def memory(data: ChartData) -> Panels:
+    """Bytes of the whole model, in parts."""
+    found = data.evidence.memory
+    figure = blank("MB", "", height=150 + 44 * len(found))
+    parts = (("codes", palette.BLUE), ("scales", palette.ORANGE), ("others", palette.GREY))
+    names = {"codes": "weights of the blocks", "scales": "scales, zero points", "others": "all other weights"}
+    for part, colour in parts:
+        figure.add_bar(
+            x=[getattr(one, part) / 1e6 for one in found],
+            y=[one.name for one in found],
+            orientation="h",
+            marker={"color": colour},
+            name=names[part],
+            hovertemplate="%{y}: %{x:.2f} MB<extra>" + names[part] + "</extra>",
+        )
+    figure.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"})
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    return [("", figure)]
+
+
+def elsewhere(data: ChartData) -> Panels:
+    """One line per setting across the texts."""
+    found = data.evidence.elsewhere
+    assert found is not None
+    figure = blank("", "percent above full precision", height=HEIGHT)
+    colours = palette.series([name for name, _ in found.rows], {found.searched})
+    for (name, values), symbol in zip(found.rows, cycle(SYMBOLS), strict=False):
+        colour = colours[name]
+        figure.add_scatter(
+            x=[purpose for purpose, _ in found.texts],
+            y=list(values),
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"color": colour, "symbol": symbol, "size": 10},
+            hovertemplate=f"{name}: %{{y:+.2f}} %<extra></extra>",
+            cliponaxis=False,
+            name=name,
+        )
+    figure.update_xaxes(range=[-0.3, len(found.texts) - 0.7])
+    return [("", figure)]

@@ -1,0 +1,161 @@
+"""A study at a glance: what won, by how much, is it real, what mattered, where the model is hurt, what to do next.
+
+Responsible for one short answer to each of these questions, from the same numbers as the figures. May assume a ranked
+study; what is not known yet is said in the answer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hpo.ranking import Level, headline, is_meaningful, percent_text
+from hpo.record import StudyRecord, TrialRecord
+from hpo.report.charts import ChartData
+from hpo.report.evidence import level_name
+from hpo.report.layer_grid import LayerGrid
+from hpo.report.tables import number, setting_text, short_source
+from hpo.reproduce import can_be_repeated, quantize_command, repeat_command
+
+UNCONFIRMED = (
+    "Nothing was confirmed on other text yet; the text that was searched on makes the best of many trials look better "
+    "than it is."
+)
+NAMED = 3
+EDGE, MATTERS = 0.02, 0.1
+MORE_TRIALS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One question, its answer in a sentence or two, and commands that a reader may copy."""
+
+    question: str
+    text: str
+    commands: tuple[str, ...] = ()
+
+
+def glance(record: StudyRecord, levels: Sequence[Level], data: ChartData) -> list[Answer]:
+    """All answers, in the order in which they are asked; none where nothing is measured yet."""
+    lead = headline(levels)
+    if lead is None:
+        return []
+    return [
+        Answer(question="What won", text=_winner(lead)),
+        Answer(question="By how much", text=_margin(lead, data)),
+        Answer(question="Is it real", text=confirmed_text(record)),
+        Answer(question="What mattered", text=_importance(data)),
+        Answer(question="Where the model is hurt", text=_hurt(data)),
+        *_next(record, lead, data),
+    ]
+
+
+def confirmed_text(record: StudyRecord) -> str:
+    """What other text says, with the names of texts as they are told apart."""
+    if record.confirmation is None:
+        return UNCONFIRMED
+    text = str(record.confirmation["sentence"])
+    for dataset in dict.fromkeys(row["dataset"] for row in record.confirmation["rows"]):
+        text = text.replace(str(dataset), short_source(str(dataset)))
+    return text
+
+
+def _winner(lead: Level) -> str:
+    best = lead.best.measured
+    return (
+        f"{best.name} ({setting_text(best)}): perplexity {number(lead.best.score.perplexity)} at "
+        f"{number(best.bits_per_weight)} bits per weight, {level_name(lead)}."
+    )
+
+
+def _margin(lead: Level, data: ChartData) -> str:
+    trial, reference = lead.best_trial, lead.best_reference
+    parts = []
+    if trial is not None and reference is not None and trial.against is not None:
+        parts.append(
+            f"{trial.measured.name}, the best that was searched, is at {percent_text(trial.against)} perplexity "
+            f"against {reference.measured.name}, the best that was known"
+        )
+    full = data.evidence.full
+    if full:
+        parts.append(f"the winner is {100 * (lead.best.score.perplexity / full - 1):.1f} % above full precision")
+    return f"{'; '.join(parts)}." if parts else "There is nothing to compare it with."
+
+
+def _importance(data: ChartData) -> str:
+    shares = data.importances.equal_size or data.importances.overall
+    if shares.reason is not None:
+        return shares.reason
+    named = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(shares.mean.items())[:NAMED])
+    return f"{named} of the outcome ({shares.scope}, {shares.trials} complete trials)."
+
+
+def _hurt(data: ChartData) -> str:
+    grid = data.layers.remaining
+    if grid is None or not grid.known:
+        reason = data.layers.reason or "nothing is lost"
+        return f"Not known: {reason}."
+    roles = sorted(_by_role(grid), key=lambda entry: -entry[1])[:NAMED]
+    value, depth, role = max(_cells(grid))
+    named = ", ".join(f"{name} {share:.0f} %" for name, share in roles)
+    return f"Of the loss that the best trial leaves: {named}; most of it in {role} of block {depth} ({value:.1f} %)."
+
+
+def _by_role(grid: LayerGrid) -> Iterator[tuple[str, float]]:
+    for role, row in zip(grid.roles, grid.values, strict=True):
+        yield role, sum(value for value in row if value is not None)
+
+
+def _cells(grid: LayerGrid) -> Iterator[tuple[float, int, str]]:
+    for role, row in zip(grid.roles, grid.values, strict=True):
+        for depth, value in zip(grid.depths, row, strict=True):
+            if value is not None:
+                yield value, depth, role
+
+
+def _next(record: StudyRecord, lead: Level, data: ChartData) -> Iterator[Answer]:
+    if not can_be_repeated(record):
+        return
+    chosen = lead.recommended.measured
+    deploy = quantize_command(record, chosen, f"{record.name}-4bit")
+    text = f"Write {chosen.name} as a model:"
+    if not isinstance(chosen, TrialRecord):
+        text = f"Write {chosen.name} as a model (calibrated on documents of the same text, maybe on others of them):"
+    yield Answer(question="What to do next", text=text, commands=(deploy,))
+    advice = " ".join([*_edges(lead, data), *_openings(record, lead), f"{MORE_TRIALS} more trials:"])
+    go_on = repeat_command(record, len(record.trials) + MORE_TRIALS)
+    yield Answer(question="To search on", text=advice, commands=(go_on,))
+
+
+def _edges(lead: Level, data: ChartData) -> Iterator[str]:
+    """Hyperparameters that matter, or may, and whose best value is the last one that was allowed."""
+    trial = lead.best_trial
+    if trial is None or trial.measured.setting is None:
+        return
+    shares = data.importances.equal_size or data.importances.overall
+    mattered = shares.mean
+    for axis in data.axes:
+        if axis.name in ("group_size", "keep_ratio") or mattered.get(axis.name, 1.0) < MATTERS:
+            continue
+        value = float(getattr(trial.measured.setting, axis.name))
+        for end, bound in (("lower", axis.low), ("upper", axis.high)):
+            possible = (0.0, 1.0) if axis.name == "beta" else (0.0, float("inf"))
+            if abs(axis.fraction(value) - axis.fraction(bound)) <= EDGE and bound not in possible:
+                flag = f"--{axis.name.replace('_', '-')}"
+                yield (
+                    f"The best {axis.symbol} found, {value:g}, lies at the {end} end of its range: widen {flag} "
+                    "in a new study."
+                )
+
+
+def _openings(record: StudyRecord, lead: Level) -> Iterator[str]:
+    trial = lead.best_trial
+    against = lead.against
+    if against is None or trial is None or not isinstance(trial.measured, TrialRecord):
+        return
+    value, low, high = against.percent()
+    if not is_meaningful(against) and low <= 0 <= high:
+        yield (
+            f"The interval is {(high - low) / 2:.2f} % to either side: four times as many --eval-samples would halve "
+            "it."
+        )
+    if value > 0 and str(record.contract["space"].get("symmetric")) == "True":
+        yield "Zero points (--asymmetric) often gain more than scales do, for 4 bits a group."
