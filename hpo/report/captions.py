@@ -173,8 +173,8 @@ def _running(data: ChartData) -> Caption:
 
 def _parallel(data: ChartData) -> Caption:
     reading = (
-        "Every line is a complete trial that crosses each axis at its value, the last axis is perplexity; darker lines "
-        "are better."
+        "Every line is a complete trial that crosses each axis at its value, the last axis is perplexity; blue lines "
+        "are better than orange ones."
     )
     names = ", ".join(axis.name for axis in data.axes)
     alt = f"{len(data.measured)} complete trials across {names} and perplexity; {_best(data)}."

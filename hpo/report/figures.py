@@ -192,7 +192,7 @@ def _parallel(data: ChartData) -> list[tuple[str, go.Figure]]:
     """Lines of equal colour are one trace; drawn as lines because plotly's own kind of figure needs WebGL."""
     figure = blank("", "", height=HEIGHT)
     lines = parallel_lines(data)
-    for place, colour in enumerate(sample_colorscale(palette.SEQUENTIAL, SHADES)[::-1]):
+    for place, colour in enumerate(sample_colorscale(list(palette.BEST_TO_WORST), SHADES)[::-1]):
         members = [line for line in lines if line.shade == SHADES - 1 - place]
         if members:
             figure.add_scatter(

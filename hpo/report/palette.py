@@ -26,6 +26,9 @@ PED_ANOVA, FANOVA = BLUE, ORANGE
 SEQUENTIAL = "cividis"
 """Dark to light, in plotly's and matplotlib's spelling alike."""
 
+BEST_TO_WORST = (BLUE, ORANGE)
+"""Ends of a scale for lines: thin ones must be seen on near-black, where the dark end of `SEQUENTIAL` is not."""
+
 
 def series(names: Iterable[str], searched: Container[str]) -> dict[str, str]:
     """A colour for each name, the same in every figure: of a method its own, of what was searched one."""

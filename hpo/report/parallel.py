@@ -14,7 +14,7 @@ SHADES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One trial: a height in [0, 1] per axis, perplexity last, and how dark it is: 0 is the best."""
+    """One trial: a height in [0, 1] per axis, perplexity last, and its shade: 0 is the best."""
 
     text: str
     heights: tuple[float, ...]

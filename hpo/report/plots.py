@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -202,7 +202,8 @@ def _parallel(data: ChartData) -> Figure:
     figure, axes = blank("", "")
     lines = sorted(parallel_lines(data), key=lambda line: -line.shade)
     drawn = [np.column_stack([range(len(line.heights)), line.heights]) for line in lines]
-    collection = LineCollection(drawn, cmap=palette.SEQUENTIAL, alpha=0.8, linewidths=1.2)
+    colours = LinearSegmentedColormap.from_list("best to worst", palette.BEST_TO_WORST)
+    collection = LineCollection(drawn, cmap=colours, alpha=0.8, linewidths=1.2)
     collection.set_array(np.array([line.shade / (SHADES - 1) for line in lines]))
     collection.set_clim(0, 1)
     axes.add_collection(collection)
