@@ -90,14 +90,14 @@ class Chaos:
         started = time.monotonic()
         for _ in range(self.workers):
             self._start()
-        next_random = time.monotonic() + 8
+        next_random = time.monotonic()
         while self.processes:
             if time.monotonic() - started > PATIENCE:
                 raise SystemExit("the study did not end")
             self._watch()
             if self._left() > 0 and time.monotonic() > next_random:
                 self._kill_one()
-                next_random = time.monotonic() + self.random.uniform(0.5, 4)
+                next_random = time.monotonic() + self.random.uniform(0.1, 2)
             for process in [one for one in self.processes if one.poll() is not None]:
                 self._ended(process)
             time.sleep(0.1)
@@ -111,7 +111,7 @@ class Chaos:
         # Every second victim dies by itself, each time at the start of another phase.
         armed = sum(getattr(one, "phase", None) is not None for one in self.processes)
         index = sum(self.killed[phase] for phase in PHASES) + armed
-        phase = PHASES[index % len(PHASES)] if self._left() > armed and self.random.random() < 0.6 else None
+        phase = PHASES[index % len(PHASES)] if self._left() > armed and self.random.random() < 0.5 else None
         command = [sys.executable, str(Path(__file__).resolve()), "worker", phase or "-"]
         command += ["optimize", *FLAGS, "--trials", str(self.trials), "--storage", f"@{self.home / 'url'}"]
         command += ["--cache", str(self.home / "cache"), "--out", str(self.home / "report")]
@@ -122,13 +122,15 @@ class Chaos:
         self.processes.append(process)
 
     def _kill_one(self) -> None:
-        """Mostly one that is at a trial; the others load, calibrate or measure references."""
-        busy = {
-            trial.user_attrs.get("owner", {}).get("pid") for trial in self._frozen() if trial.state.name == "RUNNING"
-        }
-        at_work = [one for one in self.processes if one.pid in busy]
-        victim = self.random.choice(at_work if at_work and self.random.random() < 0.8 else self.processes)
-        if victim.poll() is None:
+        """One that is at a trial, or now and then one that loads, calibrates, measures references or confirms."""
+        running = [trial for trial in self._frozen() if trial.state.name == "RUNNING"]
+        busy = {trial.user_attrs.get("owner", {}).get("pid") for trial in running}
+        free = [one for one in self.processes if one.phase is None]  # type: ignore[attr-defined]
+        victims = [one for one in free if one.pid in busy]
+        if not victims and self.random.random() < 0.05:
+            victims = free
+        if victims:
+            victim = self.random.choice(victims)
             victim.kill()
             victim.wait()
             victim.phase = "random"  # type: ignore[attr-defined]
