@@ -241,3 +241,26 @@ def test_batches_put_similar_lengths_together() -> None:
     sizes = [batch.ids.shape for batch in batches(text, range(16), 120, CPU)]
     assert sizes[:2] == [(4, 30), (4, 30)]
     assert sizes[2:] == [(8, 3)]
+
+
+@pytest.mark.parametrize("error", [MemoryError, lambda: torch.OutOfMemoryError("CUDA out of memory")])
+def test_where_memory_runs_out_batches_are_halved(
+    error: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every sequence is scored as with room for all; only one that does not fit alone is an error."""
+    module = tiny.module(tiny.LAYOUTS["llama"]())
+    text = tiny.sequences(LENGTHS)
+    roomy = last(module, text)
+    nll, room = scoring._nll, [100]
+
+    def cramped(batch: Any, *others: Any) -> Tensor:
+        if batch.ids.numel() > room[0]:
+            raise error()
+        return nll(batch, *others)
+
+    monkeypatch.setattr(scoring, "_nll", cramped)
+    torch.testing.assert_close(last(module, text, batch_tokens=512).nll, roomy.nll, rtol=0, atol=1e-4)
+    assert "memory ran out; scoring 256 tokens at a time" in caplog.text
+    room[0] = 30
+    with pytest.raises((MemoryError, torch.OutOfMemoryError)):
+        last(module, text, batch_tokens=512)
