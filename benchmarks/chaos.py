@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 FLAGS = ["--group-size", "64,128", "--n-calib", "16,32", "--n-grid", "5..10", "--eval-samples", "16"]
 FLAGS += ["--dtype", "float32", "--study", "chaos", "--sampler", "tpe"]
-PHASES = ("claiming", "calibrating", "quantizing", "scoring", "keeping", "telling", "ending")
+PHASES = ("claiming", "quantizing", "scoring", "keeping", "telling", "ending")
+FIRST = "calibrating"
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 PATIENCE = 900.0
 
@@ -108,10 +110,11 @@ class Chaos:
         return self.kills - self.killed.total()
 
     def _start(self) -> None:
-        # Every second victim dies by itself, each time at the start of another phase.
+        # About every second victim dies by itself, each time at the start of another phase; calibration is only once.
         armed = sum(getattr(one, "phase", None) is not None for one in self.processes)
         index = sum(self.killed[phase] for phase in PHASES) + armed
-        phase = PHASES[index % len(PHASES)] if self._left() > armed and self.random.random() < 0.5 else None
+        dies = FIRST if not self.processes and not self.killed else PHASES[index % len(PHASES)]
+        phase = dies if dies == FIRST or (self._left() > armed and self.random.random() < 0.5) else None
         command = [sys.executable, str(Path(__file__).resolve()), "worker", phase or "-"]
         command += ["optimize", *FLAGS, "--trials", str(self.trials), "--storage", f"@{self.home / 'url'}"]
         command += ["--cache", str(self.home / "cache"), "--out", str(self.home / "report")]
@@ -161,19 +164,29 @@ class Chaos:
     def _frozen(self) -> list[Any]:
         import optuna
 
+        if "chaos" not in optuna.get_all_study_names(self._storage):
+            return []
+        return list(self._study.get_trials(deepcopy=False))
+
+    @cached_property
+    def _storage(self) -> Any:
+        import optuna
+
         from storage.studies import open_storage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = self.__dict__.setdefault("storage", open_storage(self.url))
-        if "chaos" not in optuna.get_all_study_names(storage):
-            return []
-        study = self.__dict__.setdefault("study", optuna.load_study(storage=storage, study_name="chaos"))
-        return list(study.get_trials(deepcopy=False))
+        return open_storage(self.url)
+
+    @cached_property
+    def _study(self) -> Any:
+        import optuna
+
+        return optuna.load_study(storage=self._storage, study_name="chaos")
 
     def _verdict(self, seconds: float) -> dict[str, Any]:
         from hpo.record import read_study
 
-        record = read_study(self.__dict__["study"])
+        record = read_study(self._study)
         states = Counter(trial.state for trial in record.trials)
         settings = Counter(trial.setting.canonical() for trial in record.counted if trial.setting)
         ended = sum(trial.state in ENDED for trial in record.counted)
