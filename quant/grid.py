@@ -61,6 +61,11 @@ class IntWeight:
     zero: Tensor | None
     group_size: int
 
+    def cpu(self) -> "IntWeight":
+        """The same in the memory of the processor."""
+        zero = None if self.zero is None else self.zero.cpu()
+        return IntWeight(codes=self.codes.cpu(), scale=self.scale.cpu(), zero=zero, group_size=self.group_size)
+
 
 def scale_type(dtype: torch.dtype) -> torch.dtype:
     """The 16-bit type that scales of a model of `dtype` are stored in: its own, or float16 for wider ones."""
