@@ -141,11 +141,12 @@ def norm_offset(norm: nn.Module) -> float | None:
     weight = getattr(norm, "weight", None)
     if weight is None:
         return None
-    probe = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype)
-    given = {name: torch.zeros_like(parameter) for name, parameter in norm.named_parameters()}
+    # In float32 whatever the model's type: a few bits would not tell.
+    probe = torch.linspace(-1, 2, weight.numel(), device=weight.device)
+    given = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in norm.named_parameters()}
     with torch.no_grad():
         none, one, two = (
-            torch.func.functional_call(norm, {**given, "weight": torch.full_like(weight, gain)}, (probe,)).float()
+            torch.func.functional_call(norm, {**given, "weight": torch.full_like(probe, gain)}, (probe,))
             for gain in (0.0, 1.0, 2.0)
         )
     for offset in (0.0, 1.0):

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from objectives.errors import RunError
 from objectives.kept import pin, pinned
@@ -70,9 +69,13 @@ def _main(directory: str, exchange: str, text: str, device: str, dtype: str, *fl
 
     store = ResultStore(Path(exchange))
     sequences = pinned(store, text)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[dtype], trust_remote_code=REMOTE_CODE in flags
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=DTYPES[dtype], trust_remote_code=REMOTE_CODE in flags, output_loading_info=True
     )
+    # A weight that is not found is made up, and one that is not understood is left out, with a warning at most.
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    if wrong:
+        sys.exit(f"{len(wrong)} tensors are missing or not understood (first: {wrong[0]})")
     for look in score(model.to(device).eval(), sequences):
         print(SCORED, len(look.nll), flush=True)
     store.save(SCORE, {}, {"nll": look.nll, "tokens": look.tokens})

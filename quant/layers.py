@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quant.errors import QuantizationError
 from quant.folding import NormWeight
-from quant.grid import IntWeight, dequantize, effective_weight, quantize
+from quant.grid import IntWeight, effective_weight, loaded, quantize
 from quant.methods import Setting
 from quant.salience import Kind, error_weights, importance, input_salience, kept_rows
 from quant.search import Problem, QuadraticForm, candidate_scales, losses
@@ -94,8 +94,8 @@ class QuantizedLinear:
 
     Attributes:
         name: As given.
-        weight: What takes the Linear's place, `[O, I]` in the model's dtype: `W_eff` where inputs stay as they are,
-            `Q(W S)` of the divided weight where scales fold and inputs arrive divided by S.
+        weight: What takes the Linear's place, `[O, I]` in the model's dtype. Where it is stored as codes `Q(W S)` of the
+            divided weight, in the type of its scales: inputs then arrive divided by S. `W_eff` elsewhere.
         codes: What `weight` is stored as; None where rows stay in 16 bit or S is applied at run time.
         scale: `S` `[I]`, float32; None where inputs are not scaled.
         alpha: The chosen exponent; 0 where none was searched.
@@ -154,15 +154,16 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
     nearest = losses(problems, form, scales[:1], rounding) if setting.definition.keeps_rows else found
     # A loss that overflowed is no choice; argmin alone would prefer it.
     best = int(found.sum(0).nan_to_num(nan=torch.inf).argmin())
+    stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
     quantized = []
     for linear, problem, rows, unsearched, loss in zip(linears.linears, problems, kept, nearest, found, strict=True):
-        codes = None if setting.scales_at_run_time else quantize(problem.weight * scales[best], grid)
-        rounded = rounding(problem.weight, scales[best]) if codes is None else dequantize(codes)
+        codes = quantize(problem.weight * scales[best], grid) if stored_as_codes else None
+        rounded = rounding(problem.weight, scales[best]) if codes is None else loaded(codes)
         quantized.append(
             QuantizedLinear(
                 name=linear.name,
                 weight=torch.where(rows[:, None], problem.weight, rounded).to(linear.weight.dtype),
-                codes=None if setting.definition.keeps_rows else codes,
+                codes=codes,
                 scale=scales[best] if len(scales) > 1 else None,
                 alpha=best / (len(scales) - 1) if best else 0.0,
                 nearest_loss=float(unsearched[0]),

@@ -22,7 +22,7 @@ def pack(numbers: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(numbers.to(torch.int32), (0, -columns % PER_WORD))
     shifts = BITS * torch.arange(PER_WORD, dtype=torch.int32, device=numbers.device)
     # The eight numbers share no bit, so their sum is their union; the last one's top bit becomes the sign.
-    words: Tensor = (padded.view(rows, -1, PER_WORD) << shifts).sum(-1, dtype=torch.int32)
+    words: Tensor = (padded.reshape(rows, -1, PER_WORD) << shifts).sum(-1, dtype=torch.int32)
     return words
 
 
@@ -30,7 +30,7 @@ def unpack(words: Tensor, columns: int) -> Tensor:
     """The inverse of `pack`: int8 `[R, columns]`, 0..15."""
     shifts = BITS * torch.arange(PER_WORD, dtype=torch.int32, device=words.device)
     numbers = (words[..., None] >> shifts) & (LEVELS - 1)
-    return numbers.view(len(words), -1)[:, :columns].to(torch.int8)
+    return numbers.reshape(len(words), -1)[:, :columns].to(torch.int8)
 
 
 def packed_tensors(weight: IntWeight) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ def packed_tensors(weight: IntWeight) -> dict[str, Tensor]:
 
 
 def unpacked(tensors: Mapping[str, Tensor]) -> IntWeight:
-    """The inverse of `packed_tensors`."""
+    """The inverse of `packed_tensors` for whole groups, which are all that the format has."""
     outputs, inputs = tensors[SHAPE].tolist()
     scale, zero = tensors[SCALE], tensors.get(ZERO)
     offset = LEVELS // 2 if zero is None else 0

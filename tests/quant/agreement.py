@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant.grid import dequantize
+from quant.grid import dequantize, loaded
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
 from quant.methods import Setting
 from tests.quant import reference
@@ -32,7 +32,7 @@ def effective(found: QuantizedLinear) -> Tensor:
     if found.codes is None:
         return found.weight
     stored = dequantize(found.codes)
-    assert torch.equal(found.weight, stored.to(found.weight.dtype))
+    assert torch.equal(found.weight, loaded(found.codes).to(found.weight.dtype))
     return (stored if found.scale is None else stored / found.scale).to(found.weight.dtype)
 
 

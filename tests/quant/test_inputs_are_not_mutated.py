@@ -50,6 +50,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     **{f"quantize-{number}": (grid.quantize, (WEIGHT, one)) for number, one in enumerate(GRIDS)},
     **{f"round_to_grid-{number}": (grid.round_to_grid, (WEIGHT, one)) for number, one in enumerate(GRIDS)},
     **{f"dequantize-{number}": (grid.dequantize, (grid.quantize(WEIGHT, one),)) for number, one in enumerate(GRIDS)},
+    **{f"loaded-{number}": (grid.loaded, (grid.quantize(WEIGHT, one),)) for number, one in enumerate(GRIDS)},
     **{
         f"effective_weight-{number}": (grid.effective_weight, (WEIGHT, SALIENCE, one))
         for number, one in enumerate(GRIDS)

@@ -59,7 +59,8 @@ def test_a_quantized_matrix_comes_back_from_its_tensors(shape: tuple[int, int], 
     assert all(tensor.is_contiguous() for tensor in tensors.values())
     back = unpacked(tensors)
     assert same(back, whole)
-    if shape[1] % back.group_size == 0:
+    # A partial last group leaves no trace in the format, which has none.
+    if shape[1] % (grid.group_size or 1) == 0:
         assert torch.equal(dequantize(back), dequantize(whole))
 
 
