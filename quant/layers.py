@@ -94,7 +94,7 @@ class QuantizedLinear:
 
     Attributes:
         name: As given.
-        weight: What takes the Linear's place, `[O, I]` in the model's dtype. Where it is stored as codes `Q(W S)` of the
+        weight: What takes the Linear's place, `[O, I]` in the model's dtype. Stored as codes it is `Q(W S)` of the
             divided weight, in the type of its scales: inputs then arrive divided by S. `W_eff` elsewhere.
         codes: What `weight` is stored as; None where rows stay in 16 bit or S is applied at run time.
         scale: `S` `[I]`, float32; None where inputs are not scaled.
