@@ -28,7 +28,7 @@ from quant.grid import BITS, IntWeight
 from quant.methods import Setting
 from quant.packing import interleaved, packed_tensors
 from storage.files import write_file
-from storage.model_directory import disk_bytes, new_directory, require_vacant, tensor_bytes
+from storage.model_directory import new_directory, require_vacant, tensor_bytes
 
 CARD = "README.md"
 MOST_APART = 1e-3
@@ -101,7 +101,6 @@ def write_packed(
             "stored_bits_per_weight": _stored_bits(bench, place),
             "proof": {"source": proof.text.source, "sequences": len(proof.text), "measured": expected, "packed": found},
         }
-        record["disk_bytes"] = disk_bytes(place)
         write_file(place / RECORD, json.dumps(record, indent=1).encode())
         write_file(place / CARD, card(record).encode())
     return record
