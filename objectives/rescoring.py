@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from objectives.errors import RunError
 from objectives.kept import pin, pinned
@@ -69,9 +70,10 @@ def _main(directory: str, exchange: str, text: str, device: str, dtype: str, *fl
 
     store = ResultStore(Path(exchange))
     sequences = pinned(store, text)
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory, dtype=DTYPES[dtype], trust_remote_code=REMOTE_CODE in flags, output_loading_info=True
     )
+    model, report = loaded
     # A weight that is not found is made up, and one that is not understood is left out, with a warning at most.
     wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
     if wrong:

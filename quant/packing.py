@@ -30,7 +30,8 @@ def unpack(words: Tensor, columns: int) -> Tensor:
     """The inverse of `pack`: int8 `[R, columns]`, 0..15."""
     shifts = BITS * torch.arange(PER_WORD, dtype=torch.int32, device=words.device)
     numbers = (words[..., None] >> shifts) & (LEVELS - 1)
-    return numbers.reshape(len(words), -1)[:, :columns].to(torch.int8)
+    flat: Tensor = numbers.reshape(len(words), -1)[:, :columns]
+    return flat.to(torch.int8)
 
 
 def packed_tensors(weight: IntWeight) -> dict[str, Tensor]:
