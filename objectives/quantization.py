@@ -19,7 +19,7 @@ from objectives.progress import Progress
 from objectives.recording import BlockStatistics
 from objectives.roles import Block, InputSite, LinearRole
 from quant.grid import IntWeight
-from quant.layers import LinearInput, LinearSet, QuantizedLinear, quantize_set
+from quant.layers import LinearInput, LinearSet, QuantizedLinear, quantize_set, require_finite
 from quant.methods import Setting
 from quant.sizes import input_scale_bits, matrix_bits
 
@@ -79,6 +79,9 @@ def quantize_model(
         statistics = calibration.read(block, setting.n_calib)
         found: dict[str, LayerResult] = {}
         divisors: dict[str, Tensor] = {}
+        # In the order in which the model computes: what comes after a broken weight is broken, too.
+        for site in block.sites:
+            require_finite(_linear_set(site, statistics, divisors, stored))
         # Backwards: the rows of a Linear are rounded after they have taken the scale of what they feed.
         for site in reversed(block.sites):
             quantized = quantize_set(_linear_set(site, statistics, divisors, stored), setting)

@@ -124,7 +124,7 @@ def quantize_set(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype |
     Raises:
         QuantizationError: If a weight or a statistic is not finite, naming the layer.
     """
-    _require_finite(linears)
+    require_finite(linears)
     form = QuadraticForm(linears.inputs.gram, loss_dtype)
     if setting.scales_at_run_time:
         alone = [replace(linears, linears=(linear,), folds=True, tie=None, norm=None) for linear in linears.linears]
@@ -192,7 +192,12 @@ def _candidates(
     return scales if linears.norm is None else [linears.norm.representable(scale) for scale in scales]
 
 
-def _require_finite(linears: LinearSet) -> None:
+def require_finite(linears: LinearSet) -> None:
+    """Refuse Linears that cannot be quantized.
+
+    Raises:
+        QuantizationError: If a weight or a statistic is not finite, naming the layer.
+    """
     # One transfer for the whole set: a check per tensor would make a GPU wait for each.
     tensors = [(linear.name, linear.weight) for linear in linears.linears]
     inputs = f"the input statistics of {linears.linears[0].name}"

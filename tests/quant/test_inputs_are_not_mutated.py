@@ -66,6 +66,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         for sharing in ("linear", "foldable")
     },
     "quantize_set-tied": (partial(layers.quantize_set, setting=methods.Setting(group_size=12)), (TIED,)),
+    "require_finite": (layers.require_finite, (TIED,)),
     "HeadTie.average": (layers.HeadTie(kv_heads=2, repeats=3, head_dim=4).average, (SALIENCE,)),
     "HeadTie.average-alone": (layers.HeadTie(kv_heads=6, repeats=1, head_dim=4).average, (SALIENCE,)),
     "HeadTie.per_value": (layers.HeadTie(kv_heads=2, repeats=3, head_dim=4).per_value, (SALIENCE,)),
