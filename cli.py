@@ -64,6 +64,7 @@ QUANTIZE_EXAMPLES = """examples:
   %(prog)s --method gw-awq --group-size 64 --output-dir awq-64
   %(prog)s --model org/name --calib-data wikitext2 --method gwh-praq-v2 --beta 0.3 --tau 2.5 --output-dir ./v2
   %(prog)s --study mine --output-dir ./best       the best trial, as the study measured it
+  %(prog)s --study mine --format packed --output-dir ./best-int4    as INT4 that transformers and vLLM load
   %(prog)s --study mine --trial 17 --storage sqlite:///study.db --output-dir ./trial-17
 """
 COMPARE_EXAMPLES = """examples:
@@ -195,7 +196,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    from hpo.deploy import deploy
+    from hpo.deploy import Chosen, deploy
     from hpo.record import read_study
     from hpo.trials import BEST, chosen_trial, study_flags
     from objectives.memory import keep_freed_memory
@@ -208,26 +209,39 @@ def _quantize(options: argparse.Namespace) -> None:
             study = read_study(found)
         trial, notes = chosen_trial(study, options.trial or BEST)
         assert trial.setting is not None
-        setting = trial.setting
+        chosen = Chosen(setting=trial.setting, study=study, trial=trial)
         plan = _study_bench_plan(options, study_flags(study.contract), study.contract["calibration"]["sequences"])
     else:
-        study = None
+        chosen = Chosen(setting=setting)
         plan = _bench_plan(_with_defaults(options, {}), setting.n_calib)
     with _progress(options.quiet) as progress:
-        written = deploy(plan, setting, Path(options.output_dir), study, paths, progress)
+        written = deploy(plan, chosen, Path(options.output_dir), options.format, paths, progress)
     record = written.record
     facts = {"directory": str(written.directory), **record, "disk_bytes": written.disk_bytes}
     table = _table("", "")
     for name, text in (
         ("written to", str(written.directory)),
-        ("method", setting.label()),
+        ("method", chosen.setting.label()),
         ("bits per weight", f"{record['bits_per_weight']:.3f}"),
+        *_proof_rows(record),
         ("MB when packed", f"{record['model_bytes'] / 1e6:.2f}"),
-        ("MB on disk, dense", f"{written.disk_bytes / 1e6:.2f}"),
+        (f"MB on disk, {record['weights']}", f"{written.disk_bytes / 1e6:.2f}"),
     ):
         table.add_row(name, text)
     notes = [*notes, *written.notes]
     _output(options, {**facts, "notes": notes}, table, notes)
+
+
+def _proof_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What only a packed model has: bits in its file, and what it scores there against what was measured."""
+    if "proof" not in record:
+        return []
+    proof = record["proof"]
+    return [
+        ("bits per weight, in the file", f"{record['stored_bits_per_weight']:.3f}"),
+        ("perplexity, measured", f"{proof['measured']:.4f} on {proof['sequences']} sequences of {proof['source']}"),
+        ("perplexity, reloaded", f"{proof['packed']:.4f} in a fresh process"),
+    ]
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -1149,6 +1163,7 @@ def _quantize_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--study", metavar="S", help="quantize as one of its trials was; gives model and text as well")
     group.add_argument("--trial", metavar="N", help="best (default) or a number")
     group.add_argument("--storage", metavar="URL", help="where the study is ($PRAQTUNE_STORAGE)")
+    group.add_argument("--format", default="dense", help="dense (default), or packed: INT4, proven to score the same")
     group.add_argument("--output-dir", metavar="DIR", required=True, help="must not exist, or be empty")
     # Not given and given as usual differ: what is not given comes from the study.
     usual = {name: parser.get_default(name) for name in STUDY_GIVES}

@@ -3,25 +3,32 @@
 Responsible for writing it down and for refusing a worker whose contract differs. May assume JSON-able values.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hpo.space import Space
 from objectives.errors import InputError
 from objectives.models import Model
+from objectives.roles import Block, unscaled_inputs
 from objectives.sequences import Sequences, TextPlan
 
-FORMAT = 1
+FORMAT = 2
 LONGEST_VALUE = 80
 
 
 def make_contract(
-    model: Model, space: Space, calibration: Sequences, texts: Mapping[str, tuple[TextPlan, Sequences]], seed: int
+    model: Model,
+    blocks: Sequence[Block],
+    space: Space,
+    calibration: Sequences,
+    texts: Mapping[str, tuple[TextPlan, Sequences]],
+    seed: int,
 ) -> dict[str, Any]:
     """The contract of a study.
 
     Args:
         model: What is quantized.
+        blocks: Its layer roles.
         space: What is searched and what is fixed.
         calibration: All the calibration text.
         texts: Plan and tokens of the tuning text and of each confirmation text, by what they are for.
@@ -34,6 +41,8 @@ def make_contract(
             "commit": model.commit,
             "fingerprint": model.fingerprint,
             "dtype": str(model.dtype).removeprefix("torch."),
+            "stored as": str(model.stored_dtype).removeprefix("torch."),
+            "input scales": _input_scales(space, blocks),
         },
         "calibration": _text(calibration),
         **{
@@ -62,6 +71,12 @@ def require_same(stored: Mapping[str, Any], own: Mapping[str, Any], study: str) 
             f"study {study!r} was begun with another contract: {'; '.join(differences)}; "
             "repeat its options to go on with it, or begin another with --study NAME"
         )
+
+
+def _input_scales(space: Space, blocks: Sequence[Block]) -> str:
+    if space.base.scales == "linear":
+        return "one for every Linear, applied at run time"
+    return unscaled_inputs(blocks) or "all fold into what produces the inputs"
 
 
 def _text(sequences: Sequences) -> dict[str, Any]:

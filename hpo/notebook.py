@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo.deploy import Written, deploy
+from hpo.deploy import Chosen, Format, Written, deploy
 from hpo.importance import importances
 from hpo.measuring import measure
 from hpo.optimize import standing
@@ -84,8 +84,10 @@ class LoadedStudy:
         setting = replace(best.setting, **changes)
         return measure(bench, ResultStore(self.paths.results), setting, [tuning], silent)[0]
 
-    def quantize(self, directory: str | Path, trial: str = BEST) -> Written:
+    def quantize(self, directory: str | Path, trial: str = BEST, format: Format = "dense") -> Written:
         """Write a trial's model, by its number or the best one's, as a directory that loads like any other.
+
+        `packed` is INT4 for transformers and vLLM, `dense` the same values in the model's own type.
 
         Raises:
             InputError: If there is no such trial, or model or text are not the study's any more.
@@ -94,7 +96,8 @@ class LoadedStudy:
         chosen, _ = chosen_trial(self.record, trial)
         assert chosen.setting is not None
         plan = bench_plan(self.record.contract, self.device)
-        return deploy(plan, chosen.setting, Path(directory), self.record, self.paths, silent)
+        what = Chosen(setting=chosen.setting, study=self.record, trial=chosen)
+        return deploy(plan, what, Path(directory), format, self.paths, silent)
 
     @cached_property
     def _bench(self) -> tuple[Bench, Sequences]:

@@ -112,7 +112,7 @@ def optimize(
     bench, (tuning, *held_out) = laid_out.bench, laid_out.data
     space = fit(plan, laid_out, listen)
     texts = dict(zip(TEXTS, zip(plan.bench.data, laid_out.data, strict=True), strict=False))
-    contract = make_contract(bench.model, space, bench.calibration.text, texts, plan.bench.seed)
+    contract = make_contract(bench.model, bench.blocks, space, bench.calibration.text, texts, plan.bench.seed)
     study = open_study(storage, plan.name, contract)
     if SEARCH not in study.user_attrs:
         study.set_user_attr(SEARCH, how_it_searches(plan))

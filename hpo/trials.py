@@ -9,6 +9,7 @@ from typing import Any
 
 from hpo.record import StudyRecord, TrialRecord
 from objectives.errors import InputError
+from objectives.sequences import Sequences
 from objectives.trial import Bench
 
 BEST = "best"
@@ -71,6 +72,20 @@ def require_same_bench(record: StudyRecord, bench: Bench) -> None:
     if problems:
         raise InputError(
             f"study {record.name!r}: {'; '.join(problems)}; where these are given already, the files have changed since"
+        )
+
+
+def require_same_text(record: StudyRecord, tuning: Sequences) -> None:
+    """Refuse to compare a packed model with what a trial scored on other text.
+
+    Raises:
+        InputError: With the flags that give the study's.
+    """
+    if record.contract["tuning"]["fingerprint"] != tuning.fingerprint():
+        given = _spelled(study_flags(record.contract), TEXT_FLAGS)
+        raise InputError(
+            f"study {record.name!r}: the tuning text that was loaded is not the study's: give {given}; where these are "
+            "given already, the files have changed since"
         )
 
 

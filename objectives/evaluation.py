@@ -16,7 +16,7 @@ from objectives.paired import Difference, paired_difference
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress
 from objectives.quantization import model_size, require_suitable
-from objectives.roles import find_blocks, kept_in_16_bit
+from objectives.roles import find_blocks, kept_in_16_bit, unscaled_inputs
 from objectives.scoring import Score, score_all
 from objectives.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, quantized
@@ -63,9 +63,10 @@ class LaidOut:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know of the numbers: how far their type can be trusted, and what is not quantized."""
-        kept = kept_in_16_bit(self.bench.blocks)
-        return [*([str(self.agreement)] if self.agreement else []), *([kept] if kept else [])]
+        """What a person should know: how far the numbers' type can be trusted, and what is not quantized or scaled."""
+        blocks = self.bench.blocks
+        found = (self.agreement, kept_in_16_bit(blocks), unscaled_inputs(blocks))
+        return [str(note) for note in found if note is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

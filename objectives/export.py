@@ -49,8 +49,8 @@ def write_quantized(bench: Bench, setting: Setting, directory: Path, progress: P
     with quantized(bench, setting, layers, {}, progress):
         phase = f"writing {directory}"
         progress(phase, 0, 1)
-        record = _record(bench, setting, layers)
-        with new_directory(directory) as place, _configuration_kept(model.module):
+        record = make_record(bench, setting, layers, weights="dense")
+        with new_directory(directory) as place, configuration_kept(model.module):
             model.module.save_pretrained(place)
             model.tokenizer.save_pretrained(place)
             write_file(place / RECORD, json.dumps(record, indent=1).encode())
@@ -67,13 +67,13 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("format") == FORMAT else None
 
 
-def _record(bench: Bench, setting: Setting, layers: Sequence[LayerResult]) -> dict[str, object]:
-    """Everything needed to know the model again and to make it again, JSON-able."""
+def make_record(bench: Bench, setting: Setting, layers: Sequence[LayerResult], weights: str) -> dict[str, object]:
+    """Everything needed to know the model again and to make it again, JSON-able; `weights` says how they are stored."""
     reads = setting.definition.reads - {"method"}
     text = bench.calibration.text[: setting.n_calib]
     return {
         "format": FORMAT,
-        "weights": "dense",
+        "weights": weights,
         "method": setting.method,
         "parameters": {name: value for name, value in setting.as_dict().items() if name in reads},
         **asdict(model_size(bench.model, bench.blocks, setting)),
@@ -81,6 +81,7 @@ def _record(bench: Bench, setting: Setting, layers: Sequence[LayerResult]) -> di
             "name": bench.model.name,
             "commit": bench.model.commit,
             "dtype": str(bench.model.dtype).removeprefix("torch."),
+            "stored_as": str(bench.model.stored_dtype).removeprefix("torch."),
             "fingerprint": bench.model.fingerprint,
         },
         "calibration": {"source": text.source, "samples": len(text), "fingerprint": text.fingerprint()},
@@ -97,7 +98,7 @@ def _version(package: str) -> str:
 
 
 @contextmanager
-def _configuration_kept(module: Any) -> Iterator[None]:
+def configuration_kept(module: Any) -> Iterator[None]:
     """Undo what saving writes into the configuration of the model in memory: its type as text, its class."""
     before = dict(vars(module.config))
     try:

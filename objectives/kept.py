@@ -18,7 +18,7 @@ from objectives.trial import Bench, TrialResult
 from quant.methods import Setting
 from storage.results import ResultStore
 
-FORMAT = 1
+FORMAT = 2
 
 
 def measurement_key(bench: Bench, setting: Setting | None, sequences: Sequences) -> str:
@@ -30,7 +30,7 @@ def measurement_key(bench: Bench, setting: Setting | None, sequences: Sequences)
     parts: list[object] = [FORMAT, bench.model.fingerprint, bench.model.device.type, sequences.fingerprint()]
     if setting is not None:
         canonical = setting.canonical()
-        parts += [canonical.as_dict(), bench.allow_partial_groups]
+        parts += [canonical.as_dict(), bench.allow_partial_groups, str(bench.model.stored_dtype)]
         parts += [segment.key for segment in bench.calibration.segments(setting.n_calib)]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))
 

@@ -1,4 +1,4 @@
-"""What is known of the field's layouts: names of projections, fused rows, norms, activations.
+"""What is known of the field's layouts: names of projections, fused rows, norms and how they work, activations.
 
 Responsible for the tables that `roles` reads a decoder block with (DESIGN 4). May assume a transformers
 configuration. Shape letters: `O` outputs.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from objectives.errors import InputError
@@ -96,12 +96,21 @@ SITES: tuple[tuple[Kind, tuple[Role, ...]], ...] = (
 # What produces the input of these, up to the attention's averaging and the activation.
 AFTER_LINEAR: Mapping[tuple[Role, ...], Role] = {("o",): "v", ("down",): "up", ("fc2",): "fc1"}
 # Norms of a block in which the first Linears of attention and of the MLP each have a norm before them that feeds
-# nothing else. In other arrangements (parallel, or normalised after the sum) a norm cannot take an input scale.
-PRE_NORMS = (
-    {"input_layernorm", "post_attention_layernorm"},
-    {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"},
-    {"self_attn_layer_norm", "final_layer_norm"},
-)
+# nothing else, and which those are. In other arrangements (parallel, or normalised after the sum) a norm cannot take
+# an input scale.
+PRE_NORMS: Mapping[frozenset[str], Mapping[Kind, str]] = {
+    frozenset({"input_layernorm", "post_attention_layernorm"}): {
+        "attention": "input_layernorm",
+        "mlp": "post_attention_layernorm",
+    },
+    frozenset(
+        {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
+    ): {"attention": "input_layernorm", "mlp": "pre_feedforward_layernorm"},
+    frozenset({"self_attn_layer_norm", "final_layer_norm"}): {
+        "attention": "self_attn_layer_norm",
+        "mlp": "final_layer_norm",
+    },
+}
 # Norms inside attention that no value passes on its way to the output projection.
 HEAD_NORMS = {"q_norm", "k_norm"}
 
@@ -122,3 +131,25 @@ def activation_name(config: Any) -> str:
 def activation(config: Any) -> Callable[[Tensor], Tensor]:
     """The MLP's activation function."""
     return ACT2FN[activation_name(config)]  # type: ignore[no-any-return]
+
+
+def norm_offset(norm: nn.Module) -> float | None:
+    """What a norm adds to its weight before it multiplies with it; None where it does not work like that.
+
+    Asked by running it: some norms multiply with `1 + weight` (Gemma), and nothing but their code says so.
+    """
+    weight = getattr(norm, "weight", None)
+    if weight is None:
+        return None
+    # In float32 whatever the model's type: a few bits would not tell.
+    probe = torch.linspace(-1, 2, weight.numel(), device=weight.device)
+    given = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in norm.named_parameters()}
+    with torch.no_grad():
+        none, one, two = (
+            torch.func.functional_call(norm, {**given, "weight": torch.full_like(probe, gain)}, (probe,))
+            for gain in (0.0, 1.0, 2.0)
+        )
+    for offset in (0.0, 1.0):
+        if torch.allclose((1 + offset) * two, (2 + offset) * one) and torch.allclose((1 + offset) * none, offset * one):
+            return offset
+    return None

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.errors import InputError
 from objectives.hub import hub_errors
+from quant.grid import SCALE_TYPES
 from quant.matmul import fast_dtype
 
 BUNDLED = "bundled"
@@ -64,6 +65,7 @@ class Model:
         tokenizer: Its tokenizer.
         device: Where it runs.
         fingerprint: 128 bits of its configuration and of every weight and buffer as loaded.
+        file_dtype: The type its files have its weights in; None where there are no files.
     """
 
     name: str
@@ -72,11 +74,17 @@ class Model:
     tokenizer: Any
     device: torch.device
     fingerprint: str
+    file_dtype: torch.dtype | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """The type its weights are in."""
         return self.module.dtype  # type: ignore[no-any-return]
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The type that what becomes of it is stored in: computing in float32 makes no file wider."""
+        return self.file_dtype if self.dtype == torch.float32 and self.file_dtype in SCALE_TYPES else self.dtype
 
 
 def load_model(plan: ModelPlan) -> Model:
@@ -92,7 +100,7 @@ def load_model(plan: ModelPlan) -> Model:
         raise InputError(f"model {path} is a directory without config.json; give a model directory")
     with hub_errors(f"model {plan.name}"):
         config = AutoConfig.from_pretrained(path, **common)
-        dtype = _dtype(plan.dtype, config, device)
+        file_dtype, dtype = config.dtype, _dtype(plan.dtype, config, device)
         _require_fit(plan, config, dtype, device)
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
         # Weights that are absent or of another shape are made up by the library; asked for, it says which.
@@ -109,21 +117,23 @@ def load_model(plan: ModelPlan) -> Model:
         tokenizer=tokenizer,
         device=device,
         fingerprint=_fingerprint(module),
+        file_dtype=file_dtype,
     )
 
 
 @contextmanager
-def weights_restored(linears: Sequence[nn.Linear]) -> Iterator[None]:
-    """Whatever the block does to the weights of these Linears is undone when it ends; holds one copy of each.
+def weights_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Whatever the block does to the weights and biases of these modules is undone when it ends; holds a copy of each.
 
-    A fused Linear may be named once for every role it plays.
+    A module may be named more than once: a fused Linear for every role it plays.
     """
-    originals = {linear: linear.weight.detach().clone() for linear in dict.fromkeys(linears)}
+    parameters = dict.fromkeys(parameter for module in modules for parameter in module.parameters(recurse=False))
+    originals = {parameter: parameter.detach().clone() for parameter in parameters}
     try:
         yield
     finally:
-        for linear, original in originals.items():
-            linear.weight.copy_(original)
+        for parameter, original in originals.items():
+            parameter.copy_(original)
 
 
 def _device(name: str) -> torch.device:

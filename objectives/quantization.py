@@ -1,21 +1,25 @@
 """Quantize a model in place, block by block, and count what it takes.
 
 Responsible for walking from roles and statistics to weights. Holds one block's statistics at a time. May assume that
-the model has its original weights when it starts; who calls puts them back (`models.weights_restored`).
+the model has its original weights when it starts; who calls puts them back (`models.weights_restored`). With scales
+that fold, what it leaves in memory is the model that is stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from objectives.calibration import Calibration
 from objectives.errors import InputError
+from objectives.folding import fold, norm_weight
 from objectives.models import Model
 from objectives.progress import Progress
 from objectives.recording import BlockStatistics
-from objectives.roles import Block, InputSite
-from quant.layers import LinearInput, LinearSet, QuantizedLinear, quantize_set
+from objectives.roles import Block, InputSite, LinearRole
+from quant.grid import IntWeight
+from quant.layers import LinearInput, LinearSet, QuantizedLinear, quantize_set, require_finite
 from quant.methods import Setting
 from quant.sizes import input_scale_bits, matrix_bits
 
@@ -43,11 +47,28 @@ class ModelSize:
     model_bytes: int
 
 
+Keep = Callable[[LinearRole, IntWeight], None]
+"""Told the codes of every Linear that is stored as such."""
+
+
 @torch.inference_mode()
 def quantize_model(
-    blocks: Sequence[Block], calibration: Calibration, setting: Setting, progress: Progress
+    blocks: Sequence[Block],
+    calibration: Calibration,
+    setting: Setting,
+    stored: torch.dtype,
+    progress: Progress,
+    keep: Keep | None = None,
 ) -> list[LayerResult]:
-    """Replace the weights of every covered Linear by their quantized values.
+    """Replace the weights of every covered Linear by their quantized values, and fold the scales that fold.
+
+    Args:
+        blocks: The model's roles.
+        calibration: Its statistics.
+        setting: How to quantize.
+        stored: The type the model is stored in.
+        progress: Told how far it is.
+        keep: Told the codes.
 
     Raises:
         QuantizationError: If a weight is not finite, naming the layer.
@@ -56,11 +77,23 @@ def quantize_model(
     results: list[LayerResult] = []
     for done, block in enumerate(blocks, 1):
         statistics = calibration.read(block, setting.n_calib)
+        found: dict[str, LayerResult] = {}
+        divisors: dict[str, Tensor] = {}
+        # In the order in which the model computes: what comes after a broken weight is broken, too.
         for site in block.sites:
-            quantized = quantize_set(_linear_set(site, statistics), setting)
+            require_finite(_linear_set(site, statistics, divisors, stored))
+        # Backwards: the rows of a Linear are rounded after they have taken the scale of what they feed.
+        for site in reversed(block.sites):
+            quantized = quantize_set(_linear_set(site, statistics, divisors, stored), setting)
             for linear, result in zip(site.linears, quantized, strict=True):
                 linear.set_weight(result.weight)
-                results.append(_layer_result(result))
+                found[linear.name] = _layer_result(result)
+                if keep is not None and result.codes is not None:
+                    keep(linear, result.codes)
+            scale = quantized[0].scale
+            if scale is not None and not setting.scales_at_run_time:
+                divisors |= fold(site, scale, stored)
+        results += [found[linear.name] for linear in block.linears]
         progress(f"quantizing {setting.label()}", done, len(blocks))
     return results
 
@@ -106,16 +139,25 @@ def model_size(model: Model, blocks: Sequence[Block], setting: Setting | None) -
     return ModelSize(bits_per_weight=bits / (covered + uncovered), model_bytes=(bits + own_bits * outside) // 8)
 
 
-def _linear_set(site: InputSite, statistics: BlockStatistics) -> LinearSet:
+def _linear_set(
+    site: InputSite, statistics: BlockStatistics, divisors: Mapping[str, Tensor], stored: torch.dtype
+) -> LinearSet:
     return LinearSet(
         linears=tuple(
-            LinearInput(name=linear.name, weight=linear.weight(), outputs=statistics.outputs[linear.name])
+            LinearInput(
+                name=linear.name,
+                weight=linear.weight(),
+                outputs=statistics.outputs[linear.name],
+                divisor=divisors.get(linear.name),
+            )
             for linear in site.linears
         ),
         kind=site.kind,
         inputs=statistics.inputs[site.name],
         folds=site.folds,
         tie=site.tie,
+        norm=norm_weight(site, stored),
+        stored=stored,
     )
 
 

@@ -30,6 +30,7 @@ from objectives.layouts import (
     Structure,
     activation,
     activation_name,
+    norm_offset,
 )
 from quant.layers import HeadTie
 from quant.salience import Kind
@@ -78,6 +79,15 @@ class LinearRole:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormRole:
+    """A norm that feeds one site and nothing else: it outputs `(offset + weight) n`, plus a bias where it has one."""
+
+    name: str
+    module: nn.Module
+    offset: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputSite:
     """Linears with a common input.
 
@@ -86,7 +96,8 @@ class InputSite:
         kind: Attention or MLP.
         linears: In the model's order.
         inputs: Width of the common input.
-        folds: Whether a scale of the input can be folded into what produces it.
+        producer: What a scale of the input folds into: a norm, or the rows of another Linear of the block; None where
+            nothing can take it.
         tie: Inputs that must share a scale for that.
     """
 
@@ -94,8 +105,13 @@ class InputSite:
     kind: Kind
     linears: tuple[LinearRole, ...]
     inputs: int
-    folds: bool
+    producer: NormRole | LinearRole | None
     tie: HeadTie | None = None
+
+    @property
+    def folds(self) -> bool:
+        """Whether a scale of the input can be folded into what produces it."""
+        return self.producer is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +195,11 @@ def _block(index: int, name: str, layer: nn.Module, shape: HeadShape, config: An
             kind=kind,
             linears=tuple(found[role] for role in roles if role in found),
             inputs=next(found[role].module.in_features for role in roles if role in found),
-            folds=_folds_into_linear(roles, found, layer, config)
+            producer=_linear_before(roles, found, layer, config)
             if roles in AFTER_LINEAR
-            else not uncovered and _folds_into_norm(layer, config),
+            else None
+            if uncovered
+            else _norm_before(kind, name, layer, config),
             tie=shape.tie if roles == ("o",) else None,
         )
         for kind, roles in SITES
@@ -202,22 +220,25 @@ def _linears(prefix: str, layer: nn.Module, shape: HeadShape) -> Iterator[Linear
                 yield LinearRole(name=f"{name}:{role}", role=role, module=module, rows=rows.to(module.weight.device))
 
 
-def _folds_into_linear(
+def _linear_before(
     roles: tuple[Role, ...], found: Mapping[Role, LinearRole], layer: nn.Module, config: Any
-) -> bool:
-    """Whether the rows of another Linear of the block can take the scale of what it feeds these with."""
+) -> LinearRole | None:
+    """The Linear of the block whose rows can take the scale of what it feeds these with."""
     inner = {path.rpartition(".")[2] for path, _ in layer.named_modules() if "." in path and "norm" in path}
     # ReLU is positively homogeneous, relu(z / s) = relu(z) / s; other activations are not, and no norm is.
     passes = roles != ("fc2",) or activation_name(config) == "relu"
-    return AFTER_LINEAR[roles] in found and passes and inner <= HEAD_NORMS
+    return found.get(AFTER_LINEAR[roles]) if passes and inner <= HEAD_NORMS else None
 
 
-def _folds_into_norm(layer: nn.Module, config: Any) -> bool:
-    """Whether the norms that feed a block's first Linears feed nothing else, and have a weight to scale."""
+def _norm_before(kind: Kind, block: str, layer: nn.Module, config: Any) -> NormRole | None:
+    """The norm that feeds the first Linears of attention or MLP and nothing else, if it has a weight to scale."""
     norms = {name: child for name, child in layer.named_children() if "norm" in name}
     # OPT can normalise after the residual sum; then the norm also feeds the residual and must not be rescaled.
-    before = set(norms) in PRE_NORMS and getattr(config, "do_layer_norm_before", True)
-    return before and all(getattr(norm, "weight", None) is not None for norm in norms.values())
+    if not getattr(config, "do_layer_norm_before", True) or frozenset(norms) not in PRE_NORMS:
+        return None
+    name = PRE_NORMS[frozenset(norms)][kind]
+    offset = norm_offset(norms[name])
+    return None if offset is None else NormRole(name=f"{block}.{name}", module=norms[name], offset=offset)
 
 
 def kept_in_16_bit(blocks: Sequence[Block]) -> str | None:
@@ -226,6 +247,19 @@ def kept_in_16_bit(blocks: Sequence[Block]) -> str | None:
     if not uncovered:
         return None
     return f"{_share(blocks):.1%} of the block weights stay in 16 bit (largest: {_largest(uncovered)})"
+
+
+def unscaled_inputs(blocks: Sequence[Block]) -> str | None:
+    """One line on the inputs whose scale nothing can take, so that `foldable` leaves them as they are; None without."""
+    sites = [site for block in blocks for site in block.sites]
+    fixed = [site for site in sites if not site.folds]
+    if not fixed:
+        return None
+    kinds = dict.fromkeys("+".join(linear.role for linear in site.linears) for site in fixed)
+    return (
+        f"foldable scales are 1 for {len(fixed)} of {len(sites)} inputs, that of {', '.join(kinds)}: what produces "
+        "them cannot take a scale"
+    )
 
 
 def _share(blocks: Sequence[Block]) -> float:

@@ -12,10 +12,11 @@ from time import perf_counter
 from typing import Literal
 
 from objectives.calibration import Calibration
+from objectives.folding import changed_modules
 from objectives.memory import is_out_of_memory, peak_bytes, reset_peak
 from objectives.models import Model, weights_restored
 from objectives.progress import Progress, silent
-from objectives.quantization import LayerResult, ModelSize, model_size, quantize_model, require_suitable
+from objectives.quantization import Keep, LayerResult, ModelSize, model_size, quantize_model, require_suitable
 from objectives.roles import Block
 from objectives.scoring import Score, score
 from objectives.sequences import Sequences
@@ -131,10 +132,11 @@ def quantized(
     layers: list[LayerResult],
     seconds: dict[str, float],
     progress: Progress = silent,
+    keep: Keep | None = None,
 ) -> Iterator[None]:
     """The model quantized by `setting` inside the block, and as it was after it.
 
-    `layers` and `seconds` are filled on the way. A damaged cache entry is computed again.
+    `layers` and `seconds` are filled on the way, and `keep` is told the codes. A damaged cache entry is computed again.
 
     Raises:
         DamagedEntryError: If an entry is damaged once more after it was computed again.
@@ -143,7 +145,7 @@ def quantized(
         yield
         return
     require_suitable(bench.blocks, setting, bench.allow_partial_groups)
-    modules = [linear.module for block in bench.blocks for linear in block.linears]
+    modules = [module for block in bench.blocks for module in changed_modules(block)]
     repaired: set[str] = set()
     while True:
         with timed(seconds, "calibrate"):
@@ -151,7 +153,8 @@ def quantized(
         with weights_restored(modules):
             try:
                 with timed(seconds, "quantize"):
-                    layers[:] = quantize_model(bench.blocks, bench.calibration, setting, progress)
+                    stored = bench.model.stored_dtype
+                    layers[:] = quantize_model(bench.blocks, bench.calibration, setting, stored, progress, keep)
             except DamagedEntryError as damage:
                 if damage.key in repaired:
                     raise

@@ -61,6 +61,11 @@ class IntWeight:
     zero: Tensor | None
     group_size: int
 
+    def cpu(self) -> "IntWeight":
+        """The same in the memory of the processor."""
+        zero = None if self.zero is None else self.zero.cpu()
+        return IntWeight(codes=self.codes.cpu(), scale=self.scale.cpu(), zero=zero, group_size=self.group_size)
+
 
 def scale_type(dtype: torch.dtype) -> torch.dtype:
     """The 16-bit type that scales of a model of `dtype` are stored in: its own, or float16 for wider ones."""
@@ -84,7 +89,7 @@ def quantize(weight: Tensor, grid: Grid) -> IntWeight:
 
 
 def dequantize(weight: IntWeight) -> Tensor:
-    """The float32 matrix `[O, I]` that an INT4 runtime multiplies with."""
+    """The exact values, float32 `[O, I]`."""
     inputs = weight.codes.shape[1]
 
     def spread(per_group: Tensor) -> Tensor:
@@ -94,6 +99,11 @@ def dequantize(weight: IntWeight) -> Tensor:
     if weight.zero is not None:
         codes = codes - spread(weight.zero)
     return codes * spread(weight.scale)
+
+
+def loaded(weight: IntWeight) -> Tensor:
+    """The values as whatever unpacks the codes has them, `[O, I]` in the type of the scales."""
+    return dequantize(weight).to(weight.scale.dtype)
 
 
 def round_to_grid(weight: Tensor, grid: Grid) -> Tensor:

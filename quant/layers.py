@@ -1,7 +1,8 @@
 """Quantize the Linears that share one input: salience, error weights, alpha search, rounding, kept rows.
 
-Responsible for applying a `Setting` to tensors and statistics. May assume that the layer roles were discovered
-elsewhere and are handed down as data. Shape letters: `O` outputs, `I` inputs.
+Responsible for applying a `Setting` to tensors and statistics. Scales that fold are searched and rounded as they will
+be stored, so that what is measured is what ships. May assume that the layer roles were discovered elsewhere and are
+handed down as data. Shape letters: `O` outputs, `I` inputs.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantizationError
-from quant.grid import effective_weight
+from quant.folding import NormWeight
+from quant.grid import IntWeight, effective_weight, loaded, quantize
 from quant.methods import Setting
 from quant.salience import Kind, error_weights, importance, input_salience, kept_rows
 from quant.search import Problem, QuadraticForm, candidate_scales, losses
@@ -36,14 +38,31 @@ class HeadTie:
         heads = per_input.view(self.kv_heads, self.repeats, self.head_dim)
         return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
 
+    def per_value(self, per_input: Tensor) -> Tensor:
+        """`[I]`, equal over the tied query heads, as one number for each output of the value projection."""
+        return per_input.view(self.kv_heads, self.repeats, self.head_dim)[:, 0].flatten()
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearInput:
-    """One Linear to quantize: its weight `[O, I]` in the model's dtype and the statistics of its outputs."""
+    """One Linear to quantize.
+
+    Attributes:
+        name: What errors call it.
+        weight: `[O, I]` in the model's dtype.
+        outputs: Statistics of its outputs.
+        divisor: The input scale of what reads its outputs, `[O]`, where that folds into its rows; None where none does.
+    """
 
     name: str
     weight: Tensor
     outputs: OutputStatistics
+    divisor: Tensor | None = None
+
+    def divided(self) -> Tensor:
+        """The weight whose outputs are already divided by the divisor, float32 `[O, I]`."""
+        weight = self.weight.float()
+        return weight if self.divisor is None else weight / self.divisor[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +75,8 @@ class LinearSet:
         inputs: Statistics of the common input.
         folds: Whether an input scale can be folded into what produces the input.
         tie: Which inputs must share a scale for that.
+        norm: The norm that an input scale folds into; None where it folds into the rows of another Linear.
+        stored: The type the model is stored in; None for the weights' own.
     """
 
     linears: tuple[LinearInput, ...]
@@ -63,6 +84,8 @@ class LinearSet:
     inputs: InputStatistics
     folds: bool = True
     tie: HeadTie | None = None
+    norm: NormWeight | None = None
+    stored: torch.dtype | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +94,9 @@ class QuantizedLinear:
 
     Attributes:
         name: As given.
-        weight: `W_eff` `[O, I]` in the model's dtype.
+        weight: What takes the Linear's place, `[O, I]` in the model's dtype. Stored as codes it is `Q(W S)` of the
+            divided weight, in the type of its scales: inputs then arrive divided by S. `W_eff` elsewhere.
+        codes: What `weight` is stored as; None where rows stay in 16 bit or S is applied at run time.
         scale: `S` `[I]`, float32; None where inputs are not scaled.
         alpha: The chosen exponent; 0 where none was searched.
         nearest_loss: Loss of nearest rounding of all rows under this method's error weights.
@@ -81,6 +106,7 @@ class QuantizedLinear:
 
     name: str
     weight: Tensor
+    codes: IntWeight | None
     scale: Tensor | None
     alpha: float
     nearest_loss: float
@@ -98,10 +124,10 @@ def quantize_set(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype |
     Raises:
         QuantizationError: If a weight or a statistic is not finite, naming the layer.
     """
-    _require_finite(linears)
+    require_finite(linears)
     form = QuadraticForm(linears.inputs.gram, loss_dtype)
-    if setting.scales == "linear":
-        alone = [replace(linears, linears=(linear,), folds=True, tie=None) for linear in linears.linears]
+    if setting.scales_at_run_time:
+        alone = [replace(linears, linears=(linear,), folds=True, tie=None, norm=None) for linear in linears.linears]
         return [quantized for one in alone for quantized in _quantize_sharing(one, setting, form)]
     return _quantize_sharing(linears, setting, form)
 
@@ -114,31 +140,43 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
     ]
     kept = [kept_rows(h, setting.kept_rows(len(h))) for h in importances]
     problems = [
-        Problem(weight=weight, error_weights=error_weights(setting, linears.kind, h))
-        for weight, h in zip(weights, importances, strict=True)
+        _problem(linear, error_weights(setting, linears.kind, h))
+        for linear, h in zip(linears.linears, importances, strict=True)
     ]
     remaining = [
         replace(problem, error_weights=problem.error_weights * ~rows)
         for problem, rows in zip(problems, kept, strict=True)
     ]
     scales = _candidates(linears, setting, weights, importances)
-    grid = setting.grid(linears.linears[0].weight.dtype)
+    grid = setting.grid(linears.stored or linears.linears[0].weight.dtype)
     rounding = partial(effective_weight, grid=grid)
     found = losses(remaining, form, scales, rounding)
     nearest = losses(problems, form, scales[:1], rounding) if setting.definition.keeps_rows else found
     # A loss that overflowed is no choice; argmin alone would prefer it.
     best = int(found.sum(0).nan_to_num(nan=torch.inf).argmin())
-    return [
-        QuantizedLinear(
-            name=linear.name,
-            weight=torch.where(rows[:, None], weight, rounding(weight, scales[best])).to(linear.weight.dtype),
-            scale=scales[best] if len(scales) > 1 else None,
-            alpha=best / (len(scales) - 1) if best else 0.0,
-            nearest_loss=float(unsearched[0]),
-            loss=float(loss[best]),
+    stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
+    quantized = []
+    for linear, problem, rows, unsearched, loss in zip(linears.linears, problems, kept, nearest, found, strict=True):
+        codes = quantize(problem.weight * scales[best], grid) if stored_as_codes else None
+        rounded = rounding(problem.weight, scales[best]) if codes is None else loaded(codes)
+        quantized.append(
+            QuantizedLinear(
+                name=linear.name,
+                weight=torch.where(rows[:, None], problem.weight, rounded).to(linear.weight.dtype),
+                codes=codes,
+                scale=scales[best] if len(scales) > 1 else None,
+                alpha=best / (len(scales) - 1) if best else 0.0,
+                nearest_loss=float(unsearched[0]),
+                loss=float(loss[best]),
+            )
         )
-        for linear, weight, rows, unsearched, loss in zip(linears.linears, weights, kept, nearest, found, strict=True)
-    ]
+    return quantized
+
+
+def _problem(linear: LinearInput, weights: Tensor) -> Problem:
+    """The search for a Linear's scale: errors count as outputs see them before they are divided."""
+    squared = 1 if linear.divisor is None else linear.divisor.square()
+    return Problem(weight=linear.divided(), error_weights=weights * squared)
 
 
 def _candidates(
@@ -150,10 +188,16 @@ def _candidates(
         return [torch.ones_like(inputs.magnitude)]
     if linears.tie is not None:
         inputs = replace(inputs, magnitude=linears.tie.average(inputs.magnitude))
-    return candidate_scales(input_salience(setting, linears.kind, inputs, weights, importances), setting.n_grid)
+    scales = candidate_scales(input_salience(setting, linears.kind, inputs, weights, importances), setting.n_grid)
+    return scales if linears.norm is None else [linears.norm.representable(scale) for scale in scales]
 
 
-def _require_finite(linears: LinearSet) -> None:
+def require_finite(linears: LinearSet) -> None:
+    """Refuse Linears that cannot be quantized.
+
+    Raises:
+        QuantizationError: If a weight or a statistic is not finite, naming the layer.
+    """
     # One transfer for the whole set: a check per tensor would make a GPU wait for each.
     tensors = [(linear.name, linear.weight) for linear in linears.linears]
     inputs = f"the input statistics of {linears.linears[0].name}"

@@ -214,8 +214,13 @@ class Setting:
         """The method this setting applies."""
         return METHODS[self.method]
 
+    @property
+    def scales_at_run_time(self) -> bool:
+        """Whether inputs have to be divided by a scale where the model runs: one of its own for every Linear."""
+        return self.scales == "linear" and self.definition.salience is not None
+
     def grid(self, dtype: torch.dtype) -> Grid:
-        """The grid for weights of a model of `dtype`."""
+        """The grid for weights of a model that is stored in `dtype`."""
         return Grid(
             group_size=None if self.definition.per_row else self.group_size,
             symmetric=self.symmetric,

@@ -23,5 +23,4 @@ def matrix_bits(outputs: int, inputs: int, grid: Grid, kept: int = 0) -> int:
 
 def input_scale_bits(inputs: int, setting: Setting) -> int:
     """Bits of the input scale `S` of one Linear: 16 per column where it has to be applied at run time."""
-    kept = setting.scales == "linear" and setting.definition.salience is not None
-    return SCALE_BITS * inputs if kept else 0
+    return SCALE_BITS * inputs if setting.scales_at_run_time else 0

@@ -1,10 +1,12 @@
 """Directories that a model is written to: whole or absent.
 
-Responsible for the place alone: vacant, with room, filled under a temporary name beside it and renamed once it is
-complete and durable. May assume nothing about what is written into it. Of two writers of one directory the first to
-finish has it and the other is refused; a writer that is killed leaves only its temporary directory.
+Responsible for the place - vacant, with room, filled under a temporary name beside it and renamed once it is complete
+and durable - and for counting what is in it. May assume nothing about what is written into it. Of two writers of one
+directory the first to finish has it and the other is refused; a writer that is killed leaves only its temporary
+directory.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from storage.errors import StorageError
 from storage.files import disk_errors, require_free, temporary_name
 
 REMEDY = "free space or choose another --output-dir"
+HEADER_LENGTH_BYTES = 8
 
 
 def require_vacant(directory: Path, needed: int) -> None:
@@ -62,6 +65,27 @@ def new_directory(directory: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write {target}: {error}; {REMEDY}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def disk_bytes(directory: Path) -> int:
+    """What the files of a directory take."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def tensor_bytes(directory: Path) -> dict[str, int]:
+    """What every tensor takes in the safetensors files of a directory, by their headers.
+
+    Raises:
+        StorageError: If a file cannot be read.
+    """
+    sizes: dict[str, int] = {}
+    with disk_errors(directory):
+        for path in sorted(directory.glob("*.safetensors")):
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")))
+            places = {name: about["data_offsets"] for name, about in header.items() if name != "__metadata__"}
+            sizes |= {name: end - start for name, (start, end) in places.items()}
+    return sizes
 
 
 def _require_nothing_at(target: Path) -> None:

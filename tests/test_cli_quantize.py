@@ -1,6 +1,7 @@
 """`quantize` through the command line: a directory that scores as it was measured, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import cli
+import objectives.packed
 from objectives.kept import pinned
 from objectives.models import ModelPlan, load_model
 from objectives.progress import silent
@@ -143,3 +145,78 @@ def test_the_flags_of_mixed_methods_reach_what_is_written(capsys: Any, small_stu
     expected = {"keep_ratio": 0.05, "beta_risk": 2, "tau_risk": -1, "noise_factor": 0.3, "variance_penalty": 0.7}
     assert expected.items() <= found["parameters"].items()
     assert 4 < found["bits_per_weight"] < 5
+
+
+def test_the_best_trial_is_packed_and_proven(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """As INT4 a study's best trial scores in a fresh process what the trial scored, and its card says what it won."""
+    best = printed(capsys, "show", "--study", "small")["best"]
+    target = tmp_path / "packed"
+    found = printed(capsys, "quantize", "--study", "small", "--format", "packed", "--output-dir", str(target))
+    assert found["proof"]["measured"] == best["value"]
+    assert found["proof"]["packed"] == pytest.approx(best["value"], rel=1e-3)
+    assert found["disk_bytes"] == sum(path.stat().st_size for path in target.iterdir())
+    assert found["stored_bits_per_weight"] == pytest.approx(best["bits_per_weight"], abs=0.02)
+    model = load_model(ModelPlan(name=str(target)))
+    contract = printed(capsys, "show", "--study", "small")["contract"]
+    tuning = pinned(ResultStore(Paths(small_study.home).results), f"text-{contract['tuning']['fingerprint']}")
+    assert score_all(model.module, tuning, "", silent).perplexity == pytest.approx(best["value"], rel=1e-3)
+    card = (target / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers")
+    for part in (f"{found['proof']['packed']:.4f}", "study `small`", "| rtn (rtn) |", "95 % intervals", "vllm serve"):
+        assert part in card
+    level = next(line for line in card.splitlines() if line.startswith("| **"))
+    assert f"{best['value']:.3f}" in level
+
+
+def test_a_method_is_packed_and_printed_for_people(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """Without a study it is measured first; both perplexities, bits in the file and size on disk are printed."""
+    target = tmp_path / "packed"
+    arguments = [*small_study.flags, *METHOD, "--asymmetric", "--format", "packed", "--output-dir", str(target)]
+    assert cli.main(["quantize", *arguments]) == 0
+    text = capsys.readouterr().out
+    for part in ("perplexity, measured", "perplexity, reloaded", "bits per weight, in the file", "MB on disk, packed"):
+        assert part in text
+    proof = json.loads((target / "praqtune.json").read_text())["proof"]
+    assert proof["packed"] == pytest.approx(proof["measured"], rel=1e-3)
+    assert "study" not in (target / "README.md").read_text().lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "gw-awq", "--scales", "linear"], "--format dense, or use --scales foldable"),
+        (["--method", "praq-mixed"], "praq-mixed keeps rows in 16 bit, which packed INT4 cannot hold"),
+        (["--method", "rtn", "--group-size", "48", "--allow-partial-groups"], "partial last group"),
+        (["--study", "small", "--eval-samples", "7"], "the tuning text that was loaded is not the study's: give"),
+    ],
+)
+def test_what_cannot_be_packed_is_one_line_and_writes_nothing(
+    capsys: Any, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    """The reason and what to do instead."""
+    target = tmp_path / "out"
+    assert said in refusal(capsys, *arguments, "--format", "packed", "--output-dir", str(target))
+    assert not target.exists()
+
+
+def test_an_unknown_format_is_refused(capsys: Any, tmp_path: Path) -> None:
+    """The formats there are."""
+    line = refusal(capsys, *METHOD, "--format", "gguf", "--output-dir", str(tmp_path / "out"))
+    assert "format 'gguf' is unknown; choose dense or packed" in line
+
+
+def test_a_packed_model_that_scores_otherwise_fails(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, both perplexities, and nothing that looks finished."""
+    packed_tensors = objectives.packed.packed_tensors
+
+    def wrong(weight: Any) -> dict[str, Any]:
+        tensors = packed_tensors(weight)
+        return tensors | {"weight_scale": tensors["weight_scale"] * 1.1}
+
+    monkeypatch.setattr(objectives.packed, "packed_tensors", wrong)
+    arguments = [*small_study.flags, *METHOD, "--format", "packed", "--output-dir", str(tmp_path / "made" / "out")]
+    line = refusal(capsys, *arguments, code=1)
+    assert re.search(r"perplexity of [\d.]+ in a fresh process and [\d.]+ was measured", line)
+    assert list((tmp_path / "made").iterdir()) == []

@@ -13,6 +13,7 @@ from quant.grid import (
     dequantize,
     effective_weight,
     group_scales,
+    loaded,
     quantize,
     round_to_grid,
     scale_type,
@@ -286,3 +287,18 @@ def test_invalid_grid_is_refused(fields: dict[str, object], said: tuple[str, ...
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize("dtype", SCALE_TYPES)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_loaded_weight_is_in_the_type_of_its_scales(dtype: torch.dtype, symmetric: bool) -> None:
+    """A code times a scale needs more digits than a 16-bit type has: what is loaded is the exact value rounded once."""
+    whole = quantize(
+        torch.randn(8, 64, generator=seeded(0)), Grid(group_size=16, symmetric=symmetric, scale_dtype=dtype)
+    )
+    values = loaded(whole)
+    assert values.dtype == dtype
+    assert torch.equal(values, dequantize(whole).to(dtype))
+    offset = 0 if whole.zero is None else whole.zero.repeat_interleave(16, 1)
+    assert torch.equal(values, (whole.codes - offset).to(dtype) * whole.scale.repeat_interleave(16, 1))
+    assert not torch.equal(values.float(), dequantize(whole))

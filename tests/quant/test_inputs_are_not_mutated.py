@@ -1,7 +1,7 @@
 """No public function of the package writes over a tensor it is given, unless its name ends with an underscore."""
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from quant import grid, layers, matmul, methods, salience, search, statistics
+from quant import folding, grid, layers, matmul, methods, packing, salience, search, statistics
 from tests.quant import synthetic
 from tests.quant.synthetic import CPU, seeded
 
@@ -18,6 +18,8 @@ def tensors_in(value: object) -> list[Tensor]:
     """Every tensor reachable from an argument."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, dict):
+        return tensors_in(list(value.values()))
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in tensors_in(item)]
     if is_dataclass(value):
@@ -48,6 +50,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     **{f"quantize-{number}": (grid.quantize, (WEIGHT, one)) for number, one in enumerate(GRIDS)},
     **{f"round_to_grid-{number}": (grid.round_to_grid, (WEIGHT, one)) for number, one in enumerate(GRIDS)},
     **{f"dequantize-{number}": (grid.dequantize, (grid.quantize(WEIGHT, one),)) for number, one in enumerate(GRIDS)},
+    **{f"loaded-{number}": (grid.loaded, (grid.quantize(WEIGHT, one),)) for number, one in enumerate(GRIDS)},
     **{
         f"effective_weight-{number}": (grid.effective_weight, (WEIGHT, SALIENCE, one))
         for number, one in enumerate(GRIDS)
@@ -63,8 +66,46 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         for sharing in ("linear", "foldable")
     },
     "quantize_set-tied": (partial(layers.quantize_set, setting=methods.Setting(group_size=12)), (TIED,)),
+    "require_finite": (layers.require_finite, (TIED,)),
     "HeadTie.average": (layers.HeadTie(kv_heads=2, repeats=3, head_dim=4).average, (SALIENCE,)),
     "HeadTie.average-alone": (layers.HeadTie(kv_heads=6, repeats=1, head_dim=4).average, (SALIENCE,)),
+    "HeadTie.per_value": (layers.HeadTie(kv_heads=2, repeats=3, head_dim=4).per_value, (SALIENCE,)),
+    "LinearInput.divided": (
+        lambda linear: linear.divided(),
+        (replace(GATE_UP.linears[0], divisor=torch.rand(7, generator=seeded(3)) + 0.5),),
+    ),
+    **{
+        f"quantize_set-divided-{offset}": (
+            partial(layers.quantize_set, setting=methods.Setting(group_size=12)),
+            (
+                replace(
+                    GATE_UP,
+                    norm=folding.NormWeight(weight=torch.rand(36, generator=seeded(4)).bfloat16(), offset=offset),
+                    linears=tuple(replace(linear, divisor=torch.full((7,), 0.7)) for linear in GATE_UP.linears),
+                ),
+            ),
+        )
+        for offset in (0.0, 1.0)
+    },
+    "NormWeight.divided": (lambda norm, scale: norm.divided(scale), (folding.NormWeight(weight=SALIENCE), SALIENCE)),
+    "NormWeight.representable": (
+        lambda norm, scale: norm.representable(scale),
+        (folding.NormWeight(weight=SALIENCE.bfloat16(), offset=1.0), SALIENCE),
+    ),
+    "pack": (packing.pack, (torch.arange(30).view(2, 15) % 16,)),
+    "unpack": (packing.unpack, (torch.tensor([[-1, 2**31 - 1]], dtype=torch.int32), 13)),
+    **{
+        f"packed_tensors-{number}": (packing.packed_tensors, (grid.quantize(WEIGHT, one),))
+        for number, one in enumerate(GRIDS)
+    },
+    **{
+        f"unpacked-{number}": (packing.unpacked, (packing.packed_tensors(grid.quantize(WEIGHT, one)),))
+        for number, one in enumerate(GRIDS)
+    },
+    "interleaved": (
+        packing.interleaved,
+        ([(torch.arange(start, 8, 2), grid.quantize(WEIGHT, grid.Grid(group_size=8))) for start in (0, 1)],),
+    ),
     "gram_sum": (matmul.gram_sum, (WEIGHT,)),
     "gram_sum-bfloat16": (matmul.gram_sum, (WEIGHT.bfloat16(),)),
     **{
@@ -134,7 +175,7 @@ def test_every_public_function_is_called() -> None:
     without_tensors = {"fast_dtype", "scale_type"}
     public = {
         name
-        for module in (grid, layers, matmul, salience, search, statistics)
+        for module in (folding, grid, layers, matmul, packing, salience, search, statistics)
         for name, value in vars(module).items()
         if callable(value) and not isinstance(value, type) and getattr(value, "__module__", "") == module.__name__
         if not name.startswith("_") and not name.endswith("_")

@@ -248,10 +248,12 @@ def test_leaving_out_the_inverse_scale_is_a_catastrophe(method: str) -> None:
         assert float(form(found.weight - linear.weight) @ weights) == pytest.approx(found.loss, rel=1e-4)
 
 
-def test_chosen_scale_reproduces_the_weight_from_its_codes() -> None:
-    """What a runtime stores, codes of W S and the scale S, dequantizes to the effective weight."""
+@pytest.mark.parametrize("scales", ["linear", "foldable"])
+def test_chosen_scale_reproduces_the_weight_from_its_codes(scales: str) -> None:
+    """Codes of W S dequantize to the weight that reads divided inputs, and divided by S to the effective weight."""
     given_set = synthetic.linear_set(synthetic.layers("gate-up", 4, torch.bfloat16))
-    setting = Setting(method="gw-awq", group_size=12, symmetric=False)
+    setting = Setting(method="gw-awq", group_size=12, symmetric=False, scales=scales)
     for linear, found in zip(given_set.linears, quantize_set(given_set, setting), strict=True):
-        stored = quantize(linear.weight.float() * found.scale, setting.grid(torch.bfloat16))
-        assert torch.equal((dequantize(stored) / found.scale).bfloat16(), found.weight)
+        stored = dequantize(quantize(linear.weight.float() * found.scale, setting.grid(torch.bfloat16)))
+        assert torch.equal((stored if scales == "foldable" else stored / found.scale).bfloat16(), found.weight)
+        assert (found.codes is None) == (scales == "linear")
