@@ -114,7 +114,9 @@ class Chaos:
         armed = sum(getattr(one, "phase", None) is not None for one in self.processes)
         index = sum(self.killed[phase] for phase in PHASES) + armed
         dies = FIRST if not self.processes and not self.killed else PHASES[index % len(PHASES)]
-        phase = dies if dies == FIRST or (self._left() > armed and self.random.random() < 0.5) else None
+        phase = (
+            dies if dies == FIRST or (self._left() > armed and self.kills > 4 and self.random.random() < 0.5) else None
+        )
         command = [sys.executable, str(Path(__file__).resolve()), "worker", phase or "-"]
         command += ["optimize", *FLAGS, "--trials", str(self.trials), "--storage", f"@{self.home / 'url'}"]
         command += ["--cache", str(self.home / "cache"), "--out", str(self.home / "report")]

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import make_url
+from sqlalchemy.pool import NullPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,8 @@ class Database:
     def fresh(self) -> Iterator[str]:
         """The URL of an empty database."""
         name = f"test_{secrets.token_hex(4)}"
-        admin = sqlalchemy.create_engine(self.server.get_uri(), isolation_level="AUTOCOMMIT")
+        # Nothing is kept open: the server may be restarted in between.
+        admin = sqlalchemy.create_engine(self.server.get_uri(), isolation_level="AUTOCOMMIT", poolclass=NullPool)
         with admin.connect() as connection:
             connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
         try:
@@ -30,7 +32,6 @@ class Database:
         finally:
             with admin.connect() as connection:
                 connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
-            admin.dispose()
 
     def restart(self) -> None:
         """As an administrator would: every connection is cut."""

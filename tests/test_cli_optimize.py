@@ -53,6 +53,12 @@ def environment(home: Path, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
+def unknown(environment: dict[str, str], tmp_path: Path) -> None:
+    """A home in which nothing is measured yet: a study whose results are known is over before it can be stopped."""
+    environment["PRAQTUNE_HOME"] = str(tmp_path / "home")
+
+
+@pytest.fixture
 def run(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
@@ -170,6 +176,7 @@ def test_one_seed_gives_identical_trials_twice(run: Run) -> None:
     assert studies[0] == studies[1]
 
 
+@pytest.mark.usefixtures("unknown")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_cleanly_and_the_study_goes_on(
     run: Run, environment: dict[str, str], tmp_path: Path, stop: signal.Signals
@@ -187,6 +194,7 @@ def test_an_interrupt_ends_cleanly_and_the_study_goes_on(
     assert_goes_on(run)
 
 
+@pytest.mark.usefixtures("unknown")
 def test_a_study_survives_kill_9(run: Run, environment: dict[str, str], tmp_path: Path) -> None:
     """Twice killed without warning: the trial that was running is queued again, and the study is completed."""
     for ended in (1, 3):

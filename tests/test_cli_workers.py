@@ -131,7 +131,7 @@ def test_a_database_that_is_restarted_costs_nothing(database: Database, home: Pa
 
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     """The chaos benchmark with two kills: nothing is lost, run twice, or left behind."""
-    arguments = ["--kills", "2", "--trials", "6", "--workers", "2", "--json", str(tmp_path / "chaos.json")]
+    arguments = ["--kills", "2", "--trials", "10", "--workers", "2", "--json", str(tmp_path / "chaos.json")]
     command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -188,6 +188,7 @@ def test_a_running_study_moves(fresh: Shown) -> None:
     trial = Trial(fresh.study, fresh.trial_id(running.number))
     trial.set_user_attr("result", best.result)
     trial.set_user_attr("outcome", "complete")
+    trial.set_user_attr("bits_per_weight", best.bits_per_weight)
     fresh.study.tell(trial, 1.0)
     fresh.refresher.refresh()
     assert get_note(fresh.study) != before

@@ -2,11 +2,20 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from hpo.interrupts import Interrupts
 from objectives.progress import silent
+
+
+@pytest.fixture(autouse=True)
+def watched_by_default() -> Iterator[None]:
+    """Whoever runs the tests in the background may have them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def send(number: signal.Signals) -> None:
