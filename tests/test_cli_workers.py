@@ -102,9 +102,11 @@ def test_workers_that_start_together_on_nothing_make_one_study(home: Path, tmp_p
     assert "locked" not in errors
 
 
-def test_a_suspended_worker_loses_its_trial_and_tells_nothing_late(home: Path, tmp_path: Path) -> None:
+def test_a_suspended_worker_loses_its_trial_and_tells_nothing_late(tmp_path: Path) -> None:
     """Stopped for longer than the grace period, then continued: its successor told the trial, once."""
     url = f"sqlite:///{tmp_path}/s.db"
+    # Where nothing is measured yet, a trial lasts long enough to be seen.
+    home = tmp_path / "own"
     first = worker(url, home, tmp_path / "first", "--trials", "4", target=run_impatient)
     wait_until(lambda: states(url)["RUNNING"], "a running trial")
     assert first.pid is not None
@@ -119,8 +121,9 @@ def test_a_suspended_worker_loses_its_trial_and_tells_nothing_late(home: Path, t
     assert "gave no sign of life" in (tmp_path / "second.err").read_text()
 
 
-def test_a_database_that_is_restarted_costs_nothing(database: Database, home: Path, tmp_path: Path) -> None:
+def test_a_database_that_is_restarted_costs_nothing(database: Database, tmp_path: Path) -> None:
     """Every connection is cut in the middle of a study, and it goes on."""
+    home = tmp_path / "own"
     with database.fresh() as url:
         running = worker(url, home, tmp_path / "worker", "--trials", "6")
         wait_until(lambda: states(url)["COMPLETE"] > 1 and states(url)["RUNNING"], "two ended trials")
@@ -129,6 +132,7 @@ def test_a_database_that_is_restarted_costs_nothing(database: Database, home: Pa
         assert_whole(url, 6)
 
 
+@pytest.mark.slow
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     """The chaos benchmark with two kills: nothing is lost, run twice, or left behind."""
     arguments = ["--kills", "2", "--trials", "10", "--workers", "2", "--json", str(tmp_path / "chaos.json")]

@@ -109,7 +109,9 @@ def test_every_layout_comes_back_bit_by_bit(layout: str, symmetric: bool, tmp_pa
 
 @pytest.mark.usefixtures("same_process")
 @pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype", [name if name == "bfloat16" else pytest.param(name, marks=pytest.mark.slow) for name in DTYPES]
+)
 def test_every_grid_comes_back_bit_by_bit(name: str, dtype: str, tmp_path: Path, target: Path) -> None:
     """Symmetric and asymmetric, groups and one scale per row, in every type; the bits in the file are those counted."""
     bench = tiny.bench(made(dtype=DTYPES[dtype]), tmp_path / "home")
