@@ -279,9 +279,9 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _optimize(options: argparse.Namespace) -> None:
+    from hpo.finding import find_study
     from hpo.launch import launch
     from hpo.optimize import optimize, standing
-    from hpo.study import find_study
     from hpo.worker import Budget
     from objectives.memory import keep_freed_memory
     from storage.studies import limits as storage_limits
@@ -383,7 +383,7 @@ def _study_ls(options: argparse.Namespace) -> None:
 
 def _study_rm(options: argparse.Namespace) -> None:
     from hpo.administration import remove_study
-    from hpo.study import find_study
+    from hpo.finding import find_study
 
     with _storage(options) as storage:
         remove_study(find_study(storage, options.study), storage, options.force)
@@ -392,7 +392,7 @@ def _study_rm(options: argparse.Namespace) -> None:
 
 def _study_export(options: argparse.Namespace) -> None:
     from hpo.archive import export_study
-    from hpo.study import find_study
+    from hpo.finding import find_study
     from storage.results import ResultStore
 
     with _storage(options) as storage:
@@ -417,7 +417,7 @@ def _study_import(options: argparse.Namespace) -> None:
 
 def _study_repair(options: argparse.Namespace) -> None:
     from hpo.administration import repair_study
-    from hpo.study import find_study
+    from hpo.finding import find_study
     from storage.studies import heal
 
     cut = heal(_storage_url(options))
@@ -440,7 +440,7 @@ def _names(storage: "optuna.storages.BaseStorage") -> list[str]:
 
 def _study_retry(options: argparse.Namespace) -> None:
     from hpo.administration import retry_failed
-    from hpo.study import find_study
+    from hpo.finding import find_study
 
     with _storage(options) as storage:
         numbers = retry_failed(find_study(storage, options.study), storage)
@@ -580,7 +580,7 @@ def _storage(options: argparse.Namespace) -> "Iterator[optuna.storages.BaseStora
 @contextmanager
 def _study(options: argparse.Namespace) -> "Iterator[optuna.Study]":
     """The study that a command is about."""
-    from hpo.study import find_study
+    from hpo.finding import find_study
 
     with _storage(options) as storage:
         yield find_study(storage, options.study)

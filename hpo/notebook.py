@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo.deploy import Chosen, Format, Written, deploy
+from hpo.finding import find_study
 from hpo.importance import importances
 from hpo.measuring import measure
 from hpo.optimize import standing
@@ -19,7 +20,6 @@ from hpo.ranking import Level
 from hpo.record import StudyRecord
 from hpo.report.charts import chart_data
 from hpo.report.export import trials_frame
-from hpo.study import find_study
 from hpo.trials import BEST, chosen_trial, require_same_bench, study_flags
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.models import ModelPlan

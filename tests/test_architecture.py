@@ -1,6 +1,8 @@
 """The house rules: who may import whom, how modules look, and what never appears in them."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +148,10 @@ def test_the_rule_about_swallowed_errors_finds_them(code: str, swallowed: bool, 
         return
     with pytest.raises(AssertionError):
         test_no_error_is_swallowed_unseen(tmp_path / "module.py")
+
+
+def test_asking_where_a_study_stands_loads_no_model_library() -> None:
+    """`status` answers at once: what runs a study takes seconds to import."""
+    code = "import sys, cli, hpo.finding, hpo.status, storage.studies; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"transformers", "scipy", "matplotlib", "datasets"} & set(ended.stdout.split())
