@@ -177,7 +177,7 @@ def test_one_seed_gives_identical_trials_twice(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("unknown")
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_cleanly_and_the_study_goes_on(
     run: Run, environment: dict[str, str], tmp_path: Path, stop: signal.Signals
 ) -> None:
