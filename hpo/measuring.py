@@ -20,6 +20,7 @@ from objectives.scoring import Score, score_all
 from objectives.sequences import Sequences
 from objectives.trial import Bench, TrialResult, quantized, timed
 from quant.methods import Setting
+from storage.lease import Lease
 from storage.results import ResultStore
 
 REFERENCE_METHODS = ("rtn", "gw-awq", "gwh-praq-v1")
@@ -55,8 +56,11 @@ def measure_all(
         RunError: If a value is not finite.
     """
     keys = {setting: [measurement_key(bench, setting, text) for text in texts] for setting in settings}
+    leases = {setting: store.lease(keys[setting][0]) for setting in keys}
     while missing := [setting for setting in keys if any(key not in store for key in keys[setting])]:
-        measured_here = [_measured(bench, store, setting, keys[setting], texts, progress) for setting in missing]
+        measured_here = [
+            _measured(bench, store, leases[setting], setting, keys[setting], texts, progress) for setting in missing
+        ]
         if not any(measured_here):
             progress("measuring in other processes", len(keys) - len(missing), len(keys))
             sleep(POLL_SECONDS)
@@ -66,13 +70,14 @@ def measure_all(
 def _measured(
     bench: Bench,
     store: ResultStore,
+    lease: Lease,
     setting: Setting | None,
     keys: Sequence[str],
     texts: Sequence[Sequences],
     progress: Progress,
 ) -> bool:
     """Measure what nobody has and nobody is at; False where another process is."""
-    with store.claim(keys[0]) as free:
+    with lease.if_free() as free:
         if free:
             missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in store}
             if missing:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from storage.errors import DamagedEntryError, LeaseLostError, StorageError
 from storage.files import TEMPORARY, checksum, disk_errors, require_free, temporary_name, write_file
-from storage.lease import lease
+from storage.lease import Lease
 from storage.paths import Paths
 
 MANIFEST = "manifest.json"
@@ -145,7 +145,7 @@ class TensorCache:
         What an owner that lost its lease then publishes is as good, and what it has not published is lost
         (`LeaseLostError`).
         """
-        return lease(self._leases, name, waiting)
+        return Lease(self._leases, name).held(waiting)
 
     def clear_unfinished(self, key: str) -> None:
         """Remove what a dead process left of `key`; call only while holding the lease that guards it."""

@@ -20,58 +20,52 @@ LEASE_SECONDS = 30.0
 POLL_SECONDS = 0.5
 
 
-@contextmanager
-def lease(directory: Path, name: str, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Be the only owner of `name` inside the block; `waiting` is told now and then while another one is at it.
+class Lease:
+    """The lease on one name. Whoever waits for it keeps this object: only what it has seen tells that an owner died.
 
-    Whoever waits takes over at once when the owner died on the same machine, and after `LEASE_SECONDS` without a
-    refresh otherwise.
-
-    Raises:
-        StorageError: If the directory cannot be written.
+    An owner that died on the same machine is succeeded at once, any other after `LEASE_SECONDS` in which this object
+    saw no refresh.
     """
-    path = _path(directory, name)
-    held = SoftFileLease(path, lease_duration=LEASE_SECONDS, poll_interval=POLL_SECONDS)
-    with disk_errors(path):
-        _remove_torn(path)
-        while True:
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._path = directory / f"{name}.lease"
+        self._file = SoftFileLease(self._path, lease_duration=LEASE_SECONDS, poll_interval=POLL_SECONDS)
+
+    @contextmanager
+    def if_free(self, patience: float = 0.0) -> Iterator[bool]:
+        """Own the name inside the block if nobody does, or lets go of it within `patience` seconds; says whether.
+
+        Raises:
+            StorageError: If the directory cannot be written.
+        """
+        Paths.create(self._path.parent)
+        with disk_errors(self._path):
+            _remove_torn(self._path)
             try:
-                held.acquire(timeout=POLL_SECONDS)
-                break
+                self._file.acquire(timeout=patience)
             except Timeout:
-                waiting(f"another process is computing this; waiting for it (its lease is {path})")
-    try:
-        yield
-    finally:
-        held.release()
-
-
-@contextmanager
-def lease_if_free(directory: Path, name: str) -> Iterator[bool]:
-    """Own `name` inside the block if nobody does; says whether.
-
-    Raises:
-        StorageError: If the directory cannot be written.
-    """
-    path = _path(directory, name)
-    held = SoftFileLease(path, lease_duration=LEASE_SECONDS, poll_interval=POLL_SECONDS)
-    with disk_errors(path):
-        _remove_torn(path)
+                free = False
+            else:
+                free = True
         try:
-            held.acquire(timeout=0)
-        except Timeout:
-            free = False
-        else:
-            free = True
-    try:
-        yield free
-    finally:
-        if free:
-            held.release()
+            yield free
+        finally:
+            if free:
+                self._file.release()
 
+    @contextmanager
+    def held(self, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Be the only owner inside the block; `waiting` is told now and then while another one is at it.
 
-def _path(directory: Path, name: str) -> Path:
-    return Paths.create(directory) / f"{name}.lease"
+        Raises:
+            StorageError: If the directory cannot be written.
+        """
+        while True:
+            with self.if_free(POLL_SECONDS) as mine:
+                if mine:
+                    yield
+                    return
+            waiting(f"another process is computing this; waiting for it (its lease is {self._path})")
 
 
 def _remove_torn(path: Path) -> None:

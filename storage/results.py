@@ -7,7 +7,6 @@ whole or not at all, and equal keys mean equal measurements, so a second writer 
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import safetensors
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from storage.errors import DamagedEntryError
 from storage.files import checksum, disk_errors, write_file
-from storage.lease import POLL_SECONDS, lease_if_free
+from storage.lease import POLL_SECONDS, Lease
 from storage.paths import Paths
 
 
@@ -30,17 +29,18 @@ class ResultStore:
     def __contains__(self, key: str) -> bool:
         return self._path(key).is_file()
 
-    def claim(self, key: str) -> AbstractContextManager[bool]:
-        """Be the only one who measures `key`, where nobody is at it already; says whether."""
-        return lease_if_free(self._directory.parent / "leases", key)
+    def lease(self, key: str) -> Lease:
+        """For being the only one who measures `key`."""
+        return Lease(self._directory.parent / "leases", key)
 
     def once(self, key: str, compute: Callable[[], None], waiting: Callable[[], None]) -> None:
         """Have `key` in the store: `compute` saves it here, or another process that is at it already does.
 
         `waiting` is called now and then while another one is.
         """
+        lease = self.lease(key)
         while key not in self:
-            with self.claim(key) as free:
+            with lease.if_free() as free:
                 if free and key not in self:
                     compute()
             if not free:

@@ -17,9 +17,10 @@ from storage.errors import StorageError
 from storage.files import TEMPORARY
 from storage.lease import LEASE_SECONDS, POLL_SECONDS
 from storage.paths import Paths
+from storage.results import ResultStore
 from tests.processes import CONTEXT, finish, start, wait_until
 from tests.storage.generated import same
-from tests.storage.workers import KEY, PARTS, compute, race, tensors
+from tests.storage.workers import KEY, PARTS, compute, measure_once, race, tensors
 
 SHORT_LEASE = 1.0
 AT_ONCE = 20.0
@@ -190,6 +191,21 @@ def test_a_lease_that_names_nobody_is_taken_over_when_it_is_old(
     assert finish(waiter) == [0]
     assert bool(count(home, "waiting")) != taken
     assert_whole(home)
+
+
+def test_who_measures_something_is_succeeded_when_it_shows_no_sign_of_life(home: Path) -> None:
+    """Waiting is polling, and still the one who waits sees that nothing was refreshed for too long."""
+    owner = start(measure_once, home, "measuring", SHORT_LEASE)
+    wait_for(home, owner, "measuring")
+    assert owner.pid is not None
+    os.kill(owner.pid, signal.SIGSTOP)
+    successor = start(measure_once, home, None, SHORT_LEASE)
+    assert finish(successor) == [0]
+    assert count(home, "measuring") == 2
+    let_go(home, "measuring")
+    os.kill(owner.pid, signal.SIGCONT)
+    assert finish(owner) == [0]
+    assert ResultStore(home / "results").load(KEY)[0] == {"of": "measuring"}
 
 
 def test_a_failure_inside_gives_the_lease_back(home: Path) -> None:

@@ -16,6 +16,7 @@ from storage.cache import TensorCache
 from storage.errors import LeaseLostError, StorageError
 from storage.files import write_file
 from storage.paths import Paths
+from storage.results import ResultStore
 
 KEY = "a1b2"
 PARTS = ("first", "second", "third")
@@ -98,3 +99,17 @@ def write_beyond_limit(home: Path, path: Path | None) -> None:
                 entry.write("second", {"values": torch.zeros(30_000)})
     except StorageError as error:
         note(home / "journal", f"refused: {error}")
+
+
+def measure_once(home: Path, pause: str | None, lease_seconds: float) -> None:
+    """Have one result in the store, whoever measures it; at the event `pause`, wait for the file `home/go <pause>`."""
+    storage.lease.LEASE_SECONDS = lease_seconds
+    store, journal = ResultStore(home / "results"), home / "journal"
+
+    def measure() -> None:
+        note(journal, "measuring")
+        while pause == "measuring" and not (home / f"go {pause}").exists():
+            sleep(0.005)
+        store.save(KEY, {"of": "measuring"}, tensors(PARTS[0]))
+
+    store.once(KEY, measure, partial(note, journal, "waiting"))
