@@ -408,9 +408,7 @@ def _study_import(options: argparse.Namespace) -> None:
     from storage.results import ResultStore
 
     with _storage(options) as storage:
-        study = import_study(
-            storage, ResultStore(_paths(options).results), Path(options.file), getattr(options, "as_name", None)
-        )
+        study = import_study(storage, ResultStore(_paths(options).results), Path(options.file), options.as_name)
     facts = {"study": study.study_name, "trials": len(study.trials)}
     _output(options, facts, None, [f"study {study.study_name} is imported with {facts['trials']} trials"])
 
@@ -562,9 +560,9 @@ def _confirmation_texts(options: argparse.Namespace, tuning: "TextPlan") -> list
 
 
 def _storage_url(options: argparse.Namespace) -> str:
-    from storage.studies import default_url
+    from storage.studies import chosen_url
 
-    return str(options.storage or os.environ.get("PRAQTUNE_STORAGE") or default_url(_paths(options)))
+    return chosen_url(options.storage, _paths(options))
 
 
 @contextmanager
@@ -1021,13 +1019,7 @@ def _parser() -> argparse.ArgumentParser:
     _text_flags(calibrate)
     calibrate.add_argument("--sizes", default="16,32,64,128", help="calibration sizes, separated by commas")
     _study_commands(commands)
-    cache = commands.add_parser(
-        "cache",
-        help="list, check or remove calibration entries",
-        epilog=CACHE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = cache.add_subparsers(required=True, metavar="ACTION")
+    actions = _group(commands, "cache", "list, check or remove calibration entries", CACHE_EXAMPLES)
     _command(actions, "ls", "list entries", CACHE_LS_EXAMPLES, _cache_ls)
     _command(actions, "verify", "read every entry and name damaged files", CACHE_VERIFY_EXAMPLES, _cache_verify)
     remove = _command(actions, "rm", "remove entries", CACHE_RM_EXAMPLES, _cache_rm)
@@ -1035,6 +1027,14 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("keys", nargs="*", default=[], help="keys as `cache ls` shows them", metavar="KEY")
     which.add_argument("--all", action="store_true", help="remove every entry")
     return parser
+
+
+def _group(commands: Any, name: str, summary: str, examples: str) -> Any:
+    """A command that has actions; returns what they are added to."""
+    parser = commands.add_parser(
+        name, help=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return parser.add_subparsers(required=True, metavar="ACTION")
 
 
 def _command(
@@ -1093,13 +1093,7 @@ def _storage_flag(group: Any) -> None:
 
 def _study_commands(commands: Any) -> None:
     """`study ls|rm|export|import|repair|retry|upgrade`."""
-    group = commands.add_parser(
-        "study",
-        help="list, remove, move or repair studies",
-        epilog=STUDY_GROUP_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = group.add_subparsers(required=True, metavar="ACTION")
+    actions = _group(commands, "study", "list, remove, move or repair studies", STUDY_GROUP_EXAMPLES)
     for name, summary, run in (
         ("ls", "list the studies of a storage", _study_ls),
         ("rm", "remove a study", _study_rm),

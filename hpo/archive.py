@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.record import CONTRACT, read_study
 from objectives.errors import InputError
+from objectives.kept import text_key
 from storage.files import write_file
 from storage.results import ResultStore
 
@@ -90,7 +91,7 @@ def _results(study: optuna.Study) -> list[str]:
     """Keys of everything that a study refers to."""
     record = read_study(study)
     measured = [str(one.result) for one in (*record.references, *record.trials) if one.result]
-    return list(dict.fromkeys([*measured, f"text-{record.contract['tuning']['fingerprint']}"]))
+    return list(dict.fromkeys([*measured, text_key(record.contract["tuning"]["fingerprint"])]))
 
 
 def _described(trial: FrozenTrial) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 
 from hpo.events import Finished, Listener, Notice, Working
 from hpo.record import ENDED, StudyRecord, TrialRecord, read_study
-from hpo.worker import Budget
+from hpo.worker import Budget, finished_event
 from storage.patience import patiently
 from storage.studies import open_storage, storage_errors
 
@@ -35,6 +35,7 @@ class Follower:
     _before: int | None = None
     _known: set[int] = field(default_factory=set)
     _opened: BaseStorage | None = None
+    _study: optuna.Study | None = None
     _started: float = field(default_factory=time.monotonic)
 
     def look(self) -> int:
@@ -69,24 +70,17 @@ class Follower:
 
             def read() -> StudyRecord | None:
                 try:
-                    return read_study(optuna.load_study(storage=opened, study_name=self.study))
+                    # Kept: Optuna then reads again only trials that had not ended.
+                    self._study = self._study or optuna.load_study(storage=opened, study_name=self.study)
+                    return read_study(self._study)
                 except KeyError:
+                    self._study = None
                     return None
 
             return patiently(read, self.say)
 
     def _finished(self, record: StudyRecord, trial: TrialRecord) -> Finished:
-        full = max((one.tokens for one in record.complete), default=0)
         done = len(self._known)
         # Seconds between two ends, with all workers together.
         pace = (time.monotonic() - self._started) / (done - (self._before or 0))
-        return Finished(
-            trial=trial,
-            best=record.best,
-            done=done,
-            budget=self.budget.trials,
-            saved=record.tokens_saved(full) if full else 0.0,
-            seconds_left=min(
-                max(0, self.budget.trials - done) * pace, max(0.0, self.budget.deadline - time.monotonic())
-            ),
-        )
+        return finished_event(record, trial, done, self.budget, pace, record.full_tokens)

@@ -16,9 +16,8 @@ from types import TracebackType
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
 
-from hpo.record import BEAT, OUTCOME, REASON
+from hpo.record import BEAT, write_failure
 from objectives.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -127,9 +126,7 @@ class Heartbeat:
             return False
         reason = f"no progress for {silent:.0f} s while {phase} ({done}/{total}); see --trial-timeout"
         try:
-            self._storage.set_trial_user_attr(self._trial_id, OUTCOME, HUNG)
-            self._storage.set_trial_user_attr(self._trial_id, REASON, reason)
-            self._storage.set_trial_state_values(self._trial_id, TrialState.FAIL)
+            write_failure(self._storage, self._trial_id, HUNG, reason)
         except UpdateFinishedTrialError:
             return True
         self._ended(reason)

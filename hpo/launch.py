@@ -6,15 +6,16 @@ it; on a cluster it is a task of joblib's Dask backend. May assume that every ma
 shared directory under the same names.
 """
 
+import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import joblib
 import optuna
@@ -24,6 +25,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from hpo.devices import AUTO, assigned, cores, environment, gpus, inherited, inside, own
 from hpo.events import Event, Listener, Notice
 from hpo.following import Follower
+from hpo.interrupts import Interrupts
 from hpo.optimize import StudyPlan, optimize
 from hpo.worker import Budget
 from objectives.errors import InputError, RunError
@@ -101,7 +103,7 @@ def work(job: Job) -> Report:
     """Be one worker; expected errors are values, because exceptions of other packages may not travel."""
     keep_freed_memory()
     # Notices are printed where the study is watched from.
-    deadline = float("inf") if job.until is None else time.monotonic() + job.until - time.time()
+    deadline = math.inf if job.until is None else time.monotonic() + job.until - time.time()
     notes: list[str] = []
 
     def listen(event: Event) -> None:
@@ -131,7 +133,7 @@ def launch(plan: StudyPlan, storage: str, paths: Paths, fleet: Fleet, budget: Bu
         RunError: If workers keep dying, or all of them stopped because of an error.
         KeyboardInterrupt: On SIGINT or SIGTERM; running trials are back in the queue.
     """
-    until = None if budget.deadline == float("inf") else time.time() + budget.deadline - time.monotonic()
+    until = None if budget.deadline == math.inf else time.time() + budget.deadline - time.monotonic()
     job = Job(plan=plan, storage=storage, home=paths.home, trials=budget.trials, until=until, name="")
     follower = Follower(storage=storage, study=plan.name, budget=budget, listen=listen)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -209,7 +211,7 @@ class _Process:
 def _on_this_machine(job: Job, devices: Sequence[str], follower: Follower) -> list[Report]:
     visible, count = inherited(os.environ), cores()
     reports: dict[str, Report] = {}
-    with _stopping_signals():
+    with Interrupts().watched():
         running = {
             f"w{index}": _Process(
                 _named(job, f"w{index}", inside(device)), environment(device, devices, visible, count)
@@ -243,20 +245,6 @@ def _on_this_machine(job: Job, devices: Sequence[str], follower: Follower) -> li
             for process in running.values():
                 process.end()
     return list(reports.values())
-
-
-@contextmanager
-def _stopping_signals() -> Iterator[None]:
-    """SIGTERM as SIGINT: both end the workers."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _named(job: Job, name: str, device: str) -> Job:

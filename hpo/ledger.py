@@ -5,6 +5,7 @@ someone else has ended the trial. May assume that a result is kept before it is 
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from hpo.failures import Failure
 from hpo.footprint import footprint_of
 from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, reports
 from hpo.queue import Queue
-from hpo.record import BITS, BYTES, ESTIMATE, OUTCOME, PEAK, REASON, RESULT, SECONDS, SETTING, TOKENS
+from hpo.record import BITS, BYTES, ESTIMATE, OUTCOME, PEAK, RESULT, SECONDS, SETTING, TOKENS, write_failure
 from objectives.kept import recall_result
 from objectives.scoring import Score, look_sizes
 from objectives.sequences import Sequences
@@ -109,10 +110,8 @@ class Ledger:
 
     def write(self, trial: Trial, name: str, value: object) -> None:
         """Attributes of a trial that someone has ended meanwhile are settled."""
-        try:
+        with suppress(UpdateFinishedTrialError):
             trial.set_user_attr(name, value)
-        except UpdateFinishedTrialError:
-            return
 
     def fail(self, trial: Trial, failure: Failure, result: TrialResult | None = None) -> None:
         """End a trial without a value, if it is still this worker's."""
@@ -121,6 +120,5 @@ class Ledger:
             return
         if result is not None:
             self._describe(trial, {}, result)
-        self.write(trial, OUTCOME, failure.outcome)
-        self.write(trial, REASON, failure.reason)
-        self.queue.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        with suppress(UpdateFinishedTrialError):
+            write_failure(self.queue.storage, trial._trial_id, failure.outcome, failure.reason)

@@ -4,7 +4,6 @@ Responsible for what people do with a finished or running study from a notebook 
 the study. May assume that its results and its calibration cache are where its workers kept them.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,13 +27,11 @@ from objectives.sequences import Sequences, TextPlan
 from objectives.trial import Bench, TrialResult
 from storage.paths import Paths
 from storage.results import ResultStore
-from storage.studies import default_url, open_storage
+from storage.studies import chosen_url, open_storage
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-STORAGE_VARIABLE = "PRAQTUNE_STORAGE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +119,7 @@ def load(
         StorageError: If storage or results cannot be read.
     """
     paths = Paths(Path(home)) if home is not None else Paths.default()
-    url = storage or os.environ.get(STORAGE_VARIABLE) or default_url(paths)
-    outcome = standing(find_study(open_storage(url), study), paths)
+    outcome = standing(find_study(open_storage(chosen_url(storage, paths)), study), paths)
     return LoadedStudy(record=outcome.record, levels=outcome.levels, paths=paths, device=device)
 
 

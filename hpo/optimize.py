@@ -27,7 +27,7 @@ from hpo.study import open_study, prepare
 from hpo.worker import Budget, Worker
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, LaidOut, lay_out
-from objectives.kept import pin, pinned
+from objectives.kept import pin, pinned, text_key
 from objectives.progress import Progress
 from objectives.quantization import model_size, suitable_group_sizes
 from objectives.sequences import Sequences
@@ -198,5 +198,5 @@ def standing(study: optuna.Study, paths: Paths) -> Outcome:
     record = read_study(study)
     if not record.references:
         return Outcome(record=record, levels=[], notes=["its references are not measured yet"])
-    tuning: Sequences = pinned(store, f"text-{study.user_attrs[CONTRACT]['tuning']['fingerprint']}")
+    tuning: Sequences = pinned(store, text_key(study.user_attrs[CONTRACT]["tuning"]["fingerprint"]))
     return Outcome(record=record, levels=rank(record, store, tuning.clusters), notes=[])

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from hpo.heartbeat import GRACE_SECONDS
 from hpo.owner import Owner
-from hpo.record import BEAT, ORIGIN, OUTCOME, OWNER, REASON, SETTING, TAKEOVERS
+from hpo.record import BEAT, ORIGIN, OWNER, SETTING, TAKEOVERS, write_failure
 from hpo.space import Space
 from quant.methods import Setting
 from storage.exclusive import exclusive
@@ -76,12 +76,11 @@ class Queue:
     def owns(self, trial: Trial) -> bool:
         """Whether a trial is still this worker's: it may have been taken over while the process was suspended."""
         frozen = self.storage.get_trial(trial._trial_id)
-        return frozen.state == TrialState.RUNNING and frozen.user_attrs.get(OWNER) == self.owner.as_dict()
+        return frozen.state == TrialState.RUNNING and self._has(frozen)
 
     def hand_back(self) -> list[int]:
         """Let others, or a later run, have what this worker was at; returns the trials' numbers."""
-        mine = [one for one in self._trials(TrialState.RUNNING) if one.user_attrs.get(OWNER) == self.owner.as_dict()]
-        return [frozen.number for frozen in mine if self._wait_again(frozen)]
+        return [one.number for one in self._trials(TrialState.RUNNING) if self._has(one) and self._wait_again(one)]
 
     def take_back(self) -> list[tuple[int, str]]:
         """Queue again what dead workers were at (`take_back`)."""
@@ -90,6 +89,9 @@ class Queue:
     def others_run(self) -> int:
         """How many trials other workers are at."""
         return sum(1 for _ in self._trials(TrialState.RUNNING))
+
+    def _has(self, frozen: FrozenTrial) -> bool:
+        return bool(frozen.user_attrs.get(OWNER) == self.owner.as_dict())
 
     def _wait_again(self, frozen: FrozenTrial) -> bool:
         with suppress(UpdateFinishedTrialError):
@@ -143,8 +145,6 @@ def _taken(storage: BaseStorage, frozen: FrozenTrial, reason: str) -> str:
             storage.set_trial_state_values(frozen._trial_id, TrialState.WAITING)
             return f"{reason}; it is queued again"
         reason = f"{reason}, and {MOST_TAKEOVERS} workers before it"
-        storage.set_trial_user_attr(frozen._trial_id, OUTCOME, LOST)
-        storage.set_trial_user_attr(frozen._trial_id, REASON, reason)
-        storage.set_trial_state_values(frozen._trial_id, TrialState.FAIL)
+        write_failure(storage, frozen._trial_id, LOST, reason)
         return f"{reason}; it failed"
     return "it had ended after all"

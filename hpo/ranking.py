@@ -48,13 +48,16 @@ class Level:
             methods in groups stand beside them, at the largest size that takes no more bits.
         rows: All that was measured to the end.
         recommended: What the decision guide picks.
-        against: The best trial's mean NLL minus the best reference's; None where one of them is missing.
     """
 
     footprint: Footprint
     rows: tuple[Ranked, ...]
     recommended: Ranked
-    against: Difference | None
+
+    @property
+    def against(self) -> Difference | None:
+        """The best trial's mean NLL minus the best reference's; None where one of them is missing."""
+        return self.best_trial.against if self.best_trial else None
 
     @property
     def title(self) -> str:
@@ -218,13 +221,7 @@ def _level(footprint: Footprint, rows: list[tuple[Measured, Score]], clusters: S
         for one, score in rows
     )
     chosen = recommend(rows, lambda index: ranked[index].difference)
-    trial = next((row for row in ranked if isinstance(row.measured, TrialRecord)), None)
-    return Level(
-        footprint=footprint,
-        rows=ranked,
-        recommended=ranked[chosen],
-        against=trial.against if trial else None,
-    )
+    return Level(footprint=footprint, rows=ranked, recommended=ranked[chosen])
 
 
 def _score(store: ResultStore, measured: Measured) -> Score:

@@ -10,7 +10,8 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.footprint import Footprint, footprint_of
 from quant.methods import Setting
@@ -159,10 +160,29 @@ class StudyRecord:
         """The trial of least perplexity, whatever its bits; None before one is complete."""
         return next(iter(self.complete), None)
 
+    @property
+    def full_tokens(self) -> int:
+        """Scored tokens of a trial that was measured to the end; 0 before one was."""
+        return max((trial.tokens for trial in self.complete), default=0)
+
     def tokens_saved(self, full: int) -> float:
-        """The share of tokens that pruning spared: of the trials that ended with a value, `full` tokens each."""
+        """The share of tokens that pruning spared: of the trials that ended with a value, `full` tokens each.
+
+        0 where that number is not known.
+        """
         ended = [*self.complete, *self.pruned]
-        return 1 - sum(trial.tokens for trial in ended) / (full * len(ended)) if ended else 0.0
+        return 1 - sum(trial.tokens for trial in ended) / (full * len(ended)) if ended and full else 0.0
+
+
+def write_failure(storage: BaseStorage, trial_id: int, outcome: str, reason: str) -> None:
+    """End a trial without a value.
+
+    Raises:
+        UpdateFinishedTrialError: If it had ended already.
+    """
+    storage.set_trial_user_attr(trial_id, OUTCOME, outcome)
+    storage.set_trial_user_attr(trial_id, REASON, reason)
+    storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
 
 def read_study(study: optuna.Study) -> StudyRecord:

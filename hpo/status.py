@@ -13,7 +13,6 @@ def summary(record: StudyRecord) -> dict[str, Any]:
     tuning = contract["tuning"]
     complete = record.complete
     footprints = {trial.footprint for trial in complete if trial.footprint is not None}
-    full = max((trial.tokens for trial in complete), default=0)
     return {
         "study": record.name,
         "model": contract["model"]["name"],
@@ -24,7 +23,7 @@ def summary(record: StudyRecord) -> dict[str, Any]:
             str(footprint): _best(next(trial for trial in complete if trial.footprint == footprint))
             for footprint in sorted(footprints, key=lambda one: one.order)
         },
-        "tokens_saved": round(record.tokens_saved(full), 3) if full else None,
+        "tokens_saved": round(record.tokens_saved(record.full_tokens), 3) if complete else None,
         "running": [_running(trial) for trial in record.trials if trial.state == "RUNNING"],
         "last_failure": next((trial.reason for trial in reversed(record.trials) if trial.state == "FAIL"), None),
         "confirmation": record.confirmation["sentence"] if record.confirmation else None,

@@ -25,7 +25,7 @@ from hpo.ledger import Ledger
 from hpo.proposal import SamplerName, propose
 from hpo.pruning import PrunerName, optuna_pruner
 from hpo.queue import Queue
-from hpo.record import ENDED, SETTING, VERSIONS, StudyRecord, read_study, trial_record
+from hpo.record import ENDED, SETTING, VERSIONS, StudyRecord, TrialRecord, read_study, trial_record
 from hpo.space import Space
 from objectives.errors import InputError
 from objectives.kept import keep_result, measurement_key, recall_result
@@ -223,16 +223,32 @@ class Worker:
     def _report(self, number: int, budget: Budget, pace: float) -> None:
         record: StudyRecord = self._patiently(lambda: read_study(self.study))
         ended = [trial for trial in record.counted if trial.state in ENDED]
-        left = max(0, budget.trials - len(ended))
-        finished = Finished(
-            trial=record.trials[number],
-            best=record.best,
-            done=len(ended),
-            budget=budget.trials,
-            saved=record.tokens_saved(int(sum(mask.sum() for mask in self.tuning.scored))),
-            seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
-        )
-        self.listen(finished)
+        full = int(sum(mask.sum() for mask in self.tuning.scored))
+        self.listen(finished_event(record, record.trials[number], len(ended), budget, pace, full))
+
+
+def finished_event(
+    record: StudyRecord, trial: TrialRecord, done: int, budget: Budget, pace: float, full: int
+) -> Finished:
+    """What is said when a trial has ended.
+
+    Args:
+        record: The study.
+        trial: As it was told.
+        done: Trials of the study that have ended.
+        budget: Of the study.
+        pace: Seconds between two ends.
+        full: Scored tokens of a trial that is measured to the end.
+    """
+    left = max(0, budget.trials - done)
+    return Finished(
+        trial=trial,
+        best=record.best,
+        done=done,
+        budget=budget.trials,
+        saved=record.tokens_saved(full),
+        seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
+    )
 
 
 def _replayed(known: TrialResult, go_on: Callable[[Score], bool]) -> TrialResult:

@@ -70,9 +70,14 @@ def recall_result(store: ResultStore, key: str) -> TrialResult:
     return TrialResult(score=score, **values)  # type: ignore[arg-type]
 
 
+def text_key(fingerprint: str) -> str:
+    """The key of pinned token sequences."""
+    return f"text-{fingerprint}"
+
+
 def pin(store: ResultStore, sequences: Sequences) -> str:
     """Write token sequences, so that they can be read again without their source; returns their key."""
-    key = f"text-{sequences.fingerprint()}"
+    key = text_key(sequences.fingerprint())
     if key not in store:
         tensors = {
             "ids": torch.cat(sequences.ids),

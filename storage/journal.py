@@ -6,8 +6,8 @@ that comes from Redis. May assume that every writer of a file uses this module.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +40,22 @@ class FileJournal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Add entries, each a line of JSON, and make them durable."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with disk_errors(self._path):
-            self._write_lock.acquire()
-            try:
-                _cut_torn_line(self._path)
-                with self._path.open("ab") as file:
-                    file.write(lines.encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-            finally:
-                self._write_lock.release()
+        with disk_errors(self._path), self._healed(), self._path.open("ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     def heal(self) -> int:
         """Cut off a last line without an end; returns the bytes that were cut."""
+        with self._healed() as cut:
+            return cut
+
+    @contextmanager
+    def _healed(self) -> Iterator[int]:
+        """Hold Optuna's lock on a file of whole lines; gives the bytes that were cut for that."""
         self._write_lock.acquire()
         try:
-            return _cut_torn_line(self._path)
+            yield _cut_torn_line(self._path)
         finally:
             self._write_lock.release()
 

@@ -27,6 +27,7 @@ from storage.journal import FileJournal, Journal, Redis
 from storage.paths import Paths
 
 JOURNAL, REDIS, IN_FILE = "journal:", ("redis://", "rediss://"), "@"
+STORAGE_VARIABLE = "PRAQTUNE_STORAGE"
 SQLITE_WAIT_SECONDS = 60.0
 CONNECT_SECONDS = 10
 OPEN_ATTEMPTS = 10
@@ -40,6 +41,11 @@ ALLOWED = (
 def default_url(paths: Paths) -> str:
     """One SQLite file beside the results."""
     return f"sqlite:///{paths.studies}"
+
+
+def chosen_url(given: str | None, paths: Paths) -> str:
+    """What was given, else `$PRAQTUNE_STORAGE`, else the default file."""
+    return given or os.environ.get(STORAGE_VARIABLE) or default_url(paths)
 
 
 def shown(url: str) -> str:

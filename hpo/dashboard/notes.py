@@ -10,7 +10,7 @@ from typing import Any
 from hpo.ranking import Level, headline, percent_text
 from hpo.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.report.axes import LABELS
-from hpo.report.evidence import find_row, level_name
+from hpo.report.evidence import find_row
 from hpo.report.glance import confirmed_text
 from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
 from hpo.report.tables import NOTHING, Table, number, setting_text, short_source
@@ -99,7 +99,7 @@ def _best(levels: Sequence[Level]) -> Table:
         known = reference.measured.name if reference else NOTHING
         rows.append(
             (
-                level_name(level),
+                str(level.footprint),
                 trial.measured.name,
                 setting_text(trial.measured),
                 number(trial.score.perplexity),
@@ -165,7 +165,7 @@ def _trial_lines(
     if trial.setting is not None:
         setting = trial.setting
         kind = "symmetric" if setting.symmetric else "asymmetric"
-        text = f"{setting_text(trial)}, group size {setting.group_size}, {kind}, {setting.scales}"
+        text = f"{setting_text(trial)}, {trial.footprint}, {kind}, {setting.scales}"
         yield f"**{escaped(text)}** (from: {escaped(trial.origin)})"
     rows = tuple((name, value) for name, value in _trial_rows(trial, level, references) if value)
     yield from table_lines(Table(title=f"Trial {trial.number}", columns=("what", "value"), rows=rows, words=2))

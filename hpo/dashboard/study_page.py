@@ -18,7 +18,7 @@ from hpo.dashboard.notes import study_facts, study_note, trial_note
 from hpo.dashboard.pictures import PICTURE, TABLE, layer_table, trial_picture
 from hpo.importance import importances
 from hpo.optimize import Outcome, standing
-from hpo.record import StudyRecord, TrialRecord, read_study
+from hpo.record import ENDED, StudyRecord, TrialRecord, read_study
 from hpo.report.captions import captions
 from hpo.report.charts import ChartData, chart_data
 from hpo.report.evidence import find_row
@@ -35,7 +35,6 @@ REPORT, TRIALS = "report.html", "trials.csv"
 REPORT_SECONDS = 60.0
 # So that the note of the study does not wait for the pictures of hundreds of trials.
 TRIALS_AT_ONCE = 20
-ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 Told = tuple[object, ...]
 P = ParamSpec("P")

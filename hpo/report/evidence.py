@@ -113,11 +113,6 @@ def evidence(record: StudyRecord, levels: Sequence[Level]) -> Evidence:
     )
 
 
-def level_name(level: Level) -> str:
-    """What the rows of a level have in common, inside a sentence."""
-    return level.title[:1].lower() + level.title[1:]
-
-
 def find_row(level: Level, name: str) -> Ranked | None:
     """The row of that name."""
     return next((row for row in level.rows if row.measured.name == name), None)
@@ -155,7 +150,7 @@ def _costs(levels: Sequence[Level]) -> list[Cost]:
         Cost(
             name=row.measured.name,
             series=BEST_TRIAL if row is level.best_trial else row.measured.name,
-            level=level_name(level),
+            level=str(level.footprint),
             bits=row.measured.bits_per_weight,
             perplexity=row.score.perplexity,
         )
@@ -173,7 +168,7 @@ def _memory(full: Measured, levels: Sequence[Level]) -> list[Memory]:
     Bits per weight `b` cover `n` weights of the blocks, all other weights take `r` bits in either case, so the two
     sizes `8 bytes = b n + r` give `n` and `r`.
     """
-    sizes = [(level_name(level), level.best.measured) for level in levels]
+    sizes = [(str(level.footprint), level.best.measured) for level in levels]
     found: list[Memory] = []
     for name, one in sizes:
         if None in (one.bits_per_weight, one.model_bytes, full.bits_per_weight, full.model_bytes):

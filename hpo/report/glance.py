@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from hpo.ranking import Level, headline, is_meaningful, percent_text
 from hpo.record import StudyRecord, TrialRecord
 from hpo.report.charts import ChartData
-from hpo.report.evidence import level_name
 from hpo.report.layer_grid import LayerGrid
 from hpo.report.tables import number, setting_text, short_source
 from hpo.reproduce import can_be_repeated, quantize_command, repeat_command
@@ -62,7 +61,7 @@ def _winner(lead: Level) -> str:
     best = lead.best.measured
     return (
         f"{best.name} ({setting_text(best)}): perplexity {number(lead.best.score.perplexity)} at "
-        f"{number(best.bits_per_weight)} bits per weight, {level_name(lead)}."
+        f"{number(best.bits_per_weight)} bits per weight, {lead.footprint}."
     )
 
 

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.calibration import Calibration
 from objectives.errors import InputError
 from objectives.export import RECORD, write_quantized
@@ -42,18 +41,9 @@ SETTINGS = {
 }
 
 
-def made(layout: str = "llama", dtype: torch.dtype = torch.float32, tied: bool = False) -> Model:
-    """A tiny model with the bundled tokenizer."""
-    config = tiny.LAYOUTS[layout]()
-    if layout == "llama":
-        config.tie_word_embeddings = tied
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIRECTORY)
-    return replace(tiny.model(config, dtype=dtype), tokenizer=tokenizer)
-
-
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return tiny.bench(made(), tmp_path / "home")
+    return tiny.bench(tiny.complete(), tmp_path / "home")
 
 
 @pytest.fixture
@@ -95,7 +85,7 @@ def test_a_reloaded_model_is_the_one_that_was_measured(
     tmp_path: Path, target: Path, tied: bool, dtype: torch.dtype, name: str
 ) -> None:
     """Weights are equal to the last bit, the type and a tied head stay, and perplexity is that of the trial."""
-    bench = tiny.bench(made(dtype=dtype, tied=tied), tmp_path)
+    bench = tiny.bench(tiny.complete(dtype=dtype, tied=tied), tmp_path)
     reloaded = assert_written(bench, SETTINGS[name], target)
     assert (reloaded.lm_head.weight is reloaded.model.embed_tokens.weight) == tied
     stored = (target / "model.safetensors").stat().st_size
@@ -105,7 +95,7 @@ def test_a_reloaded_model_is_the_one_that_was_measured(
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
 def test_every_layout_can_be_written(tmp_path: Path, target: Path, layout: str) -> None:
     """Fused projections, biases, soft-capped and tied heads all come back as they were."""
-    assert_written(tiny.bench(made(layout), tmp_path), AWQ, target)
+    assert_written(tiny.bench(tiny.complete(layout), tmp_path), AWQ, target)
 
 
 def test_the_bundled_model_can_be_written(bundled: Model, tmp_path: Path, target: Path) -> None:
@@ -138,7 +128,7 @@ def test_tokenizer_and_generation_configuration_come_along(bench: Bench, target:
 
 def test_a_published_generation_configuration_with_idle_flags_can_be_written(tmp_path: Path, target: Path) -> None:
     """Some published models name a temperature without sampling: loaded so, they are written so."""
-    first = made()
+    first = tiny.complete()
     first.module.save_pretrained(tmp_path / "published")
     first.tokenizer.save_pretrained(tmp_path / "published")
     path = tmp_path / "published" / "generation_config.json"

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import objectives.packed
-from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.errors import InputError, RunError
 from objectives.export import read_record
 from objectives.models import DTYPES, Model, ModelPlan, load_model
@@ -40,12 +40,7 @@ GRIDS = {
 Stored = dict[str, Tensor]
 
 
-def made(layout: str = "llama", dtype: torch.dtype = torch.bfloat16, tied: bool = False) -> Model:
-    """A tiny model with the bundled tokenizer."""
-    config = tiny.LAYOUTS[layout]()
-    if layout == "llama":
-        config.tie_word_embeddings = tied
-    return replace(tiny.model(config, dtype=dtype), tokenizer=AutoTokenizer.from_pretrained(MODEL_DIRECTORY))
+made = partial(tiny.complete, dtype=torch.bfloat16)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Random models of a few thousand weights, one per layout, with a bench of random tokens; no tokenizer is needed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -19,6 +21,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.calibration import Calibration
 from objectives.models import Model
 from objectives.roles import find_blocks
@@ -91,6 +94,14 @@ def model(config: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> Mod
         device=torch.device("cpu"),
         fingerprint=f"{config.model_type}-{seed}-{dtype}",
     )
+
+
+def complete(layout: str = "llama", dtype: torch.dtype = torch.float32, tied: bool = False) -> Model:
+    """A model with the bundled tokenizer, as something that is written to a directory must have one."""
+    config = LAYOUTS[layout]()
+    if layout == "llama":
+        config.tie_word_embeddings = tied
+    return replace(model(config, dtype=dtype), tokenizer=AutoTokenizer.from_pretrained(MODEL_DIRECTORY))
 
 
 def sequences(lengths: Sequence[int], seed: int = 0, unscored: Sequence[int] = ()) -> Sequences:

