@@ -12,24 +12,20 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
     import optuna
 
-    from hpo.events import Event, Finished, Listener
     from hpo.launch import Fleet
     from hpo.optimize import Outcome, StudyPlan
     from hpo.ranking import Level
-    from hpo.record import TrialRecord
     from hpo.report.tables import Table as TextTable
     from hpo.space import Space
     from objectives.evaluation import BenchPlan, Row
@@ -37,8 +33,6 @@ if TYPE_CHECKING:
     from quant.methods import Setting
     from storage.paths import Paths
 
-SILENT_SECONDS = 2.0
-SECONDS_BETWEEN_LINES = 15.0
 PIPE_WIDTH = 200
 BUNDLED_LENGTH, HUB_LENGTH = 256, 512
 DEFAULT_TRIALS = 40
@@ -180,6 +174,7 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from hpo.terminal import progress_display
     from objectives.evaluation import evaluate, lay_out
     from objectives.memory import keep_freed_memory
 
@@ -187,7 +182,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     settings = _settings(options)
     plan = _bench_plan(options, max((setting.n_calib for setting in settings), default=1))
     rows: list[dict[str, object]] = []
-    with _progress(options.quiet) as progress:
+    with progress_display(options.quiet) as progress:
         laid_out = lay_out(plan, _paths(options), progress)
         for row in evaluate(laid_out, settings, progress):
             rows.append(_row(row))
@@ -198,6 +193,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _quantize(options: argparse.Namespace) -> None:
     from hpo.deploy import Chosen, deploy
     from hpo.record import read_study
+    from hpo.terminal import progress_display
     from hpo.trials import BEST, chosen_trial, study_flags
     from objectives.memory import keep_freed_memory
 
@@ -214,7 +210,7 @@ def _quantize(options: argparse.Namespace) -> None:
     else:
         chosen = Chosen(setting=setting)
         plan = _bench_plan(_with_defaults(options, {}), setting.n_calib)
-    with _progress(options.quiet) as progress:
+    with progress_display(options.quiet) as progress:
         written = deploy(plan, chosen, Path(options.output_dir), options.format, paths, progress)
     record = written.record
     facts = {"directory": str(written.directory), **record, "disk_bytes": written.disk_bytes}
@@ -250,6 +246,7 @@ def _compare(options: argparse.Namespace) -> None:
     from hpo.comparison.plan import ComparePlan, method_settings, model_directories
     from hpo.comparison.tables import pair_note, tables
     from hpo.record import read_study
+    from hpo.terminal import progress_display
     from hpo.trials import BEST, chosen_trial
     from objectives.memory import keep_freed_memory
     from storage.files import write_file
@@ -264,7 +261,7 @@ def _compare(options: argparse.Namespace) -> None:
         best, _ = chosen_trial(study, BEST)
         samples += [best.setting.n_calib] if best.setting else []
     plan = ComparePlan(bench=_bench_plan(options, max(samples)), settings=settings, models=models, study=study)
-    with _progress(options.quiet) as progress:
+    with progress_display(options.quiet) as progress:
         comparison = compare(plan, _paths(options), progress)
     notes = [*(choice.sentence for choice in comparison.choices), pair_note(comparison), *comparison.notes]
     if options.csv:
@@ -282,6 +279,7 @@ def _optimize(options: argparse.Namespace) -> None:
     from hpo.finding import find_study
     from hpo.launch import launch
     from hpo.optimize import optimize, standing
+    from hpo.terminal import say, study_display
     from hpo.worker import Budget
     from objectives.memory import keep_freed_memory
     from storage.studies import limits as storage_limits
@@ -293,9 +291,9 @@ def _optimize(options: argparse.Namespace) -> None:
     deadline = math.inf if options.timeout is None else monotonic() + options.timeout
     budget = Budget(trials=options.trials, deadline=deadline)
     url, fleet = _storage_url(options), _fleet(options)
-    with storage_errors(url), _study_display(options.quiet) as (listen, progress):
+    with storage_errors(url), study_display(options.quiet, options.json == "-") as (listen, progress):
         for line in storage_limits(url):
-            _say(f"note: {line}")
+            say(f"note: {line}")
         if fleet is None:
             outcome = optimize(plan, open_storage(url), paths, budget, listen, progress, options.worker_name)
         else:
@@ -341,12 +339,13 @@ def _watch(options: argparse.Namespace, look: Callable[[], dict[str, Any]]) -> N
 
 def _dashboard(options: argparse.Namespace) -> None:
     from hpo.dashboard.serve import serve
+    from hpo.terminal import say
     from storage.studies import open_storage, shown, storage_errors
 
     url = _storage_url(options)
     with storage_errors(url):
         storage = open_storage(url)
-    serve(storage, _paths(options), shown(url), options.host, options.port, _say)
+    serve(storage, _paths(options), shown(url), options.host, options.port, say)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -416,6 +415,7 @@ def _study_import(options: argparse.Namespace) -> None:
 def _study_repair(options: argparse.Namespace) -> None:
     from hpo.administration import repair_study
     from hpo.finding import find_study
+    from hpo.terminal import say
     from storage.studies import heal
 
     cut = heal(_storage_url(options))
@@ -424,7 +424,7 @@ def _study_repair(options: argparse.Namespace) -> None:
     with _storage(options) as storage:
         names = [options.study] if options.study else _names(storage)
         for name in names:
-            for number, became in repair_study(find_study(storage, name), storage, _say):
+            for number, became in repair_study(find_study(storage, name), storage, say):
                 repaired.append({"study": name, "trial": number, "became": became})
                 notes.append(f"study {name}, trial {number}: {became}")
     _output(options, {"cut_bytes": cut, "repaired": repaired}, None, notes or ["nothing had to be repaired"])
@@ -455,6 +455,7 @@ def _study_upgrade(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
+    from hpo.terminal import progress_display
     from objectives.evaluation import lay_out
     from objectives.memory import keep_freed_memory
 
@@ -462,7 +463,7 @@ def _calibrate(options: argparse.Namespace) -> None:
     sizes = sorted(_numbers(options.sizes, "--sizes"))
     plan = _bench_plan(options, sizes[-1])
     started = monotonic()
-    with _progress(options.quiet) as progress:
+    with progress_display(options.quiet) as progress:
         # The evaluation text is read too: the same documents are left out as in a study, and the number type is the
         # one that the study will compute in.
         laid_out = lay_out(plan, _paths(options), progress)
@@ -819,55 +820,6 @@ def _status_line(facts: dict[str, Any]) -> str:
     return " | ".join(part for part in (f"{facts['study']}: {trials}", running, best) if part)
 
 
-def _event_text(event: "Event") -> str:
-    """One line for one event."""
-    from hpo.events import Finished, Looked, Working
-
-    match event:
-        case Looked():
-            return f"{_trial_text(event.trial)}: {event.perplexity:.3f} after {event.read}/{event.total}"
-        case Finished():
-            return _finished_text(event)
-        case Working():
-            return " | ".join(_worker_text(trial) for trial in event.trials) or "workers prepare, or confirm"
-        case _:
-            return event.text
-
-
-def _worker_text(trial: "TrialRecord") -> str:
-    """What one worker is at: `w1 cuda trial 12 scoring 16/64`."""
-    from hpo.status import phase
-
-    who = f"{trial.owner.get('name', '?')} {trial.owner.get('device', '')}"
-    return f"{who} trial {trial.number} {phase(trial)}"
-
-
-def _finished_text(event: "Finished") -> str:
-    trial, best = event.trial, event.best
-    known = f"best {best.perplexity:.3f} (trial {best.number})" if best else "no trial is complete yet"
-    left = timedelta(seconds=round(event.seconds_left))
-    return (
-        f"[{event.done}/{event.budget}] {_trial_text(trial)}: {_result_text(trial)} | {known} | "
-        f"{event.saved:.0%} of tokens saved | about {left} left"
-    )
-
-
-def _trial_text(trial: "TrialRecord") -> str:
-    assert trial.setting is not None
-    size = "" if trial.group_size is None else f"g{trial.group_size} "
-    samples = f" n_calib={trial.setting.n_calib}" if "n_calib" in trial.setting.definition.reads else ""
-    return f"{trial.name} {size}{trial.label}{samples}"
-
-
-def _result_text(trial: "TrialRecord") -> str:
-    if trial.perplexity is not None:
-        return f"perplexity {trial.perplexity:.3f}"
-    if trial.state == "PRUNED":
-        guess = f", estimated {trial.estimate.perplexity:.3f}" if trial.estimate else ""
-        return f"pruned after {max(trial.running, default=0)} sequences{guess}"
-    return f"{trial.state.lower()}: {trial.outcome}"
-
-
 def _table(first: str, *others: str) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column(first, no_wrap=True)
@@ -911,59 +863,6 @@ def _output(
             console.print(one)
         for note in notes:
             console.print(note, soft_wrap=True)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress line on standard error for whatever takes longer than two seconds; nothing without a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    display = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
-    task = display.add_task("starting", total=None)
-    started = monotonic()
-
-    def report(phase: str, done: int, total: int) -> None:
-        display.update(task, description=phase, completed=done, total=total)
-        if not display.live.is_started and monotonic() - started > SILENT_SECONDS and not display.disable:
-            display.start()
-
-    try:
-        yield report
-    finally:
-        display.stop()
-
-
-@contextmanager
-def _study_display(quiet: bool) -> "Iterator[tuple[Listener, Callable[[str, int, int], None]]]":
-    """What a study says: a line per trial, and what it is at: live on a terminal, now and then elsewhere."""
-    from hpo.events import Looked, Working
-
-    said = {"at": monotonic()}
-
-    def listen(event: "Event") -> None:
-        if quiet:
-            return
-        match event:
-            case Looked():
-                show(_event_text(event), event.read, event.total)
-            case Working():
-                show(_event_text(event), len(event.trials), len(event.trials))
-            case _:
-                _say(_event_text(event))
-
-    with _progress(quiet) as report:
-
-        def show(phase: str, done: int, total: int) -> None:
-            report(phase, done, total)
-            if not quiet and not sys.stderr.isatty() and monotonic() - said["at"] > SECONDS_BETWEEN_LINES:
-                said["at"] = monotonic()
-                _say(f"{phase} ({done}/{total})")
-
-        yield listen, show
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 # Arguments

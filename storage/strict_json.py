@@ -26,3 +26,8 @@ def plain(value: object) -> object:
 def json_text(value: Mapping[str, object]) -> str:
     """Indented JSON of `plain(value)`, with a newline at its end."""
     return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_line(value: Mapping[str, object]) -> str:
+    """JSON of `plain(value)` on one line, without a newline at its end."""
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)

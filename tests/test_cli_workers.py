@@ -85,19 +85,20 @@ def test_one_command_starts_workers_that_share_a_study(
         assert json.loads(capsys.readouterr().out)["trials"] == {"COMPLETE": 6}
 
 
-def test_workers_that_start_together_on_nothing_make_one_study(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_workers_that_start_together_on_nothing_make_one_study(count: int, home: Path, tmp_path: Path) -> None:
     """One contract, presets queued once, every reference and every segment of calibration computed once."""
     url, own = f"sqlite:///{tmp_path}/s.db", tmp_path / "own"
-    workers = [worker(url, own, tmp_path / f"{index}", "--trials", "5") for index in range(3)]
-    assert finish(*workers) == [0] * 3
-    assert_whole(url, 5)
+    workers = [worker(url, own, tmp_path / f"{index}", "--trials", "12") for index in range(count)]
+    assert finish(*workers) == [0] * count
+    assert_whole(url, 12)
     origins = [trial.origin for trial in study(url).trials]
     assert len({origin for origin in origins if origin.startswith("preset")}) == sum(
         origin.startswith("preset") for origin in origins
     )
     assert len(study(url).references) == 4
     assert len(list((own / "calibration").iterdir())) == 1
-    errors = "".join((tmp_path / f"{index}.err").read_text() for index in range(3))
+    errors = "".join((tmp_path / f"{index}.err").read_text() for index in range(count))
     assert "Traceback" not in errors
     assert "locked" not in errors
 

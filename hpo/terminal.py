@@ -1,0 +1,222 @@
+"""What a study says while it runs: to a person at a terminal, into a log, or to a program.
+
+Responsible for lines, for a live board with a lane per worker, and for JSON line by line; all of it on standard error,
+so that standard output has the result alone. May assume that events come from one thread at a time.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from time import monotonic
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Lanes
+from rich.text import Text
+
+from hpo.events import Event, Finished, Listener, Looked, Working, event_json
+from hpo.record import TrialRecord
+from hpo.status import phase
+from objectives.progress import Progress, silent
+from storage.strict_json import json_line
+
+SILENT_SECONDS = 2.0
+SECONDS_BETWEEN_LINES = 15.0
+THIS_PROCESS, NOBODY = "this process", ""
+WAITING = "workers prepare, or confirm"
+
+
+def say(line: str) -> None:
+    """One line on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_display(quiet: bool) -> Iterator[Progress]:
+    """A line on standard error for whatever takes longer than two seconds; nothing without a terminal."""
+    console = Console(stderr=True)
+    display = _lanes(console, disable=quiet or not console.is_terminal)
+    task = display.add_task("starting", total=None)
+    started = monotonic()
+
+    def report(phase: str, done: int, total: int) -> None:
+        display.update(task, description=phase, completed=done, total=total)
+        if not display.live.is_started and monotonic() - started > SILENT_SECONDS and not display.disable:
+            display.start()
+
+    try:
+        yield report
+    finally:
+        display.stop()
+
+
+@contextmanager
+def study_display(quiet: bool, as_json: bool) -> Iterator[tuple[Listener, Progress]]:
+    """Who listens to a study, and who is told how far it is.
+
+    Args:
+        quiet: Say nothing.
+        as_json: A program listens: one JSON object per line.
+    """
+    console = Console(stderr=True, highlight=False)
+    if quiet:
+        yield _ignore, silent
+    elif as_json:
+        yield _json_lines()
+    elif console.is_terminal:
+        board = Board(console)
+        with board.live:
+            yield board.listen, board.progress
+    else:
+        yield _log_lines()
+
+
+class Board:
+    """A lane per worker with its device, trial and phase; below them the best so far, what was saved, what is left."""
+
+    def __init__(self, console: Console) -> None:
+        self._lanes = _lanes(console)
+        self._tasks: dict[str, TaskID] = {}
+        self._footer = Text()
+        self._trial = ""
+        self.live = Live(Group(self._lanes, self._footer), console=console, transient=True, refresh_per_second=4)
+
+    def listen(self, event: Event) -> None:
+        """Move the lanes, or print what stays."""
+        match event:
+            case Looked():
+                self._trial = f"{trial_text(event.trial)}: {event.perplexity:.3f}"
+                self._move(THIS_PROCESS, self._trial, event.read, event.total)
+            case Working():
+                self._all(event.trials)
+            case Finished():
+                self._trial = ""
+                self._footer.plain = standing_text(event)
+                self.live.console.print(ended_text(event), soft_wrap=True, markup=False)
+            case _:
+                self.live.console.print(event.text, soft_wrap=True, markup=False)
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """What this process is at."""
+        self._move(THIS_PROCESS, f"{phase} ({self._trial})" if self._trial else phase, done, total)
+
+    def _all(self, trials: tuple[TrialRecord, ...]) -> None:
+        lanes = {str(trial.owner.get("name", "?")): trial for trial in trials}
+        for name in self._tasks.keys() - lanes:
+            self._lanes.remove_task(self._tasks.pop(name))
+        for name, trial in lanes.items():
+            self._move(name, worker_text(trial), trial.beat.get("done", 0), trial.beat.get("total"))
+        if not trials:
+            self._move(NOBODY, WAITING, 0, None)
+
+    def _move(self, name: str, text: str, done: int, total: int | None) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._lanes.add_task("", total=None)
+        self._lanes.update(self._tasks[name], description=text, completed=done, total=total)
+
+
+def _lanes(console: Console, disable: bool = False) -> Lanes:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Lanes(*columns, console=console, transient=True, disable=disable)
+
+
+def _ignore(_: Event) -> None:
+    return
+
+
+def _log_lines() -> tuple[Listener, Progress]:
+    """A line per trial, and what the study is at now and then."""
+    may_say = _now_and_then()
+
+    def listen(event: Event) -> None:
+        if not isinstance(event, Looked | Working) or may_say():
+            say(event_text(event))
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if may_say():
+            say(f"{phase} ({done}/{total})")
+
+    return listen, progress
+
+
+def _json_lines() -> tuple[Listener, Progress]:
+    """Every event; how far a phase is only now and then, and who is at what only when it changed."""
+    may_say = _now_and_then()
+    last: dict[str, str] = {}
+
+    def listen(event: Event) -> None:
+        line = json_line(event_json(event))
+        if not isinstance(event, Working) or line != last.get("working"):
+            say(line)
+        if isinstance(event, Working):
+            last["working"] = line
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if may_say():
+            say(json.dumps({"event": "progress", "phase": phase, "done": done, "total": total}))
+
+    return listen, progress
+
+
+def _now_and_then() -> Callable[[], bool]:
+    at = monotonic()
+
+    def may_say() -> bool:
+        nonlocal at
+        passed = monotonic() - at > SECONDS_BETWEEN_LINES
+        at = monotonic() if passed else at
+        return passed
+
+    return may_say
+
+
+def event_text(event: Event) -> str:
+    """One line for one event."""
+    match event:
+        case Looked():
+            return f"{trial_text(event.trial)}: {event.perplexity:.3f} after {event.read}/{event.total}"
+        case Finished():
+            return f"{ended_text(event)} | {standing_text(event)}"
+        case Working():
+            return " | ".join(worker_text(trial) for trial in event.trials) or WAITING
+        case _:
+            return event.text
+
+
+def worker_text(trial: TrialRecord) -> str:
+    """What one worker is at: `w1 cuda trial 12 scoring 16/64`."""
+    who = f"{trial.owner.get('name', '?')} {trial.owner.get('device', '')}"
+    return f"{who} trial {trial.number} {phase(trial)}"
+
+
+def ended_text(event: Finished) -> str:
+    """Which trial ended, and how: `[12/40] trial 12 g64 ...: perplexity 28.1`."""
+    return f"[{event.done}/{event.budget}] {trial_text(event.trial)}: {_result_text(event.trial)}"
+
+
+def standing_text(event: Finished) -> str:
+    """The best so far, the tokens that pruning saved, and the time that is left."""
+    best = event.best
+    known = f"best {best.perplexity:.3f} (trial {best.number})" if best else "no trial is complete yet"
+    left = timedelta(seconds=round(event.seconds_left))
+    return f"{known} | {event.saved:.0%} of tokens saved | about {left} left"
+
+
+def trial_text(trial: TrialRecord) -> str:
+    """A trial with its setting."""
+    assert trial.setting is not None
+    size = "" if trial.group_size is None else f"g{trial.group_size} "
+    samples = f" n_calib={trial.setting.n_calib}" if "n_calib" in trial.setting.definition.reads else ""
+    return f"{trial.name} {size}{trial.label}{samples}"
+
+
+def _result_text(trial: TrialRecord) -> str:
+    if trial.perplexity is not None:
+        return f"perplexity {trial.perplexity:.3f}"
+    if trial.state == "PRUNED":
+        guess = f", estimated {trial.estimate.perplexity:.3f}" if trial.estimate else ""
+        return f"pruned after {max(trial.running, default=0)} sequences{guess}"
+    return f"{trial.state.lower()}: {trial.outcome}"

@@ -1,0 +1,122 @@
+"""What is said of a running study: a lane per worker, lines in a log, objects for a program."""
+
+import json
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from hpo.events import Finished, Looked, Notice, Working
+from hpo.record import TrialRecord
+from hpo.space import make_space
+from hpo.terminal import Board, event_text, study_display
+from quant.methods import Setting
+from tests.hpo.made import trial
+
+SPACE = make_space(Setting(), {})
+
+
+def running(number: int, worker: str, done: int) -> TrialRecord:
+    """A trial at work."""
+    made = trial(number, SPACE, Setting(), None, state="RUNNING")
+    beat = {"phase": "scoring", "done": done, "total": 64, "beat": 1, "at": "2026-01-01T00:00:00+00:00"}
+    return replace(made, owner={"name": worker, "device": "cuda:0", "host": "here"}, beat=beat)
+
+
+@pytest.fixture
+def finished() -> Finished:
+    """A trial that has ended."""
+    made = trial(3, SPACE, Setting(), 28.5)
+    return Finished(trial=made, best=made, done=4, budget=10, saved=0.25, seconds_left=61.0)
+
+
+def drawn(board: Board) -> str:
+    """What the board looks like now."""
+    console = Console(file=StringIO(), width=120, record=True)
+    console.print(board.live.renderable)
+    return console.export_text()
+
+
+@pytest.fixture
+def board() -> Board:
+    """On a terminal that nobody sees."""
+    return Board(Console(file=StringIO(), width=120, force_terminal=True))
+
+
+def test_every_worker_has_a_lane_of_its_own(board: Board) -> None:
+    """With its device, its trial and how far that is; one that leaves takes its lane along."""
+    board.listen(Working(trials=(running(1, "w0", 16), running(2, "w1", 32))))
+    lines = drawn(board).splitlines()
+    assert [line.split("━")[0].strip() for line in lines if line.strip()] == [
+        "w0 cuda:0 trial 1 scoring 16/64",
+        "w1 cuda:0 trial 2 scoring 32/64",
+    ]
+    assert "16/64" in lines[0]
+    board.listen(Working(trials=(running(5, "w1", 8),)))
+    assert [line.split("━")[0].strip() for line in drawn(board).splitlines() if line.strip()] == [
+        "w1 cuda:0 trial 5 scoring 8/64"
+    ]
+
+
+def test_the_board_keeps_the_best_and_what_is_left_in_sight(board: Board, finished: Finished) -> None:
+    """Below the lanes; the trial that ended is printed once and stays."""
+    with board.live:
+        board.listen(finished)
+        board.progress("scoring", 8, 64)
+    assert "best 28.500 (trial 3) | 25% of tokens saved | about 0:01:01 left" in drawn(board)
+    printed = board.live.console.file
+    assert isinstance(printed, StringIO)
+    assert printed.getvalue().count("[4/10] trial 3") == 1
+
+
+def test_text_in_brackets_is_no_markup(board: Board) -> None:
+    """Names of files may look like it."""
+    with board.live:
+        board.listen(Notice(text="[red]data[/red].txt is read"))
+        board.progress("reading [bold]data[/bold].txt", 1, 2)
+    printed = board.live.console.file
+    assert isinstance(printed, StringIO)
+    assert "[red]data[/red].txt is read" in printed.getvalue()
+    assert "[bold]data[/bold].txt" in drawn(board)
+
+
+def test_a_program_gets_one_object_per_line(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every event; who is at what only when that changed."""
+    working = Working(trials=(running(1, "w0", 16),))
+    looked = Looked(trial=running(1, "w0", 16), perplexity=float("inf"), read=16, total=64)
+    with study_display(quiet=False, as_json=True) as (listen, _):
+        for event in (Notice(text="n_calib 512 left out"), working, working, looked, finished):
+            listen(event)
+    objects = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [one["event"] for one in objects] == ["notice", "working", "looked", "finished"]
+    assert objects[1]["workers"] == [
+        {"name": "w0", "host": "here", "device": "cuda:0", "trial": 1, "phase": "scoring 16/64"}
+    ]
+    assert objects[2] == {"event": "looked", "trial": 1, "read": 16, "total": 64, "perplexity": None}
+    assert {name: objects[3][name] for name in ("trial", "state", "perplexity", "best", "done", "budget")} == {
+        "trial": 3,
+        "state": "COMPLETE",
+        "perplexity": 28.5,
+        "best": 3,
+        "done": 4,
+        "budget": 10,
+    }
+
+
+def test_a_log_gets_a_line_per_trial(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no more than one in a while of what goes on in between."""
+    with study_display(quiet=False, as_json=False) as (listen, progress):
+        for read in (8, 16, 32):
+            listen(Looked(trial=running(1, "w0", read), perplexity=30.0, read=read, total=64))
+            progress("scoring", read, 64)
+        listen(finished)
+    assert capsys.readouterr().err.splitlines() == [event_text(finished)]
+
+
+def test_quiet_says_nothing(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even of what ended."""
+    with study_display(quiet=True, as_json=True) as (listen, progress):
+        listen(finished)
+        progress("scoring", 1, 2)
+    assert capsys.readouterr().err == ""
