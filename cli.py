@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 200
 BUNDLED_LENGTH, HUB_LENGTH = 256, 512
 DEFAULT_TRIALS = 40
+PRUNE_ERROR, FIRST_LOOK = 0.02, 8
 SECOND_DATA = {"bundled:docstrings": "bundled:topics", "c4": "wikitext2", "wikitext2": "c4"}
 BUNDLED_DATA, HUB_DATA = "bundled:docstrings,bundled:topics", "c4"
 
@@ -523,6 +524,8 @@ def _cache_rm(options: argparse.Namespace) -> None:
 
 def _study_plan(options: argparse.Namespace) -> "StudyPlan":
     from hpo.optimize import StudyPlan
+    from hpo.pruning import Pruner
+    from hpo.stopping import Stopping
 
     space = _space(options)
     calibration_sizes = space.sizes("n_calib")
@@ -535,7 +538,8 @@ def _study_plan(options: argparse.Namespace) -> "StudyPlan":
         bench=replace(bench, data=(tuning, *_confirmation_texts(options, tuning))),
         space=space,
         sampler=options.sampler,
-        pruner=options.pruner,
+        pruner=Pruner(name=options.pruner, error=options.prune_error, first_look=options.first_look),
+        stopping=Stopping(converged=options.until == "converged", patience=options.patience),
         max_bits=options.max_bits,
         presets_only=options.presets_only,
         trial_timeout=options.trial_timeout,
@@ -1023,6 +1027,18 @@ def _space_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--trial-timeout", type=float, metavar="SECONDS", help="end a trial without progress for this")
     group.add_argument("--sampler", default="gp", help="gp (default), tpe, random, qmc or grid")
     group.add_argument("--pruner", default="paired", help="paired (default), wilcoxon, median, hyperband or none")
+    group.add_argument(
+        "--prune-error",
+        type=float,
+        default=PRUNE_ERROR,
+        metavar="P",
+        help="chance that `paired` gives up a trial as good as the best (default %(default)s)",
+    )
+    first = "judge a trial after N sequences, 2 N, 4 N, ... (default %(default)s)"
+    group.add_argument("--first-look", type=int, default=FIRST_LOOK, metavar="N", help=first)
+    until = "stop when no setting is expected to gain more than the paired noise"
+    group.add_argument("--until", choices=("converged",), help=until)
+    group.add_argument("--patience", type=int, metavar="N", help="stop when N trials in a row improved nothing")
     group.add_argument(
         "--presets-only", action="store_true", help="rank the presets and the references, search nothing"
     )

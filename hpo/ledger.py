@@ -15,15 +15,30 @@ from optuna.trial import Trial, TrialState
 from hpo.events import Listener, Notice
 from hpo.failures import Failure
 from hpo.footprint import footprint_of
-from hpo.pruning import Incumbent, PrunerName, estimate, is_hopeless, reports
+from hpo.pruning import Incumbent, Pruner, estimate, is_hopeless, reports, usual_spread
 from hpo.queue import Queue
-from hpo.record import BITS, BYTES, ESTIMATE, OUTCOME, PEAK, RESULT, SECONDS, SETTING, TOKENS, write_failure
+from hpo.record import (
+    BITS,
+    BYTES,
+    ESTIMATE,
+    OUTCOME,
+    PEAK,
+    RESULT,
+    SECONDS,
+    TOKENS,
+    Measured,
+    read_study,
+    write_failure,
+)
 from objectives.kept import recall_result
-from objectives.scoring import Score, look_sizes
+from objectives.scoring import Score
 from objectives.sequences import Sequences
 from objectives.trial import TrialResult
 from quant.methods import Setting
 from storage.results import ResultStore
+
+# Completed trials that say how differences scatter; each is read from its file.
+MOST_OTHERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,35 +48,35 @@ class Ledger:
     queue: Queue
     store: ResultStore
     tuning: Sequences
-    pruner: PrunerName
+    pruner: Pruner
     listen: Listener
 
     def is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
         """Whether the pruner lets a trial go on after a look."""
-        if self.pruner != "paired":
+        if self.pruner.name != "paired":
             return not trial.should_prune()
         incumbent = self.incumbent(setting)
-        return incumbent is None or not is_hopeless(look, incumbent.score, self.tuning.clusters)
+        return incumbent is None or not is_hopeless(look, incumbent, self.tuning.clusters, self.pruner)
 
     def incumbent(self, setting: Setting) -> Incumbent | None:
         """The best completed trial that a trial of this setting is compared with; None before there is one."""
-        complete = self.queue.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        equals = [
-            trial
-            for trial in complete
-            if RESULT in trial.user_attrs
-            and footprint_of(Setting(**trial.user_attrs[SETTING])) == footprint_of(setting)
-        ]
-        best = min(equals, key=lambda trial: (trial.value, trial.number), default=None)
-        if best is None:
+        record, footprint = read_study(self.queue.study), footprint_of(setting)
+        equals = [trial for trial in record.complete if trial.footprint == footprint and trial.result]
+        score = self._score(equals[0]) if equals else None
+        if score is None:
             return None
-        score = recall_result(self.store, best.user_attrs[RESULT]).score
-        return None if score is None else Incumbent(number=best.number, score=score)
+        best, *others = equals
+        compared = [*others[:MOST_OTHERS], *(one for one in record.references if one.footprint == footprint)]
+        known = [other for one in compared if (other := self._score(one)) is not None]
+        return Incumbent(number=best.number, score=score, usual=usual_spread(known, score, self.tuning.clusters))
+
+    def _score(self, measured: Measured) -> Score | None:
+        return None if measured.result is None else recall_result(self.store, measured.result).score
 
     def look(self, trial: Trial, look: Score) -> None:
         """Tell Optuna of a look, unless it was told already."""
         told = self.queue.storage.get_trial(trial._trial_id).intermediate_values
-        for step, value in reports(self.pruner, look).items():
+        for step, value in reports(self.pruner.name, look).items():
             if step not in told and math.isfinite(value):
                 try:
                     trial.report(value, step)
@@ -76,7 +91,7 @@ class Ledger:
         if not self.queue.owns(trial):
             self._say_taken(trial)
             return
-        for size in look_sizes(len(score.nll)):
+        for size in self.pruner.looks(len(score.nll)):
             self.look(trial, score.first(size))
         self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
         if result.outcome == "complete":

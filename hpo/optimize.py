@@ -5,7 +5,7 @@ validated when they were made.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.storages import BaseStorage
@@ -18,11 +18,12 @@ from hpo.footprint import FOOTPRINT_FIELDS
 from hpo.interrupts import Interrupts
 from hpo.owner import Owner
 from hpo.proposal import SAMPLERS, SamplerName, presets
-from hpo.pruning import PRUNERS, PrunerName
+from hpo.pruning import Pruner
 from hpo.queue import Queue
 from hpo.ranking import Level, headline, rank
 from hpo.record import CONFIRMATION, CONTRACT, SEARCH, StudyRecord, read_study
 from hpo.space import Space
+from hpo.stopping import Stopping
 from hpo.study import open_study, prepare
 from hpo.worker import Budget, Worker
 from objectives.errors import InputError
@@ -49,6 +50,7 @@ class StudyPlan:
         space: What is searched, before it is fitted to the model and the text.
         sampler: Who proposes.
         pruner: Who gives trials up.
+        stopping: When the study has seen enough.
         max_bits: Most bits per weight a setting may cost; None for any.
         presets_only: Measure the presets and nothing else.
         trial_timeout: Seconds without progress after which a trial fails; None for any number.
@@ -58,7 +60,8 @@ class StudyPlan:
     bench: BenchPlan
     space: Space
     sampler: SamplerName = "gp"
-    pruner: PrunerName = "paired"
+    pruner: Pruner = field(default_factory=Pruner)
+    stopping: Stopping = field(default_factory=Stopping)
     max_bits: float | None = None
     presets_only: bool = False
     trial_timeout: float | None = None
@@ -67,8 +70,6 @@ class StudyPlan:
         problems = []
         if self.sampler not in SAMPLERS:
             problems.append(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-        if self.pruner not in PRUNERS:
-            problems.append(f"pruner {self.pruner!r} is unknown; choose one of {', '.join(PRUNERS)}")
         if self.trial_timeout is not None and not self.trial_timeout > 0:
             problems.append(f"--trial-timeout {self.trial_timeout:g} is not above 0")
         if problems:
@@ -129,7 +130,8 @@ def optimize(
             bench=bench,
             tuning=tuning,
             sampler=plan.sampler,
-            pruner="none" if plan.presets_only else plan.pruner,
+            pruner=Pruner(name="none") if plan.presets_only else plan.pruner,
+            stopping=plan.stopping,
             seed=plan.bench.seed,
             listen=listen,
             progress=progress,
@@ -144,11 +146,15 @@ def optimize(
     return Outcome(record=read_study(study), levels=levels, notes=laid_out.notes)
 
 
-def how_it_searches(plan: StudyPlan) -> dict[str, str | bool]:
+def how_it_searches(plan: StudyPlan) -> dict[str, str | bool | float | None]:
     """What the contract leaves open, for whoever wants to repeat the study; every worker may have its own."""
     return {
         "sampler": plan.sampler,
-        "pruner": plan.pruner,
+        "pruner": plan.pruner.name,
+        "prune_error": plan.pruner.error,
+        "first_look": plan.pruner.first_look,
+        "until": "converged" if plan.stopping.converged else None,
+        "patience": plan.stopping.patience,
         "presets_only": plan.presets_only,
         "trust_remote_code": plan.bench.model.trust_remote_code,
         "allow_partial": plan.bench.allow_partial,

@@ -1,9 +1,8 @@
 """Which setting to try next.
 
-Responsible for the start-up points, for showing a study to one of Optuna's samplers, and for never proposing what was
-tried. A proposal depends on the study's seed and on the trials that exist, on nothing else: a study that was
-interrupted goes on as if it had not been. Pruned trials count with their estimates; Optuna's GP sampler would ignore
-them, and never leave its random start-up where most trials are pruned.
+Responsible for the start-up points, for who chooses after them, and for never proposing what was tried. A proposal
+depends on the study's seed and on the trials that exist, on nothing else: a study that was interrupted goes on as if
+it had not been. Pruned trials count with their estimates.
 """
 
 import math
@@ -14,10 +13,11 @@ from typing import Literal
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
+from hpo.acquisition import consider, is_informative, nats, promises, telling
 from hpo.dimension import DIMENSIONS
 from hpo.record import TrialRecord
 from hpo.space import Space
@@ -26,7 +26,7 @@ from quant.methods import PRESETS, Setting
 SamplerName = Literal["gp", "tpe", "random", "qmc", "grid"]
 SAMPLERS: tuple[SamplerName, ...] = ("gp", "tpe", "random", "qmc", "grid")
 STARTUP_TRIALS = 10
-# A Gaussian process that has converged names the same point again and again: look around it, ever farther away.
+# A sampler that has converged names the same point again and again: look around it, ever farther away.
 NEIGHBOURS, FIRST_REACH = 64, 0.02
 MOST_SOBOL = 2**12
 MOST_ENUMERATED = 10**6
@@ -41,8 +41,7 @@ class Model:
     Attributes:
         make: By a seed.
         pruned_as: What a pruned trial is to it.
-        most: Trials that it is shown at most. A Gaussian process costs the cube of their number: a hundred take a
-            fifth of a second, a thousand nine.
+        most: Trials that it is shown at most.
     """
 
     make: Callable[[int], BaseSampler]
@@ -51,11 +50,6 @@ class Model:
 
 
 MODELS: Mapping[str, Model] = {
-    "gp": Model(
-        make=lambda seed: GPSampler(seed=seed, n_startup_trials=1, warn_independent_sampling=False),
-        pruned_as=TrialState.COMPLETE,
-        most=100,
-    ),
     "tpe": Model(make=lambda seed: TPESampler(seed=seed, n_startup_trials=1), pruned_as=TrialState.PRUNED, most=1000),
     "random": Model(make=lambda seed: RandomSampler(seed=seed), pruned_as=TrialState.PRUNED, most=1),
 }
@@ -78,12 +72,15 @@ def propose(space: Space, trials: Sequence[TrialRecord], sampler: SamplerName, s
         return next(_untried(_shuffled(space.grid(), seed), tried), None)
     if not _has_more(space, tried):
         return None
-    learns = sampler in ("gp", "tpe") and len(trials) >= STARTUP_TRIALS and any(map(_is_informative, trials))
+    learns = sampler in ("gp", "tpe") and len(trials) >= STARTUP_TRIALS and any(map(is_informative, trials))
     if not learns and sampler != "random":
         return next(_untried(sobol(space, seed), tried), None) or _any_untried(space, tried)
     draw = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
-    suggested = _ask(space, trials, MODELS[sampler], draw)
-    return next(_untried(_around(space, suggested, draw), tried), None) or _any_untried(space, tried)
+    if sampler == "gp":
+        found = _promising(space, trials, tried, draw)
+    else:
+        found = _untried(_around(space, suggestion(space, trials, MODELS[sampler], draw), draw), tried)
+    return next(found, None) or _any_untried(space, tried)
 
 
 def presets(space: Space) -> list[tuple[str, Setting]]:
@@ -112,38 +109,31 @@ def sobol(space: Space, seed: int) -> Iterator[Setting]:
         yield space.base
 
 
-def _ask(space: Space, trials: Sequence[TrialRecord], model: Model, seed: int) -> Setting:
-    """What a sampler suggests for a study that shows it what we know: pruned trials with their estimates."""
+def _promising(space: Space, trials: Sequence[TrialRecord], tried: set[Setting], seed: int) -> Iterator[Setting]:
+    untried = list(_untried(iter(consider(space, trials, sobol(space, seed), seed)), tried))
+    return (promise.setting for promise in promises(space, trials, untried)) if untried else iter(())
+
+
+def suggestion(space: Space, trials: Sequence[TrialRecord], model: Model, seed: int) -> Setting:
+    """What one of Optuna's samplers suggests for a study that shows it what we know: pruned trials with estimates."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study(sampler=model.make(seed))
-        informative = [trial for trial in trials if _is_informative(trial)]
-        best = min(_nats(trial) for trial in informative) if informative else 0.0
-        for trial in _telling(trials, model.most):
-            shown = _shown(space, trial, model, best)
-            if shown is not None:
-                study.add_trial(shown)
+        known = [trial for trial in trials if is_informative(trial)]
+        best = min(map(nats, known), default=0.0)
+        told = {trial.number for trial in telling(known, model.most)}
+        for trial in trials:
+            if trial.number in told or trial.state == "RUNNING":
+                shown = _shown(space, trial, model, best)
+                if shown is not None:
+                    study.add_trial(shown)
         with warnings.catch_warnings():
             # How a fit converged is the sampler's business.
             warnings.simplefilter("ignore")
             return space.setting(study.ask(space.distributions).params)
     finally:
         optuna.logging.set_verbosity(level)
-
-
-def _telling(trials: Sequence[TrialRecord], most: int) -> list[TrialRecord]:
-    """The trials that a sampler learns most from, in their order: those that run, the best, and some of the rest.
-
-    The best tell where to look closer; the rest, evenly from best to worst, where not to look.
-    """
-    running = [trial for trial in trials if trial.state == "RUNNING"]
-    known = sorted((trial for trial in trials if _is_informative(trial)), key=_nats)
-    best, rest = known[: most // 2], known[most // 2 :]
-    step = max(1.0, len(rest) / (most - most // 2))
-    chosen = {trial.number for trial in (*running, *best)}
-    chosen |= {rest[int(index * step)].number for index in range(int(len(rest) / step))}
-    return [trial for trial in trials if trial.number in chosen]
 
 
 def _shown(space: Space, trial: TrialRecord, model: Model, best: float) -> FrozenTrial | None:
@@ -153,26 +143,11 @@ def _shown(space: Space, trial: TrialRecord, model: Model, best: float) -> Froze
     common = {"params": space.params(trial.setting), "distributions": space.distributions}
     if trial.state == "RUNNING":
         return create_trial(state=TrialState.RUNNING, **common)  # type: ignore[arg-type]
-    if not _is_informative(trial):
+    if not is_informative(trial):
         return None
-    value = min(_nats(trial), best + WORST_NATS_ABOVE_BEST)
+    value = min(nats(trial), best + WORST_NATS_ABOVE_BEST)
     state = model.pruned_as if trial.state == "PRUNED" else TrialState.COMPLETE
     return create_trial(state=state, value=value, intermediate_values=dict(trial.running), **common)  # type: ignore[arg-type]
-
-
-def _is_informative(trial: TrialRecord) -> bool:
-    return math.isfinite(_nats(trial))
-
-
-def _nats(trial: TrialRecord) -> float:
-    """Mean NLL on all tuning text, as far as it is known: differences in it do not grow with the perplexity."""
-    if trial.perplexity is not None:
-        return math.log(trial.perplexity)
-    if trial.state == "PRUNED" and trial.estimate is not None:
-        return math.log(trial.estimate.perplexity)
-    if trial.state == "PRUNED" and trial.running:
-        return math.log(trial.running[max(trial.running)])
-    return math.inf
 
 
 def _around(space: Space, setting: Setting, seed: int) -> Iterator[Setting]:

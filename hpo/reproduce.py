@@ -8,13 +8,21 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpo.pruning import Pruner
 from hpo.record import Measured, StudyRecord, TrialRecord
 from hpo.trials import study_flags
 from quant.methods import Setting
 
 PROGRAM, LINE = "python cli.py", 88
 ALLOWED = ("presets_only", "trust_remote_code", "allow_partial", "allow_partial_groups")
-USUAL = {"sampler": "gp", "pruner": "paired"}
+USUAL = {
+    "sampler": "gp",
+    "pruner": "paired",
+    "prune_error": Pruner().error,
+    "first_look": Pruner().first_look,
+    "until": None,
+    "patience": None,
+}
 
 
 def can_be_repeated(record: StudyRecord) -> bool:

@@ -23,14 +23,15 @@ from hpo.heartbeat import Heartbeat
 from hpo.interrupts import Interrupts
 from hpo.ledger import Ledger
 from hpo.proposal import SamplerName, propose
-from hpo.pruning import PrunerName, optuna_pruner
+from hpo.pruning import Pruner, optuna_pruner
 from hpo.queue import Queue
 from hpo.record import ENDED, SETTING, VERSIONS, StudyRecord, TrialRecord, read_study, trial_record
 from hpo.space import Space
+from hpo.stopping import Stopping, reason_to_stop
 from objectives.errors import InputError
 from objectives.kept import keep_result, measurement_key, recall_result
 from objectives.progress import Progress
-from objectives.scoring import Score, look_sizes
+from objectives.scoring import Score
 from objectives.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
 from quant.methods import Setting
@@ -70,6 +71,7 @@ class Worker:
         seed: Of the study.
         listen: Told of every look and every trial.
         progress: Told how far everything is.
+        stopping: When the study has seen enough.
         trial_timeout: Seconds without progress after which a trial fails and the process ends.
         interrupts: Of the process.
     """
@@ -79,10 +81,11 @@ class Worker:
     bench: Bench
     tuning: Sequences
     sampler: SamplerName
-    pruner: PrunerName
+    pruner: Pruner
     seed: int
     listen: Listener
     progress: Progress
+    stopping: Stopping = field(default_factory=Stopping)
     trial_timeout: float | None = None
     interrupts: Interrupts = field(default_factory=Interrupts)
 
@@ -149,9 +152,10 @@ class Worker:
             waiting = self.queue.claim()
             if waiting is not None:
                 return waiting
-            setting = propose(self.space, record.trials, self.sampler, self.seed)
+            reason = reason_to_stop(self.stopping, self.space, record, self.store, self.tuning.clusters, self.seed)
+            setting = None if reason else propose(self.space, record.trials, self.sampler, self.seed)
             if setting is None:
-                self.listen(Notice(text="every setting of the space was tried"))
+                self.listen(Notice(text=reason or "every setting of the space was tried"))
                 return None
             self.queue.add(setting, self.sampler)
             return self.queue.claim()
@@ -196,8 +200,9 @@ class Worker:
 
         known = self._known(setting)
         if known is not None:
-            return _replayed(known, go_on)
-        return run_trial(self.bench, setting, self.tuning, go_on, heartbeat.listening(self.progress))
+            return _replayed(known, self.pruner, go_on)
+        listening = heartbeat.listening(self.progress)
+        return run_trial(self.bench, setting, self.tuning, go_on, listening, self.pruner.first_look)
 
     def _known(self, setting: Setting) -> TrialResult | None:
         """What is already measured of a setting to the end: by a worker that died before it told, or another study."""
@@ -251,10 +256,10 @@ def finished_event(
     )
 
 
-def _replayed(known: TrialResult, go_on: Callable[[Score], bool]) -> TrialResult:
+def _replayed(known: TrialResult, pruner: Pruner, go_on: Callable[[Score], bool]) -> TrialResult:
     """A known result as the trial would have ended, pruned where it would have been: equal studies get equal trials."""
     assert known.score is not None
-    for size in look_sizes(len(known.score.nll))[:-1]:
+    for size in pruner.looks(len(known.score.nll))[:-1]:
         look = known.score.first(size)
         if not go_on(look):
             return replace(known, outcome="stopped", score=look)

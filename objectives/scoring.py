@@ -62,10 +62,10 @@ Features = Callable[[Batch], Tensor]
 Head = Callable[[Tensor], Tensor]
 
 
-def look_sizes(total: int) -> list[int]:
-    """After how many sequences a running score is given: 8, 16, 32, ... and all."""
+def look_sizes(total: int, first: int = FIRST_LOOK) -> list[int]:
+    """After how many sequences a running score is given: `first`, twice as many, ... and all."""
     sizes = []
-    size = FIRST_LOOK
+    size = first
     while size < total:
         sizes.append(size)
         size *= 2
@@ -73,7 +73,9 @@ def look_sizes(total: int) -> list[int]:
 
 
 @torch.inference_mode()
-def score(model: Any, sequences: Sequences, batch_tokens: int = BATCH_TOKENS) -> Iterator[Score]:
+def score(
+    model: Any, sequences: Sequences, batch_tokens: int = BATCH_TOKENS, first_look: int = FIRST_LOOK
+) -> Iterator[Score]:
     """Yield the score of the first 8, 16, 32, ... and finally of all sequences.
 
     Sequences are bucketed by length only within a look, so every look sees the same prefix of the fixed order.
@@ -83,11 +85,12 @@ def score(model: Any, sequences: Sequences, batch_tokens: int = BATCH_TOKENS) ->
         sequences: What to score.
         batch_tokens: Tokens run at a time; changes no sequence's value beyond rounding. Halved where memory runs out,
             down to one sequence.
+        first_look: After how many sequences to yield first; from there on they double.
     """
     features, head = _halves(model, sequences)
     nll = torch.zeros(len(sequences), dtype=torch.float64)
     tokens = torch.tensor([int(scored.sum()) for scored in sequences.scored])
-    for start, end in pairwise([0, *look_sizes(len(sequences))]):
+    for start, end in pairwise([0, *look_sizes(len(sequences), first_look)]):
         left = list(range(start, end))
         while left:
             try:

@@ -18,7 +18,7 @@ from objectives.models import Model, weights_restored
 from objectives.progress import Progress, silent
 from objectives.quantization import Keep, LayerResult, ModelSize, model_size, quantize_model, require_suitable
 from objectives.roles import Block
-from objectives.scoring import Score, score
+from objectives.scoring import FIRST_LOOK, Score, score
 from objectives.sequences import Sequences
 from quant.methods import Setting
 from storage.errors import DamagedEntryError
@@ -79,6 +79,7 @@ def run_trial(
     sequences: Sequences,
     go_on: Callable[[Score], bool] = always,
     progress: Progress = silent,
+    first_look: int = FIRST_LOOK,
 ) -> TrialResult:
     """Quantize the model by one setting, score it, and put its weights back.
 
@@ -88,6 +89,7 @@ def run_trial(
         sequences: What to score it on.
         go_on: Asked after every look but the last whether the trial is worth its next sequences.
         progress: Told how far each phase is.
+        first_look: After how many sequences `go_on` is asked first.
 
     Raises:
         InputError: If the setting does not suit the model or the text.
@@ -100,7 +102,7 @@ def run_trial(
     try:
         with quantized(bench, setting, layers, seconds, progress), timed(seconds, "score"):
             outcome: Outcome = "complete"
-            for look in score(bench.model.module, sequences):
+            for look in score(bench.model.module, sequences, first_look=first_look):
                 if not look.nll.isfinite().all():
                     outcome = "non-finite"
                     break

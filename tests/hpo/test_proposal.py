@@ -143,7 +143,7 @@ def test_presets_that_become_equal_are_tried_once() -> None:
     assert [origin for origin, _ in presets(fixed)] == ["preset balanced"]
 
 
-@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+@pytest.mark.parametrize("sampler", ["tpe"])
 def test_a_large_study_is_shown_in_part(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sampler sees what runs, the best trials, and others down to the worst, and no more than it can bear."""
     shown: list[float] = []

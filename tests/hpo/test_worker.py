@@ -19,7 +19,7 @@ from hpo.events import Event, Finished, Looked
 from hpo.ledger import Ledger
 from hpo.measuring import measure_references, require_same_machine_result
 from hpo.owner import Owner
-from hpo.pruning import PRUNERS, PrunerName
+from hpo.pruning import PRUNERS, Pruner, PrunerName
 from hpo.queue import Queue
 from hpo.record import OWNER, read_study
 from hpo.space import make_space
@@ -61,7 +61,7 @@ def make(bench: Bench, tmp_path: Path) -> Make:
             "bench": bench,
             "tuning": TEXT,
             "sampler": "gp",
-            "pruner": "paired",
+            "pruner": Pruner(),
             "seed": 0,
             "listen": listen,
             "progress": silent,
@@ -75,7 +75,7 @@ def make(bench: Bench, tmp_path: Path) -> Make:
 def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: PrunerName) -> None:
     """Twelve trials, complete or pruned, each with setting, outcome, sizes, seconds and values; no setting twice."""
     events: list[Event] = []
-    worker = make(pruner=pruner, listen=events.append)
+    worker = make(pruner=Pruner(name=pruner), listen=events.append)
     worker.work(Budget(trials=12))
     record = read_study(worker.study)
     assert len(record.trials) == 12
@@ -116,7 +116,7 @@ def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(mak
 
 def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that is given up after the first look says what it would probably have scored, against whom."""
-    monkeypatch.setattr("hpo.ledger.is_hopeless", lambda look, incumbent, clusters: True)
+    monkeypatch.setattr("hpo.ledger.is_hopeless", lambda look, incumbent, clusters, pruner: True)
     worker = make()
     worker.work(Budget(trials=6))
     record = read_study(worker.study)
@@ -173,7 +173,7 @@ def test_what_another_study_measured_is_not_measured_again_and_pruned_all_the_sa
     alone = make("alone")
     alone.work(Budget(trials=8))
     shared = ResultStore(tmp_path / "shared")
-    everything, beside = make("everything", pruner="none", store=shared), make("beside", store=shared)
+    everything, beside = make("everything", pruner=Pruner(name="none"), store=shared), make("beside", store=shared)
     everything.work(Budget(trials=8))
     measured: list[Setting] = []
     run_trial = worker_module.run_trial
@@ -263,7 +263,7 @@ def test_a_storage_that_comes_back_costs_no_result(make: Make, monkeypatch: pyte
 
 def test_most_of_twenty_failures_stop_a_study(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """One success at first does not keep a broken study alive."""
-    worker = make(sampler="random", pruner="none")
+    worker = make(sampler="random", pruner=Pruner(name="none"))
     worker.work(Budget(trials=2))
     monkeypatch.setattr(worker_module, "run_trial", results("non-finite"))
     with pytest.raises(RunError, match="of the last 20 trials of study 's' failed"):
@@ -397,7 +397,7 @@ def test_kept_rows_are_measured_against_the_plain_choice_and_against_groups_of_n
 
 def test_kept_rows_are_pruned_against_trials_of_equal_bits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first trial of every share is measured to the end, whatever trials with more rows in 16 bit have reached."""
-    monkeypatch.setattr("hpo.ledger.is_hopeless", lambda look, incumbent, clusters: True)
+    monkeypatch.setattr("hpo.ledger.is_hopeless", lambda look, incumbent, clusters, pruner: True)
     worker = make()
     space = make_space(Setting(method="praq-mixed", n_calib=8), {"n_calib": 8, "keep_ratio": "0.1,0.2,0.3"})
     mixed = make(queue=Queue(study=worker.study, storage=worker.queue.storage, space=space))

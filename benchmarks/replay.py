@@ -1,0 +1,326 @@
+"""Studies replayed on tables of truth: the searches that are compared, and a clock of evaluated tokens.
+
+A search suggests a setting, which snaps to the nearest setting of the table that it has not had; its sequences are
+then read from the table, look by look, as a worker would measure them. Ours is the product's own code, `propose` and
+`is_hopeless`; the others are Optuna's samplers and pruners as they come. Every replicate has its own seed and its own
+order of the sequences.
+"""
+
+import heapq
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import Trial
+
+from benchmarks.truth import Text, Truth
+from hpo.ledger import MOST_OTHERS
+from hpo.proposal import SamplerName, propose
+from hpo.pruning import Incumbent, Pruner, estimate, is_hopeless, usual_spread
+from hpo.record import TrialRecord
+from hpo.space import Space
+from objectives.scoring import Score, look_sizes
+from quant.methods import Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """One trial of a replay.
+
+    Attributes:
+        row: Its setting in the table.
+        read: Sequences that were read for it.
+        complete: Whether these are all.
+        tokens: That the whole study had evaluated when it ended, as a share of one full trial's.
+    """
+
+    row: int
+    read: int
+    complete: bool
+    tokens: float
+
+
+class Search(Protocol):
+    """Something that looks for the best setting of a table."""
+
+    def ask(self) -> int | None:
+        """The row to measure next; None when there is none left."""
+
+    def go_on(self, row: int, read: int) -> bool:
+        """Whether a trial is worth its next sequences."""
+
+    def tell(self, row: int, read: int) -> None:
+        """A trial has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """What a replicate searches: a table, its sequences in the replicate's own order."""
+
+    truth: Truth
+    text: Text
+
+    @property
+    def sequences(self) -> int:
+        """Of a full trial."""
+        return len(self.text.tokens)
+
+    @property
+    def regret(self) -> NDArray[np.float64]:
+        """Of every setting: percent of perplexity above the table's best."""
+        return np.asarray(100 * np.expm1(self.text.mean_nll - self.text.mean_nll.min()))
+
+
+def field(truth: Truth, seed: int, text: int = 0) -> Field:
+    """The table with the sequences of one of its texts in an order of their own."""
+    found = truth.texts[text]
+    order = np.random.default_rng((seed, 1)).permutation(len(found.tokens))
+    return Field(
+        truth=truth,
+        text=replace(
+            found,
+            tokens=found.tokens[order],
+            clusters=found.clusters[order],
+            nll=found.nll[:, order],
+            references=found.references[:, order],
+        ),
+    )
+
+
+class Snap:
+    """Rows of a table by nearness in the unit cube, each given out once."""
+
+    def __init__(self, truth: Truth) -> None:
+        self._truth = truth
+        self._free = np.ones(len(truth.settings), dtype=bool)
+
+    def nearest(self, setting: Setting) -> int | None:
+        """The nearest row that was not given out yet."""
+        if not self._free.any():
+            return None
+        dimensions = self._truth.space.dimensions
+        point = np.array([one.fraction(getattr(setting, one.name)) for one in dimensions])
+        distance = np.where(self._free, ((self._truth.points - point) ** 2).sum(axis=1), np.inf)
+        return self.take(int(distance.argmin()))
+
+    def take(self, row: int) -> int:
+        """Give out this very row."""
+        self._free[row] = False
+        return row
+
+    @property
+    def left(self) -> list[int]:
+        """What was not given out."""
+        return [int(row) for row in np.flatnonzero(self._free)]
+
+
+Proposer = Callable[[Space, list[TrialRecord], int], Setting | None]
+Verdict = Callable[[Score, Score, NDArray[np.int64]], bool]
+
+
+def proposer(sampler: SamplerName) -> Proposer:
+    """The product's, with one of its samplers."""
+    return lambda space, trials, seed: propose(space, trials, sampler, seed)
+
+
+class Ours:
+    """The product: presets first, then what it proposes; the paired pruner."""
+
+    def __init__(
+        self,
+        field: Field,
+        seed: int,
+        suggest: Proposer,
+        pruner: Pruner,
+        with_presets: bool = True,
+    ) -> None:
+        self._field, self._seed, self._suggest, self._pruner = field, seed, suggest, pruner
+        self._snap = Snap(field.truth)
+        self._trials: list[TrialRecord] = []
+        self._queue = list(range(field.truth.presets)) if with_presets else []
+
+    def ask(self) -> int | None:
+        if self._queue:
+            row = self._snap.take(self._queue.pop(0))
+        else:
+            setting = self._suggest(self._field.truth.space, self._trials, self._seed)
+            found = None if setting is None else self._snap.nearest(setting)
+            if found is None:
+                return None
+            row = found
+        self._trials.append(_running(len(self._trials), row, self._field.truth.settings[row]))
+        return row
+
+    def go_on(self, row: int, read: int) -> bool:
+        incumbent = self._incumbent()
+        if incumbent is None or self._pruner.name == "none":
+            return True
+        look = self._field.text.score(row).first(read)
+        return not is_hopeless(look, incumbent, self._field.text.clusters, self._pruner)
+
+    def tell(self, row: int, read: int) -> None:
+        number = next(index for index, trial in enumerate(self._trials) if trial.result == str(row))
+        score = self._field.text.score(row).first(read)
+        if read == self._field.sequences:
+            ended = replace(self._trials[number], state="COMPLETE", perplexity=score.perplexity)
+        else:
+            incumbent = self._incumbent()
+            found = None if incumbent is None else estimate(score, incumbent, self._field.text.clusters)
+            ended = replace(self._trials[number], state="PRUNED", estimate=found)
+        self._trials[number] = ended
+
+    def _incumbent(self) -> Incumbent | None:
+        complete = [trial for trial in self._trials if trial.state == "COMPLETE"]
+        if not complete:
+            return None
+        best, *others = sorted(complete, key=lambda trial: (trial.perplexity, trial.number))
+        text = self._field.text
+        score = text.score(int(best.result or 0))
+        compared = [text.score(int(trial.result or 0)) for trial in others[:MOST_OTHERS]]
+        compared += [text.reference(number) for number in range(1, len(text.references))]
+        usual = usual_spread(compared, score, text.clusters.tolist())
+        return Incumbent(number=best.number, score=score, usual=usual)
+
+
+class Optunas:
+    """One of Optuna's samplers with one of its pruners, in a study of its own, as their documentation uses them."""
+
+    def __init__(self, field: Field, sampler: BaseSampler, pruner: BasePruner, per_sequence: bool = False) -> None:
+        self._field, self._per_sequence = field, per_sequence
+        self._snap = Snap(field.truth)
+        self._study = optuna.create_study(sampler=sampler, pruner=pruner)
+        self._running: dict[int, Trial] = {}
+        self._told: dict[int, int] = {}
+
+    def ask(self) -> int | None:
+        space = self._field.truth.space
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            suggestion = self._study.ask(space.distributions)
+        # The suggestion is replaced by its nearest neighbour; a failed trial is nothing to samplers and pruners.
+        self._study.tell(suggestion, state=optuna.trial.TrialState.FAIL)
+        row = self._snap.nearest(space.setting(suggestion.params))
+        if row is None:
+            return None
+        self._study.enqueue_trial(space.params(self._field.truth.settings[row]))
+        self._running[row] = self._study.ask(space.distributions)
+        self._told[row] = 0
+        return row
+
+    def go_on(self, row: int, read: int) -> bool:
+        self._report(row, read)
+        return not self._running[row].should_prune()
+
+    def tell(self, row: int, read: int) -> None:
+        if read == self._field.sequences:
+            self._report(row, read)
+            self._study.tell(self._running.pop(row), self._field.text.score(row).perplexity)
+        else:
+            self._study.tell(self._running.pop(row), state=optuna.trial.TrialState.PRUNED)
+
+    def _report(self, row: int, read: int) -> None:
+        score = self._field.text.score(row).first(read)
+        if self._per_sequence:
+            means = (score.nll / score.tokens).tolist()
+            for index in range(self._told[row], read):
+                self._running[row].report(means[index], index)
+            self._told[row] = read
+        else:
+            self._running[row].report(score.perplexity, read)
+
+
+class Fixed:
+    """Rows in a given order, all measured to the end, or given up by `hopeless`."""
+
+    def __init__(self, rows: list[int]) -> None:
+        self._rows = list(rows)
+
+    def ask(self) -> int | None:
+        return self._rows.pop(0) if self._rows else None
+
+    def go_on(self, row: int, read: int) -> bool:
+        return True
+
+    def tell(self, row: int, read: int) -> None:
+        pass
+
+
+def replay(search: Search, field: Field, most_tokens: float, most_trials: int, workers: int = 1) -> list[Ended]:
+    """Run a search until the study has evaluated so many full trials' tokens, or started so many trials.
+
+    Workers run side by side; a trial takes as long as its tokens, so quantizing counts nothing.
+    """
+    looks = look_sizes(field.sequences)
+    spent = np.concatenate([[0.0], np.cumsum(field.text.tokens) / field.text.tokens.sum()])
+    ended: list[Ended] = []
+    evaluated, started = 0.0, 0
+    events: list[tuple[float, int, int, int]] = []  # time, order, row, number of the look that ends then
+
+    def start(now: float) -> None:
+        nonlocal started
+        if started >= most_trials or evaluated >= most_tokens:
+            return
+        row = search.ask()
+        if row is not None:
+            heapq.heappush(events, (now + spent[looks[0]], started, row, 0))
+            started += 1
+
+    for _ in range(workers):
+        start(0.0)
+    while events and evaluated < most_tokens:
+        now, order, row, look = heapq.heappop(events)
+        read = looks[look]
+        evaluated += float(spent[read] - (spent[looks[look - 1]] if look else 0.0))
+        complete = read == field.sequences
+        if not complete and search.go_on(row, read):
+            heapq.heappush(events, (now + float(spent[looks[look + 1]] - spent[read]), order, row, look + 1))
+            continue
+        search.tell(row, read)
+        ended.append(Ended(row=row, read=read, complete=complete, tokens=evaluated))
+        start(now)
+    return ended
+
+
+def regret_curve(ended: list[Ended], field: Field, at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Regret of the best completed trial, in percent, when so many full trials' tokens were evaluated."""
+    regret = field.regret
+    curve = np.full(len(at), np.inf)
+    for one in ended:
+        if one.complete:
+            curve[at >= one.tokens - 1e-9] = np.minimum(curve[at >= one.tokens - 1e-9], regret[one.row])
+    return curve
+
+
+def best_was_pruned(ended: list[Ended], field: Field) -> bool:
+    """Whether the best of the trials that a study evaluated was given up."""
+    best = min(ended, key=lambda one: float(field.text.mean_nll[one.row]))
+    return not best.complete
+
+
+def _running(number: int, row: int, setting: Setting) -> TrialRecord:
+    return TrialRecord(
+        name=f"trial {number}",
+        setting=setting,
+        perplexity=None,
+        result=str(row),
+        bits_per_weight=None,
+        model_bytes=None,
+        seconds={},
+        number=number,
+        state="RUNNING",
+        params={},
+        origin="sampler",
+        outcome=None,
+        estimate=None,
+        reason=None,
+        running={},
+        tokens=0,
+        started=None,
+        finished=None,
+    )

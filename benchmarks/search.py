@@ -1,0 +1,276 @@
+"""Which search finds the best setting with the fewest evaluated tokens: replays on the tables of truth.
+
+Part `pruners`: the same random settings under every pruner. Part `samplers`: whole searches. Parts can be run alone;
+what is done is kept in --work and not done again, so an interrupted run goes on.
+
+    python benchmarks/search.py --replicates 40 --json search.json --plots DIR
+    python benchmarks/search.py --part pruners --replicates 200
+"""
+
+import argparse
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import joblib
+import matplotlib
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.trial import TrialState
+
+from benchmarks.replay import (
+    Ended,
+    Field,
+    Fixed,
+    Optunas,
+    Ours,
+    Proposer,
+    Search,
+    best_was_pruned,
+    field,
+    proposer,
+    regret_curve,
+    replay,
+)
+from benchmarks.truth import Truth, load, table_path
+from hpo.proposal import STARTUP_TRIALS, Model, propose, suggestion
+from hpo.pruning import Pruner, PrunerName, optuna_pruner
+from hpo.record import TrialRecord
+from hpo.space import Space
+from quant.methods import Setting
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Make = Callable[[Field, int], Search]
+MakeSampler = Callable[[int], optuna.samplers.BaseSampler]
+MOST_TRIALS, MOST_TOKENS = 100, 40.0
+AT = np.arange(1.0, MOST_TOKENS + 0.5, 0.5)
+TARGET = 0.05
+OPTUNA_PRUNERS: tuple[PrunerName, ...] = ("median", "wilcoxon", "hyperband")
+
+
+def _random(number: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=number)
+
+
+def _tpe(number: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(seed=number)
+
+
+def _gp(number: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.GPSampler(seed=number, warn_independent_sampling=False)
+
+
+def _optuna(
+    sampler: Callable[[int], optuna.samplers.BaseSampler], pruner: PrunerName, where: Field, seed: int
+) -> Search:
+    per_sequence = pruner == "wilcoxon"
+    return Optunas(where, sampler(seed), optuna_pruner(Pruner(name=pruner), where.sequences), per_sequence)
+
+
+def _ours(suggest: Proposer, pruner: Pruner, where: Field, seed: int) -> Search:
+    return Ours(where, seed, suggest, pruner)
+
+
+def optunas_gp(space: Space, trials: list[TrialRecord], seed: int) -> Setting:
+    """Our start-up and estimates, shown to Optuna's Gaussian process."""
+    if len(trials) < STARTUP_TRIALS:
+        found = propose(space, trials, "qmc", seed)
+        assert found is not None
+        return found
+    return suggestion(space, trials, Model(make=_gp, pruned_as=TrialState.COMPLETE, most=100), seed + len(trials))
+
+
+def pruner_searches() -> dict[str, Make]:
+    """Random settings, no presets: what differs is who gives trials up."""
+    found: dict[str, Make] = {"none": partial(_optuna, _random, "none")}
+    found |= {name: partial(_optuna, _random, name) for name in OPTUNA_PRUNERS}
+    for error in (0.2, 0.1, 0.05, 0.02, 0.01, 0.005):
+        found[f"paired {error:g}"] = partial(_paired, error)
+    return found
+
+
+def _paired(error: float, where: Field, seed: int) -> Search:
+    return Ours(where, seed, proposer("random"), Pruner(error=error), with_presets=False)
+
+
+def sampler_searches() -> dict[str, Make]:
+    """Whole searches, ours and Optuna's."""
+    found: dict[str, Make] = {
+        "ours": partial(_ours, proposer("gp"), Pruner()),
+        "ours, Optuna GP": partial(_ours, optunas_gp, Pruner()),
+        "ours, TPE": partial(_ours, proposer("tpe"), Pruner()),
+        "ours, random": partial(_ours, proposer("random"), Pruner()),
+        "ours, no pruner": partial(_ours, proposer("gp"), Pruner(name="none")),
+        "presets": lambda where, seed: Fixed(list(range(where.truth.presets))),
+        "random": partial(_optuna, _random, "none"),
+    }
+    for pruner in OPTUNA_PRUNERS:
+        found[f"TPE, {pruner}"] = partial(_optuna, _tpe, pruner)
+        found[f"GP, {pruner}"] = partial(_optuna, _gp, pruner)
+    return found
+
+
+@cache
+def _table(model: str, group_size: int) -> Truth:
+    return load(model, group_size)
+
+
+def run_one(part: str, name: str, model: str, group_size: int, number: int, workers: int, work: Path) -> dict[str, Any]:
+    """One replicate, or what is kept of it."""
+    key = f"{part}|{name}|{model}|{group_size}|{number}|{workers}"
+    path = work / f"{zlib.crc32(key.encode()):08x}-{part}.json"
+    if path.exists() and (kept := json.loads(path.read_text()))["key"] == key:
+        return dict(kept)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    make = {"pruners": pruner_searches, "samplers": sampler_searches}[part]()[name]
+    where = field(_table(model, group_size), number)
+    most_trials = 40 if part == "pruners" else MOST_TRIALS
+    ended = replay(make(where, number), where, MOST_TOKENS, most_trials, workers)
+    found = {"key": key, "part": part, "name": name, "model": model, "group_size": group_size, "workers": workers}
+    found |= summary(ended, where)
+    path.write_text(json.dumps(found))
+    return found
+
+
+def summary(ended: list[Ended], where: Field) -> dict[str, Any]:
+    """What is kept of a replicate."""
+    curve = regret_curve(ended, where, AT)
+    reached = [one.tokens for one in ended if one.complete and where.regret[one.row] <= TARGET]
+    by_trial = np.minimum.accumulate([where.regret[one.row] if one.complete else np.inf for one in ended])
+    return {
+        "curve": [None if np.isinf(value) else round(float(value), 5) for value in curve],
+        "by_trial": [None if np.isinf(value) else round(float(value), 5) for value in by_trial],
+        "tokens": ended[-1].tokens,
+        "trials": len(ended),
+        "pruned": sum(not one.complete for one in ended),
+        "reached": min(reached, default=None),
+        "final": float(by_trial[-1]),
+        "best_pruned": best_was_pruned(ended, where),
+        "best_pruned_percent": best_pruned_percent(ended, where),
+    }
+
+
+def best_pruned_percent(ended: list[Ended], where: Field) -> float:
+    """How much better than the best completed trial the best evaluated one was; 0 where that was completed."""
+    everything = min(where.regret[one.row] for one in ended)
+    return float(min((where.regret[one.row] for one in ended if one.complete), default=np.inf) - everything)
+
+
+def quantiles(values: list[float], probabilities: tuple[float, ...] = (0.05, 0.5, 0.95)) -> list[float]:
+    """Of values of which some may be infinite."""
+    return [float(one) for one in np.quantile(np.array(values), probabilities, method="inverted_cdf")]
+
+
+def curves(found: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """All curves of one search, `[replicates, tokens]`."""
+    return np.array([[np.inf if value is None else value for value in one["curve"]] for one in found])
+
+
+def table_of(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row: a search over all its replicates."""
+    reached = [np.inf if one["reached"] is None else one["reached"] for one in found]
+    all_curves = curves(found)
+    return {
+        "replicates": len(found),
+        "regret": {f"{at:g}": quantiles(list(all_curves[:, int(np.searchsorted(AT, at))])) for at in (5, 10, 20, 40)},
+        "tokens_to_target": quantiles(reached),
+        "tokens": float(np.mean([one["tokens"] for one in found])),
+        "trials": float(np.mean([one["trials"] for one in found])),
+        "pruned": float(np.sum([one["pruned"] for one in found]) / np.sum([one["trials"] for one in found])),
+        "best_pruned": float(np.mean([one["best_pruned"] for one in found])),
+        "best_pruned_percent": float(np.mean([one["best_pruned_percent"] for one in found])),
+        "final": quantiles([one["final"] for one in found]),
+    }
+
+
+def shown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table as Markdown."""
+    head = (
+        "| search | regret at 5 | at 10 | at 20 | at 40 | tokens to 0.05 % | tokens | trials | pruned | best pruned |"
+    )
+    lines = [head, "|---|" + "---|" * (head.count("|") - 2)]
+    for name, row in rows.items():
+        cells = [f"{q[1]:.3f} [{q[0]:.3f}, {q[2]:.3f}]" for q in row["regret"].values()]
+        low, middle, high = row["tokens_to_target"]
+        cells += [f"{middle:.1f} [{low:.1f}, {high:.1f}]", f"{row['tokens']:.1f}", f"{row['trials']:.0f}"]
+        cells += [
+            f"{100 * row['pruned']:.0f} %",
+            f"{100 * row['best_pruned']:.1f} % ({row['best_pruned_percent']:.3f})",
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: Mapping[str, list[dict[str, Any]]], title: str, path: Path) -> None:
+    """Median regret and 90 % band against evaluated tokens."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, replicates in found.items():
+        band = np.array([quantiles(list(column)) for column in curves(replicates).T])
+        (line,) = axes.plot(AT, np.where(np.isfinite(band[:, 1]), band[:, 1], np.nan), label=name)
+        low, high = (np.where(np.isfinite(band[:, side]), band[:, side], np.nan) for side in (0, 2))
+        axes.fill_between(AT, low, high, color=line.get_color(), alpha=0.08)
+    axes.set(xlabel="tokens evaluated, in full trials", ylabel="perplexity above the best setting, %", title=title)
+    axes.set_yscale("symlog", linthresh=0.02)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("pruners", "samplers"), action="append")
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--group-sizes", default="32,64,128,256")
+    parser.add_argument("--replicates", type=int, default=40)
+    parser.add_argument("--workers", default="1")
+    parser.add_argument("--only", help="searches whose names begin so, comma-separated by semicolons")
+    parser.add_argument("--work", type=Path, default=Path("search-work"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plots", type=Path)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    sizes = [int(size) for size in options.group_sizes.split(",")]
+    sizes = [size for size in sizes if table_path(options.model, size).exists()]
+    out: dict[str, Any] = {}
+    for part in options.part or ("pruners", "samplers"):
+        names = list({"pruners": pruner_searches, "samplers": sampler_searches}[part]())
+        if options.only:
+            names = [name for name in names if any(name.startswith(one) for one in options.only.split(";"))]
+        for workers in map(int, options.workers.split(",")):
+            jobs = [
+                joblib.delayed(run_one)(part, name, options.model, size, number, workers, options.work)
+                for name in names
+                for size in sizes
+                for number in range(options.replicates)
+            ]
+            results = joblib.Parallel(n_jobs=options.jobs)(jobs)
+            for size in sizes:
+                found = {
+                    name: [one for one in results if one["name"] == name and one["group_size"] == size]
+                    for name in names
+                }
+                title = f"{part}: {options.model}, group size {size}, {workers} workers"
+                rows = {name: table_of(replicates) for name, replicates in found.items()}
+                out[title] = rows
+                print(f"\n### {title}\n\n{shown(rows)}", flush=True)
+                if options.plots:
+                    options.plots.mkdir(parents=True, exist_ok=True)
+                    plot(found, title, options.plots / f"{part}-{options.model}-g{size}-w{workers}.png")
+    if options.json:
+        options.json.write_text(json.dumps(out, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Tables of truth: many settings measured to the end, so that searches can be replayed on them in milliseconds.
+
+For each group size the settings are a scrambled Sobol sequence over the original space (beta, tau, n_grid, n_calib),
+after the presets as the space allows them. Every setting is scored on the same sequences of every text. A table keeps
+the negative log-likelihood of every sequence, and the losses that the search for alpha ended with.
+
+Measured results are kept below --cache as trials are, so an interrupted run goes on where it stopped, and several
+processes started with the same command share the work out.
+
+    python benchmarks/truth.py --model bundled --group-sizes 32,64,128,256 --settings 400
+    python benchmarks/truth.py --model DIR --name smollm2 --group-sizes 64 --settings 60 \
+        --calib-data wikitext2.test.raw --data c4.jsonl.gz --sequences 48 --seq-len 512
+"""
+
+import argparse
+import itertools
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpo.measuring import REFERENCE_METHODS, measure_all
+from hpo.proposal import presets, sobol
+from hpo.space import Space, make_space
+from objectives.evaluation import BenchPlan, load_bench
+from objectives.memory import keep_freed_memory
+from objectives.models import ModelPlan
+from objectives.scoring import Score
+from objectives.sequences import Sequences, TextPlan
+from objectives.trial import TrialResult
+from quant.methods import Setting
+from storage.paths import Paths
+from storage.results import ResultStore
+
+DIRECTORY = Path(__file__).resolve().parent / "truth"
+SEARCHED = ("beta", "tau", "n_grid", "n_calib")
+BUNDLED_TEXTS = "bundled:docstrings,bundled:topics"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What was measured on one text.
+
+    Attributes:
+        source: Its name.
+        tokens: Scored tokens, int64 `[sequences]`.
+        clusters: The document that each sequence comes from, int64 `[sequences]`.
+        nll: Nats summed over each sequence's targets, float64 `[settings, sequences]`.
+        references: The same of the reference methods, in the order of `REFERENCE_METHODS`, after full precision.
+    """
+
+    source: str
+    tokens: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+    nll: NDArray[np.float64]
+    references: NDArray[np.float64]
+
+    @cached_property
+    def mean_nll(self) -> NDArray[np.float64]:
+        """Nats per target of every setting."""
+        return np.asarray(self.nll.sum(axis=1) / self.tokens.sum())
+
+    def score(self, index: int) -> Score:
+        """Of one setting, as a trial has it."""
+        return Score(nll=torch.from_numpy(self.nll[index]), tokens=torch.from_numpy(self.tokens))
+
+    def reference(self, index: int) -> Score:
+        """Of full precision, or of one of the reference methods."""
+        return Score(nll=torch.from_numpy(self.references[index]), tokens=torch.from_numpy(self.tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """One group size of one model.
+
+    Attributes:
+        model: Its name.
+        space: What the settings were drawn from.
+        settings: The presets first.
+        presets: How many of them are presets.
+        loss: Summed over all Linears, of nearest rounding and of the choice, float64 `[settings, 2]`.
+        log_gain: Mean over all Linears of `log(loss / nearest loss)`, float64 `[settings]`.
+        texts: By what was measured on them; the first is the tuning text.
+    """
+
+    model: str
+    space: Space
+    settings: tuple[Setting, ...]
+    presets: int
+    loss: NDArray[np.float64]
+    log_gain: NDArray[np.float64]
+    texts: tuple[Text, ...]
+
+    @property
+    def group_size(self) -> int:
+        """Of all settings."""
+        return self.space.base.group_size
+
+    @cached_property
+    def points(self) -> NDArray[np.float64]:
+        """Where each setting lies in the unit cube of the space, `[settings, dimensions]`."""
+        dimensions = self.space.dimensions
+        return np.array([[one.fraction(getattr(setting, one.name)) for one in dimensions] for setting in self.settings])
+
+
+def table_path(model: str, group_size: int) -> Path:
+    """Where a table lies."""
+    return DIRECTORY / f"{model}-g{group_size}.npz"
+
+
+def save(truth: Truth) -> Path:
+    """Write a table, compressed; NLL in float32, whose error of a sum is below 1e-5 nats per token."""
+    DIRECTORY.mkdir(exist_ok=True)
+    arrays: dict[str, NDArray[np.generic]] = {
+        "settings": np.array([[getattr(one, name) for name in SEARCHED] for one in truth.settings]),
+        "presets": np.array(truth.presets),
+        "group_size": np.array(truth.group_size),
+        "n_calib": np.array(truth.space.sizes("n_calib")),
+        "loss": truth.loss,
+        "log_gain": truth.log_gain,
+        "sources": np.array([text.source for text in truth.texts]),
+    }
+    for number, text in enumerate(truth.texts):
+        for name in ("nll", "references"):
+            arrays[f"{name}{number}"] = getattr(text, name).astype(np.float32)
+        arrays |= {f"{name}{number}": getattr(text, name) for name in ("tokens", "clusters")}
+    path = table_path(truth.model, truth.group_size)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def load(model: str, group_size: int) -> Truth:
+    """The inverse of `save`."""
+    with np.load(table_path(model, group_size)) as arrays:
+        n_calib = ",".join(str(size) for size in arrays["n_calib"])
+        space = make_space(Setting(), {"group_size": int(arrays["group_size"]), "n_calib": n_calib})
+        settings = [
+            replace(space.base, beta=float(beta), tau=float(tau), n_grid=int(n_grid), n_calib=int(samples))
+            for beta, tau, n_grid, samples in arrays["settings"]
+        ]
+        return Truth(
+            model=model,
+            space=space,
+            settings=tuple(settings),
+            presets=int(arrays["presets"]),
+            loss=arrays["loss"],
+            log_gain=arrays["log_gain"],
+            texts=tuple(
+                Text(
+                    source=str(source),
+                    tokens=arrays[f"tokens{number}"],
+                    clusters=arrays[f"clusters{number}"],
+                    nll=arrays[f"nll{number}"].astype(np.float64),
+                    references=arrays[f"references{number}"].astype(np.float64),
+                )
+                for number, source in enumerate(arrays["sources"])
+            ),
+        )
+
+
+def drawn(space: Space, count: int, seed: int = 0) -> tuple[list[Setting], int]:
+    """The presets and `count` Sobol settings of a space, and how many are presets."""
+    known = [setting for _, setting in presets(space)]
+    return [*known, *itertools.islice(sobol(space, seed), count)], len(known)
+
+
+def said(phase: str, done: int, total: int) -> None:
+    """Progress of settings, not of their phases."""
+    if phase.startswith("measuring"):
+        print(f"\r{phase} {done}/{total}", end="", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--name", help="of the table (default: the model's)")
+    parser.add_argument("--calib-data", help="default: the first of --data")
+    parser.add_argument("--data", default=BUNDLED_TEXTS)
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--n-calib", default="16..128")
+    parser.add_argument("--group-sizes", default="32,64,128,256")
+    parser.add_argument("--settings", type=int, default=400)
+    parser.add_argument("--cache", type=Path)
+    options = parser.parse_args()
+    keep_freed_memory()
+    paths = Paths(options.cache) if options.cache else Paths.default()
+    sources = options.data.split(",")
+    most = max(make_space(Setting(), {"n_calib": options.n_calib}).sizes("n_calib"))
+    length = options.seq_len
+    plan = BenchPlan(
+        model=ModelPlan(name=options.model),
+        calibration=TextPlan(source=options.calib_data or sources[0], part="calibration", count=most, length=length),
+        data=tuple(TextPlan(source=one, part="tuning", count=options.sequences, length=length) for one in sources),
+    )
+    bench, texts = load_bench(plan, paths)
+    store = ResultStore(paths.results)
+    for group_size in map(int, options.group_sizes.split(",")):
+        space = make_space(Setting(), {"group_size": group_size, "n_calib": options.n_calib})
+        settings, known = drawn(space, options.settings)
+        plain = replace(Setting(), group_size=group_size)
+        beside = [None, *(replace(plain, method=method) for method in REFERENCE_METHODS)]
+        results = measure_all(bench, store, [*beside, *settings], texts, said)
+        truth = assemble(options.name or options.model, space, settings, known, results, texts)
+        print(f"\n{save(truth)}: {len(settings)} settings, {len(texts[0])} sequences per text", flush=True)
+
+
+def assemble(
+    model: str,
+    space: Space,
+    settings: list[Setting],
+    known: int,
+    results: list[list[TrialResult]],
+    texts: list[Sequences],
+) -> Truth:
+    """A table from what was measured of full precision, of the references and of the settings, in this order."""
+    beside = 1 + len(REFERENCE_METHODS)
+    losses = [np.array([(one.nearest_loss, one.loss) for one in found[0].layers]) for found in results[beside:]]
+    gains = [np.log(np.maximum(one[:, 1], 1e-30) / np.maximum(one[:, 0], 1e-30)).mean() for one in losses]
+    nll = [np.array([_nll(found[number]) for found in results]) for number in range(len(texts))]
+    return Truth(
+        model=model,
+        space=space,
+        settings=tuple(settings),
+        presets=known,
+        loss=np.array([one.sum(axis=0) for one in losses]),
+        log_gain=np.array(gains),
+        texts=tuple(
+            Text(
+                source=text.source,
+                tokens=np.array([int(mask.sum()) for mask in text.scored]),
+                clusters=np.array(text.clusters),
+                nll=values[beside:],
+                references=values[:beside],
+            )
+            for text, values in zip(texts, nll, strict=True)
+        ),
+    )
+
+
+def _nll(result: TrialResult) -> NDArray[np.float64]:
+    assert result.score is not None
+    return result.score.nll.numpy()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""When a study has seen enough: before its budget is used up, nothing better is to be expected.
+
+Responsible for the two rules of `--patience` and `--until converged`. May assume that proposals and verdicts compare at
+equal bits, so each footprint is judged by its own trials.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpo.acquisition import consider, is_informative, promises
+from hpo.footprint import Footprint, footprint_of
+from hpo.proposal import STARTUP_TRIALS, sobol
+from hpo.record import ENDED, StudyRecord, TrialRecord
+from hpo.space import Space
+from objectives.errors import InputError
+from objectives.kept import recall_result
+from objectives.paired import paired_difference
+from storage.results import ResultStore
+
+# Pairs of good trials whose differences say how exactly two settings are told apart.
+COMPARED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """When to stop early.
+
+    Attributes:
+        converged: Once the improvement that is expected of any setting is below the paired noise.
+        patience: Once so many trials in a row improved on nothing; None for never.
+    """
+
+    converged: bool = False
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"--patience {self.patience} is not at least 1")
+
+
+def reason_to_stop(
+    stopping: Stopping, space: Space, record: StudyRecord, store: ResultStore, clusters: Sequence[int], seed: int
+) -> str | None:
+    """Why no further trial is worth its time, in one sentence; None while one is.
+
+    Args:
+        stopping: The rules.
+        space: Of the study.
+        record: The study as it stands.
+        store: Where its values per sequence are.
+        clusters: For each sequence of the tuning text the document it comes from.
+        seed: Of the study.
+    """
+    if stopping.patience is not None and without_improvement(record.counted) >= stopping.patience:
+        return f"none of the last {stopping.patience} trials improved on the best of its bits (--patience)"
+    if stopping.converged and has_converged(space, record, store, clusters, seed):
+        return "what any setting may be expected to gain is below the paired noise (--until converged)"
+    return None
+
+
+def without_improvement(trials: Sequence[TrialRecord]) -> int:
+    """How many trials have ended since one was better than all before it of its footprint."""
+    bests: dict[object, float] = {}
+    count = 0
+    for trial in trials:
+        if trial.state not in ENDED:
+            continue
+        count += 1
+        if trial.perplexity is not None and trial.perplexity < bests.get(trial.footprint, math.inf):
+            bests[trial.footprint] = trial.perplexity
+            count = 0
+    return count
+
+
+def has_converged(space: Space, record: StudyRecord, store: ResultStore, clusters: Sequence[int], seed: int) -> bool:
+    """Whether at every footprint the largest expected improvement is below the error of a paired difference there."""
+    known = [trial for trial in record.trials if is_informative(trial)]
+    if len(known) < STARTUP_TRIALS:
+        return False
+    tried = {trial.setting.canonical() for trial in record.trials if trial.setting is not None}
+    considered = consider(space, record.trials, sobol(space, seed), seed)
+    untried = [setting for setting in considered if setting.canonical() not in tried]
+    gains: dict[Footprint, float] = {}
+    for promise in promises(space, record.trials, untried):
+        gains.setdefault(footprint_of(promise.setting), promise.improvement)
+    return all(gain < paired_noise(record, footprint, store, clusters) for footprint, gain in gains.items())
+
+
+def paired_noise(record: StudyRecord, footprint: Footprint, store: ResultStore, clusters: Sequence[int]) -> float:
+    """Standard error of the difference between good trials of one footprint, in nats per token; 0 below two trials."""
+    good = [trial for trial in record.complete if trial.footprint == footprint and trial.result][: 1 + COMPARED]
+    scores = [recall_result(store, str(trial.result)).score for trial in good]
+    if len(scores) < 2:
+        return 0.0
+    best, *others = scores
+    assert best is not None
+    errors = [paired_difference(score, best, clusters).standard_error for score in others if score is not None]
+    return float(np.median(errors))

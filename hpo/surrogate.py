@@ -1,0 +1,85 @@
+"""What a study may expect of settings that it has not tried: a Gaussian process over the unit cube of the space.
+
+Responsible for a mean and a deviation of the value at any point, from values that are known more or less exactly, and
+for the improvement to be expected there (Jones, Schonlau & Welch 1998, Journal of Global Optimization 13). Knows
+points and numbers, no trials. May assume that smaller values are better.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+Array = NDArray[np.float64]
+# In widths of the cube: nothing that a few dozen trials can tell varies faster, and what varies slower is a slope.
+LENGTHS = (0.1, 10.0)
+# Share of the values' variance that neighbours do not explain: rounding is chaotic in small things.
+ROUGHNESS = (1e-6, 1.0)
+LEAST_SPREAD = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """A fitted process.
+
+    Attributes:
+        process: On values that were shifted by `center` and divided by `scale`.
+        center: In the values' unit.
+        scale: In the values' unit.
+    """
+
+    process: GaussianProcessRegressor
+    center: float
+    scale: float
+
+    def predict(self, points: Array) -> tuple[Array, Array]:
+        """Mean and deviation of what would be measured at points `[n, dimensions]`, both `[n]`."""
+        mean, deviation = self.process.predict(points, return_std=True)
+        return self.center + self.scale * mean, self.scale * deviation
+
+    def believing(self, points: Array) -> "Surrogate":
+        """The same process once `points` were measured as it expects them: nobody need look there again.
+
+        With several workers, each then looks elsewhere (Ginsbourger, Le Riche & Carraro 2010, "Kriging Believer").
+        """
+        expected = self.process.predict(points)
+        known = GaussianProcessRegressor(
+            self.process.kernel_, alpha=np.append(self.process.alpha, np.full(len(points), 1e-10)), optimizer=None
+        )
+        known.fit(np.vstack([self.process.X_train_, points]), np.append(self.process.y_train_, expected))
+        return Surrogate(process=known, center=self.center, scale=self.scale)
+
+    def improvement(self, points: Array, best: Array | float) -> Array:
+        """Expected improvement on `best` (one number, or one per point) at points `[n, dimensions]`."""
+        mean, deviation = self.predict(points)
+        return expected_improvement(mean, deviation, best)
+
+
+def expected_improvement(mean: Array, deviation: Array, best: Array | float) -> Array:
+    """`E[max(0, best - value)]` of normal values (Jones et al. 1998, equation 15)."""
+    standard = (best - mean) / np.maximum(deviation, LEAST_SPREAD)
+    return np.asarray((best - mean) * stats.norm.cdf(standard) + deviation * stats.norm.pdf(standard))
+
+
+def fit(points: Array, values: Array, variances: Array) -> Surrogate:
+    """The process of greatest likelihood (Rasmussen & Williams 2006, chapter 5; Matern kernel with nu 5/2).
+
+    Args:
+        points: In the unit cube, `[n, dimensions]`, n at least 1.
+        values: `[n]`, all finite.
+        variances: Of the errors of the values, `[n]`; 0 where one is exact.
+    """
+    center, scale = float(np.median(values)), float(max(values.std(), LEAST_SPREAD))
+    lengths = np.full(points.shape[1], 0.5)
+    kernel = ConstantKernel(1.0, (0.05, 20.0)) * Matern(lengths, LENGTHS, nu=2.5) + WhiteKernel(0.05, ROUGHNESS)
+    process = GaussianProcessRegressor(kernel, alpha=variances / scale**2 + 1e-10)
+    with warnings.catch_warnings():
+        # A bound that is reached, or a search that ends early, still gives a usable process.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        process.fit(points, (values - center) / scale)
+    return Surrogate(process=process, center=center, scale=scale)
