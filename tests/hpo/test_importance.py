@@ -160,8 +160,8 @@ def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Pa
 
 @pytest.mark.parametrize("evaluator", ["ped_anova", "fanova", "mean"])
 def test_intervals_cover_what_many_trials_say_and_shrink(evaluator: str, tmp_path: Path) -> None:
-    """By 30 trials it is known less well than by 120, and both times about where 400 see it."""
-    few, more, many = (getattr(made(tmp_path, by_two, trials)[1].overall, evaluator) for trials in (30, 120, 400))
+    """By 30 trials it is known less well than by 120, and both times about where 250 see it."""
+    few, more, many = (getattr(made(tmp_path, by_two, trials)[1].overall, evaluator) for trials in (30, 120, 250))
     assert few["beta"].low < many["beta"].value < few["beta"].high
     assert more["beta"].low < many["beta"].value < more["beta"].high
     assert sum(map(width, more.values())) < 0.8 * sum(map(width, few.values()))
