@@ -114,7 +114,7 @@ def _importances(data: ChartData) -> Figure:
                 [100 * share.value for share in drawn],
                 0.34,
                 xerr=100 * np.array([share.reach for share in drawn]).T,
-                error_kw={"ecolor": palette.GREY, "elinewidth": 1.2, "capsize": 2},
+                error_kw={"ecolor": "0.3", "elinewidth": 1.2, "capsize": 2},
                 color=colour,
                 label=title,
             )
