@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo.deploy import Chosen, Format, Written, deploy
 from hpo.finding import find_study
-from hpo.importance import importances
+from hpo.importance import Importances, importances
 from hpo.measuring import measure
 from hpo.optimize import standing
 from hpo.ranking import Level
@@ -54,6 +54,11 @@ class LoadedStudy:
         """One row per trial, with types: the columns of `trials.csv`."""
         return trials_frame(self.record)
 
+    @cached_property
+    def importances(self) -> Importances:
+        """What mattered: each hyperparameter's share of the outcome with its interval; seconds for many trials."""
+        return importances(self.record, self.record.distributions)
+
     def figure(self, key: str) -> "go.Figure":
         """One of the report's figures, by its anchor there: `forest`, `bits`, `history`, `alpha`, ...
 
@@ -62,9 +67,8 @@ class LoadedStudy:
         """
         from hpo.report.figures import figures
 
-        shares = importances(self.record, self.record.distributions)
         store = ResultStore(self.paths.results)
-        data = chart_data(self.record, self.levels, store, self.record.distributions, shares)
+        data = chart_data(self.record, self.levels, store, self.record.distributions, self.importances)
         return figures(key, data)[0][1]
 
     def measure(self, **changes: Any) -> TrialResult:

@@ -61,6 +61,11 @@ def test_figures_of_the_report_are_figures_here(key: str) -> None:
     assert load("small").figure(key).data
 
 
+def test_what_mattered_is_asked_of_the_study() -> None:
+    """Four trials are too few, and that is what it says."""
+    assert "too few" in str(load("small").importances.deciding.reason)
+
+
 def test_a_study_that_is_not_there_is_named() -> None:
     """With those that are."""
     with pytest.raises(InputError, match="there is no study 'nothing'; there are: small"):

@@ -123,13 +123,15 @@ def _history(data: ChartData) -> Caption:
 def _importances(data: ChartData) -> Caption:
     drawn = [shares for shares in data.importances.scopes if shares.reason is None]
     reasons = [shares.reason for shares in data.importances.scopes if shares.reason is not None]
+    warnings = [f"{shares.scope.capitalize()}: {shares.warning}" for shares in drawn if shares.warning is not None]
     reading = (
-        "A longer bar explains more of the outcome: PED-ANOVA asks what tells the best trials from all, fANOVA which "
-        "hyperparameter the variance of log perplexity comes from"
+        "A longer bar explains more of the outcome, and its line is a 90 % interval over resampled trials: PED-ANOVA "
+        "asks what tells the best trials from all, fANOVA which hyperparameter the variance of log perplexity comes "
+        "from."
     )
-    reading += ". " + " ".join(reasons) if reasons else "."
+    reading = " ".join([reading, *warnings, *reasons])
     alt = "; ".join(
-        f"{shares.scope}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.mean.items())
+        f"{shares.scope}: " + ", ".join(f"{name} {share.percent(0)}" for name, share in shares.mean.items())
         for shares in drawn
     )
     why_not = None if drawn else " ".join(reasons).removesuffix(".")

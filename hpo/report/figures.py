@@ -81,21 +81,25 @@ def _importances(data: ChartData) -> list[tuple[str, go.Figure]]:
             continue
         names = list(shares.mean)[::-1]
         figure = blank("share of the outcome", "", height=140 + 60 * len(names))
-        for title, values, colour in (
+        for title, found, colour in (
             ("fANOVA", shares.fanova, palette.FANOVA),
             ("PED-ANOVA", shares.ped_anova, palette.PED_ANOVA),
         ):
+            below, above = zip(*(found[name].reach for name in names), strict=True)
             figure.add_bar(
-                x=[values[name] for name in names],
+                x=[found[name].value for name in names],
                 y=names,
                 orientation="h",
                 marker={"color": colour},
+                error_x={"array": above, "arrayminus": below, "color": palette.GREY, "thickness": 1.5, "width": 4},
+                text=[found[name].percent(0) for name in names],
+                textposition="none",
                 name=title,
-                hovertemplate="%{y}: %{x:.0%}<extra>" + title + "</extra>",
+                hovertemplate="%{y}: %{text}<extra>" + title + "</extra>",
             )
         figure.update_layout(legend={"traceorder": "reversed"}, bargap=0.35)
         figure.update_xaxes(range=[0, 1], tickformat=".0%")
-        panels.append((f"{shares.scope}, {shares.trials} complete trials", figure))
+        panels.append((f"{shares.scope}, {shares.counted}", figure))
     return panels
 
 

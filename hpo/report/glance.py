@@ -7,6 +7,7 @@ study; what is not known yet is said in the answer.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hpo.footprint import FOOTPRINT_FIELDS
 from hpo.ranking import Level, headline, is_meaningful, percent_text
 from hpo.record import StudyRecord, TrialRecord
 from hpo.report.charts import ChartData
@@ -80,11 +81,12 @@ def _margin(lead: Level, data: ChartData) -> str:
 
 
 def _importance(data: ChartData) -> str:
-    shares = data.importances.equal_size or data.importances.overall
+    shares = data.importances.deciding
     if shares.reason is not None:
         return shares.reason
-    named = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(shares.mean.items())[:NAMED])
-    return f"{named} of the outcome ({shares.scope}, {shares.trials} complete trials)."
+    named = ", ".join(f"{name} {share.percent(0)}" for name, share in list(shares.mean.items())[:NAMED])
+    said = f"{named} of the outcome with 90 % intervals; {shares.scope}, {shares.counted}."
+    return said if shares.warning is None else f"{said} {shares.warning}"
 
 
 def _hurt(data: ChartData) -> str:
@@ -129,10 +131,10 @@ def _edges(lead: Level, data: ChartData) -> Iterator[str]:
     trial = lead.best_trial
     if trial is None or trial.measured.setting is None:
         return
-    shares = data.importances.equal_size or data.importances.overall
-    mattered = shares.mean
+    mattered = data.importances.deciding.mean
     for axis in data.axes:
-        if axis.name in ("group_size", "keep_ratio") or mattered.get(axis.name, 1.0) < MATTERS:
+        share = mattered.get(axis.name)
+        if axis.name in FOOTPRINT_FIELDS or (share is not None and share.value < MATTERS):
             continue
         value = float(getattr(trial.measured.setting, axis.name))
         for end, bound in (("lower", axis.low), ("upper", axis.high)):

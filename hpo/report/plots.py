@@ -104,14 +104,23 @@ def _importances(data: ChartData) -> Figure:
     for axes, shares in zip(panels, scopes, strict=True):
         names = list(shares.mean)[::-1]
         places = np.arange(len(names))
-        for offset, title, values, colour in (
+        for offset, title, found, colour in (
             (0.18, "PED-ANOVA", shares.ped_anova, palette.PED_ANOVA),
             (-0.18, "fANOVA", shares.fanova, palette.FANOVA),
         ):
-            axes.barh(places + offset, [100 * values[name] for name in names], 0.34, color=colour, label=title)
+            drawn = [found[name] for name in names]
+            axes.barh(
+                places + offset,
+                [100 * share.value for share in drawn],
+                0.34,
+                xerr=100 * np.array([share.reach for share in drawn]).T,
+                error_kw={"ecolor": "0.3", "elinewidth": 1.2, "capsize": 2},
+                color=colour,
+                label=title,
+            )
         axes.set_yticks(places, names)
         axes.set_xlim(0, 100)
-        axes.set_title(f"{shares.scope}, {shares.trials} complete trials", fontsize="medium", loc="left")
+        axes.set_title(f"{shares.scope}, {shares.counted}", fontsize="medium", loc="left")
         tidy(axes, "share of the outcome, %", "")
     return with_legend(figure, panels[0])
 

@@ -90,16 +90,16 @@ def _confirmed_at(confirmation: Mapping[str, Any]) -> Footprint:
 
 
 def importance_tables(importances: Importances) -> list[Table]:
-    """Shares per hyperparameter, where there are any."""
+    """Shares per hyperparameter with their intervals, where there are any."""
     return [
         Table(
             title=f"Importances, {shares.scope}",
-            columns=("hyperparameter", "PED-ANOVA", "fANOVA", "mean"),
+            columns=("hyperparameter", "PED-ANOVA [90 %]", "fANOVA [90 %]", "mean [90 %]"),
             rows=tuple(
-                (name, *(f"{100 * share:.1f} %" for share in (shares.ped_anova[name], shares.fanova[name], mean)))
+                (name, *(share.percent(1) for share in (shares.ped_anova[name], shares.fanova[name], mean)))
                 for name, mean in shares.mean.items()
             ),
-            note=f"Over {shares.trials} complete trials.",
+            note=" ".join(filter(None, (f"Over {shares.counted}.", shares.warning))),
         )
         for shares in importances.scopes
         if shares.reason is None

@@ -1,5 +1,6 @@
-"""Importances name what drives the value, at equal group size as well, and say so when there is too little to tell."""
+"""Importances name what drives the value and how sure that is, and say so when there is too little to tell."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo.importance import FEWEST_TRIALS, Importances, importances
+from hpo.bootstrap import Share, evaluate
+from hpo.importance import FEW_TRIALS, FEWEST_TRIALS, Importances, importances
 from hpo.record import StudyRecord
 from hpo.space import make_space
 from quant.methods import Setting
@@ -26,6 +28,26 @@ def by_beta(setting: Setting) -> float:
     return 3.5 + (0.4 * (setting.beta - 0.3) ** 2 if setting.method == "gwh-praq-v2" else 0.2)
 
 
+def by_grid(setting: Setting) -> float:
+    return 3 + 0.01 * setting.n_grid
+
+
+def by_two(setting: Setting) -> float:
+    return 3.5 + (0.3 * setting.beta + 0.3 * setting.n_grid / 35 if setting.method == "gwh-praq-v2" else 0.2)
+
+
+def by_half_of_beta(setting: Setting) -> float:
+    return 3.5 + 0.3 * (setting.beta > 0.5) + 0.002 * setting.n_grid
+
+
+def width(share: Share) -> float:
+    return share.high - share.low
+
+
+def without_estimates(record: StudyRecord) -> StudyRecord:
+    return replace(record, trials=tuple(replace(trial, estimate=None) for trial in record.trials))
+
+
 def by_bits(setting: Setting) -> float:
     return by_beta(setting) / 2 + 0.1 * math.log2(setting.group_size)
 
@@ -34,7 +56,7 @@ def by_bits(setting: Setting) -> float:
 def test_what_drives_the_value_is_ranked_first(evaluator: str, tmp_path: Path) -> None:
     """Beta alone decides here: either evaluator gives it more than everything that does nothing; shares add up to 1."""
     _, found = made(tmp_path, by_beta, 40)
-    shares = getattr(found.overall, evaluator)
+    shares = {name: share.value for name, share in getattr(found.overall, evaluator).items()}
     assert set(shares) == {"beta", "tau", "n_grid", "n_calib"}
     assert shares["beta"] > 2 * max(share for name, share in shares.items() if name != "beta")
     assert sum(shares.values()) == pytest.approx(1)
@@ -44,9 +66,10 @@ def test_what_drives_the_value_is_ranked_first(evaluator: str, tmp_path: Path) -
 
 def test_another_driver_gives_another_ranking(tmp_path: Path) -> None:
     """The first place is not beta's by birth."""
-    _, found = made(tmp_path, lambda setting: 3 + 0.01 * setting.n_grid, 40)
+    _, found = made(tmp_path, by_grid, 40)
     assert next(iter(found.overall.mean)) == "n_grid"
-    assert list(found.overall.mean.values()) == sorted(found.overall.mean.values(), reverse=True)
+    values = [share.value for share in found.overall.mean.values()]
+    assert values == sorted(values, reverse=True)
 
 
 def test_group_size_is_told_apart_from_the_rest(tmp_path: Path) -> None:
@@ -77,11 +100,13 @@ def test_too_few_trials_give_a_sentence_and_no_numbers(trials: int, tmp_path: Pa
     """Chance is not shown as importance."""
     _, found = made(tmp_path, by_beta, trials)
     assert found.overall.reason == (
-        f"All trials: {trials} complete trials are too few for importances; it takes {FEWEST_TRIALS}."
+        f"All trials: {trials} trials with a perplexity or an estimate are too few for importances; it takes "
+        f"{FEWEST_TRIALS}."
     )
     assert not found.overall.ped_anova
     assert not found.overall.fanova
-    assert found.overall.mean == {}
+    assert not found.overall.mean
+    assert found.overall.warning is None
 
 
 def test_enough_trials_in_all_may_be_too_few_of_one_group_size(tmp_path: Path) -> None:
@@ -92,13 +117,101 @@ def test_enough_trials_in_all_may_be_too_few_of_one_group_size(tmp_path: Path) -
     assert "too few" in str(found.equal_size.reason)
 
 
-def test_only_complete_trials_count(tmp_path: Path) -> None:
-    """Pruned and failed trials have no measured value to explain."""
+def test_pruned_trials_count_by_their_estimates(tmp_path: Path) -> None:
+    """A bad half that is always pruned shows that beta matters; by the complete trials alone it would not."""
+    space = make_space(Setting(), {"group_size": 64})
+    maker = Maker(ResultStore(tmp_path), space, truth=by_half_of_beta)
+    drawn = [maker.draw() for _ in range(60)]
+    trials = [(maker.pruned if one.beta > 0.5 else maker.complete)(number, one) for number, one in enumerate(drawn)]
+    record = study_of(maker, trials).record
+    found = importances(record, space.distributions).overall
+    assert (found.complete, found.pruned, found.trials) == (len(record.complete), len(record.pruned), 60)
+    assert found.counted == f"60 trials ({found.pruned} of them pruned, by their estimates)"
+    assert next(iter(found.fanova)) == "beta"
+    assert found.fanova["beta"].value > 0.8
+    without = importances(without_estimates(record), space.distributions).overall
+    assert (without.complete, without.pruned) == (len(record.complete), 0)
+    assert without.counted == f"{without.complete} complete trials"
+    assert without.fanova["beta"].high < 0.3
+
+
+def test_trials_without_any_value_do_not_count(tmp_path: Path) -> None:
+    """Failed ones, and pruned ones that had nothing to be compared with."""
     space = make_space(Setting(), {"group_size": 64})
     maker = Maker(ResultStore(tmp_path), space)
     trials = [maker.complete(number, maker.draw()) for number in range(FEWEST_TRIALS - 1)]
-    trials += [maker.pruned(number, maker.draw()) for number in range(FEWEST_TRIALS - 1, 2 * FEWEST_TRIALS)]
-    assert "too few" in str(importances(study_of(maker, trials).record, space.distributions).overall.reason)
+    trials.append(replace(maker.pruned(len(trials), maker.draw()), estimate=None))
+    trials.append(maker.failed(len(trials), maker.draw()))
+    found = importances(study_of(maker, trials).record, space.distributions).overall
+    assert (found.complete, found.pruned) == (FEWEST_TRIALS - 1, 0)
+    assert "too few" in str(found.reason)
+
+
+def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Path) -> None:
+    """Pruning most trials of one size does not move the comparison to another."""
+    space = make_space(Setting(), {"group_size": "32,64"})
+    maker = Maker(ResultStore(tmp_path), space)
+    trials = [maker.complete(number, replace(maker.draw(), group_size=32)) for number in range(5)]
+    trials += [maker.pruned(number, replace(maker.draw(), group_size=64)) for number in range(5, 17)]
+    found = importances(study_of(maker, trials).record, space.distributions).equal_size
+    assert found is not None
+    assert (found.scope, found.complete, found.pruned) == ("group size 64", 0, 12)
+
+
+@pytest.mark.parametrize("evaluator", ["ped_anova", "fanova", "mean"])
+def test_intervals_cover_what_many_trials_say_and_shrink(evaluator: str, tmp_path: Path) -> None:
+    """By 30 trials it is known less well than by 120, and both times about where 250 see it."""
+    few, more, many = (getattr(made(tmp_path, by_two, trials)[1].overall, evaluator) for trials in (30, 120, 250))
+    assert few["beta"].low < many["beta"].value < few["beta"].high
+    assert more["beta"].low < many["beta"].value < more["beta"].high
+    assert sum(map(width, more.values())) < 0.8 * sum(map(width, few.values()))
+
+
+def test_two_that_matter_equally_are_not_told_apart_by_few_trials(tmp_path: Path) -> None:
+    """The warning names both, and how few trials there are."""
+    _, found = made(tmp_path, by_two, 14)
+    first, second, *_ = found.overall.mean
+    assert {first, second} == {"beta", "n_grid"}
+    assert found.overall.warning == (
+        f"The intervals of {first} and {second} overlap: 14 trials are too few to say which matters more."
+    )
+
+
+def test_one_that_dominates_many_trials_needs_no_warning(tmp_path: Path) -> None:
+    """Its interval lies above all others."""
+    _, found = made(tmp_path, by_grid, 60)
+    lead, *others = found.overall.mean.values()
+    assert lead.low > max(share.high for share in others)
+    assert found.overall.warning is None
+
+
+def test_few_trials_are_named_however_narrow_their_intervals(tmp_path: Path) -> None:
+    """Resampling a dozen trials cannot show what none of them tried."""
+    _, found = made(tmp_path, by_grid, 60)
+    few = replace(found.overall, complete=FEW_TRIALS - 1)
+    assert few.warning == f"Of {FEW_TRIALS - 1} trials only the first place, n_grid, is worth believing."
+
+
+def test_draws_with_nothing_to_explain_are_drawn_again(tmp_path: Path) -> None:
+    """With a single trial that differs a third of all draws leave it out."""
+    record, _ = made(tmp_path, by_beta, FEWEST_TRIALS)
+    flat = [replace(trial, perplexity=30.0) for trial in record.trials]
+    found = importances(replace(record, trials=(replace(flat[0], perplexity=60.0), *flat[1:])), record.distributions)
+    assert found.overall.reason is None
+    assert sum(share.value for share in found.overall.fanova.values()) == pytest.approx(1)
+
+
+def test_importances_as_json(tmp_path: Path) -> None:
+    """Plain numbers by evaluator and hyperparameter as ever, and beside them intervals, counts and the warning."""
+    _, found = made(tmp_path, by_two, 14)
+    entry = json.loads(json.dumps(found.as_dict()))["overall"]
+    assert (entry["scope"], entry["trials"], entry["complete"], entry["pruned"]) == ("all trials", 14, 14, 0)
+    assert (entry["warning"], entry["reason"]) == (found.overall.warning, None)
+    assert set(entry["intervals"]) == {"ped_anova", "fanova", "mean"}
+    for evaluator, intervals in entry["intervals"].items():
+        shares = getattr(found.overall, evaluator)
+        assert entry[evaluator] == {name: share.value for name, share in shares.items()}
+        assert intervals == {name: [share.low, share.high] for name, share in shares.items()}
 
 
 def test_a_constant_value_has_no_importances(tmp_path: Path) -> None:
@@ -133,6 +246,7 @@ def test_importances_are_repeatable_and_leave_no_trace(
     """The same record gives the same numbers; Optuna says nothing and is as talkative as before."""
     before = optuna.logging.get_verbosity()
     record, found = made(tmp_path, by_beta, 20)
+    evaluate.cache_clear()
     assert importances(record, record.distributions) == found
     assert optuna.logging.get_verbosity() == before
     assert capfd.readouterr() == ("", "")

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
+from hpo.importance import importances
 from hpo.ranking import headline
 from hpo.record import StudyRecord
 from hpo.report.axes import varied_axes
@@ -244,6 +245,22 @@ def test_layers_of_the_best_trial_are_laid_out_by_depth_and_role(page: Reader) -
     assert sum(cell for row in remaining["customdata"] for cell in row) == pytest.approx(100)
     assert all(0 <= cell <= 60 for row in avoided["z"] for cell in row)
     assert all(0 <= cell <= 1 for row in alpha["z"] for cell in row)
+
+
+def test_what_mattered_has_intervals_and_a_warning(mixed: Study, page: Reader) -> None:
+    """Bars with error bars, a table, how many trials were pruned; what cannot be told apart is said, too."""
+    found = importances(mixed.record, mixed.space.distributions)
+    for shares, bars in zip(found.scopes, traces(page, "fANOVA"), strict=True):
+        reach = bars["error_x"]
+        for name, value, below, above in zip(bars["y"], bars["x"], reach["arrayminus"], reach["array"], strict=True):
+            share = shares.fanova[name]
+            assert (value, value - below, value + above) == pytest.approx((share.value, share.low, share.high))
+            assert shares.mean[name].percent(1) in page.text
+        assert shares.pruned
+        assert f"{shares.scope}, {shares.counted}" in page.text
+    warning = found.deciding.warning
+    assert warning is not None
+    assert sum(warning in text for text in page.text) == 3
 
 
 def test_the_cost_says_what_pruning_saved(mixed: Study, page: Reader) -> None:
