@@ -31,6 +31,7 @@ from optuna.trial import TrialState, create_trial  # noqa: E402
 from benchmarks.servers import postgresql  # noqa: E402
 from hpo import record as names  # noqa: E402
 from hpo.owner import Owner  # noqa: E402
+from hpo.pruning import Pruner  # noqa: E402
 from hpo.queue import Queue  # noqa: E402
 from hpo.record import read_study  # noqa: E402
 from hpo.space import Space, make_space  # noqa: E402
@@ -118,7 +119,7 @@ def vars_of(perplexity: float) -> dict[str, float]:
 
 def worker_on(study: optuna.Study, storage: Any, store: ResultStore, sampler: str, name: str = "w0") -> Worker:
     queue = Queue(study=study, storage=storage, space=SPACE, owner=Owner.this(name=name))
-    fields: dict[str, Any] = {"sampler": sampler, "pruner": "paired", "seed": 0, "bench": None}
+    fields: dict[str, Any] = {"sampler": sampler, "pruner": Pruner(), "seed": 0, "bench": None}
     return Worker(queue=queue, store=store, tuning=TEXT, listen=lambda event: None, progress=silent, **fields)
 
 

@@ -329,6 +329,20 @@ def test_max_bits_leaves_out_shares_of_kept_rows_that_cost_more(run: Run) -> Non
     assert "awq: it costs more than 4.0 bits per weight; give a larger --max-bits" in refused.stderr
 
 
+def test_a_study_whose_patience_has_ended_is_over(run: Run) -> None:
+    """Two trials in a row without an improvement: it stops, says so, and does not go on when it is called again."""
+    command = ["optimize", *SMALL, "--group-size", "128", "--trials", "40", "--patience", "2", "--json", "-"]
+    first = run(*command)
+    assert first.returncode == 0, first.stderr
+    trials = json.loads(first.stdout)["trials"]
+    assert 3 <= len(trials) < 40
+    best = min(trial["value"] for trial in trials[:-2] if trial["value"] is not None)
+    assert all(trial["value"] is None or trial["value"] >= best for trial in trials[-2:])
+    events = [json.loads(line) for line in first.stderr.splitlines()]
+    assert any("--patience" in event["text"] for event in events if event["event"] == "notice")
+    assert json.loads(run(*command).stdout)["trials"] == trials
+
+
 def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run) -> None:
     """A notice says which; every trial keeps to the limit."""
     result = run("optimize", *SMALL, "--trials", "2", "--max-bits", "4.2", "--json", "-")
@@ -347,6 +361,9 @@ def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run) -> None:
         (["--pruner", "asha"], "pruner 'asha' is unknown; choose one of paired"),
         (["--space", "absent.toml"], "space file absent.toml cannot be read"),
         (["--trials", "0"], "--trials 0 is not at least 1"),
+        (["--patience", "0"], "--patience 0 is not at least 1"),
+        (["--prune-error", "0.7"], "--prune-error 0.7 is not between 0 and 0.5"),
+        (["--first-look", "1"], "--first-look 1 is not at least 2"),
         (["--method", "gw-awq", "--tau", "1"], "gw-awq does not read tau"),
         (["--method", "magic"], "method 'magic' is unknown"),
         (["--method", "awq", "--keep-ratio", "0.1"], "awq does not read keep_ratio"),
