@@ -76,7 +76,7 @@ class Ledger:
     def look(self, trial: Trial, look: Score) -> None:
         """Tell Optuna of a look, unless it was told already."""
         told = self.queue.storage.get_trial(trial._trial_id).intermediate_values
-        for step, value in reports(self.pruner.name, look).items():
+        for step, value in reports(self.pruner.name, look, len(self.tuning)).items():
             if step not in told and math.isfinite(value):
                 try:
                     trial.report(value, step)

@@ -23,6 +23,8 @@ from objectives.scoring import FIRST_LOOK, Score, look_sizes
 PrunerName = Literal["paired", "wilcoxon", "median", "hyperband", "none"]
 PRUNERS: tuple[PrunerName, ...] = ("paired", "wilcoxon", "median", "hyperband", "none")
 CONFIDENCE = 0.95
+# Of a trial, in the storage: dashboards read all of them every few seconds.
+MOST_POINTS = 32
 # Comparisons that it takes to know how they scatter, and the most that this may be worth: settings that were compared
 # so far need not be like the next one.
 FEWEST_COMPARED, MOST_DEGREES = 3, 50.0
@@ -205,11 +207,20 @@ def optuna_pruner(pruner: Pruner, sequences: int) -> BasePruner:
     return NopPruner()
 
 
-def reports(name: PrunerName, look: Score) -> dict[int, float]:
+def reports(name: PrunerName, look: Score, total: int) -> dict[int, float]:
     """What Optuna is told of a look: the running perplexity by the number of sequences.
 
-    Its Wilcoxon pruner compares trials sequence by sequence; for it every sequence is reported on its own.
+    Its Wilcoxon pruner compares trials piece by piece; for it the sequences are reported in their order, each on its
+    own, or several together where there are more than a dashboard can bear.
+
+    Args:
+        name: Who will judge.
+        look: The first sequences.
+        total: Sequences of a whole trial.
     """
     if name != "wilcoxon":
         return {len(look.nll): look.perplexity}
-    return {index: math.exp(min(float(value), 700.0)) for index, value in enumerate(look.nll / look.tokens)}
+    size = math.ceil(total / MOST_POINTS)
+    ends = [end for end in range(size, total + size, size) if min(end, total) <= len(look.nll)]
+    pieces = [Score(nll=look.nll[end - size : end], tokens=look.tokens[end - size : end]) for end in ends]
+    return {index: math.exp(min(piece.mean_nll, 700.0)) for index, piece in enumerate(pieces)}

@@ -115,8 +115,18 @@ def test_an_estimate_of_all_text_is_exact() -> None:
 def test_optuna_is_told_running_perplexities_and_for_wilcoxon_every_sequence() -> None:
     """At most one point per look; Optuna's Wilcoxon pruner compares sequence by sequence."""
     look = score([1.0, 2.0])
-    assert reports("median", look) == {2: pytest.approx(math.exp(1.5))}
-    assert reports("wilcoxon", look) == {0: pytest.approx(math.e), 1: pytest.approx(math.exp(2))}
+    assert reports("median", look, 64) == {2: pytest.approx(math.exp(1.5))}
+    assert reports("wilcoxon", look, 32) == {0: pytest.approx(math.e), 1: pytest.approx(math.exp(2))}
+
+
+def test_long_texts_are_reported_in_at_most_32_pieces() -> None:
+    """Whole pieces only, but for the last one; a later look adds to what an earlier one said."""
+    full = score([float(value) for value in range(70)])
+    pieces = reports("wilcoxon", full, 70)
+    assert len(pieces) == 24
+    assert pieces[0] == pytest.approx(math.exp(1))
+    assert pieces[23] == pytest.approx(math.exp(69))
+    assert reports("wilcoxon", full.first(8), 70) == {0: pieces[0], 1: pieces[1]}
 
 
 @pytest.mark.parametrize("name", PRUNERS)
