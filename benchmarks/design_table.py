@@ -71,15 +71,18 @@ def blocks_of(file: str, tokenizer: object, part: str) -> Sequences:
     return tokenize(read_documents(file), tokenizer, plan)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def protocol_parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags of whatever is measured by this protocol."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--eval-text", required=True)
     parser.add_argument("--calib-text", required=True)
     parser.add_argument("--float32-scales", action="store_true")
-    parser.add_argument("--group-sizes", type=int, nargs="+", default=[64, 32])
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return parser
+
+
+def laid_out(options: argparse.Namespace) -> tuple[Bench, Sequences]:
+    """The model with its calibration, and the blocks that are scored."""
     keep_freed_memory()
     if options.float32_scales:
         grid._stored = lambda scale, _: scale.clamp_(min=1e-30)  # type: ignore[assignment]
@@ -87,12 +90,19 @@ def main() -> None:
     found = find_blocks(model.module)
     scored = blocks_of(options.eval_text, model.tokenizer, "tuning")[-SCORED:]
     calibrated = blocks_of(options.calib_text, model.tokenizer, "calibration")[:CALIBRATED]
-    bench = Bench(
-        model=model, blocks=found, calibration=Calibration(model, found, calibrated, TensorCache(Paths.default()))
-    )
+    calibration = Calibration(model, found, calibrated, TensorCache(Paths.default()))
+    return Bench(model=model, blocks=found, calibration=calibration), scored
+
+
+def main() -> None:
+    parser = protocol_parser(__doc__)
+    parser.add_argument("--group-sizes", type=int, nargs="+", default=[64, 32])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    bench, scored = laid_out(options)
     full = run_trial(bench, None, scored)
     assert full.score is not None
-    print(f"full precision ({model.dtype}): perplexity {full.score.perplexity:.3f} (prototype 33.13)\n")
+    print(f"full precision ({bench.model.dtype}): perplexity {full.score.perplexity:.3f} (prototype 33.13)\n")
     print(
         "| group | grid | scales | setting | NLL above full (s.e.) | prototype | apart / s.e. | quantize s | score s |"
     )
