@@ -191,10 +191,11 @@ class Ours:
 class Optunas:
     """One of Optuna's samplers with one of its pruners, in a study of its own, as their documentation uses them."""
 
-    def __init__(self, field: Field, sampler: BaseSampler, pruner: BasePruner, per_sequence: bool = False) -> None:
+    def __init__(self, field: Field, seed: int, sampler: BaseSampler, pruner: BasePruner, per_sequence: bool) -> None:
         self._field, self._per_sequence = field, per_sequence
         self._snap = Snap(field.truth)
-        self._study = optuna.create_study(sampler=sampler, pruner=pruner)
+        # Hyperband deals trials to its brackets by a hash of the name.
+        self._study = optuna.create_study(study_name=f"replay {seed}", sampler=sampler, pruner=pruner)
         self._running: dict[int, Trial] = {}
         self._told: dict[int, int] = {}
 

@@ -75,7 +75,7 @@ def _optuna(
     sampler: Callable[[int], optuna.samplers.BaseSampler], pruner: PrunerName, where: Field, seed: int
 ) -> Search:
     per_sequence = pruner == "wilcoxon"
-    return Optunas(where, sampler(seed), optuna_pruner(Pruner(name=pruner), where.sequences), per_sequence)
+    return Optunas(where, seed, sampler(seed), optuna_pruner(Pruner(name=pruner), where.sequences), per_sequence)
 
 
 def _ours(suggest: Proposer, pruner: Pruner, where: Field, seed: int) -> Search:

@@ -1,0 +1,118 @@
+"""Replays on tables of truth: what is counted is what a study would have read, and a table survives its file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import truth as tables
+from benchmarks.honesty import honesty
+from benchmarks.replay import Fixed, Ours, Snap, best_was_pruned, field, proposer, regret_curve, replay
+from benchmarks.search import pruner_searches, sampler_searches, summary
+from benchmarks.truth import Text, Truth, drawn, load, save
+from hpo.pruning import Pruner
+from hpo.space import make_space
+from quant.methods import Setting
+
+SEQUENCES, TOKENS = 32, 100
+
+
+@pytest.fixture(scope="module")
+def made() -> Truth:
+    """Sixty settings whose mean NLL is a bowl in beta, on two texts; sequences differ far more than settings."""
+    space = make_space(Setting(), {"group_size": 64, "n_calib": "16,32"})
+    settings, presets = drawn(space, 60)
+    generator = np.random.default_rng(0)
+
+    def text(source: str) -> Text:
+        hard = generator.normal(3.5, 0.3, SEQUENCES)
+        means = np.array([0.2 * (setting.beta - 0.3) ** 2 for setting in settings])
+        nll = TOKENS * (means[:, None] + hard + generator.normal(0, 0.01, (len(settings), SEQUENCES)))
+        return Text(
+            source=source,
+            tokens=np.full(SEQUENCES, TOKENS),
+            clusters=np.arange(SEQUENCES),
+            nll=nll,
+            references=TOKENS * (hard + generator.normal(0.05, 0.01, (4, SEQUENCES))),
+        )
+
+    losses = generator.random((len(settings), 2))
+    return Truth(
+        model="made",
+        space=space,
+        settings=tuple(settings),
+        presets=presets,
+        loss=losses,
+        log_gain=losses[:, 0],
+        texts=(text("one"), text("other")),
+    )
+
+
+def test_a_table_survives_its_file(made: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings exactly, values to what float32 holds."""
+    monkeypatch.setattr(tables, "DIRECTORY", tmp_path)
+    save(made)
+    found = load("made", 64)
+    assert found.settings == made.settings
+    assert found.presets == made.presets
+    for before, after in zip(made.texts, found.texts, strict=True):
+        assert after.source == before.source
+        assert after.mean_nll == pytest.approx(before.mean_nll, abs=1e-5)
+
+
+def test_every_row_is_given_out_once(made: Truth) -> None:
+    """The nearest first; none when all are gone."""
+    snap = Snap(made)
+    assert snap.nearest(made.settings[17]) == 17
+    rows = [snap.nearest(made.settings[17]) for _ in range(len(made.settings))]
+    assert rows[-1] is None
+    assert sorted(row for row in rows if row is not None) == [row for row in range(len(made.settings)) if row != 17]
+
+
+@pytest.mark.parametrize("name", ["ours", "random", "TPE, median", "TPE, wilcoxon", "GP, hyperband", "presets"])
+def test_tokens_are_what_was_read(name: str, made: Truth) -> None:
+    """Each trial once, complete or given up; a full trial's tokens are one; another seed is another study."""
+    where = field(made, 0)
+    ended = replay(sampler_searches()[name](where, 0), where, 8.0, 30)
+    assert len({one.row for one in ended}) == len(ended)
+    assert ended[-1].tokens == pytest.approx(sum(one.read for one in ended) / SEQUENCES)
+    assert all(one.complete == (one.read == SEQUENCES) for one in ended)
+    again = replay(sampler_searches()[name](where, 0), where, 8.0, 30)
+    assert [one.row for one in again] == [one.row for one in ended]
+
+
+def test_regret_falls_when_a_better_trial_is_complete(made: Truth) -> None:
+    """Infinite before the first one, and nothing once the best is found."""
+    where = field(made, 0)
+    order = list(np.argsort(-where.text.mean_nll))[-3:]
+    ended = replay(Fixed(order), where, 10.0, 10)
+    curve = regret_curve(ended, where, np.array([0.5, 1.0, 2.0, 3.0]))
+    assert np.isinf(curve[0])
+    assert curve[1] > curve[2] > curve[3] == 0
+    assert not best_was_pruned(ended, where)
+
+
+def test_workers_share_the_tokens_and_know_less(made: Truth) -> None:
+    """Four at a time evaluate no more than one does, within what is under way when the budget is used up."""
+    where = field(made, 3)
+    ended = replay(Ours(where, 3, proposer("gp"), Pruner()), where, 8.0, 100, workers=4)
+    assert 8.0 <= ended[-1].tokens <= 9.0
+    assert len({one.row for one in ended}) == len(ended)
+
+
+def test_the_paired_pruner_saves_tokens_and_keeps_the_best(made: Truth) -> None:
+    """On ten orders of the text: two thirds of what full trials take at most, the best of all trials never given up."""
+    searches = pruner_searches()
+    found = []
+    for seed in range(10):
+        where = field(made, seed)
+        found.append(summary(replay(searches["paired 0.02"](where, seed), where, 40.0, 30), where))
+    assert np.mean([one["tokens"] for one in found]) < 0.65 * 30
+    assert not any(one["best_pruned"] for one in found)
+
+
+def test_intervals_of_this_text_are_honest(made: Truth) -> None:
+    """Independent documents: 95 % intervals cover in about 95 %, and few equal settings are told apart."""
+    found = honesty(made.texts[0], 300)
+    assert 0.9 < found["coverage"] < 0.99
+    assert found["equal_but_a_win"] <= found["equal_but_significant"] < 0.1
