@@ -142,19 +142,19 @@ class Ours:
     ) -> None:
         self._field, self._seed, self._suggest, self._pruner = field, seed, suggest, pruner
         self._snap = Snap(field.truth)
-        self._trials: list[TrialRecord] = []
+        self.trials: list[TrialRecord] = []
         self._queue = list(range(field.truth.presets)) if with_presets else []
 
     def ask(self) -> int | None:
         if self._queue:
             row = self._snap.take(self._queue.pop(0))
         else:
-            setting = self._suggest(self._field.truth.space, self._trials, self._seed)
+            setting = self._suggest(self._field.truth.space, self.trials, self._seed)
             found = None if setting is None else self._snap.nearest(setting)
             if found is None:
                 return None
             row = found
-        self._trials.append(_running(len(self._trials), row, self._field.truth.settings[row]))
+        self.trials.append(_running(len(self.trials), row, self._field.truth))
         return row
 
     def go_on(self, row: int, read: int) -> bool:
@@ -165,18 +165,18 @@ class Ours:
         return not is_hopeless(look, incumbent, self._field.text.clusters, self._pruner)
 
     def tell(self, row: int, read: int) -> None:
-        number = next(index for index, trial in enumerate(self._trials) if trial.result == str(row))
+        number = next(index for index, trial in enumerate(self.trials) if trial.result == str(row))
         score = self._field.text.score(row).first(read)
         if read == self._field.sequences:
-            ended = replace(self._trials[number], state="COMPLETE", perplexity=score.perplexity)
+            ended = replace(self.trials[number], state="COMPLETE", perplexity=score.perplexity)
         else:
             incumbent = self._incumbent()
             found = None if incumbent is None else estimate(score, incumbent, self._field.text.clusters)
-            ended = replace(self._trials[number], state="PRUNED", estimate=found)
-        self._trials[number] = ended
+            ended = replace(self.trials[number], state="PRUNED", estimate=found)
+        self.trials[number] = ended
 
     def _incumbent(self) -> Incumbent | None:
-        complete = [trial for trial in self._trials if trial.state == "COMPLETE"]
+        complete = [trial for trial in self.trials if trial.state == "COMPLETE"]
         if not complete:
             return None
         best, *others = sorted(complete, key=lambda trial: (trial.perplexity, trial.number))
@@ -304,7 +304,8 @@ def best_was_pruned(ended: list[Ended], field: Field) -> bool:
     return not best.complete
 
 
-def _running(number: int, row: int, setting: Setting) -> TrialRecord:
+def _running(number: int, row: int, truth: Truth) -> TrialRecord:
+    setting = truth.settings[row]
     return TrialRecord(
         name=f"trial {number}",
         setting=setting,
@@ -315,7 +316,7 @@ def _running(number: int, row: int, setting: Setting) -> TrialRecord:
         seconds={},
         number=number,
         state="RUNNING",
-        params={},
+        params=truth.space.params(setting),
         origin="sampler",
         outcome=None,
         estimate=None,

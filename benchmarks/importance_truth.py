@@ -1,0 +1,82 @@
+"""What importances of a study say, next to what a whole table of truth says.
+
+The truth of a table is what PED-ANOVA and fANOVA make of all its settings, which fill the space evenly. Studies are
+replayed on it, and their shares are computed with pruned trials by their estimates, as the product does, and over
+complete trials alone, as Optuna does: mean absolute error of the shares, how often the leading hyperparameter is the
+true one, how often a 90 % interval of the mean covers the truth, how often the product warns.
+
+    python benchmarks/importance_truth.py --replicates 20 --trials 40
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from benchmarks.replay import Ours, field, proposer, replay
+from benchmarks.truth import DIRECTORY, Truth, load
+from hpo.importance import Shares, importances
+from hpo.pruning import Pruner
+from hpo.record import StudyRecord, TrialRecord
+
+
+def shares(truth: Truth, trials: list[TrialRecord]) -> Shares:
+    """The product's, over these trials."""
+    record = StudyRecord(name="replay", contract={}, references=(), trials=tuple(trials))
+    return importances(record, truth.space.distributions).overall
+
+
+def whole(truth: Truth) -> Shares:
+    """Over all settings of a table, as if each were a complete trial."""
+    where = field(truth, 0)
+    study = Ours(where, 0, proposer("random"), Pruner(name="none"))
+    replay(study, where, float("inf"), len(truth.settings))
+    return shares(truth, study.trials)
+
+
+def judged(found: Shares, true: Shares) -> tuple[float, bool, float, bool]:
+    """Mean absolute error of the mean shares, whether the leader is right, coverage, and whether there is a warning."""
+    names = list(true.mean)
+    errors = [abs(found.mean[name].value - true.mean[name].value) for name in names]
+    covered = [found.mean[name].low <= true.mean[name].value <= found.mean[name].high for name in names]
+    return float(np.mean(errors)), next(iter(found.mean)) == names[0], float(np.mean(covered)), bool(found.warning)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--replicates", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=40)
+    options = parser.parse_args()
+    for path in sorted(DIRECTORY.glob("bundled-*.npz")):
+        model, group_size = path.stem.rsplit("-g", 1)
+        truth = load(model, int(group_size))
+        true = whole(truth)
+        named = ", ".join(f"{name} {share.percent(0)}" for name, share in true.mean.items())
+        print(f"\n{path.stem}, all {true.trials} settings: {named}; {true.warning or 'no warning'}", flush=True)
+        rows: dict[str, list[tuple[float, bool, float, bool]]] = {"with pruned trials": [], "complete trials alone": []}
+        for seed in range(options.replicates):
+            where = field(truth, seed)
+            study = Ours(where, seed, proposer("gp"), Pruner())
+            replay(study, where, float("inf"), options.trials)
+            alone = [trial if trial.state == "COMPLETE" else replace(trial, estimate=None) for trial in study.trials]
+            for name, trials in zip(rows, (study.trials, alone), strict=True):
+                found = shares(truth, trials)
+                if found.reason is None:
+                    rows[name].append(judged(found, true))
+        for name, judgements in rows.items():
+            error, right, covered, warned = np.mean(np.array(judgements, dtype=float), axis=0)
+            print(
+                f"  {name}: {len(judgements)} studies, error {error:.3f}, leader right {right:.0%}, "
+                f"90 % intervals cover {covered:.0%}, warned {warned:.0%}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
