@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hpo.events import Listener, Notice
 from hpo.failures import Failure
-from hpo.footprint import footprint_of
+from hpo.footprint import Footprint, footprint_of
 from hpo.pruning import Incumbent, Pruner, estimate, is_hopeless, reports, usual_spread
 from hpo.queue import Queue
 from hpo.record import (
@@ -25,9 +25,9 @@ from hpo.record import (
     PEAK,
     RESULT,
     SECONDS,
+    SETTING,
     TOKENS,
-    Measured,
-    read_study,
+    read_references,
     write_failure,
 )
 from objectives.kept import recall_result
@@ -35,6 +35,7 @@ from objectives.scoring import Score
 from objectives.sequences import Sequences
 from objectives.trial import TrialResult
 from quant.methods import Setting
+from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 
 # Completed trials that say how differences scatter; each is read from its file.
@@ -60,18 +61,27 @@ class Ledger:
 
     def incumbent(self, setting: Setting) -> Incumbent | None:
         """The best completed trial that a trial of this setting is compared with; None before there is one."""
-        record, footprint = read_study(self.queue.study), footprint_of(setting)
-        equals = [trial for trial in record.complete if trial.footprint == footprint and trial.result]
-        score = self._score(equals[0]) if equals else None
+        study, footprint = self.queue.study, footprint_of(setting)
+        # Not the whole record: most of a large study's trials have other bits, or were given up.
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        known = [trial for trial in complete if RESULT in trial.user_attrs and _footprint(trial) == footprint]
+        equals = sorted(known, key=lambda trial: (trial.value, trial.number))[: 1 + MOST_OTHERS]
+        score = self._score(equals[0].user_attrs[RESULT]) if equals else None
         if score is None:
             return None
-        best, *others = equals
-        compared = [*others[:MOST_OTHERS], *(one for one in record.references if one.footprint == footprint)]
-        known = [other for one in compared if (other := self._score(one)) is not None]
-        return Incumbent(number=best.number, score=score, usual=usual_spread(known, score, self.tuning.clusters))
+        references = [one.result for one in read_references(study) if one.footprint == footprint]
+        compared = [*(trial.user_attrs[RESULT] for trial in equals[1:]), *references]
+        others = [other for key in compared if key and (other := self._score(key)) is not None]
+        usual = usual_spread(others, score, self.tuning.clusters)
+        return Incumbent(number=equals[0].number, score=score, usual=usual)
 
-    def _score(self, measured: Measured) -> Score | None:
-        return None if measured.result is None else recall_result(self.store, measured.result).score
+    def _score(self, key: str) -> Score | None:
+        try:
+            return recall_result(self.store, key).score
+        except DamagedEntryError as damage:
+            # Another trial's values: this one is measured to the end without them.
+            self.listen(Notice(text=f"not compared with a trial: {damage}", passing=True))
+            return None
 
     def look(self, trial: Trial, look: Score) -> None:
         """Tell Optuna of a look, unless it was told already."""
@@ -137,3 +147,7 @@ class Ledger:
             self._describe(trial, {}, result)
         with suppress(UpdateFinishedTrialError):
             write_failure(self.queue.storage, trial._trial_id, failure.outcome, failure.reason)
+
+
+def _footprint(trial: FrozenTrial) -> Footprint:
+    return footprint_of(Setting(**trial.user_attrs[SETTING]))

@@ -192,13 +192,18 @@ def read_study(study: optuna.Study) -> StudyRecord:
     return StudyRecord(
         name=study.study_name,
         contract=attributes.get(CONTRACT, {}),
-        references=tuple(_reference(entry) for entry in attributes.get(REFERENCES, [])),
+        references=read_references(study),
         trials=tuple(map(trial_record, trials)),
         confirmation=attributes.get(CONFIRMATION),
         distributions=next((trial.distributions for trial in trials if trial.distributions), {}),
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
         search=attributes.get(SEARCH, {}),
     )
+
+
+def read_references(study: optuna.Study) -> tuple[Measured, ...]:
+    """What was measured beside the trials, as the storage knows it now."""
+    return tuple(_reference(entry) for entry in study.user_attrs.get(REFERENCES, []))
 
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from hpo import worker as worker_module
 from hpo.administration import retry_failed
-from hpo.events import Event, Finished, Looked
+from hpo.events import Event, Finished, Looked, Notice
 from hpo.ledger import Ledger
 from hpo.measuring import measure_references, require_same_machine_result
 from hpo.owner import Owner
@@ -129,6 +129,22 @@ def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: 
         assert list(trial.running) == [8]
         assert trial.tokens == 8 * 23
     assert record.tokens_saved(40 * 23) == pytest.approx(4 / 6 * (1 - 8 / 40))
+
+
+def test_a_trial_whose_rivals_values_are_damaged_is_measured_to_the_end(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There is nobody to compare it with: a notice says so, and nothing fails."""
+    monkeypatch.setattr("hpo.ledger.is_hopeless", lambda look, incumbent, clusters, pruner: True)
+    events: list[Event] = []
+    make().work(Budget(trials=3))
+    for file in (tmp_path / "results-s").glob("*.safetensors"):
+        file.write_bytes(b"no result")
+    worker = make(listen=events.append)
+    worker.work(Budget(trials=5))
+    record = read_study(worker.study)
+    assert [trial.state for trial in record.trials[3:]] == ["COMPLETE"] * 2
+    assert any("not compared with a trial" in event.text for event in events if isinstance(event, Notice))
 
 
 def test_an_interrupt_hands_the_running_trial_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
