@@ -277,10 +277,11 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _optimize(options: argparse.Namespace) -> None:
+    from hpo.events import Notice
     from hpo.finding import find_study
     from hpo.launch import launch
     from hpo.optimize import optimize, standing
-    from hpo.terminal import say, study_display
+    from hpo.terminal import study_display
     from hpo.worker import Budget
     from objectives.memory import keep_freed_memory
     from storage.studies import limits as storage_limits
@@ -294,7 +295,7 @@ def _optimize(options: argparse.Namespace) -> None:
     url, fleet = _storage_url(options), _fleet(options)
     with storage_errors(url), study_display(options.quiet, options.json == "-") as (listen, progress):
         for line in storage_limits(url):
-            say(f"note: {line}")
+            listen(Notice(text=f"note: {line}"))
         if fleet is None:
             outcome = optimize(plan, open_storage(url), paths, budget, listen, progress, options.worker_name)
         else:

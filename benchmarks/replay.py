@@ -15,17 +15,16 @@ from typing import Protocol
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
 from benchmarks.truth import Text, Truth
 from hpo.ledger import MOST_OTHERS
 from hpo.proposal import SamplerName, propose
-from hpo.pruning import Incumbent, Pruner, estimate, is_hopeless, usual_spread
+from hpo.pruning import Incumbent, Pruner, estimate, is_hopeless, optuna_pruner, reports, usual_spread
 from hpo.record import TrialRecord
 from hpo.space import Space
-from objectives.scoring import Score, look_sizes
+from objectives.scoring import look_sizes
 from quant.methods import Setting
 
 
@@ -121,7 +120,6 @@ class Snap:
 
 
 Proposer = Callable[[Space, list[TrialRecord], int], Setting | None]
-Verdict = Callable[[Score, Score, NDArray[np.int64]], bool]
 
 
 def proposer(sampler: SamplerName) -> Proposer:
@@ -191,13 +189,14 @@ class Ours:
 class Optunas:
     """One of Optuna's samplers with one of its pruners, in a study of its own, as their documentation uses them."""
 
-    def __init__(self, field: Field, seed: int, sampler: BaseSampler, pruner: BasePruner, per_sequence: bool) -> None:
-        self._field, self._per_sequence = field, per_sequence
+    def __init__(self, field: Field, seed: int, sampler: BaseSampler, pruner: Pruner) -> None:
+        self._field, self._pruner = field, pruner
         self._snap = Snap(field.truth)
         # Hyperband deals trials to its brackets by a hash of the name.
-        self._study = optuna.create_study(study_name=f"replay {seed}", sampler=sampler, pruner=pruner)
+        judge = optuna_pruner(pruner, field.sequences)
+        self._study = optuna.create_study(study_name=f"replay {seed}", sampler=sampler, pruner=judge)
         self._running: dict[int, Trial] = {}
-        self._told: dict[int, int] = {}
+        self._told: dict[int, set[int]] = {}
 
     def ask(self) -> int | None:
         space = self._field.truth.space
@@ -211,7 +210,6 @@ class Optunas:
             return None
         self._study.enqueue_trial(space.params(self._field.truth.settings[row]))
         self._running[row] = self._study.ask(space.distributions)
-        self._told[row] = 0
         return row
 
     def go_on(self, row: int, read: int) -> bool:
@@ -226,18 +224,16 @@ class Optunas:
             self._study.tell(self._running.pop(row), state=optuna.trial.TrialState.PRUNED)
 
     def _report(self, row: int, read: int) -> None:
-        score = self._field.text.score(row).first(read)
-        if self._per_sequence:
-            means = (score.nll / score.tokens).tolist()
-            for index in range(self._told[row], read):
-                self._running[row].report(means[index], index)
-            self._told[row] = read
-        else:
-            self._running[row].report(score.perplexity, read)
+        told = self._told.setdefault(row, set())
+        look = self._field.text.score(row).first(read)
+        for step, value in reports(self._pruner.name, look, self._field.sequences).items():
+            if step not in told:
+                told.add(step)
+                self._running[row].report(value, step)
 
 
 class Fixed:
-    """Rows in a given order, all measured to the end, or given up by `hopeless`."""
+    """Rows in a given order, all measured to the end."""
 
     def __init__(self, rows: list[int]) -> None:
         self._rows = list(rows)

@@ -1,6 +1,6 @@
 """Which search finds the best setting with the fewest evaluated tokens: replays on the tables of truth.
 
-Part `pruners`: the same random settings under every pruner. Part `samplers`: whole searches. Parts can be run alone;
+Part `pruners`: random settings under every pruner. Part `samplers`: whole searches. Parts can be run alone;
 what is done is kept in --work and not done again, so an interrupted run goes on.
 
     python benchmarks/search.py --replicates 40 --json search.json --plots DIR
@@ -43,7 +43,7 @@ from benchmarks.replay import (
 )
 from benchmarks.truth import Truth, load, table_path
 from hpo.proposal import STARTUP_TRIALS, Model, propose, suggestion
-from hpo.pruning import Pruner, PrunerName, optuna_pruner
+from hpo.pruning import Pruner, PrunerName
 from hpo.record import TrialRecord
 from hpo.space import Space
 from quant.methods import Setting
@@ -51,6 +51,7 @@ from quant.methods import Setting
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+ROOT = Path(__file__).resolve().parent.parent
 Make = Callable[[Field, int], Search]
 MakeSampler = Callable[[int], optuna.samplers.BaseSampler]
 MOST_TRIALS, MOST_TOKENS = 100, 40.0
@@ -71,11 +72,8 @@ def _gp(number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.GPSampler(seed=number, warn_independent_sampling=False)
 
 
-def _optuna(
-    sampler: Callable[[int], optuna.samplers.BaseSampler], pruner: PrunerName, where: Field, seed: int
-) -> Search:
-    per_sequence = pruner == "wilcoxon"
-    return Optunas(where, seed, sampler(seed), optuna_pruner(Pruner(name=pruner), where.sequences), per_sequence)
+def _optuna(sampler: MakeSampler, pruner: PrunerName, where: Field, seed: int) -> Search:
+    return Optunas(where, seed, sampler(seed), Pruner(name=pruner))
 
 
 def _ours(suggest: Proposer, pruner: Pruner, where: Field, seed: int) -> Search:
@@ -126,9 +124,16 @@ def _table(model: str, group_size: int) -> Truth:
     return load(model, group_size)
 
 
+@cache
+def _version() -> int:
+    """Of everything that a replay runs: a changed search is another one."""
+    files = [*sorted(ROOT.glob("hpo/*.py")), ROOT / "objectives" / "paired.py", ROOT / "benchmarks" / "replay.py"]
+    return zlib.crc32(b"".join(file.read_bytes() for file in files))
+
+
 def run_one(part: str, name: str, model: str, group_size: int, number: int, workers: int, work: Path) -> dict[str, Any]:
     """One replicate, or what is kept of it."""
-    key = f"{part}|{name}|{model}|{group_size}|{number}|{workers}"
+    key = f"{part}|{name}|{model}|{group_size}|{number}|{workers}|{MOST_TOKENS}|{MOST_TRIALS}|{TARGET}|{_version()}"
     path = work / f"{zlib.crc32(key.encode()):08x}-{part}.json"
     if path.exists() and (kept := json.loads(path.read_text()))["key"] == key:
         return dict(kept)

@@ -35,7 +35,7 @@ from hpo.pruning import Pruner  # noqa: E402
 from hpo.queue import Queue  # noqa: E402
 from hpo.record import read_study  # noqa: E402
 from hpo.space import Space, make_space  # noqa: E402
-from hpo.worker import Budget, Worker  # noqa: E402
+from hpo.worker import Budget, Settled, Worker  # noqa: E402
 from objectives.kept import keep_result  # noqa: E402
 from objectives.progress import silent  # noqa: E402
 from objectives.quantization import ModelSize  # noqa: E402
@@ -126,9 +126,9 @@ def worker_on(study: optuna.Study, storage: Any, store: ResultStore, sampler: st
 def one_trial(worker: Worker, budget: Budget, pause: float = 0.0) -> dict[str, float]:
     """Seconds that each part of a trial's bookkeeping takes."""
     started = time.perf_counter()
-    trial = worker._ask(budget)
+    trial = worker.ask(budget, Settled())
     asked = time.perf_counter()
-    if trial is None:
+    if isinstance(trial, Settled):
         return {}
     setting = Setting(**trial.user_attrs[names.SETTING])
     result = result_of(setting, trial.number)

@@ -42,6 +42,8 @@ def promises(space: Space, trials: Sequence[TrialRecord], considered: Sequence[S
     An improvement is one on the best completed trial of the same footprint; where there is none yet, on the best that
     is expected there.
     """
+    if not considered:
+        return []
     surrogate = _fitted(space, trials)
     running = [trial for trial in trials if trial.state == "RUNNING" and trial.setting is not None]
     bests = _least(
@@ -64,7 +66,8 @@ def consider(space: Space, trials: Sequence[TrialRecord], everywhere: Iterator[S
     generator = np.random.default_rng(seed)
     found = dict.fromkeys(itertools.islice(everywhere, EVERYWHERE))
     known = sorted((trial for trial in trials if is_informative(trial)), key=nats)
-    for footprint in {trial.footprint for trial in known}:
+    # Not a set: its order would be another one in every process.
+    for footprint in dict.fromkeys(trial.footprint for trial in known):
         for trial in [one for one in known if one.footprint == footprint][:CENTERS]:
             assert trial.setting is not None
             center = _points(space, [trial.setting])[0]
@@ -119,19 +122,15 @@ def nats(trial: TrialRecord) -> float:
         return math.log(trial.perplexity)
     if trial.state == "PRUNED" and trial.estimate is not None:
         return math.log(trial.estimate.perplexity)
-    if trial.state == "PRUNED" and trial.running:
-        return math.log(trial.running[max(trial.running)])
     return math.inf
 
 
 def _variance(trial: TrialRecord) -> float:
     """Of the error of `nats`."""
-    estimate = trial.estimate
-    if trial.state != "PRUNED" or estimate is None:
+    if trial.state != "PRUNED" or trial.estimate is None:
         return 0.0
-    if estimate.low <= 0:
-        return VAGUE
-    return ((math.log(estimate.high) - math.log(estimate.low)) / (2 * NORMAL_95)) ** 2
+    low, high = trial.estimate.low, trial.estimate.high
+    return VAGUE if low <= 0 else ((math.log(high) - math.log(low)) / (2 * NORMAL_95)) ** 2
 
 
 def _trial_points(space: Space, trials: Sequence[TrialRecord]) -> NDArray[np.float64]:

@@ -66,14 +66,14 @@ class Ledger:
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         known = [trial for trial in complete if RESULT in trial.user_attrs and _footprint(trial) == footprint]
         equals = sorted(known, key=lambda trial: (trial.value, trial.number))[: 1 + MOST_OTHERS]
-        score = self._score(equals[0].user_attrs[RESULT]) if equals else None
-        if score is None:
+        scored = [(trial.number, score) for trial in equals if (score := self._score(trial.user_attrs[RESULT]))]
+        if not scored:
             return None
         references = [one.result for one in read_references(study) if one.footprint == footprint]
-        compared = [*(trial.user_attrs[RESULT] for trial in equals[1:]), *references]
-        others = [other for key in compared if key and (other := self._score(key)) is not None]
-        usual = usual_spread(others, score, self.tuning.clusters)
-        return Incumbent(number=equals[0].number, score=score, usual=usual)
+        known_scores = [score for key in references if key and (score := self._score(key))]
+        (number, best), *others = scored
+        compared = [*(score for _, score in others), *known_scores]
+        return Incumbent(number=number, score=best, usual=usual_spread(compared, best, self.tuning.clusters))
 
     def _score(self, key: str) -> Score | None:
         try:

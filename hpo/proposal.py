@@ -111,7 +111,7 @@ def sobol(space: Space, seed: int) -> Iterator[Setting]:
 
 def _promising(space: Space, trials: Sequence[TrialRecord], tried: set[Setting], seed: int) -> Iterator[Setting]:
     untried = list(_untried(iter(consider(space, trials, sobol(space, seed), seed)), tried))
-    return (promise.setting for promise in promises(space, trials, untried)) if untried else iter(())
+    return (promise.setting for promise in promises(space, trials, untried))
 
 
 def suggestion(space: Space, trials: Sequence[TrialRecord], model: Model, seed: int) -> Setting:

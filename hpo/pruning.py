@@ -121,7 +121,8 @@ def usual_spread(others: Sequence[Score], incumbent: Score, clusters: Sequence[i
     logs = np.array([math.log(tokens * one.standard_error**2) for one in known])
     logs += math.log(half) - float(special.digamma(half))
     excess = float(logs.var(ddof=1) - special.polygamma(1, half))
-    degrees = MOST_DEGREES if excess <= 0 else min(MOST_DEGREES, 2 * _inverse_trigamma(excess))
+    least = float(special.polygamma(1, MOST_DEGREES / 2))
+    degrees = MOST_DEGREES if excess <= least else 2 * _inverse_trigamma(excess)
     middle = float(logs.mean() + special.digamma(degrees / 2) - math.log(degrees / 2))
     return Spread(variance=math.exp(middle), degrees=degrees)
 
@@ -211,7 +212,8 @@ def reports(name: PrunerName, look: Score, total: int) -> dict[int, float]:
     """What Optuna is told of a look: the running perplexity by the number of sequences.
 
     Its Wilcoxon pruner compares trials piece by piece; for it the sequences are reported in their order, each on its
-    own, or several together where there are more than a dashboard can bear.
+    own, or several together where there are more than a dashboard can bear, under the number of sequences that
+    were read then.
 
     Args:
         name: Who will judge.
@@ -221,6 +223,7 @@ def reports(name: PrunerName, look: Score, total: int) -> dict[int, float]:
     if name != "wilcoxon":
         return {len(look.nll): look.perplexity}
     size = math.ceil(total / MOST_POINTS)
-    ends = [end for end in range(size, total + size, size) if min(end, total) <= len(look.nll)]
-    pieces = [Score(nll=look.nll[end - size : end], tokens=look.tokens[end - size : end]) for end in ends]
-    return {index: math.exp(min(piece.mean_nll, 700.0)) for index, piece in enumerate(pieces)}
+    starts = [start for start in range(0, total, size) if min(start + size, total) <= len(look.nll)]
+    pieces = [Score(nll=look.nll[start : start + size], tokens=look.tokens[start : start + size]) for start in starts]
+    ends = [min(start + size, total) for start in starts]
+    return {end: math.exp(min(piece.mean_nll, 700.0)) for end, piece in zip(ends, pieces, strict=True)}

@@ -13,11 +13,13 @@ import numpy as np
 from hpo.acquisition import consider, is_informative, promises
 from hpo.footprint import Footprint, footprint_of
 from hpo.proposal import STARTUP_TRIALS, sobol
-from hpo.record import ENDED, StudyRecord, TrialRecord
+from hpo.record import ENDED, Measured, StudyRecord, TrialRecord
 from hpo.space import Space
 from objectives.errors import InputError
 from objectives.kept import recall_result
 from objectives.paired import paired_difference
+from objectives.scoring import Score
+from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 
 # Pairs of good trials whose differences say how exactly two settings are told apart.
@@ -76,7 +78,10 @@ def without_improvement(trials: Sequence[TrialRecord]) -> int:
 
 
 def has_converged(space: Space, record: StudyRecord, store: ResultStore, clusters: Sequence[int], seed: int) -> bool:
-    """Whether at every footprint the largest expected improvement is below the error of a paired difference there."""
+    """Whether at every footprint the largest expected improvement is below the error of a paired difference there.
+
+    Not where everything that is considered was tried: then the space says when it is used up.
+    """
     known = [trial for trial in record.trials if is_informative(trial)]
     if len(known) < STARTUP_TRIALS:
         return False
@@ -86,16 +91,30 @@ def has_converged(space: Space, record: StudyRecord, store: ResultStore, cluster
     gains: dict[Footprint, float] = {}
     for promise in promises(space, record.trials, untried):
         gains.setdefault(footprint_of(promise.setting), promise.improvement)
-    return all(gain < paired_noise(record, footprint, store, clusters) for footprint, gain in gains.items())
+    noises = {footprint: paired_noise(record, footprint, store, clusters) for footprint in gains}
+    return bool(gains) and all(gain < noises[footprint] for footprint, gain in gains.items())
 
 
 def paired_noise(record: StudyRecord, footprint: Footprint, store: ResultStore, clusters: Sequence[int]) -> float:
-    """Standard error of the difference between good trials of one footprint, in nats per token; 0 below two trials."""
-    good = [trial for trial in record.complete if trial.footprint == footprint and trial.result][: 1 + COMPARED]
-    scores = [recall_result(store, str(trial.result)).score for trial in good]
+    """Standard error of the difference between good settings of one footprint, in nats per token; 0 if unknown.
+
+    The best trial is compared with the next ones, and with the references of its bits.
+    """
+    good = [trial for trial in record.complete if trial.footprint == footprint][: 1 + COMPARED]
+    beside = [one for one in record.references if one.footprint == footprint] if good else []
+    scores = [score for one in (*good, *beside) if (score := _score(store, one)) is not None]
     if len(scores) < 2:
         return 0.0
     best, *others = scores
-    assert best is not None
-    errors = [paired_difference(score, best, clusters).standard_error for score in others if score is not None]
-    return float(np.median(errors))
+    errors = [paired_difference(score, best, clusters).standard_error for score in others]
+    return float(np.median([error for error in errors if math.isfinite(error)] or [0.0]))
+
+
+def _score(store: ResultStore, measured: Measured) -> Score | None:
+    """None where the values are missing or damaged: others say as much of the noise."""
+    if measured.result is None:
+        return None
+    try:
+        return recall_result(store, measured.result).score
+    except DamagedEntryError:
+        return None

@@ -104,11 +104,12 @@ class Board:
         self._move(THIS_PROCESS, f"{phase} ({self._trial})" if self._trial else phase, done, total)
 
     def _all(self, trials: tuple[TrialRecord, ...]) -> None:
-        lanes = {str(trial.owner.get("name", "?")): trial for trial in trials}
-        for name in self._tasks.keys() - lanes:
-            self._lanes.remove_task(self._tasks.pop(name))
-        for name, trial in lanes.items():
-            self._move(name, worker_text(trial), trial.beat.get("done", 0), trial.beat.get("total"))
+        # Two machines may give their workers the same names.
+        lanes = {str([trial.owner.get(name) for name in ("host", "machine", "pid")]): trial for trial in trials}
+        for key in self._tasks.keys() - (lanes.keys() or {NOBODY}):
+            self._lanes.remove_task(self._tasks.pop(key))
+        for key, trial in lanes.items():
+            self._move(key, worker_text(trial), trial.beat.get("done", 0), trial.beat.get("total"))
         if not trials:
             self._move(NOBODY, WAITING, 0, None)
 
@@ -187,8 +188,9 @@ def event_text(event: Event) -> str:
 
 
 def worker_text(trial: TrialRecord) -> str:
-    """What one worker is at: `w1 cuda trial 12 scoring 16/64`."""
-    who = f"{trial.owner.get('name', '?')} {trial.owner.get('device', '')}"
+    """What one worker is at: `w1 node7 cuda trial 12 scoring 16/64`."""
+    owner = trial.owner
+    who = " ".join(str(owner[name]) for name in ("name", "host", "device") if name in owner) or "?"
     return f"{who} trial {trial.number} {phase(trial)}"
 
 

@@ -10,6 +10,7 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from time import monotonic, sleep
 from typing import TypeVar
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 POLL_SECONDS = 1.0
+USED_UP, WAITING = "every setting of the space was tried", "waiting"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,14 @@ class Budget:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise InputError(f"--trials {self.trials} is not at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """That there is no further trial: `reason` says why, if it is not the budget, as long as trials have `states`."""
+
+    states: tuple[str, ...] | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,22 +135,30 @@ class Worker:
 
     def _next(self, budget: Budget) -> Trial | None:
         """The next trial; None when there is nothing to do, also for others. Waits while they may still die."""
-        said = False
+        settled, said = Settled(), set[str]()
         while True:
-            trial = self._patiently(lambda: self._ask(budget))
-            if trial is not None:
-                return trial
+            found = self._patiently(partial(self.ask, budget, settled))
+            if isinstance(found, Trial):
+                return found
+            settled = found
             running = self._patiently(self.queue.others_run)
+            if settled.reason is not None and settled.reason not in said:
+                self.listen(Notice(text=settled.reason))
+                said.add(settled.reason)
             if not running:
                 return None
-            if not said:
+            if WAITING not in said:
                 self.listen(Notice(text=f"waiting for {running} trials of other workers", passing=True))
-                said = True
+                said.add(WAITING)
             self.interrupts.check()
             sleep(POLL_SECONDS)
 
-    def _ask(self, budget: Budget) -> Trial | None:
-        """Claim or propose; the budget and the settings that were tried are counted under the study's lock."""
+    def ask(self, budget: Budget, settled: Settled) -> Trial | Settled:
+        """Claim or propose, or say why not; the budget and what was tried are counted under the study's lock.
+
+        While others work, everybody asks again and again; what was `settled` for the same trials is not gone into
+        again.
+        """
         with self.queue.exclusive(), self.interrupts.deferred():
             for number, became in self.queue.take_back():
                 self.listen(Notice(text=f"trial {number}: {became}"))
@@ -148,17 +166,20 @@ class Worker:
             require_some_success(record)
             taken = sum(trial.state in (*ENDED, "RUNNING") for trial in record.counted)
             if taken >= budget.trials or monotonic() >= budget.deadline:
-                return None
+                return Settled()
             waiting = self.queue.claim()
             if waiting is not None:
                 return waiting
-            reason = reason_to_stop(self.stopping, self.space, record, self.store, self.tuning.clusters, self.seed)
+            states = tuple(trial.state for trial in record.trials)
+            if settled.states == states:
+                return settled
+            clusters = self.tuning.clusters
+            reason = reason_to_stop(self.stopping, self.space, record, self.store, clusters, self.seed)
             setting = None if reason else propose(self.space, record.trials, self.sampler, self.seed)
             if setting is None:
-                self.listen(Notice(text=reason or "every setting of the space was tried"))
-                return None
+                return Settled(states=states, reason=reason or USED_UP)
             self.queue.add(setting, self.sampler)
-            return self.queue.claim()
+            return self.queue.claim() or Settled()
 
     def _hand_back(self) -> None:
         try:

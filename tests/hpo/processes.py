@@ -7,12 +7,13 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.trial import Trial
 
 from hpo.owner import Owner
 from hpo.pruning import Pruner
 from hpo.queue import Queue
 from hpo.space import make_space
-from hpo.worker import Budget, Worker
+from hpo.worker import Budget, Settled, Worker
 from objectives.progress import silent
 from quant.methods import Setting
 from storage.exclusive import exclusive
@@ -41,7 +42,7 @@ def asker(url: str, home: Path) -> Worker:
 def ask_all(url: str, home: Path, trials: int, target: Path) -> None:
     """Ask for trials and tell made-up values until the budget is used up; write the trials' numbers."""
     worker, numbers = asker(url, home), []
-    while (trial := worker._ask(Budget(trials=trials))) is not None:
+    while isinstance(trial := worker.ask(Budget(trials=trials), Settled()), Trial):
         numbers.append(str(trial.number))
         worker.study.tell(trial, 1.0 + trial.number)
     target.write_text("\n".join(numbers))

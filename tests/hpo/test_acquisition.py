@@ -2,6 +2,10 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from hpo.space import Space, make_space
 from quant.methods import Setting
 from tests.hpo.made import pruned, trial
 
+ROOT = Path(__file__).resolve().parents[2]
 FLAT = make_space(Setting(), {"n_grid": 20, "n_calib": 16, "group_size": 64})
 SIZES = make_space(Setting(), {"n_grid": 20, "n_calib": 16, "group_size": "32,64"})
 
@@ -120,3 +125,29 @@ def test_a_model_is_told_the_best_and_some_of_the_rest(most: int) -> None:
     assert values[: most // 2] == pytest.approx(sorted(one.perplexity or 0 for one in trials)[: most // 2])
     assert values[-1] > 60
     assert telling(trials[:3], most) == trials[:3]
+
+
+def test_nothing_is_promised_where_nothing_is_considered() -> None:
+    """A space may be used up."""
+    assert promises(FLAT, history(FLAT, 12), []) == []
+
+
+def test_a_pruned_trial_without_an_estimate_teaches_nothing() -> None:
+    """Its running perplexity is one of other text."""
+    lost = trial(3, FLAT, Setting(), None, state="PRUNED", running={8: 20.0})
+    assert nats(lost) == math.inf
+
+
+def test_what_is_considered_is_the_same_in_every_process() -> None:
+    """Also where a footprint has no group size, whose hash is another one in every process."""
+    code = (
+        "from itertools import islice; from hpo.acquisition import consider; from hpo.proposal import sobol;"
+        "from hpo.space import make_space; from quant.methods import Setting; from tests.hpo.made import trial;"
+        "space = make_space(Setting(method='praq-mixed'), {});"
+        "trials = [trial(n, space, one, 20.0 + n) for n, one in enumerate(islice(sobol(space, 0), 12))];"
+        "print(hash(tuple(repr(one) for one in consider(space, trials, sobol(space, 1), 1))))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    found = {subprocess.run(command, env=environment, capture_output=True, check=True).stdout for _ in range(4)}
+    assert len(found) == 1

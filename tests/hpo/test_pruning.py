@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+import cli
 from hpo.pruning import (
     PRUNERS,
     Incumbent,
@@ -116,17 +117,17 @@ def test_optuna_is_told_running_perplexities_and_for_wilcoxon_every_sequence() -
     """At most one point per look; Optuna's Wilcoxon pruner compares sequence by sequence."""
     look = score([1.0, 2.0])
     assert reports("median", look, 64) == {2: pytest.approx(math.exp(1.5))}
-    assert reports("wilcoxon", look, 32) == {0: pytest.approx(math.e), 1: pytest.approx(math.exp(2))}
+    assert reports("wilcoxon", look, 32) == {1: pytest.approx(math.e), 2: pytest.approx(math.exp(2))}
 
 
 def test_long_texts_are_reported_in_at_most_32_pieces() -> None:
-    """Whole pieces only, but for the last one; a later look adds to what an earlier one said."""
+    """Each under the sequences that were read then; all but the last are whole; later looks add to earlier ones."""
     full = score([float(value) for value in range(70)])
     pieces = reports("wilcoxon", full, 70)
     assert len(pieces) == 24
-    assert pieces[0] == pytest.approx(math.exp(1))
-    assert pieces[23] == pytest.approx(math.exp(69))
-    assert reports("wilcoxon", full.first(8), 70) == {0: pieces[0], 1: pieces[1]}
+    assert pieces[3] == pytest.approx(math.exp(1))
+    assert pieces[70] == pytest.approx(math.exp(69))
+    assert reports("wilcoxon", full.first(8), 70) == {3: pieces[3], 6: pieces[6]}
 
 
 @pytest.mark.parametrize("name", PRUNERS)
@@ -208,3 +209,18 @@ def test_knowing_the_spread_gives_up_sooner_and_no_more_often_wrongly() -> None:
 
     assert share(0.02, usual, first=True) > share(0.02, None, first=True) + 0.1
     assert share(0.0, usual, first=False) < 0.03
+
+
+def test_others_that_scatter_almost_alike_are_no_special_case() -> None:
+    """The excess of scatter may be as small as it likes."""
+    others, incumbent = compared(3)
+    for count in range(3, 40):
+        found = usual_spread((others * 20)[:count], incumbent, EACH)
+        assert found is not None
+        assert 0 < found.degrees <= 50
+
+
+def test_the_command_line_has_the_same_defaults() -> None:
+    """They are written there once more, so that help answers at once."""
+    options = cli._parser().parse_args(["optimize"])
+    assert Pruner(name=options.pruner, error=options.prune_error, first_look=options.first_look) == Pruner()

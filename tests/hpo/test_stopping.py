@@ -97,7 +97,42 @@ def test_the_noise_is_that_of_differences_not_of_scores(tmp_path: Path) -> None:
     footprint = record.complete[0].footprint
     assert footprint is not None
     assert 0 < paired_noise(record, footprint, store, TEXT.clusters) < 0.05
-    assert paired_noise(searched(store, 1), footprint, store, TEXT.clusters) == 0
+    alone = replace(searched(store, 1), references=())
+    assert paired_noise(alone, footprint, store, TEXT.clusters) == 0
+    one_document = [0] * len(TEXT.clusters)
+    assert paired_noise(record, footprint, store, one_document) == 0
+
+
+def test_one_trial_is_compared_with_the_references(tmp_path: Path) -> None:
+    """A study that gave all others up knows its noise, too."""
+    store = ResultStore(tmp_path)
+    maker = Maker(store, SPACE, truth=bowl)
+    setting = Setting(method="gw-awq", group_size=64, n_calib=16)
+    record = replace(study_of(maker, [maker.complete(0, maker.draw())]).record, references=(maker.reference(setting),))
+    footprint = record.complete[0].footprint
+    assert footprint is not None
+    assert paired_noise(record, footprint, store, TEXT.clusters) > 0
+
+
+def test_damaged_values_are_left_out(tmp_path: Path) -> None:
+    """Asking goes on; the other trials know the noise."""
+    store = ResultStore(tmp_path)
+    record = searched(store, 60)
+    for damaged in record.complete[1:3]:
+        (tmp_path / f"{damaged.result}.safetensors").write_bytes(b"no result")
+    assert has_converged(SPACE, record, store, TEXT.clusters, 0)
+
+
+def test_a_space_that_is_used_up_has_not_converged(tmp_path: Path) -> None:
+    """Who asks is told that there is no other setting."""
+    store = ResultStore(tmp_path)
+    space = make_space(
+        Setting(method="gw-awq", n_grid=20), {"n_grid": 20, "n_calib": "16,32,64,128", "group_size": "32,64,128"}
+    )
+    maker = Maker(store, space)
+    trials = [maker.complete(number, setting) for number, setting in enumerate(space.every())]
+    assert len(trials) == 12
+    assert not has_converged(space, study_of(maker, trials).record, store, TEXT.clusters, 0)
 
 
 def test_patience_below_one_is_refused() -> None:

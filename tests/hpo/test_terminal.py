@@ -17,11 +17,11 @@ from tests.hpo.made import trial
 SPACE = make_space(Setting(), {})
 
 
-def running(number: int, worker: str, done: int) -> TrialRecord:
+def running(number: int, worker: str, done: int, host: str = "here") -> TrialRecord:
     """A trial at work."""
     made = trial(number, SPACE, Setting(), None, state="RUNNING")
     beat = {"phase": "scoring", "done": done, "total": 64, "beat": 1, "at": "2026-01-01T00:00:00+00:00"}
-    return replace(made, owner={"name": worker, "device": "cuda:0", "host": "here"}, beat=beat)
+    return replace(made, owner={"name": worker, "device": "cuda:0", "host": host, "pid": int(worker[1:])}, beat=beat)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def drawn(board: Board) -> str:
 @pytest.fixture
 def board() -> Board:
     """On a terminal that nobody sees."""
-    return Board(Console(file=StringIO(), width=120, force_terminal=True))
+    return Board(Console(file=StringIO(), width=120, force_terminal=True, highlight=False))
 
 
 def test_every_worker_has_a_lane_of_its_own(board: Board) -> None:
@@ -49,14 +49,34 @@ def test_every_worker_has_a_lane_of_its_own(board: Board) -> None:
     board.listen(Working(trials=(running(1, "w0", 16), running(2, "w1", 32))))
     lines = drawn(board).splitlines()
     assert [line.split("━")[0].strip() for line in lines if line.strip()] == [
-        "w0 cuda:0 trial 1 scoring 16/64",
-        "w1 cuda:0 trial 2 scoring 32/64",
+        "w0 here cuda:0 trial 1 scoring 16/64",
+        "w1 here cuda:0 trial 2 scoring 32/64",
     ]
     assert "16/64" in lines[0]
     board.listen(Working(trials=(running(5, "w1", 8),)))
     assert [line.split("━")[0].strip() for line in drawn(board).splitlines() if line.strip()] == [
-        "w1 cuda:0 trial 5 scoring 8/64"
+        "w1 here cuda:0 trial 5 scoring 8/64"
     ]
+
+
+def test_workers_of_one_name_on_two_machines_have_two_lanes(board: Board) -> None:
+    """Each with its machine."""
+    board.listen(Working(trials=(running(1, "w0", 16), running(2, "w0", 32, host="there"))))
+    lanes = drawn(board)
+    assert "w0 here" in lanes
+    assert "w0 there" in lanes
+
+
+def test_waiting_for_workers_is_one_lane_that_stays(board: Board) -> None:
+    """However often it is said; gone when work begins."""
+    tasks = []
+    for _ in range(3):
+        board.listen(Working(trials=()))
+        tasks.append(board._lanes.task_ids)
+    assert tasks[0] == tasks[1] == tasks[2]
+    assert "workers prepare" in drawn(board)
+    board.listen(Working(trials=(running(1, "w0", 16),)))
+    assert "workers prepare" not in drawn(board)
 
 
 def test_the_board_keeps_the_best_and_what_is_left_in_sight(board: Board, finished: Finished) -> None:
