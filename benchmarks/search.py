@@ -1,6 +1,6 @@
 """Which search finds the best setting with the fewest evaluated tokens: replays on the tables of truth.
 
-Part `pruners`: random settings under every pruner. Part `samplers`: whole searches. Parts can be run alone;
+Part `pruners`: forty random settings under every pruner. Part `samplers`: whole searches. Parts can be run alone;
 what is done is kept in --work and not done again, so an interrupted run goes on.
 
     python benchmarks/search.py --replicates 40 --json search.json --plots DIR
@@ -9,6 +9,7 @@ what is done is kept in --work and not done again, so an interrupted run goes on
 
 import argparse
 import json
+import math
 import os
 import sys
 import zlib
@@ -54,9 +55,11 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parent.parent
 Make = Callable[[Field, int], Search]
 MakeSampler = Callable[[int], optuna.samplers.BaseSampler]
-MOST_TRIALS, MOST_TOKENS = 100, 40.0
+MOST_TRIALS, MOST_TOKENS = 60, 24.0
+PRUNED_TRIALS = 40
 AT = np.arange(1.0, MOST_TOKENS + 0.5, 0.5)
 TARGET = 0.05
+SHOWN = (5, 10, 20)
 OPTUNA_PRUNERS: tuple[PrunerName, ...] = ("median", "wilcoxon", "hyperband")
 
 
@@ -140,8 +143,8 @@ def run_one(part: str, name: str, model: str, group_size: int, number: int, work
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     make = {"pruners": pruner_searches, "samplers": sampler_searches}[part]()[name]
     where = field(_table(model, group_size), number)
-    most_trials = 40 if part == "pruners" else MOST_TRIALS
-    ended = replay(make(where, number), where, MOST_TOKENS, most_trials, workers)
+    most = (math.inf, PRUNED_TRIALS) if part == "pruners" else (MOST_TOKENS, MOST_TRIALS)
+    ended = replay(make(where, number), where, *most, workers)
     found = {"key": key, "part": part, "name": name, "model": model, "group_size": group_size, "workers": workers}
     found |= summary(ended, where)
     path.write_text(json.dumps(found))
@@ -188,7 +191,7 @@ def table_of(found: list[dict[str, Any]]) -> dict[str, Any]:
     all_curves = curves(found)
     return {
         "replicates": len(found),
-        "regret": {f"{at:g}": quantiles(list(all_curves[:, int(np.searchsorted(AT, at))])) for at in (5, 10, 20, 40)},
+        "regret": {f"{at:g}": quantiles(list(all_curves[:, int(np.searchsorted(AT, at))])) for at in SHOWN},
         "tokens_to_target": quantiles(reached),
         "tokens": float(np.mean([one["tokens"] for one in found])),
         "trials": float(np.mean([one["trials"] for one in found])),
@@ -201,9 +204,7 @@ def table_of(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def shown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The table as Markdown."""
-    head = (
-        "| search | regret at 5 | at 10 | at 20 | at 40 | tokens to 0.05 % | tokens | trials | pruned | best pruned |"
-    )
+    head = "| search | regret at 5 | at 10 | at 20 | tokens to 0.05 % | tokens | trials | pruned | best pruned |"
     lines = [head, "|---|" + "---|" * (head.count("|") - 2)]
     for name, row in rows.items():
         cells = [f"{q[1]:.3f} [{q[0]:.3f}, {q[2]:.3f}]" for q in row["regret"].values()]

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from hpo.footprint import Footprint, footprint_of
 from hpo.record import TrialRecord
 from hpo.space import Space
-from hpo.surrogate import Surrogate, fit
+from hpo.surrogate import Surrogate, expected_improvement, fit
 from quant.methods import Setting
 
-EVERYWHERE, AROUND, CENTERS = 512, 64, 8
+EVERYWHERE, AROUND, CENTERS = 512, 32, 8
 REACHES = (0.02, 0.05, 0.1, 0.2)
 # What a fit takes grows with the cube of the trials; the best half and an even choice of the others tell most.
 MOST_TRIALS = 150
@@ -55,8 +55,9 @@ def promises(space: Space, trials: Sequence[TrialRecord], considered: Sequence[S
         surrogate = surrogate.believing(_trial_points(space, running))
     points = _points(space, considered)
     footprints = [footprint_of(setting) for setting in considered]
-    hoped = _least(zip(footprints, surrogate.predict(points)[0], strict=True))
-    gain = surrogate.improvement(points, np.array([bests.get(one, hoped[one]) for one in footprints]))
+    mean, deviation = surrogate.predict(points)
+    hoped = _least(zip(footprints, mean, strict=True))
+    gain = expected_improvement(mean, deviation, np.array([bests.get(one, hoped[one]) for one in footprints]))
     order = np.argsort(-gain, kind="stable")
     return [Promise(setting=considered[index], improvement=float(gain[index])) for index in order]
 

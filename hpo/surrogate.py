@@ -54,11 +54,6 @@ class Surrogate:
         known.fit(np.vstack([self.process.X_train_, points]), np.append(self.process.y_train_, expected))
         return Surrogate(process=known, center=self.center, scale=self.scale)
 
-    def improvement(self, points: Array, best: Array | float) -> Array:
-        """Expected improvement on `best` (one number, or one per point) at points `[n, dimensions]`."""
-        mean, deviation = self.predict(points)
-        return expected_improvement(mean, deviation, best)
-
 
 def expected_improvement(mean: Array, deviation: Array, best: Array | float) -> Array:
     """`E[max(0, best - value)]` of normal values (Jones et al. 1998, equation 15)."""
