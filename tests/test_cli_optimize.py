@@ -164,6 +164,7 @@ def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_one_seed_gives_identical_trials_twice(run: Run) -> None:
     """Two studies of one seed in two storages agree to the last digit, in everything but the time they took."""
     studies = []
@@ -303,6 +304,7 @@ def test_a_study_of_kept_rows_is_ranked_and_confirmed_at_equal_bits(run: Run, tm
     assert "% of rows in 16 bit: " in status.stdout
 
 
+@pytest.mark.slow
 def test_a_study_of_rows_with_one_scale_has_one_level(run: Run) -> None:
     """`awq` has no group size: it is ranked among rows with one scale, against its defaults and nearest rounding."""
     small = ["--n-calib", "16", "--eval-samples", "16", "--dtype", "float32", "--n-grid", "4..8"]
@@ -318,6 +320,7 @@ def test_a_study_of_rows_with_one_scale_has_one_level(run: Run) -> None:
     assert {trial["params"]["n_grid"] for trial in study["trials"]} == {4, 5, 6, 7, 8}
 
 
+@pytest.mark.slow
 def test_max_bits_leaves_out_shares_of_kept_rows_that_cost_more(run: Run) -> None:
     """As it does with group sizes; where nothing can be left out, too few bits are refused."""
     result = run("optimize", *MIXED, "--trials", "2", "--max-bits", "5.3", "--json", "-")

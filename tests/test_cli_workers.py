@@ -159,6 +159,7 @@ def test_tasks_of_a_dask_cluster_share_a_study(home: Path, tmp_path: Path) -> No
     assert {trial.owner["name"] for trial in study(url).trials} <= {"dask-0", "dask-1"}
 
 
+@pytest.mark.slow
 def test_a_study_moves_from_sqlite_to_postgresql_and_goes_on(
     database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
