@@ -117,7 +117,7 @@ def usual_spread(others: Sequence[Score], incumbent: Score, clusters: Sequence[i
     known = [one for one in found if 0 < one.standard_error < math.inf]
     if len(known) < FEWEST_COMPARED:
         return None
-    half = (known[0].clusters - 1) / 2
+    half = known[0].degrees / 2
     logs = np.array([math.log(tokens * one.standard_error**2) for one in known])
     logs += math.log(half) - float(special.digamma(half))
     excess = float(logs.var(ddof=1) - special.polygamma(1, half))
@@ -149,7 +149,7 @@ def lag(look: Score, incumbent: Incumbent, clusters: Sequence[int]) -> Lag:
     """
     count, full = len(look.nll), incumbent.score
     difference = paired_difference(look, full.first(count), clusters[:count])
-    own, degrees = difference.standard_error**2, float(difference.clusters - 1)
+    own, degrees = difference.standard_error**2, difference.degrees
     if incumbent.usual is not None:
         usual = incumbent.usual
         seen = own * degrees if degrees > 0 else 0.0

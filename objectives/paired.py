@@ -2,8 +2,8 @@
 
 Responsible for differences of token-weighted mean NLL, their standard errors and intervals, and for correcting
 several comparisons. May assume that both scores are of the same sequences in the same order. The variance is the
-ratio estimator's (Cochran, Sampling Techniques, 3rd ed., section 2.11 and 6.3, without finite-population correction),
-over clusters of sequences that share a document.
+ratio estimator's, by the jackknife over clusters of sequences that share a document (Cochran, Sampling Techniques, 3rd
+ed., section 6.17, without finite-population correction): a few long documents make it larger, as they should.
 """
 
 import math
@@ -27,6 +27,8 @@ class Difference:
         high: Upper end of the interval.
         p_value: Two-sided, of no difference.
         clusters: Independent pieces of text compared.
+        degrees: Of freedom: one less than the number of clusters of equal length that would say as much (Kish, Survey
+            Sampling, 1965, section 11.7), at least 1; 0 where nothing is known of the error.
     """
 
     value: float
@@ -35,6 +37,7 @@ class Difference:
     high: float
     p_value: float
     clusters: int
+    degrees: float = 0.0
 
     def percent(self) -> tuple[float, float, float]:
         """The difference and its interval as percent of perplexity: `100 (exp(d) - 1)`."""
@@ -53,7 +56,7 @@ def paired_difference(first: Score, second: Score, clusters: Sequence[int], conf
         first: The one whose advantage is asked for.
         second: What it is compared with.
         clusters: For each sequence the document it comes from.
-        confidence: Of the interval, by Student's t with one degree of freedom less than there are clusters.
+        confidence: Of the interval, by Student's t.
 
     Returns:
         The difference; nothing is known of its error where there is one cluster or a score is not finite.
@@ -72,12 +75,21 @@ def paired_difference(first: Score, second: Score, clusters: Sequence[int], conf
         return Difference(
             value=value, standard_error=math.inf, low=-math.inf, high=math.inf, p_value=1.0, clusters=count
         )
-    residuals = gains - value * tokens
-    error = float(math.sqrt(count / (count - 1) * (residuals**2).sum()) / total)
-    reach = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
-    p_value = float(2 * stats.t.sf(abs(value) / error, count - 1)) if error > 0 else float(value == 0)
+    shares = tokens / total
+    # What the difference moves by when a cluster is left out.
+    moves = (gains - value * tokens) / (total - tokens)
+    error = math.sqrt((count - 1) / count * float((moves**2).sum()))
+    degrees = max(1.0, float(1 / (shares**2).sum()) - 1)
+    reach = float(stats.t.ppf((1 + confidence) / 2, degrees)) * error
+    p_value = float(2 * stats.t.sf(abs(value) / error, degrees)) if error > 0 else float(value == 0)
     return Difference(
-        value=value, standard_error=error, low=value - reach, high=value + reach, p_value=p_value, clusters=count
+        value=value,
+        standard_error=error,
+        low=value - reach,
+        high=value + reach,
+        p_value=p_value,
+        clusters=count,
+        degrees=degrees,
     )
 
 

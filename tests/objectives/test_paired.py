@@ -56,16 +56,28 @@ def test_the_value_is_the_difference_of_mean_nll() -> None:
 
 
 def test_unequal_token_counts_give_the_ratio_estimators_error() -> None:
-    """The standard error is Cochran's for a ratio (equation 2.46 with n - 1), written out as sums."""
+    """The standard error is the jackknife's, every sequence left out in turn; degrees count what lengths are worth."""
     first, second = random_scores(3, 25)
     found = paired_difference(first, second, range(25))
     gains, tokens = (first.nll - second.nll).tolist(), first.tokens.tolist()
     ratio = sum(gains) / sum(tokens)
-    spread = sum((gain - ratio * count) ** 2 for gain, count in zip(gains, tokens, strict=True)) / 24
-    error = math.sqrt(spread / 25) / (sum(tokens) / 25)
+    without = [(sum(gains) - gains[i]) / (sum(tokens) - tokens[i]) for i in range(25)]
+    error = math.sqrt(24 / 25 * sum((one - ratio) ** 2 for one in without))
     assert found.standard_error == pytest.approx(error)
-    reach = stats.t.ppf(0.975, 24) * error
+    degrees = sum(tokens) ** 2 / sum(count**2 for count in tokens) - 1
+    assert found.degrees == pytest.approx(degrees)
+    reach = stats.t.ppf(0.975, degrees) * error
     assert (found.low, found.high) == pytest.approx((ratio - reach, ratio + reach))
+
+
+def test_a_long_document_among_short_ones_counts_for_little_more_than_one() -> None:
+    """Eleven documents, one with nine tenths of the text: hardly a degree of freedom, and a wide interval."""
+    first, second = random_scores(4, 100, equal=True)
+    clusters = [0] * 90 + list(range(1, 11))
+    found = paired_difference(first, second, clusters)
+    assert found.clusters == 11
+    assert found.degrees == 1
+    assert found.high - found.low > 20 * found.standard_error
 
 
 @pytest.mark.parametrize("clustered", [False, True])
