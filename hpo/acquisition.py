@@ -23,9 +23,6 @@ EVERYWHERE, AROUND, CENTERS = 512, 32, 8
 REACHES = (0.02, 0.05, 0.1, 0.2)
 # What a fit takes grows with the cube of the trials; the best half and an even choice of the others tell most.
 MOST_TRIALS = 150
-NORMAL_95 = 1.96
-# Variance of an estimate of which nothing is known: nats squared.
-VAGUE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +125,7 @@ def nats(trial: TrialRecord) -> float:
 
 def _variance(trial: TrialRecord) -> float:
     """Of the error of `nats`."""
-    if trial.state != "PRUNED" or trial.estimate is None:
-        return 0.0
-    low, high = trial.estimate.low, trial.estimate.high
-    return VAGUE if low <= 0 else ((math.log(high) - math.log(low)) / (2 * NORMAL_95)) ** 2
+    return trial.estimate.variance if trial.state == "PRUNED" and trial.estimate is not None else 0.0
 
 
 def _trial_points(space: Space, trials: Sequence[TrialRecord]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ Responsible for the names of the attributes that workers write and everyone else
 May assume that the study was created by `hpo.study`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ OWNER, VERSIONS, BEAT, TAKEOVERS = "owner", "versions", "beat", "takeovers"
 # Of a trial that repeats a failed one: that one's number; the failed one counts no more.
 RETRY_OF = "retry of"
 FULL_PRECISION = "full precision"
+NORMAL_95, VAGUE = 1.96, 1.0
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 
@@ -35,6 +37,13 @@ class Estimate:
     low: float
     high: float
     against: int
+
+    @property
+    def variance(self) -> float:
+        """Of the error of its logarithm, squared nats; as good as nothing is known where the interval is unbounded."""
+        if self.low <= 0:
+            return VAGUE
+        return (math.log(self.high / self.low) / (2 * NORMAL_95)) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import pytest
 
 from hpo.bootstrap import Share, evaluate
 from hpo.importance import FEW_TRIALS, FEWEST_TRIALS, Importances, importances
-from hpo.record import StudyRecord
+from hpo.record import StudyRecord, TrialRecord
 from hpo.space import make_space
 from quant.methods import Setting
 from storage.results import ResultStore
@@ -22,6 +22,14 @@ def made(store: Path, truth: Truth, trials: int, sizes: str = "64") -> tuple[Stu
     maker = Maker(ResultStore(store), space, truth=truth)
     record = study_of(maker, [maker.complete(number, maker.draw()) for number in range(trials)]).record
     return record, importances(record, space.distributions)
+
+
+def known(trial: TrialRecord, reach: float) -> TrialRecord:
+    """A pruned trial whose estimate's interval reaches so many nats to either side."""
+    assert trial.estimate is not None
+    middle = trial.estimate.perplexity
+    found = replace(trial.estimate, low=middle * math.exp(-reach), high=middle * math.exp(reach))
+    return replace(trial, estimate=found)
 
 
 def by_beta(setting: Setting) -> float:
@@ -152,7 +160,7 @@ def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Pa
     space = make_space(Setting(), {"group_size": "32,64"})
     maker = Maker(ResultStore(tmp_path), space)
     trials = [maker.complete(number, replace(maker.draw(), group_size=32)) for number in range(5)]
-    trials += [maker.pruned(number, replace(maker.draw(), group_size=64)) for number in range(5, 17)]
+    trials += [known(maker.pruned(number, replace(maker.draw(), group_size=64)), 1e-6) for number in range(5, 17)]
     found = importances(study_of(maker, trials).record, space.distributions).equal_size
     assert found is not None
     assert (found.scope, found.complete, found.pruned) == ("group size 64", 0, 12)
@@ -251,3 +259,15 @@ def test_importances_are_repeatable_and_leave_no_trace(
     assert optuna.logging.get_verbosity() == before
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
+
+
+def test_estimates_that_err_more_than_trials_differ_are_left_out(tmp_path: Path) -> None:
+    """They are noise; the same trials known exactly count."""
+    space = make_space(Setting(), {"group_size": 64})
+    maker = Maker(ResultStore(tmp_path), space, truth=by_beta)
+    complete = [maker.complete(number, maker.draw()) for number in range(12)]
+    pruned = [maker.pruned(number, maker.draw()) for number in range(12, 20)]
+    for reach, count in ((0.7, 0), (1e-6, 8)):
+        trials = [*complete, *(known(trial, reach) for trial in pruned)]
+        found = importances(study_of(maker, trials).record, space.distributions).overall
+        assert (found.complete, found.pruned) == (12, count)

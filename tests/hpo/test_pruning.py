@@ -26,6 +26,7 @@ from tests.hpo.made import score
 
 COUNT = 64
 EACH = list(range(COUNT))
+STRICT = Pruner(error=0.02)
 
 
 def prefix(full: Score, count: int) -> Score:
@@ -53,9 +54,9 @@ def test_a_trial_as_good_as_the_incumbent_is_rarely_given_up() -> None:
     wrong = better = 0
     for seed in range(600):
         trial, incumbent = texts(seed, shift=0.0)
-        wrong += any(is_hopeless(look, against(incumbent), EACH, Pruner()) for look in looks(trial))
+        wrong += any(is_hopeless(look, against(incumbent), EACH, STRICT) for look in looks(trial))
         trial, incumbent = texts(seed, shift=-0.01)
-        better += any(is_hopeless(look, against(incumbent), EACH, Pruner()) for look in looks(trial))
+        better += any(is_hopeless(look, against(incumbent), EACH, STRICT) for look in looks(trial))
     assert wrong / 600 < 0.03
     assert better == 0
 
@@ -63,7 +64,7 @@ def test_a_trial_as_good_as_the_incumbent_is_rarely_given_up() -> None:
 def test_a_trial_that_is_clearly_worse_is_given_up_at_the_first_look() -> None:
     """Five standard deviations of a sequence behind: eight sequences are enough."""
     pairs = [texts(seed, 0.1) for seed in range(50)]
-    assert all(is_hopeless(looks(trial)[0], against(incumbent), EACH, Pruner()) for trial, incumbent in pairs)
+    assert all(is_hopeless(looks(trial)[0], against(incumbent), EACH, STRICT) for trial, incumbent in pairs)
 
 
 def test_what_cannot_win_any_more_is_given_up_for_certain() -> None:
@@ -200,7 +201,7 @@ def test_knowing_the_spread_gives_up_sooner_and_no_more_often_wrongly() -> None:
         pairs = [texts(seed, shift) for seed in range(300)]
         gone = [
             any(
-                is_hopeless(look, Incumbent(number=0, score=incumbent, usual=known), EACH, Pruner())
+                is_hopeless(look, Incumbent(number=0, score=incumbent, usual=known), EACH, STRICT)
                 for look in (looks(trial)[:1] if first else looks(trial))
             )
             for trial, incumbent in pairs
