@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--group-sizes", default="32,64,128,256")
     parser.add_argument("--replicates", type=int, default=40)
     parser.add_argument("--workers", default="1")
-    parser.add_argument("--only", help="searches whose names begin so, comma-separated by semicolons")
+    parser.add_argument("--only", help="names of searches, separated by semicolons")
     parser.add_argument("--work", type=Path, default=Path("search-work"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
@@ -253,7 +253,7 @@ def main() -> None:
     for part in options.part or ("pruners", "samplers"):
         names = list({"pruners": pruner_searches, "samplers": sampler_searches}[part]())
         if options.only:
-            names = [name for name in names if any(name.startswith(one) for one in options.only.split(";"))]
+            names = [name for name in names if name in options.only.split(";")]
         for workers in map(int, options.workers.split(",")):
             jobs = [
                 joblib.delayed(run_one)(part, name, options.model, size, number, workers, options.work)
