@@ -270,6 +270,7 @@ def test_presets_only_ranks_presets_and_references_as_json(run: Run) -> None:
 MIXED = ["--method", "praq-mixed", "--n-calib", "16", "--eval-samples", "16", "--dtype", "float32"]
 
 
+@pytest.mark.slow
 def test_a_study_of_kept_rows_is_ranked_and_confirmed_at_equal_bits(run: Run, tmp_path: Path) -> None:
     """What the method declares is searched; shares of kept rows are compared with what takes no more memory."""
     result = run("optimize", *MIXED, "--keep-ratio", "0.05,0.1", "--tau-risk=-5..-1", "--trials", "6")

@@ -89,9 +89,9 @@ def test_one_command_starts_workers_that_share_a_study(
 def test_workers_that_start_together_on_nothing_make_one_study(count: int, home: Path, tmp_path: Path) -> None:
     """One contract, presets queued once, every reference and every segment of calibration computed once."""
     url, own = f"sqlite:///{tmp_path}/s.db", tmp_path / "own"
-    workers = [worker(url, own, tmp_path / f"{index}", "--trials", "12") for index in range(count)]
+    workers = [worker(url, own, tmp_path / f"{index}", "--trials", "5") for index in range(count)]
     assert finish(*workers) == [0] * count
-    assert_whole(url, 12)
+    assert_whole(url, 5)
     origins = [trial.origin for trial in study(url).trials]
     assert len({origin for origin in origins if origin.startswith("preset")}) == sum(
         origin.startswith("preset") for origin in origins
@@ -103,6 +103,7 @@ def test_workers_that_start_together_on_nothing_make_one_study(count: int, home:
     assert "locked" not in errors
 
 
+@pytest.mark.slow
 def test_a_suspended_worker_loses_its_trial_and_tells_nothing_late(tmp_path: Path) -> None:
     """Stopped for longer than the grace period, then continued: its successor told the trial, once."""
     url = f"sqlite:///{tmp_path}/s.db"
@@ -122,6 +123,7 @@ def test_a_suspended_worker_loses_its_trial_and_tells_nothing_late(tmp_path: Pat
     assert "gave no sign of life" in (tmp_path / "second.err").read_text()
 
 
+@pytest.mark.slow
 def test_a_database_that_is_restarted_costs_nothing(database: Database, tmp_path: Path) -> None:
     """Every connection is cut in the middle of a study, and it goes on."""
     home = tmp_path / "own"

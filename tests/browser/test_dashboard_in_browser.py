@@ -100,6 +100,7 @@ def test_the_report_opens_from_the_note(page: Page, served: Served, complaints: 
     assert complaints == []
 
 
+@pytest.mark.slow
 def test_an_open_page_moves_with_its_study(page: Page, served: Served, complaints: list[str]) -> None:
     """A trial that a worker ends appears as the best one, in the note and among the graphs, without a reload."""
     page.goto(f"{served.address}dashboard/studies/1")

@@ -248,7 +248,7 @@ def test_layers_of_the_best_trial_are_laid_out_by_depth_and_role(page: Reader) -
 
 
 def test_what_mattered_has_intervals_and_a_warning(mixed: Study, page: Reader) -> None:
-    """Bars with error bars, a table, how many trials were pruned; what cannot be told apart is said, too."""
+    """Bars with error bars, a table, how many trials they are over; what cannot be told apart is said, too."""
     found = importances(mixed.record, mixed.space.distributions)
     for shares, bars in zip(found.scopes, traces(page, "fANOVA"), strict=True):
         reach = bars["error_x"]
@@ -256,7 +256,6 @@ def test_what_mattered_has_intervals_and_a_warning(mixed: Study, page: Reader) -
             share = shares.fanova[name]
             assert (value, value - below, value + above) == pytest.approx((share.value, share.low, share.high))
             assert shares.mean[name].percent(1) in page.text
-        assert shares.pruned
         assert f"{shares.scope}, {shares.counted}" in page.text
     warning = found.deciding.warning
     assert warning is not None
