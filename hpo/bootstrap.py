@@ -26,7 +26,7 @@ from hpo.fanova import Floats, fanova
 BEST_SHARE, FEWEST_BEST, MOST_BEST_SHARE = 0.1, 6, 0.5
 SEED = 0
 CONFIDENCE = 0.9
-RESAMPLES = 60
+RESAMPLES = 100
 # A forest's trees are averaged, so fewer of them blur a share and do not move it.
 TREES, TREES_OF_A_RESAMPLE = 64, 8
 # For dashboards, which show the same trials again and again.
