@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.truth import DIRECTORY, Text, load
+from benchmarks.truth import Text, tables
 from hpo.ranking import is_meaningful
 from objectives.paired import Difference, paired_difference
 from objectives.scoring import Score
@@ -75,14 +75,13 @@ def main() -> None:
     out: dict[str, Any] = {}
     names = ("table", "text", "documents", "coverage of 95 %", "equal, p < .05", "equal, called a win")
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
-    for path in sorted(DIRECTORY.glob("*.npz")):
-        model, group_size = path.stem.rsplit("-g", 1)
-        for text in load(model, int(group_size)).texts:
+    for name, truth in tables().items():
+        for text in truth.texts:
             found = honesty(text, options.replicates)
-            out[f"{path.stem} {text.source}"] = found
+            out[f"{name} {text.source}"] = found
             shares = (found["coverage"], found["equal_but_significant"], found["equal_but_a_win"])
             cells = " | ".join(f"{100 * share:.1f} %" for share in shares)
-            print(f"| {path.stem} | {text.source} | {found['documents']} | {cells} |", flush=True)
+            print(f"| {name} | {text.source} | {found['documents']} | {cells} |", flush=True)
     if options.json:
         options.json.write_text(json.dumps(out, indent=1) + "\n")
 

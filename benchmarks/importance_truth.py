@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks.replay import Ours, field, proposer, replay
-from benchmarks.truth import DIRECTORY, Truth, load
+from benchmarks.truth import Truth, tables
 from hpo.importance import Shares, importances
 from hpo.pruning import Pruner
 from hpo.record import StudyRecord, TrialRecord
@@ -53,26 +53,24 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=20)
     parser.add_argument("--trials", type=int, default=40)
     options = parser.parse_args()
-    for path in sorted(DIRECTORY.glob("bundled-*.npz")):
-        model, group_size = path.stem.rsplit("-g", 1)
-        truth = load(model, int(group_size))
+    for name, truth in tables("bundled").items():
         true = whole(truth)
         named = ", ".join(f"{name} {share.percent(0)}" for name, share in true.mean.items())
-        print(f"\n{path.stem}, all {true.trials} settings: {named}; {true.warning or 'no warning'}", flush=True)
+        print(f"\n{name}, all {true.trials} settings: {named}; {true.warning or 'no warning'}", flush=True)
         rows: dict[str, list[tuple[float, bool, float, bool]]] = {"with pruned trials": [], "complete trials alone": []}
         for seed in range(options.replicates):
             where = field(truth, seed)
             study = Ours(where, seed, proposer("gp"), Pruner())
             replay(study, where, float("inf"), options.trials)
             alone = [trial if trial.state == "COMPLETE" else replace(trial, estimate=None) for trial in study.trials]
-            for name, trials in zip(rows, (study.trials, alone), strict=True):
+            for kind, trials in zip(rows, (study.trials, alone), strict=True):
                 found = shares(truth, trials)
                 if found.reason is None:
-                    rows[name].append(judged(found, true))
-        for name, judgements in rows.items():
+                    rows[kind].append(judged(found, true))
+        for kind, judgements in rows.items():
             error, right, covered, warned = np.mean(np.array(judgements, dtype=float), axis=0)
             print(
-                f"  {name}: {len(judgements)} studies, error {error:.3f}, leader right {right:.0%}, "
+                f"  {kind}: {len(judgements)} studies, error {error:.3f}, leader right {right:.0%}, "
                 f"90 % intervals cover {covered:.0%}, warned {warned:.0%}",
                 flush=True,
             )

@@ -16,13 +16,13 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState, create_trial
 
 from benchmarks.truth import Text, Truth
 from hpo.ledger import MOST_OTHERS
 from hpo.proposal import SamplerName, propose
 from hpo.pruning import Incumbent, Pruner, estimate, is_hopeless, optuna_pruner, reports, usual_spread
-from hpo.record import TrialRecord
+from hpo.record import RESULT, SETTING, TrialRecord, trial_record
 from hpo.space import Space
 from objectives.scoring import look_sizes
 from quant.methods import Setting
@@ -76,9 +76,9 @@ class Field:
         return np.asarray(100 * np.expm1(self.text.mean_nll - self.text.mean_nll.min()))
 
 
-def field(truth: Truth, seed: int, text: int = 0) -> Field:
-    """The table with the sequences of one of its texts in an order of their own."""
-    found = truth.texts[text]
+def field(truth: Truth, seed: int) -> Field:
+    """The table with the sequences of its tuning text in an order of their own."""
+    found = truth.texts[0]
     order = np.random.default_rng((seed, 1)).permutation(len(found.tokens))
     return Field(
         truth=truth,
@@ -103,8 +103,7 @@ class Snap:
         """The nearest row that was not given out yet."""
         if not self._free.any():
             return None
-        dimensions = self._truth.space.dimensions
-        point = np.array([one.fraction(getattr(setting, one.name)) for one in dimensions])
+        point = np.array(self._truth.space.fractions(setting))
         distance = np.where(self._free, ((self._truth.points - point) ** 2).sum(axis=1), np.inf)
         return self.take(int(distance.argmin()))
 
@@ -112,11 +111,6 @@ class Snap:
         """Give out this very row."""
         self._free[row] = False
         return row
-
-    @property
-    def left(self) -> list[int]:
-        """What was not given out."""
-        return [int(row) for row in np.flatnonzero(self._free)]
 
 
 Proposer = Callable[[Space, list[TrialRecord], int], Setting | None]
@@ -204,7 +198,7 @@ class Optunas:
             warnings.simplefilter("ignore")
             suggestion = self._study.ask(space.distributions)
         # The suggestion is replaced by its nearest neighbour; a failed trial is nothing to samplers and pruners.
-        self._study.tell(suggestion, state=optuna.trial.TrialState.FAIL)
+        self._study.tell(suggestion, state=TrialState.FAIL)
         row = self._snap.nearest(space.setting(suggestion.params))
         if row is None:
             return None
@@ -221,7 +215,7 @@ class Optunas:
             self._report(row, read)
             self._study.tell(self._running.pop(row), self._field.text.score(row).perplexity)
         else:
-            self._study.tell(self._running.pop(row), state=optuna.trial.TrialState.PRUNED)
+            self._study.tell(self._running.pop(row), state=TrialState.PRUNED)
 
     def _report(self, row: int, read: int) -> None:
         told = self._told.setdefault(row, set())
@@ -301,24 +295,11 @@ def best_was_pruned(ended: list[Ended], field: Field) -> bool:
 
 
 def _running(number: int, row: int, truth: Truth) -> TrialRecord:
-    setting = truth.settings[row]
-    return TrialRecord(
-        name=f"trial {number}",
-        setting=setting,
-        perplexity=None,
-        result=str(row),
-        bits_per_weight=None,
-        model_bytes=None,
-        seconds={},
-        number=number,
-        state="RUNNING",
-        params=truth.space.params(setting),
-        origin="sampler",
-        outcome=None,
-        estimate=None,
-        reason=None,
-        running={},
-        tokens=0,
-        started=None,
-        finished=None,
+    setting, space = truth.settings[row], truth.space
+    begun = create_trial(
+        state=TrialState.RUNNING,
+        params=space.params(setting),
+        distributions=space.distributions,
+        user_attrs={SETTING: setting.as_dict(), RESULT: str(row)},
     )
+    return replace(trial_record(begun), name=f"trial {number}", number=number)

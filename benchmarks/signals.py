@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.truth import DIRECTORY, Text, Truth, load
+from benchmarks.truth import Text, Truth, tables
 from hpo.acquisition import flattened
 from hpo.surrogate import fit
 
@@ -82,19 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    tables = sorted(DIRECTORY.glob("*.npz"))
-    found = {path.stem: signals(load(*_named(path))) for path in tables}
+    found = {name: signals(truth) for name, truth in tables().items()}
     print("| signal | " + " | ".join(found) + " |\n|---|" + "---|" * len(found))
     for name in dict.fromkeys(name for column in found.values() for name in column):
         cells = [f"{column[name]:.2f}" if name in column else "-" for column in found.values()]
         print(f"| {name} | " + " | ".join(cells) + " |")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def _named(path: Path) -> tuple[str, int]:
-    model, group_size = path.stem.rsplit("-g", 1)
-    return model, int(group_size)
 
 
 if __name__ == "__main__":

@@ -105,13 +105,19 @@ class Truth:
     @cached_property
     def points(self) -> NDArray[np.float64]:
         """Where each setting lies in the unit cube of the space, `[settings, dimensions]`."""
-        dimensions = self.space.dimensions
-        return np.array([[one.fraction(getattr(setting, one.name)) for one in dimensions] for setting in self.settings])
+        return np.array([self.space.fractions(setting) for setting in self.settings])
 
 
 def table_path(model: str, group_size: int) -> Path:
     """Where a table lies."""
     return DIRECTORY / f"{model}-g{group_size}.npz"
+
+
+def tables(model: str = "*") -> dict[str, Truth]:
+    """Every table of a model, or of all models, by the name of its file."""
+    paths = sorted(DIRECTORY.glob(f"{model}-g*.npz"))
+    named = {path.stem: path.stem.rsplit("-g", 1) for path in paths}
+    return {name: load(model, int(group_size)) for name, (model, group_size) in named.items()}
 
 
 def save(truth: Truth) -> Path:

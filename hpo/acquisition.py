@@ -68,7 +68,7 @@ def consider(space: Space, trials: Sequence[TrialRecord], everywhere: Iterator[S
     for footprint in dict.fromkeys(trial.footprint for trial in known):
         for trial in [one for one in known if one.footprint == footprint][:CENTERS]:
             assert trial.setting is not None
-            center = _points(space, [trial.setting])[0]
+            center = np.array(space.fractions(trial.setting))
             for number in range(AROUND):
                 reach = REACHES[number % len(REACHES)]
                 point = center + generator.normal(scale=reach, size=len(center))
@@ -134,5 +134,5 @@ def _trial_points(space: Space, trials: Sequence[TrialRecord]) -> NDArray[np.flo
 
 def _points(space: Space, settings: Sequence[Setting]) -> NDArray[np.float64]:
     """Where settings lie in the unit cube, `[settings, dimensions]`."""
-    rows = [[one.fraction(getattr(setting, one.name)) for one in space.dimensions] for setting in settings]
+    rows = [space.fractions(setting) for setting in settings]
     return np.array(rows).reshape(len(settings), len(space.dimensions))

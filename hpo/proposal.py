@@ -154,7 +154,7 @@ def _around(space: Space, setting: Setting, seed: int) -> Iterator[Setting]:
     """The setting itself, then others around it, farther and farther away."""
     yield setting
     generator = np.random.default_rng(seed)
-    center = np.array([dimension.fraction(getattr(setting, dimension.name)) for dimension in space.dimensions])
+    center = np.array(space.fractions(setting))
     for number in range(NEIGHBOURS):
         reach = FIRST_REACH * (1 + number)
         point = np.clip(center + generator.normal(scale=reach, size=len(center)), 0, math.nextafter(1, 0))

@@ -69,6 +69,10 @@ class Space:
         values = {dimension.name: dimension.at(x) for dimension, x in zip(self.dimensions, fractions, strict=True)}
         return replace(self.base, **values)  # type: ignore[arg-type]
 
+    def fractions(self, setting: Setting) -> list[float]:
+        """Where a setting lies in the unit cube: the inverse of `at`."""
+        return [dimension.fraction(getattr(setting, dimension.name)) for dimension in self.dimensions]
+
     def grid(self) -> list[Setting]:
         """Every combination of the dimensions' levels."""
         levels = [dimension.levels() for dimension in self.dimensions]
