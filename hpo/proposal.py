@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
-from hpo.acquisition import consider, is_informative, nats, promises, telling
+from hpo.acquisition import Promise, consider, is_informative, nats, promises, telling
 from hpo.dimension import DIMENSIONS
 from hpo.record import TrialRecord
 from hpo.space import Space
@@ -67,7 +67,7 @@ def propose(space: Space, trials: Sequence[TrialRecord], sampler: SamplerName, s
     Returns:
         A setting no trial has; None when the space has no other.
     """
-    tried = {trial.setting.canonical() for trial in trials if trial.setting is not None}
+    tried = _tried(trials)
     if sampler == "grid":
         return next(_untried(_shuffled(space.grid(), seed), tried), None)
     if not _has_more(space, tried):
@@ -77,7 +77,7 @@ def propose(space: Space, trials: Sequence[TrialRecord], sampler: SamplerName, s
         return next(_untried(sobol(space, seed), tried), None) or _any_untried(space, tried)
     draw = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
     if sampler == "gp":
-        found = _promising(space, trials, tried, draw)
+        found = iter([promise.setting for promise in promising(space, trials, draw)])
     else:
         found = _untried(_around(space, suggestion(space, trials, MODELS[sampler], draw), draw), tried)
     return next(found, None) or _any_untried(space, tried)
@@ -109,9 +109,13 @@ def sobol(space: Space, seed: int) -> Iterator[Setting]:
         yield space.base
 
 
-def _promising(space: Space, trials: Sequence[TrialRecord], tried: set[Setting], seed: int) -> Iterator[Setting]:
-    untried = list(_untried(iter(consider(space, trials, sobol(space, seed), seed)), tried))
-    return (promise.setting for promise in promises(space, trials, untried))
+def promising(space: Space, trials: Sequence[TrialRecord], seed: int) -> list[Promise]:
+    """Untried settings, the one of greatest expected improvement first; empty where all that are considered were tried.
+
+    May assume that at least one trial has a value.
+    """
+    considered = consider(space, trials, sobol(space, seed), seed)
+    return promises(space, trials, list(_untried(iter(considered), _tried(trials))))
 
 
 def suggestion(space: Space, trials: Sequence[TrialRecord], model: Model, seed: int) -> Setting:
@@ -138,13 +142,11 @@ def suggestion(space: Space, trials: Sequence[TrialRecord], model: Model, seed: 
 
 def _shown(space: Space, trial: TrialRecord, model: Model, best: float) -> FrozenTrial | None:
     """A trial as a sampler sees it; None where there is nothing to see."""
-    if trial.setting is None or trial.state in ("FAIL", "WAITING"):
+    if trial.setting is None:
         return None
     common = {"params": space.params(trial.setting), "distributions": space.distributions}
     if trial.state == "RUNNING":
         return create_trial(state=TrialState.RUNNING, **common)  # type: ignore[arg-type]
-    if not is_informative(trial):
-        return None
     value = min(nats(trial), best + WORST_NATS_ABOVE_BEST)
     state = model.pruned_as if trial.state == "PRUNED" else TrialState.COMPLETE
     return create_trial(state=state, value=value, intermediate_values=dict(trial.running), **common)  # type: ignore[arg-type]
@@ -171,6 +173,10 @@ def _any_untried(space: Space, tried: set[Setting]) -> Setting | None:
     if size is None or size > MOST_ENUMERATED:
         return None
     return next(_untried(space.every(), tried), None)
+
+
+def _tried(trials: Sequence[TrialRecord]) -> set[Setting]:
+    return {trial.setting.canonical() for trial in trials if trial.setting is not None}
 
 
 def _untried(settings: Iterator[Setting], tried: set[Setting]) -> Iterator[Setting]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpo.acquisition import consider, is_informative, promises
+from hpo.acquisition import is_informative
 from hpo.footprint import Footprint, footprint_of
-from hpo.proposal import STARTUP_TRIALS, sobol
+from hpo.proposal import STARTUP_TRIALS, promising
 from hpo.record import ENDED, Measured, StudyRecord, TrialRecord
 from hpo.space import Space
 from objectives.errors import InputError
@@ -85,11 +85,8 @@ def has_converged(space: Space, record: StudyRecord, store: ResultStore, cluster
     known = [trial for trial in record.trials if is_informative(trial)]
     if len(known) < STARTUP_TRIALS:
         return False
-    tried = {trial.setting.canonical() for trial in record.trials if trial.setting is not None}
-    considered = consider(space, record.trials, sobol(space, seed), seed)
-    untried = [setting for setting in considered if setting.canonical() not in tried]
     gains: dict[Footprint, float] = {}
-    for promise in promises(space, record.trials, untried):
+    for promise in promising(space, record.trials, seed):
         gains.setdefault(footprint_of(promise.setting), promise.improvement)
     noises = {footprint: paired_noise(record, footprint, store, clusters) for footprint in gains}
     return bool(gains) and all(gain < noises[footprint] for footprint, gain in gains.items())
