@@ -14,7 +14,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,8 @@ def sampler_searches() -> dict[str, Make]:
     """Whole searches, ours and Optuna's."""
     found: dict[str, Make] = {
         "ours": partial(_ours, proposer("gp"), Pruner()),
+        "ours, no presets": lambda where, seed: Ours(where, seed, proposer("gp"), Pruner(), with_presets=False),
+        "ours, no presets .1": lambda where, seed: Ours(where, seed, proposer("gp"), Pruner(error=0.1), with_presets=False),
         "ours, Optuna GP": partial(_ours, optunas_gp, Pruner()),
         "ours, TPE": partial(_ours, proposer("tpe"), Pruner()),
         "ours, random": partial(_ours, proposer("random"), Pruner()),
@@ -122,27 +124,23 @@ def sampler_searches() -> dict[str, Make]:
     return found
 
 
-@cache
-def _table(model: str, group_size: int) -> Truth:
-    return load(model, group_size)
-
-
-@cache
-def _version() -> int:
+def version() -> int:
     """Of everything that a replay runs: a changed search is another one."""
     files = [*sorted(ROOT.glob("hpo/*.py")), ROOT / "objectives" / "paired.py", ROOT / "benchmarks" / "replay.py"]
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
-def run_one(part: str, name: str, model: str, group_size: int, number: int, workers: int, work: Path) -> dict[str, Any]:
+def run_one(
+    part: str, name: str, model: str, group_size: int, number: int, workers: int, work: Path, code: int
+) -> dict[str, Any]:
     """One replicate, or what is kept of it."""
-    key = f"{part}|{name}|{model}|{group_size}|{number}|{workers}|{MOST_TOKENS}|{MOST_TRIALS}|{TARGET}|{_version()}"
+    key = f"{part}|{name}|{model}|{group_size}|{number}|{workers}|{MOST_TOKENS}|{MOST_TRIALS}|{TARGET}|{code}"
     path = work / f"{zlib.crc32(key.encode()):08x}-{part}.json"
     if path.exists() and (kept := json.loads(path.read_text()))["key"] == key:
         return dict(kept)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     make = {"pruners": pruner_searches, "samplers": sampler_searches}[part]()[name]
-    where = field(_table(model, group_size), number)
+    where = field(load(model, group_size), number)
     most = (math.inf, PRUNED_TRIALS) if part == "pruners" else (MOST_TOKENS, MOST_TRIALS)
     ended = replay(make(where, number), where, *most, workers)
     found = {"key": key, "part": part, "name": name, "model": model, "group_size": group_size, "workers": workers}
@@ -256,7 +254,7 @@ def main() -> None:
             names = [name for name in names if name in options.only.split(";")]
         for workers in map(int, options.workers.split(",")):
             jobs = [
-                joblib.delayed(run_one)(part, name, options.model, size, number, workers, options.work)
+                joblib.delayed(run_one)(part, name, options.model, size, number, workers, options.work, version())
                 for name in names
                 for size in sizes
                 for number in range(options.replicates)
