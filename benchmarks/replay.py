@@ -24,7 +24,8 @@ from hpo.proposal import SamplerName, propose
 from hpo.pruning import Incumbent, Pruner, estimate, is_hopeless, optuna_pruner, reports, usual_spread
 from hpo.record import RESULT, SETTING, TrialRecord, trial_record
 from hpo.space import Space
-from objectives.scoring import look_sizes
+from hpo.stopping import COMPARED, has_converged, usual_error
+from objectives.scoring import Score, look_sizes
 from quant.methods import Setting
 
 
@@ -167,17 +168,38 @@ class Ours:
             ended = replace(self.trials[number], state="PRUNED", estimate=found)
         self.trials[number] = ended
 
-    def _incumbent(self) -> Incumbent | None:
-        complete = [trial for trial in self.trials if trial.state == "COMPLETE"]
-        if not complete:
-            return None
-        best, *others = sorted(complete, key=lambda trial: (trial.perplexity, trial.number))
+    def has_converged(self) -> bool:
+        """What `--until converged` asks before every trial."""
+        clusters = self._field.text.clusters.tolist()
+        noise = usual_error(self._scores(COMPARED), clusters)
+        return has_converged(self._field.truth.space, self.trials, lambda _: noise, self._seed)
+
+    def _scores(self, others: int) -> list[Score]:
+        """Of the best complete trial, of so many others at most, and of the references; none before one is complete."""
         text = self._field.text
-        score = text.score(int(best.result or 0))
-        compared = [text.score(int(trial.result or 0)) for trial in others[:MOST_OTHERS]]
-        compared += [text.reference(number) for number in range(1, len(text.references))]
-        usual = usual_spread(compared, score, text.clusters.tolist())
-        return Incumbent(number=best.number, score=score, usual=usual)
+        found = [text.score(int(trial.result or 0)) for trial in self._complete()[: 1 + others]]
+        return [*found, *(text.reference(number) for number in range(1, len(text.references)))] if found else []
+
+    def _complete(self) -> list[TrialRecord]:
+        complete = [trial for trial in self.trials if trial.state == "COMPLETE"]
+        return sorted(complete, key=lambda trial: (trial.perplexity, trial.number))
+
+    def _incumbent(self) -> Incumbent | None:
+        if not (scores := self._scores(MOST_OTHERS)):
+            return None
+        usual = usual_spread(scores[1:], scores[0], self._field.text.clusters.tolist())
+        return Incumbent(number=self._complete()[0].number, score=scores[0], usual=usual)
+
+
+class Until:
+    """Ours until a rule says that nothing better is to be expected."""
+
+    def __init__(self, ours: Ours, rule: Callable[[Ours], bool]) -> None:
+        self._ours, self._rule = ours, rule
+        self.go_on, self.tell = ours.go_on, ours.tell
+
+    def ask(self) -> int | None:
+        return None if self._rule(self._ours) else self._ours.ask()
 
 
 class Optunas:

@@ -1,7 +1,7 @@
 """Which search finds the best setting with the fewest evaluated tokens: replays on the tables of truth.
 
-Part `pruners`: forty random settings under every pruner. Part `samplers`: whole searches. Parts can be run alone;
-what is done is kept in --work and not done again, so an interrupted run goes on.
+Part `pruners`: forty random settings under every pruner. Part `samplers`: whole searches. Part `stopping`: ours until a
+rule ends it. Parts can be run alone; what is done is kept in --work and not done again, so an interrupted run goes on.
 
     python benchmarks/search.py --replicates 40 --json search.json --plots DIR
     python benchmarks/search.py --part pruners --replicates 200
@@ -36,17 +36,19 @@ from benchmarks.replay import (
     Ours,
     Proposer,
     Search,
+    Until,
     best_was_pruned,
     field,
     proposer,
     regret_curve,
     replay,
 )
-from benchmarks.truth import Truth, load, table_path
+from benchmarks.truth import load, table_path
 from hpo.proposal import STARTUP_TRIALS, Model, propose, suggestion
 from hpo.pruning import Pruner, PrunerName
 from hpo.record import TrialRecord
 from hpo.space import Space
+from hpo.stopping import without_improvement
 from quant.methods import Setting
 
 matplotlib.use("Agg")
@@ -55,8 +57,9 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parent.parent
 Make = Callable[[Field, int], Search]
 MakeSampler = Callable[[int], optuna.samplers.BaseSampler]
-MOST_TRIALS, MOST_TOKENS = 60, 24.0
-PRUNED_TRIALS = 40
+MOST_TOKENS = 24.0
+# Tokens, in full trials, and trials.
+MOST = {"pruners": (math.inf, 40), "samplers": (MOST_TOKENS, 80), "stopping": (math.inf, 60)}
 AT = np.arange(1.0, MOST_TOKENS + 0.5, 0.5)
 TARGET = 0.05
 SHOWN = (5, 10, 20)
@@ -110,7 +113,6 @@ def sampler_searches() -> dict[str, Make]:
     found: dict[str, Make] = {
         "ours": partial(_ours, proposer("gp"), Pruner()),
         "ours, no presets": lambda where, seed: Ours(where, seed, proposer("gp"), Pruner(), with_presets=False),
-        "ours, no presets .1": lambda where, seed: Ours(where, seed, proposer("gp"), Pruner(error=0.1), with_presets=False),
         "ours, Optuna GP": partial(_ours, optunas_gp, Pruner()),
         "ours, TPE": partial(_ours, proposer("tpe"), Pruner()),
         "ours, random": partial(_ours, proposer("random"), Pruner()),
@@ -124,9 +126,35 @@ def sampler_searches() -> dict[str, Make]:
     return found
 
 
-def version() -> int:
-    """Of everything that a replay runs: a changed search is another one."""
-    files = [*sorted(ROOT.glob("hpo/*.py")), ROOT / "objectives" / "paired.py", ROOT / "benchmarks" / "replay.py"]
+def stopped_searches() -> dict[str, Make]:
+    """Ours, until a rule ends it."""
+    rules: dict[str, Callable[[Ours], bool]] = {"to the end": lambda _: False, "until converged": Ours.has_converged}
+    for patience in (5, 10, 20):
+        rules[f"patience {patience}"] = partial(_is_out_of_patience, patience)
+    return {name: partial(_until, rule) for name, rule in rules.items()} | {
+        "to the end": partial(_until, lambda _: False)
+    }
+
+
+def _until(rule: Callable[[Ours], bool], where: Field, seed: int) -> Search:
+    return Until(Ours(where, seed, proposer("gp"), Pruner()), rule)
+
+
+def _is_out_of_patience(patience: int, ours: Ours) -> bool:
+    return without_improvement(ours.trials) >= patience
+
+
+SEARCHES: Mapping[str, Callable[[], dict[str, Make]]] = {
+    "pruners": pruner_searches,
+    "samplers": sampler_searches,
+    "stopping": stopped_searches,
+}
+
+
+def version(name: str) -> int:
+    """Of what a replay runs: a changed search is another one."""
+    used = ("space", "dimension", "pruning") if "," in name and not name.startswith("ours") else ("*",)
+    files = [ROOT / "objectives" / "paired.py", *(file for one in used for file in sorted(ROOT.glob(f"hpo/{one}.py")))]
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
@@ -134,14 +162,14 @@ def run_one(
     part: str, name: str, model: str, group_size: int, number: int, workers: int, work: Path, code: int
 ) -> dict[str, Any]:
     """One replicate, or what is kept of it."""
-    key = f"{part}|{name}|{model}|{group_size}|{number}|{workers}|{MOST_TOKENS}|{MOST_TRIALS}|{TARGET}|{code}"
+    key = f"{part}|{name}|{model}|{group_size}|{number}|{workers}|{MOST[part]}|{TARGET}|{code}"
     path = work / f"{zlib.crc32(key.encode()):08x}-{part}.json"
     if path.exists() and (kept := json.loads(path.read_text()))["key"] == key:
         return dict(kept)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    make = {"pruners": pruner_searches, "samplers": sampler_searches}[part]()[name]
+    make = SEARCHES[part]()[name]
     where = field(load(model, group_size), number)
-    most = (math.inf, PRUNED_TRIALS) if part == "pruners" else (MOST_TOKENS, MOST_TRIALS)
+    most = MOST[part]
     ended = replay(make(where, number), where, *most, workers)
     found = {"key": key, "part": part, "name": name, "model": model, "group_size": group_size, "workers": workers}
     found |= summary(ended, where)
@@ -233,7 +261,7 @@ def plot(found: Mapping[str, list[dict[str, Any]]], title: str, path: Path) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("pruners", "samplers"), action="append")
+    parser.add_argument("--part", choices=tuple(SEARCHES), action="append")
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--group-sizes", default="32,64,128,256")
     parser.add_argument("--replicates", type=int, default=40)
@@ -248,13 +276,13 @@ def main() -> None:
     sizes = [int(size) for size in options.group_sizes.split(",")]
     sizes = [size for size in sizes if table_path(options.model, size).exists()]
     out: dict[str, Any] = {}
-    for part in options.part or ("pruners", "samplers"):
-        names = list({"pruners": pruner_searches, "samplers": sampler_searches}[part]())
+    for part in options.part or SEARCHES:
+        names = list(SEARCHES[part]())
         if options.only:
             names = [name for name in names if name in options.only.split(";")]
         for workers in map(int, options.workers.split(",")):
             jobs = [
-                joblib.delayed(run_one)(part, name, options.model, size, number, workers, options.work, version())
+                joblib.delayed(run_one)(part, name, options.model, size, number, workers, options.work, version(name))
                 for name in names
                 for size in sizes
                 for number in range(options.replicates)

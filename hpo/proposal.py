@@ -25,7 +25,7 @@ from quant.methods import PRESETS, Setting
 
 SamplerName = Literal["gp", "tpe", "random", "qmc", "grid"]
 SAMPLERS: tuple[SamplerName, ...] = ("gp", "tpe", "random", "qmc", "grid")
-STARTUP_TRIALS = 10
+STARTUP_TRIALS = 5
 # A sampler that has converged names the same point again and again: look around it, ever farther away.
 NEIGHBOURS, FIRST_REACH = 64, 0.02
 MOST_SOBOL = 2**12

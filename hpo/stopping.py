@@ -5,14 +5,14 @@ equal bits, so each footprint is judged by its own trials.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpo.acquisition import is_informative
 from hpo.footprint import Footprint, footprint_of
-from hpo.proposal import STARTUP_TRIALS, promising
+from hpo.proposal import promising
 from hpo.record import ENDED, Measured, StudyRecord, TrialRecord
 from hpo.space import Space
 from objectives.errors import InputError
@@ -24,6 +24,8 @@ from storage.results import ResultStore
 
 # Pairs of good trials whose differences say how exactly two settings are told apart.
 COMPARED = 4
+# Values without which nothing is known of how much settings differ.
+FEWEST_KNOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,9 @@ def reason_to_stop(
     """
     if stopping.patience is not None and without_improvement(record.counted) >= stopping.patience:
         return f"none of the last {stopping.patience} trials improved on the best of its bits (--patience)"
-    if stopping.converged and has_converged(space, record, store, clusters, seed):
+    if stopping.converged and has_converged(
+        space, record.trials, lambda footprint: paired_noise(record, footprint, store, clusters), seed
+    ):
         return "what any setting may be expected to gain is below the paired noise (--until converged)"
     return None
 
@@ -77,19 +81,23 @@ def without_improvement(trials: Sequence[TrialRecord]) -> int:
     return count
 
 
-def has_converged(space: Space, record: StudyRecord, store: ResultStore, clusters: Sequence[int], seed: int) -> bool:
+def has_converged(space: Space, trials: Sequence[TrialRecord], noise: Callable[[Footprint], float], seed: int) -> bool:
     """Whether at every footprint the largest expected improvement is below the error of a paired difference there.
 
     Not where everything that is considered was tried: then the space says when it is used up.
+
+    Args:
+        space: Of the study.
+        trials: Of the study.
+        noise: The error of a footprint, in nats per token.
+        seed: Of the study.
     """
-    known = [trial for trial in record.trials if is_informative(trial)]
-    if len(known) < STARTUP_TRIALS:
+    if sum(map(is_informative, trials)) < FEWEST_KNOWN:
         return False
     gains: dict[Footprint, float] = {}
-    for promise in promising(space, record.trials, seed):
+    for promise in promising(space, trials, seed):
         gains.setdefault(footprint_of(promise.setting), promise.improvement)
-    noises = {footprint: paired_noise(record, footprint, store, clusters) for footprint in gains}
-    return bool(gains) and all(gain < noises[footprint] for footprint, gain in gains.items())
+    return bool(gains) and all(gain < noise(footprint) for footprint, gain in gains.items())
 
 
 def paired_noise(record: StudyRecord, footprint: Footprint, store: ResultStore, clusters: Sequence[int]) -> float:
@@ -99,11 +107,12 @@ def paired_noise(record: StudyRecord, footprint: Footprint, store: ResultStore, 
     """
     good = [trial for trial in record.complete if trial.footprint == footprint][: 1 + COMPARED]
     beside = [one for one in record.references if one.footprint == footprint] if good else []
-    scores = [score for one in (*good, *beside) if (score := _score(store, one)) is not None]
-    if len(scores) < 2:
-        return 0.0
-    best, *others = scores
-    errors = [paired_difference(score, best, clusters).standard_error for score in others]
+    return usual_error([score for one in (*good, *beside) if (score := _score(store, one)) is not None], clusters)
+
+
+def usual_error(scores: Sequence[Score], clusters: Sequence[int]) -> float:
+    """Median standard error of the differences to the first score, in nats per token; 0 where there are none."""
+    errors = [paired_difference(score, scores[0], clusters).standard_error for score in scores[1:]]
     return float(np.median([error for error in errors if math.isfinite(error)] or [0.0]))
 
 

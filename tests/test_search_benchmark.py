@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks import truth as tables
+from benchmarks.clairvoyant import search, told
 from benchmarks.honesty import honesty
-from benchmarks.replay import Fixed, Ours, Snap, best_was_pruned, field, proposer, regret_curve, replay
-from benchmarks.search import pruner_searches, sampler_searches, summary
+from benchmarks.replay import Fixed, Ours, Snap, Until, best_was_pruned, field, proposer, regret_curve, replay
+from benchmarks.search import pruner_searches, sampler_searches, stopped_searches, summary
 from benchmarks.truth import Text, Truth, drawn, load, save
 from hpo.pruning import Pruner
 from hpo.space import make_space
@@ -109,6 +110,24 @@ def test_the_paired_pruner_saves_tokens_and_keeps_the_best(made: Truth) -> None:
         found.append(summary(replay(searches["paired 0.02"](where, seed), where, 40.0, 30), where))
     assert np.mean([one["tokens"] for one in found]) < 0.65 * 30
     assert not any(one["best_pruned"] for one in found)
+
+
+def test_a_study_ends_when_its_rule_says_so(made: Truth) -> None:
+    """After as many trials as it had when the rule first held; patience ends one before it has tried everything."""
+    where = field(made, 0)
+    ours = Ours(where, 0, proposer("random"), Pruner())
+    assert len(replay(Until(ours, lambda one: len(one.trials) >= 7), where, 100.0, 30)) == 7
+    ended = replay(stopped_searches()["patience 5"](where, 0), where, 100.0, len(made.settings))
+    best = min((one for one in ended if one.complete), key=lambda one: float(where.text.mean_nll[one.row]))
+    assert len(ended) - 1 - ended.index(best) == 5 < len(ended) < len(made.settings)
+
+
+def test_who_knows_the_covariances_finds_the_best_sooner_than_chance(made: Truth) -> None:
+    """Within six full trials of sixty settings; no setting is completed twice."""
+    where = field(made, 0)
+    ended = search(where, told(made), 0)
+    assert len({one.row for one in ended}) == len(ended)
+    assert regret_curve(ended, where, np.array([6.0]))[0] < np.quantile(where.regret, 0.05)
 
 
 def test_intervals_of_this_text_are_honest(made: Truth) -> None:

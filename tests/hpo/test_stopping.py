@@ -7,7 +7,7 @@ import pytest
 
 from hpo.record import StudyRecord, TrialRecord
 from hpo.space import Space, make_space
-from hpo.stopping import Stopping, has_converged, paired_noise, reason_to_stop, without_improvement
+from hpo.stopping import Stopping, paired_noise, reason_to_stop, without_improvement
 from objectives.errors import InputError
 from quant.methods import Setting
 from storage.results import ResultStore
@@ -44,6 +44,11 @@ def searched(store: ResultStore, trials: int, space: Space = SPACE) -> StudyReco
     return study_of(maker, [maker.complete(number, maker.draw()) for number in range(trials)]).record
 
 
+def has_converged(space: Space, record: StudyRecord, store: ResultStore) -> bool:
+    """Whether `--until converged` ends the study."""
+    return reason_to_stop(Stopping(converged=True), space, record, store, TEXT.clusters, 0) is not None
+
+
 def test_trials_that_improve_on_nothing_are_counted() -> None:
     """Also pruned ones; any better one of its bits starts the count anew, and trials under way count nothing."""
     assert without_improvement(ended(30.0, 29.0, 29.5, None, 29.1)) == 3
@@ -76,7 +81,7 @@ def test_nothing_stops_a_study_that_was_not_told_to(tmp_path: Path) -> None:
 def test_a_study_converges_once_it_knows_its_optimum(tmp_path: Path) -> None:
     """Not in its start-up, and not before it looked around; then for good."""
     store = ResultStore(tmp_path)
-    found = [has_converged(SPACE, searched(store, trials), store, TEXT.clusters, 0) for trials in (4, 9, 60)]
+    found = [has_converged(SPACE, searched(store, trials), store) for trials in (4, 9, 60)]
     assert found == [False, False, True]
     reason = reason_to_stop(Stopping(converged=True), SPACE, searched(store, 60), store, TEXT.clusters, 0)
     assert "--until converged" in str(reason)
@@ -87,7 +92,7 @@ def test_a_group_size_that_was_never_measured_keeps_a_study_going(tmp_path: Path
     store = ResultStore(tmp_path)
     maker = Maker(store, SIZES, truth=bowl)
     trials = [maker.complete(number, replace(maker.draw(), group_size=32)) for number in range(60)]
-    assert not has_converged(SIZES, study_of(maker, trials).record, store, TEXT.clusters, 0)
+    assert not has_converged(SIZES, study_of(maker, trials).record, store)
 
 
 def test_the_noise_is_that_of_differences_not_of_scores(tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_damaged_values_are_left_out(tmp_path: Path) -> None:
     record = searched(store, 60)
     for damaged in record.complete[1:3]:
         (tmp_path / f"{damaged.result}.safetensors").write_bytes(b"no result")
-    assert has_converged(SPACE, record, store, TEXT.clusters, 0)
+    assert has_converged(SPACE, record, store)
 
 
 def test_a_space_that_is_used_up_has_not_converged(tmp_path: Path) -> None:
@@ -132,7 +137,7 @@ def test_a_space_that_is_used_up_has_not_converged(tmp_path: Path) -> None:
     maker = Maker(store, space)
     trials = [maker.complete(number, setting) for number, setting in enumerate(space.every())]
     assert len(trials) == 12
-    assert not has_converged(space, study_of(maker, trials).record, store, TEXT.clusters, 0)
+    assert not has_converged(space, study_of(maker, trials).record, store)
 
 
 def test_patience_below_one_is_refused() -> None:
