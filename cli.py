@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 200
 BUNDLED_LENGTH, HUB_LENGTH = 256, 512
 DEFAULT_TRIALS = 40
-PRUNE_ERROR, FIRST_LOOK = 0.02, 8
+PRUNE_ERROR, FIRST_LOOK = 0.05, 8
 SECOND_DATA = {"bundled:docstrings": "bundled:topics", "c4": "wikitext2", "wikitext2": "c4"}
 BUNDLED_DATA, HUB_DATA = "bundled:docstrings,bundled:topics", "c4"
 

@@ -42,7 +42,7 @@ class Pruner:
     """
 
     name: PrunerName = "paired"
-    error: float = 0.02
+    error: float = 0.05
     first_look: int = FIRST_LOOK
 
     def __post_init__(self) -> None:
