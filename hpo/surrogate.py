@@ -17,9 +17,10 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 Array = NDArray[np.float64]
 # In widths of the cube: nothing that a few dozen trials can tell varies faster, and what varies slower is a slope.
-LENGTHS = (0.1, 10.0)
-# Share of the values' variance that neighbours do not explain: rounding is chaotic in small things.
-ROUGHNESS = (1e-6, 1.0)
+LENGTHS, FIRST_LENGTH = (0.3, 10.0), 1.0
+# Share of the values' variance that neighbours do not explain: rounding is chaotic in small things. The fit begins with
+# half of it, or a few lucky values would pass for a narrow valley.
+ROUGHNESS, FIRST_ROUGHNESS = (0.02, 1.5), 0.5
 LEAST_SPREAD = 1e-9
 
 
@@ -70,8 +71,8 @@ def fit(points: Array, values: Array, variances: Array) -> Surrogate:
         variances: Of the errors of the values, `[n]`; 0 where one is exact.
     """
     center, scale = float(np.median(values)), float(max(values.std(), LEAST_SPREAD))
-    lengths = np.full(points.shape[1], 0.5)
-    kernel = ConstantKernel(1.0, (0.05, 20.0)) * Matern(lengths, LENGTHS, nu=2.5) + WhiteKernel(0.05, ROUGHNESS)
+    smooth = Matern(np.full(points.shape[1], FIRST_LENGTH), LENGTHS, nu=2.5)
+    kernel = ConstantKernel(1 - FIRST_ROUGHNESS, (0.05, 20.0)) * smooth + WhiteKernel(FIRST_ROUGHNESS, ROUGHNESS)
     process = GaussianProcessRegressor(kernel, alpha=variances / scale**2 + 1e-10)
     with warnings.catch_warnings():
         # A bound that is reached, or a search that ends early, still gives a usable process.

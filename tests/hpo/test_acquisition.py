@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hpo.acquisition import consider, flattened, nats, promises, telling
 from hpo.footprint import footprint_of
 from hpo.proposal import sobol
-from hpo.record import TrialRecord
+from hpo.record import Estimate, TrialRecord
 from hpo.space import Space, make_space
 from quant.methods import Setting
 from tests.hpo.made import pruned, trial
@@ -103,13 +104,10 @@ def test_what_others_are_at_promises_less() -> None:
 
 def test_a_vague_estimate_leaves_more_to_hope_for_than_an_exact_one() -> None:
     """Of two pruned trials with the same estimate."""
-    trials = history(FLAT, 12)
-    setting = FLAT.at([0.05, 0.95])
-    exact = pruned(12, FLAT, setting, 110.0)
-    assert exact.estimate is not None
-    vague = pruned(12, FLAT, setting, 110.0)
-    object.__setattr__(exact, "estimate", type(exact.estimate)(perplexity=110.0, low=109.99, high=110.01, against=0))
-    object.__setattr__(vague, "estimate", type(exact.estimate)(perplexity=110.0, low=0.0, high=1e300, against=0))
+    trials, setting = history(FLAT, 12), FLAT.at([0.9, 0.4])
+    near, far = {"low": 101.99, "high": 102.01}, {"low": 0.0, "high": 1e300}
+    estimates = [Estimate(perplexity=102.0, against=0, **reach) for reach in (near, far)]
+    exact, vague = (replace(pruned(12, FLAT, setting, 102.0), estimate=estimate) for estimate in estimates)
     gains = [promises(FLAT, [*trials, one], [setting])[0].improvement for one in (exact, vague)]
     assert gains[0] < gains[1]
 
