@@ -1037,7 +1037,7 @@ def _space_flags(parser: argparse.ArgumentParser) -> None:
     )
     first = "judge a trial after N sequences, 2 N, 4 N, ... (default %(default)s)"
     group.add_argument("--first-look", type=int, default=FIRST_LOOK, metavar="N", help=first)
-    until = "stop when no setting is expected to gain more than the paired noise"
+    until = "stop when ten more trials are not expected to gain more than the paired noise"
     group.add_argument("--until", choices=("converged",), help=until)
     group.add_argument("--patience", type=int, metavar="N", help="stop when N trials in a row improved nothing")
     group.add_argument(

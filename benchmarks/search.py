@@ -112,6 +112,7 @@ def sampler_searches() -> dict[str, Make]:
     """Whole searches, ours and Optuna's."""
     found: dict[str, Make] = {
         "ours": partial(_ours, proposer("gp"), Pruner()),
+        "ours, error .3": partial(_ours, proposer("gp"), Pruner(error=0.3)),
         "ours, no presets": lambda where, seed: Ours(where, seed, proposer("gp"), Pruner(), with_presets=False),
         "ours, Optuna GP": partial(_ours, optunas_gp, Pruner()),
         "ours, TPE": partial(_ours, proposer("tpe"), Pruner()),

@@ -94,10 +94,10 @@ def test_regret_falls_when_a_better_trial_is_complete(made: Truth) -> None:
 
 
 def test_workers_share_the_tokens_and_know_less(made: Truth) -> None:
-    """Four at a time evaluate no more than one does, within what is under way when the budget is used up."""
+    """Four at a time evaluate as much as one does, but for what is under way when the budget is used up."""
     where = field(made, 3)
     ended = replay(Ours(where, 3, proposer("gp"), Pruner()), where, 8.0, 100, workers=4)
-    assert 8.0 <= ended[-1].tokens <= 9.0
+    assert 7.0 <= ended[-1].tokens <= 9.0
     assert len({one.row for one in ended}) == len(ended)
 
 
