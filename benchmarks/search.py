@@ -132,9 +132,7 @@ def stopped_searches() -> dict[str, Make]:
     rules: dict[str, Callable[[Ours], bool]] = {"to the end": lambda _: False, "until converged": Ours.has_converged}
     for patience in (5, 10, 20):
         rules[f"patience {patience}"] = partial(_is_out_of_patience, patience)
-    return {name: partial(_until, rule) for name, rule in rules.items()} | {
-        "to the end": partial(_until, lambda _: False)
-    }
+    return {name: partial(_until, rule) for name, rule in rules.items()}
 
 
 def _until(rule: Callable[[Ours], bool], where: Field, seed: int) -> Search:
@@ -155,7 +153,8 @@ SEARCHES: Mapping[str, Callable[[], dict[str, Make]]] = {
 def version(name: str) -> int:
     """Of what a replay runs: a changed search is another one."""
     used = ("space", "dimension", "pruning") if "," in name and not name.startswith("ours") else ("*",)
-    files = [ROOT / "objectives" / "paired.py", *(file for one in used for file in sorted(ROOT.glob(f"hpo/{one}.py")))]
+    shared = [ROOT / "objectives" / "paired.py", ROOT / "benchmarks" / "replay.py"]
+    files = [*shared, *(file for one in used for file in sorted(ROOT.glob(f"hpo/{one}.py")))]
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
@@ -170,8 +169,7 @@ def run_one(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     make = SEARCHES[part]()[name]
     where = field(load(model, group_size), number)
-    most = MOST[part]
-    ended = replay(make(where, number), where, *most, workers)
+    ended = replay(make(where, number), where, *MOST[part], workers)
     found = {"key": key, "part": part, "name": name, "model": model, "group_size": group_size, "workers": workers}
     found |= summary(ended, where)
     path.write_text(json.dumps(found))
