@@ -23,13 +23,13 @@ from rich.table import Table
 if TYPE_CHECKING:
     import optuna
 
-    from hpo.launch import Fleet
+    from hpo.launch.launch import Fleet
     from hpo.optimize import Outcome, StudyPlan
-    from hpo.ranking import Level
     from hpo.report.tables import Table as TextTable
-    from hpo.space import Space
+    from hpo.space.space import Space
+    from hpo.verdict.ranking import Level
     from objectives.evaluation import BenchPlan, Row
-    from objectives.sequences import TextPlan
+    from objectives.text.sequences import TextPlan
     from quant.methods import Setting
     from storage.paths import Paths
 
@@ -177,7 +177,7 @@ def _exit_code(error: Exception) -> int | None:
 def _evaluate(options: argparse.Namespace) -> None:
     from hpo.terminal import progress_display
     from objectives.evaluation import evaluate, lay_out
-    from objectives.memory import keep_freed_memory
+    from objectives.model.memory import keep_freed_memory
 
     keep_freed_memory()
     settings = _settings(options)
@@ -192,11 +192,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    from hpo.deploy import Chosen, deploy
-    from hpo.record import read_study
+    from hpo.deploy.deploy import Chosen, deploy
+    from hpo.study.choosing import BEST, chosen_trial, study_flags
+    from hpo.study.record import read_study
     from hpo.terminal import progress_display
-    from hpo.trials import BEST, chosen_trial, study_flags
-    from objectives.memory import keep_freed_memory
+    from objectives.model.memory import keep_freed_memory
 
     keep_freed_memory()
     paths, notes = _paths(options), list[str]()
@@ -242,14 +242,14 @@ def _proof_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from hpo.compare import compare
+    from hpo.comparison.compare import compare
     from hpo.comparison.export import comparison_json, rows_csv
     from hpo.comparison.plan import ComparePlan, method_settings, model_directories
     from hpo.comparison.tables import pair_note, tables
-    from hpo.record import read_study
+    from hpo.study.choosing import BEST, chosen_trial
+    from hpo.study.record import read_study
     from hpo.terminal import progress_display
-    from hpo.trials import BEST, chosen_trial
-    from objectives.memory import keep_freed_memory
+    from objectives.model.memory import keep_freed_memory
     from storage.files import write_file
 
     keep_freed_memory()
@@ -277,15 +277,15 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _optimize(options: argparse.Namespace) -> None:
-    from hpo.events import Notice
-    from hpo.finding import find_study
-    from hpo.launch import launch
+    from hpo.launch.launch import launch
     from hpo.optimize import optimize, standing
+    from hpo.study.events import Notice
+    from hpo.study.finding import find_study
     from hpo.terminal import study_display
-    from hpo.worker import Budget
-    from objectives.memory import keep_freed_memory
-    from storage.studies import limits as storage_limits
-    from storage.studies import open_storage, storage_errors
+    from hpo.workers.worker import Budget
+    from objectives.model.memory import keep_freed_memory
+    from storage.studies.opening import limits as storage_limits
+    from storage.studies.opening import open_storage, storage_errors
 
     keep_freed_memory()
     paths = _paths(options)
@@ -306,8 +306,8 @@ def _optimize(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from hpo.record import read_study
-    from hpo.status import summary
+    from hpo.study.record import read_study
+    from hpo.study.status import summary
 
     with _study(options) as study:
         if options.watch is not None:
@@ -342,7 +342,7 @@ def _watch(options: argparse.Namespace, look: Callable[[], dict[str, Any]]) -> N
 def _dashboard(options: argparse.Namespace) -> None:
     from hpo.dashboard.serve import serve
     from hpo.terminal import say
-    from storage.studies import open_storage, shown, storage_errors
+    from storage.studies.opening import open_storage, shown, storage_errors
 
     url = _storage_url(options)
     with storage_errors(url):
@@ -370,7 +370,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _study_ls(options: argparse.Namespace) -> None:
-    from hpo.administration import list_studies
+    from hpo.workers.administration import list_studies
 
     with _storage(options) as storage:
         found = list_studies(storage)
@@ -383,8 +383,8 @@ def _study_ls(options: argparse.Namespace) -> None:
 
 
 def _study_rm(options: argparse.Namespace) -> None:
-    from hpo.administration import remove_study
-    from hpo.finding import find_study
+    from hpo.study.finding import find_study
+    from hpo.workers.administration import remove_study
 
     with _storage(options) as storage:
         remove_study(find_study(storage, options.study), storage, options.force)
@@ -392,8 +392,8 @@ def _study_rm(options: argparse.Namespace) -> None:
 
 
 def _study_export(options: argparse.Namespace) -> None:
-    from hpo.archive import export_study
-    from hpo.finding import find_study
+    from hpo.study.archive import export_study
+    from hpo.study.finding import find_study
     from storage.results import ResultStore
 
     with _storage(options) as storage:
@@ -405,7 +405,7 @@ def _study_export(options: argparse.Namespace) -> None:
 
 
 def _study_import(options: argparse.Namespace) -> None:
-    from hpo.archive import import_study
+    from hpo.study.archive import import_study
     from storage.results import ResultStore
 
     with _storage(options) as storage:
@@ -415,10 +415,10 @@ def _study_import(options: argparse.Namespace) -> None:
 
 
 def _study_repair(options: argparse.Namespace) -> None:
-    from hpo.administration import repair_study
-    from hpo.finding import find_study
+    from hpo.study.finding import find_study
     from hpo.terminal import say
-    from storage.studies import heal
+    from hpo.workers.administration import repair_study
+    from storage.studies.opening import heal
 
     cut = heal(_storage_url(options))
     notes = [f"{cut} bytes of a line without an end were cut off the journal"] if cut else []
@@ -433,14 +433,14 @@ def _study_repair(options: argparse.Namespace) -> None:
 
 
 def _names(storage: "optuna.storages.BaseStorage") -> list[str]:
-    from hpo.administration import list_studies
+    from hpo.workers.administration import list_studies
 
     return [one.name for one in list_studies(storage) if one.model is not None]
 
 
 def _study_retry(options: argparse.Namespace) -> None:
-    from hpo.administration import retry_failed
-    from hpo.finding import find_study
+    from hpo.study.finding import find_study
+    from hpo.workers.administration import retry_failed
 
     with _storage(options) as storage:
         numbers = retry_failed(find_study(storage, options.study), storage)
@@ -449,7 +449,7 @@ def _study_retry(options: argparse.Namespace) -> None:
 
 
 def _study_upgrade(options: argparse.Namespace) -> None:
-    from storage.studies import shown, upgrade
+    from storage.studies.opening import shown, upgrade
 
     url = _storage_url(options)
     version = upgrade(url)
@@ -459,7 +459,7 @@ def _study_upgrade(options: argparse.Namespace) -> None:
 def _calibrate(options: argparse.Namespace) -> None:
     from hpo.terminal import progress_display
     from objectives.evaluation import lay_out
-    from objectives.memory import keep_freed_memory
+    from objectives.model.memory import keep_freed_memory
 
     keep_freed_memory()
     sizes = sorted(_numbers(options.sizes, "--sizes"))
@@ -525,8 +525,8 @@ def _cache_rm(options: argparse.Namespace) -> None:
 
 def _study_plan(options: argparse.Namespace) -> "StudyPlan":
     from hpo.optimize import StudyPlan
-    from hpo.pruning import Pruner
-    from hpo.stopping import Stopping
+    from hpo.search.pruning import Pruner
+    from hpo.search.stopping import Stopping
 
     space = _space(options)
     calibration_sizes = space.sizes("n_calib")
@@ -548,7 +548,7 @@ def _study_plan(options: argparse.Namespace) -> "StudyPlan":
 
 
 def _space(options: argparse.Namespace) -> "Space":
-    from hpo.space import make_space, read_space_file
+    from hpo.space.space import make_space, read_space_file
     from quant.methods import Setting
 
     fixed = {name: getattr(options, name) for name in ("method", *FIXED_FLAGS) if getattr(options, name) is not None}
@@ -566,7 +566,7 @@ def _confirmation_texts(options: argparse.Namespace, tuning: "TextPlan") -> list
 
 
 def _storage_url(options: argparse.Namespace) -> str:
-    from storage.studies import chosen_url
+    from storage.studies.opening import chosen_url
 
     return chosen_url(options.storage, _paths(options))
 
@@ -574,7 +574,7 @@ def _storage_url(options: argparse.Namespace) -> str:
 @contextmanager
 def _storage(options: argparse.Namespace) -> "Iterator[optuna.storages.BaseStorage]":
     """The storage that a command is about."""
-    from storage.studies import open_storage, storage_errors
+    from storage.studies.opening import open_storage, storage_errors
 
     url = _storage_url(options)
     with storage_errors(url):
@@ -584,7 +584,7 @@ def _storage(options: argparse.Namespace) -> "Iterator[optuna.storages.BaseStora
 @contextmanager
 def _study(options: argparse.Namespace) -> "Iterator[optuna.Study]":
     """The study that a command is about."""
-    from hpo.finding import find_study
+    from hpo.study.finding import find_study
 
     with _storage(options) as storage:
         yield find_study(storage, options.study)
@@ -592,7 +592,7 @@ def _study(options: argparse.Namespace) -> "Iterator[optuna.Study]":
 
 def _fleet(options: argparse.Namespace) -> "Fleet | None":
     """The workers to start; None where this process is the worker."""
-    from hpo.launch import Fleet
+    from hpo.launch.launch import Fleet
 
     if not (options.workers is not None or options.devices or options.scheduler or options.backend != "loky"):
         return None
@@ -610,8 +610,8 @@ def _report_directory(options: argparse.Namespace, outcome: "Outcome") -> Path:
 
 def _bench_plan(options: argparse.Namespace, calibration_samples: int) -> "BenchPlan":
     from objectives.evaluation import BenchPlan
-    from objectives.models import BUNDLED, ModelPlan
-    from objectives.sequences import TextPlan
+    from objectives.model.loading import BUNDLED, ModelPlan
+    from objectives.text.sequences import TextPlan
 
     bundled = options.model == BUNDLED
     usual = BUNDLED_LENGTH if bundled else HUB_LENGTH
@@ -645,7 +645,7 @@ def _bench_plan(options: argparse.Namespace, calibration_samples: int) -> "Bench
 
 
 def _settings(options: argparse.Namespace) -> list["Setting"]:
-    from objectives.models import BUNDLED
+    from objectives.model.loading import BUNDLED
     from quant.methods import PRESETS, Setting
 
     given = _given_setting(options)
@@ -774,7 +774,7 @@ def _conclude(options: argparse.Namespace, outcome: "Outcome", directory: Path |
 
 def _verdicts(levels: "Sequence[Level]") -> list[str]:
     """The leading level first: what won, what to use, and what more bits would buy."""
-    from hpo.ranking import frontier_text, headline
+    from hpo.verdict.ranking import frontier_text, headline
 
     leading = headline(levels)
     ordered = sorted(levels, key=lambda level: level is not leading)
@@ -785,7 +785,7 @@ def _verdicts(levels: "Sequence[Level]") -> list[str]:
 
 
 def _ranking_tables(levels: "Sequence[Level]") -> list[Table]:
-    from hpo.ranking import percent_text
+    from hpo.verdict.ranking import percent_text
 
     tables = []
     for level in levels:

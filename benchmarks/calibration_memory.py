@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import psutil
 
 from benchmarks.design_table import blocks_of
-from objectives.calibration import Calibration
-from objectives.memory import keep_freed_memory, peak_bytes, reset_peak
-from objectives.models import ModelPlan, load_model
+from objectives.calibration.calibration import Calibration
+from objectives.model.loading import ModelPlan, load_model
+from objectives.model.memory import keep_freed_memory, peak_bytes, reset_peak
+from objectives.model.roles import find_blocks
 from objectives.progress import silent
-from objectives.roles import find_blocks
 from storage.cache import TensorCache
 from storage.paths import Paths
 

@@ -39,9 +39,9 @@ PATIENCE = 900.0
 
 def die_at(phase: str) -> None:
     """Make this process kill itself when it enters `phase`."""
-    import objectives.calibration
+    import objectives.calibration.calibration
     import objectives.trial
-    from hpo import ledger, queue, worker
+    from hpo.workers import ledger, queue, worker
 
     def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
         def killed(*arguments: Any, **named: Any) -> Any:
@@ -52,7 +52,7 @@ def die_at(phase: str) -> None:
     place: Any
     place, name = {
         "claiming": (queue.Queue, "_begun"),
-        "calibrating": (objectives.calibration, "record"),
+        "calibrating": (objectives.calibration.calibration, "record"),
         "quantizing": (objectives.trial, "quantize_model"),
         "scoring": (ledger.Ledger, "is_worth"),
         "keeping": (worker, "keep_result"),
@@ -163,7 +163,7 @@ class Chaos:
     def _storage(self) -> Any:
         import optuna
 
-        from storage.studies import open_storage
+        from storage.studies.opening import open_storage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         return open_storage(self.url)
@@ -175,7 +175,7 @@ class Chaos:
         return optuna.load_study(storage=self._storage, study_name="chaos")
 
     def _verdict(self, seconds: float) -> dict[str, Any]:
-        from hpo.record import read_study
+        from hpo.study.record import read_study
 
         record = read_study(self._study)
         states = Counter(trial.state for trial in record.trials)

@@ -26,7 +26,7 @@ from scipy import optimize, stats
 from benchmarks.replay import Ended, Field, field, regret_curve
 from benchmarks.search import AT, MOST_TOKENS, SHOWN, quantiles
 from benchmarks.truth import Truth, tables
-from hpo.surrogate import expected_improvement
+from hpo.search.surrogate import expected_improvement
 from objectives.scoring import look_sizes
 
 Array = NDArray[np.float64]

@@ -17,13 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from objectives.calibration import Calibration
-from objectives.memory import keep_freed_memory
-from objectives.models import ModelPlan, load_model
+from objectives.calibration.calibration import Calibration
+from objectives.model.loading import ModelPlan, load_model
+from objectives.model.memory import keep_freed_memory
+from objectives.model.roles import find_blocks
 from objectives.paired import paired_difference
-from objectives.roles import find_blocks
-from objectives.sequences import Sequences, TextPlan, tokenize
-from objectives.text import read_documents
+from objectives.text.sequences import Sequences, TextPlan, tokenize
+from objectives.text.sources import read_documents
 from objectives.trial import Bench, run_trial
 from quant import grid
 from quant.methods import Setting

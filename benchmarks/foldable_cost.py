@@ -10,14 +10,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hpo.measuring import measure
-from hpo.ranking import percent_text
+from hpo.verdict.ranking import percent_text
+from hpo.workers.measuring import measure
 from objectives.evaluation import BenchPlan, load_bench
-from objectives.memory import keep_freed_memory
-from objectives.models import ModelPlan
+from objectives.model.loading import ModelPlan
+from objectives.model.memory import keep_freed_memory
 from objectives.paired import paired_difference
 from objectives.progress import silent
-from objectives.sequences import TextPlan
+from objectives.text.sequences import TextPlan
 from quant.methods import Setting
 from storage.paths import Paths
 from storage.results import ResultStore

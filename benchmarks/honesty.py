@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.truth import Text, tables
-from hpo.ranking import is_meaningful
+from hpo.verdict.ranking import is_meaningful
 from objectives.paired import Difference, paired_difference
 from objectives.scoring import Score
 

@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.replay import Ours, field, proposer, replay
 from benchmarks.truth import Truth, tables
-from hpo.importance import Shares, importances
-from hpo.pruning import Pruner
-from hpo.record import StudyRecord, TrialRecord
+from hpo.search.pruning import Pruner
+from hpo.study.record import StudyRecord, TrialRecord
+from hpo.verdict.importance import Shares, importances
 
 
 def shares(truth: Truth, trials: list[TrialRecord]) -> Shares:

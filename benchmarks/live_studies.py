@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import optuna
 
-from hpo.record import StudyRecord, read_study
+from hpo.study.record import StudyRecord, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 SEARCHES = {

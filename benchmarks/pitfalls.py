@@ -23,21 +23,21 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hpo.measuring import measure
+from hpo.workers.measuring import measure
 from objectives import quantization
 from objectives.evaluation import BenchPlan, LaidOut, lay_out
-from objectives.memory import keep_freed_memory
-from objectives.models import ModelPlan
+from objectives.model.loading import ModelPlan
+from objectives.model.memory import keep_freed_memory
 from objectives.paired import Difference, paired_difference
 from objectives.progress import silent
 from objectives.quantization import model_size
 from objectives.scoring import Score
-from objectives.sequences import TextPlan
+from objectives.text.sequences import TextPlan
 from objectives.trial import TrialResult, run_trial
 from quant import layers
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
 from quant.methods import METHODS, Setting
-from quant.salience import Kind, error_weights, normalise
+from quant.scaling.salience import Kind, error_weights, normalise
 from quant.statistics import OutputStatistics
 from storage.paths import Paths
 from storage.results import ResultStore

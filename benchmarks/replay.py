@@ -19,12 +19,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState, create_trial
 
 from benchmarks.truth import Text, Truth
-from hpo.ledger import MOST_OTHERS
-from hpo.proposal import SamplerName, propose
-from hpo.pruning import Incumbent, Pruner, estimate, is_hopeless, optuna_pruner, reports, usual_spread
-from hpo.record import RESULT, SETTING, TrialRecord, trial_record
-from hpo.space import Space
-from hpo.stopping import COMPARED, has_converged, usual_error
+from hpo.search.proposal import SamplerName, propose
+from hpo.search.pruning import Incumbent, Pruner, estimate, is_hopeless, optuna_pruner, reports, usual_spread
+from hpo.search.stopping import COMPARED, has_converged, usual_error
+from hpo.space.space import Space
+from hpo.study.record import RESULT, SETTING, TrialRecord, trial_record
+from hpo.workers.ledger import MOST_OTHERS
 from objectives.scoring import Score, look_sizes
 from quant.methods import Setting
 

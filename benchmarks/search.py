@@ -44,11 +44,11 @@ from benchmarks.replay import (
     replay,
 )
 from benchmarks.truth import load, table_path
-from hpo.proposal import STARTUP_TRIALS, Model, propose, suggestion
-from hpo.pruning import Pruner, PrunerName
-from hpo.record import TrialRecord
-from hpo.space import Space
-from hpo.stopping import without_improvement
+from hpo.search.proposal import STARTUP_TRIALS, Model, propose, suggestion
+from hpo.search.pruning import Pruner, PrunerName
+from hpo.search.stopping import without_improvement
+from hpo.space.space import Space
+from hpo.study.record import TrialRecord
 from quant.methods import Setting
 
 matplotlib.use("Agg")

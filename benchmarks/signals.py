@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.truth import Text, Truth, tables
-from hpo.acquisition import flattened
-from hpo.surrogate import fit
+from hpo.search.acquisition import flattened
+from hpo.search.surrogate import fit
 
 ORDERS, SPLITS = 100, 10
 Mask = NDArray[np.bool_]

@@ -29,22 +29,22 @@ import torch  # noqa: E402
 from optuna.trial import TrialState, create_trial  # noqa: E402
 
 from benchmarks.servers import postgresql  # noqa: E402
-from hpo import record as names  # noqa: E402
-from hpo.owner import Owner  # noqa: E402
-from hpo.pruning import Pruner  # noqa: E402
-from hpo.queue import Queue  # noqa: E402
-from hpo.record import read_study  # noqa: E402
-from hpo.space import Space, make_space  # noqa: E402
-from hpo.worker import Budget, Settled, Worker  # noqa: E402
-from objectives.kept import keep_result  # noqa: E402
+from hpo.search.pruning import Pruner  # noqa: E402
+from hpo.space.space import Space, make_space  # noqa: E402
+from hpo.study import record as names  # noqa: E402
+from hpo.study.record import read_study  # noqa: E402
+from hpo.workers.owner import Owner  # noqa: E402
+from hpo.workers.queue import Queue  # noqa: E402
+from hpo.workers.worker import Budget, Settled, Worker  # noqa: E402
 from objectives.progress import silent  # noqa: E402
 from objectives.quantization import ModelSize  # noqa: E402
+from objectives.results import keep_result  # noqa: E402
 from objectives.scoring import Score, look_sizes  # noqa: E402
-from objectives.sequences import Sequences  # noqa: E402
+from objectives.text.sequences import Sequences  # noqa: E402
 from objectives.trial import TrialResult  # noqa: E402
 from quant.methods import Setting  # noqa: E402
 from storage.results import ResultStore  # noqa: E402
-from storage.studies import open_storage  # noqa: E402
+from storage.studies.opening import open_storage  # noqa: E402
 
 SEQUENCES, TOKENS, TRIAL_SECONDS = 64, 511, 30.0
 MADE = "made"

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import optuna  # noqa: E402
 
-from storage.studies import open_storage  # noqa: E402
+from storage.studies.opening import open_storage  # noqa: E402
 
 FLAGS = ["--sampler", "random", "--pruner", "none", "--group-size", "64,128", "--n-calib", "32", "--quiet"]
 

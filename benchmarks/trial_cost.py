@@ -24,17 +24,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.design_table import blocks_of
-from objectives.calibration import Calibration
-from objectives.memory import keep_freed_memory
-from objectives.models import Model, ModelPlan, load_model, weights_restored
+from objectives.calibration.calibration import Calibration
+from objectives.model.loading import Model, ModelPlan, load_model, weights_restored
+from objectives.model.memory import keep_freed_memory
+from objectives.model.roles import Block, LinearRole, find_blocks
 from objectives.progress import silent
-from objectives.roles import Block, LinearRole, find_blocks
-from objectives.sequences import Sequences
+from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
 from quant.grid import effective_weight
 from quant.methods import Setting
-from quant.salience import normalise
-from quant.search import candidate_scales
+from quant.scaling.salience import normalise
+from quant.scaling.search import candidate_scales
 from storage.cache import TensorCache
 from storage.paths import Paths
 

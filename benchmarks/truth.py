@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpo.measuring import REFERENCE_METHODS, measure_all
-from hpo.proposal import presets, sobol
-from hpo.space import Space, make_space
+from hpo.search.proposal import presets, sobol
+from hpo.space.space import Space, make_space
+from hpo.workers.measuring import REFERENCE_METHODS, measure_all
 from objectives.evaluation import BenchPlan, load_bench
-from objectives.memory import keep_freed_memory
-from objectives.models import ModelPlan
+from objectives.model.loading import ModelPlan
+from objectives.model.memory import keep_freed_memory
 from objectives.scoring import Score
-from objectives.sequences import Sequences, TextPlan
+from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import TrialResult
 from quant.methods import Setting
 from storage.paths import Paths

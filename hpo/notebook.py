@@ -10,24 +10,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo.deploy import Chosen, Format, Written, deploy
-from hpo.finding import find_study
-from hpo.importance import Importances, importances
-from hpo.measuring import measure
+from hpo.deploy.deploy import Chosen, Format, Written, deploy
 from hpo.optimize import standing
-from hpo.ranking import Level
-from hpo.record import StudyRecord
 from hpo.report.charts import chart_data
 from hpo.report.export import trials_frame
-from hpo.trials import BEST, chosen_trial, require_same_bench, study_flags
+from hpo.study.choosing import BEST, chosen_trial, require_same_bench, study_flags
+from hpo.study.finding import find_study
+from hpo.study.record import StudyRecord
+from hpo.verdict.importance import Importances, importances
+from hpo.verdict.ranking import Level
+from hpo.workers.measuring import measure
 from objectives.evaluation import BenchPlan, load_bench
-from objectives.models import ModelPlan
+from objectives.model.loading import ModelPlan
 from objectives.progress import silent
-from objectives.sequences import Sequences, TextPlan
+from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import Bench, TrialResult
 from storage.paths import Paths
 from storage.results import ResultStore
-from storage.studies import chosen_url, open_storage
+from storage.studies.opening import chosen_url, open_storage
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,28 +10,28 @@ from dataclasses import dataclass, field, replace
 import optuna
 from optuna.storages import BaseStorage
 
-from hpo.confirmation import confirm
-from hpo.contract import make_contract
-from hpo.dimension import Number
-from hpo.events import Listener, Notice
-from hpo.footprint import FOOTPRINT_FIELDS
-from hpo.interrupts import Interrupts
-from hpo.owner import Owner
-from hpo.proposal import SAMPLERS, SamplerName, presets
-from hpo.pruning import Pruner
-from hpo.queue import Queue
-from hpo.ranking import Level, headline, rank
-from hpo.record import CONFIRMATION, CONTRACT, SEARCH, StudyRecord, read_study
-from hpo.space import Space
-from hpo.stopping import Stopping
-from hpo.study import open_study, prepare
-from hpo.worker import Budget, Worker
+from hpo.search.proposal import SAMPLERS, SamplerName, presets
+from hpo.search.pruning import Pruner
+from hpo.search.stopping import Stopping
+from hpo.space.dimension import Number
+from hpo.space.footprint import FOOTPRINT_FIELDS
+from hpo.space.space import Space
+from hpo.study.contract import make_contract
+from hpo.study.events import Listener, Notice
+from hpo.study.record import CONFIRMATION, CONTRACT, SEARCH, StudyRecord, read_study
+from hpo.verdict.confirmation import confirm
+from hpo.verdict.ranking import Level, headline, rank
+from hpo.workers.interrupts import Interrupts
+from hpo.workers.owner import Owner
+from hpo.workers.preparation import open_study, prepare
+from hpo.workers.queue import Queue
+from hpo.workers.worker import Budget, Worker
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, LaidOut, lay_out
-from objectives.kept import pin, pinned, text_key
 from objectives.progress import Progress
 from objectives.quantization import model_size, suitable_group_sizes
-from objectives.sequences import Sequences
+from objectives.results import pin, pinned, text_key
+from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from storage.paths import Paths
 from storage.results import ResultStore

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Lanes
 from rich.text import Text
 
-from hpo.events import Event, Finished, Listener, Looked, Working, event_json
-from hpo.record import TrialRecord
-from hpo.status import phase
+from hpo.study.events import Event, Finished, Listener, Looked, Working, event_json
+from hpo.study.record import TrialRecord
+from hpo.study.status import phase
 from objectives.progress import Progress, silent
 from storage.strict_json import json_line
 

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from objectives.calibration import Calibration
-from objectives.models import ModelPlan, load_model
+from objectives.calibration.calibration import Calibration
+from objectives.model.loading import ModelPlan, load_model
+from objectives.model.precision import Agreement, check_agreement
+from objectives.model.roles import find_blocks, kept_in_16_bit, unscaled_inputs
 from objectives.paired import Difference, paired_difference
-from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress
 from objectives.quantization import model_size, require_suitable
-from objectives.roles import find_blocks, kept_in_16_bit, unscaled_inputs
 from objectives.scoring import Score, score_all
-from objectives.sequences import Sequences, TextPlan, prepare_text
+from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, quantized
 from quant.methods import Setting
 from storage.cache import TensorCache

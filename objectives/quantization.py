@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from objectives.calibration import Calibration
+from objectives.calibration.calibration import Calibration
+from objectives.calibration.recording import BlockStatistics
 from objectives.errors import InputError
-from objectives.folding import fold, norm_weight
-from objectives.models import Model
+from objectives.model.folding import fold, norm_weight
+from objectives.model.loading import Model
+from objectives.model.roles import Block, InputSite, LinearRole
 from objectives.progress import Progress
-from objectives.recording import BlockStatistics
-from objectives.roles import Block, InputSite, LinearRole
 from quant.grid import IntWeight
 from quant.layers import LinearInput, LinearSet, QuantizedLinear, quantize_set, require_finite
 from quant.methods import Setting

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from objectives.batches import Batch, batches
-from objectives.memory import is_out_of_memory, release_cached
+from objectives.model.memory import is_out_of_memory, release_cached
 from objectives.progress import Progress
-from objectives.sequences import Sequences
+from objectives.text.batches import Batch, batches
+from objectives.text.sequences import Sequences
 
 log = logging.getLogger(__name__)
 

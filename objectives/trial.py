@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
-from objectives.calibration import Calibration
-from objectives.folding import changed_modules
-from objectives.memory import is_out_of_memory, peak_bytes, reset_peak
-from objectives.models import Model, weights_restored
+from objectives.calibration.calibration import Calibration
+from objectives.model.folding import changed_modules
+from objectives.model.loading import Model, weights_restored
+from objectives.model.memory import is_out_of_memory, peak_bytes, reset_peak
+from objectives.model.roles import Block
 from objectives.progress import Progress, silent
 from objectives.quantization import Keep, LayerResult, ModelSize, model_size, quantize_model, require_suitable
-from objectives.roles import Block
 from objectives.scoring import FIRST_LOOK, Score, score
-from objectives.sequences import Sequences
+from objectives.text.sequences import Sequences
 from quant.methods import Setting
 from storage.errors import DamagedEntryError
 

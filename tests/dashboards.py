@@ -12,7 +12,7 @@ from typing import Any
 
 from storage.paths import Paths
 from storage.results import ResultStore
-from storage.studies import open_storage
+from storage.studies.opening import open_storage
 from tests.hpo.studies import mixed_study
 from tests.processes import PATIENCE, run_cli, start, wait_until
 

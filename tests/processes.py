@@ -18,9 +18,9 @@ CONTEXT.set_forkserver_preload(
     [
         "storage.cache",
         "cli",
-        "objectives.calibration",
-        "objectives.models",
-        "objectives.sequences",
+        "objectives.calibration.calibration",
+        "objectives.model.loading",
+        "objectives.text.sequences",
         "transformers.models.llama.modeling_llama",
         "tests.storage.workers",
     ]
@@ -68,8 +68,8 @@ def run_cli(arguments: Sequence[str], output: Path) -> None:
 
 def run_impatient(arguments: Sequence[str], output: Path) -> None:
     """As `run_cli`, but a worker is dead after three seconds without a heartbeat."""
-    import hpo.heartbeat
-    import hpo.queue
+    import hpo.workers.heartbeat
+    import hpo.workers.queue
 
-    hpo.heartbeat.BEAT_SECONDS, hpo.queue.GRACE_SECONDS = 0.5, 3.0
+    hpo.workers.heartbeat.BEAT_SECONDS, hpo.workers.queue.GRACE_SECONDS = 0.5, 3.0
     run_cli(arguments, output)

@@ -152,6 +152,6 @@ def test_the_rule_about_swallowed_errors_finds_them(code: str, swallowed: bool, 
 
 def test_asking_where_a_study_stands_loads_no_model_library() -> None:
     """`status` answers at once: what runs a study takes seconds to import."""
-    code = "import sys, cli, hpo.finding, hpo.status, storage.studies; print(*sys.modules)"
+    code = "import sys, cli, hpo.study.finding, hpo.study.status, storage.studies.opening; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"transformers", "scipy", "matplotlib", "datasets"} & set(ended.stdout.split())

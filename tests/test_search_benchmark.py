@@ -11,8 +11,8 @@ from benchmarks.honesty import honesty
 from benchmarks.replay import Fixed, Ours, Snap, Until, best_was_pruned, field, proposer, regret_curve, replay
 from benchmarks.search import pruner_searches, sampler_searches, stopped_searches, summary
 from benchmarks.truth import Text, Truth, drawn, load, save
-from hpo.pruning import Pruner
-from hpo.space import make_space
+from hpo.search.pruning import Pruner
+from hpo.space.space import make_space
 from quant.methods import Setting
 
 SEQUENCES, TOKENS = 32, 100

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hpo.record import Measured
+from hpo.study.record import Measured
 from objectives.scoring import Score
 
 Kind = Literal["full precision", "method", "trial", "model"]

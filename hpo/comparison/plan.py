@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpo.record import FULL_PRECISION, StudyRecord, TrialRecord
-from hpo.trials import chosen_trial
+from hpo.study.choosing import chosen_trial
+from hpo.study.record import FULL_PRECISION, StudyRecord, TrialRecord
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from quant.methods import METHODS, Setting

@@ -12,7 +12,7 @@ from itertools import combinations
 from scipy import stats
 
 from hpo.comparison.entries import Entry, Text
-from hpo.ranking import SIGNIFICANT
+from hpo.verdict.ranking import SIGNIFICANT
 from objectives.paired import Difference, holm, paired_difference
 
 CONFIDENCE = 0.95

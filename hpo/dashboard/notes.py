@@ -7,14 +7,14 @@ interval, how to attach a worker; of a trial how it went and where it hurts. May
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hpo.ranking import Level, headline, percent_text
-from hpo.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
+from hpo.deploy.reproduce import can_be_repeated, repeat_command
 from hpo.report.axes import LABELS
 from hpo.report.evidence import find_row
 from hpo.report.glance import confirmed_text
 from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
 from hpo.report.tables import NOTHING, Table, number, setting_text, short_source
-from hpo.reproduce import can_be_repeated, repeat_command
+from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
+from hpo.verdict.ranking import Level, headline, percent_text
 from objectives.quantization import LayerResult
 
 WORST = 5

@@ -19,8 +19,8 @@ from optuna_dashboard import wsgi
 
 from hpo.dashboard.board import Board
 from hpo.dashboard.study_page import StudyPage
-from hpo.interrupts import Interrupts
-from hpo.record import CONTRACT
+from hpo.study.record import CONTRACT
+from hpo.workers.interrupts import Interrupts
 from objectives.errors import InputError
 from storage.artifacts import ArtifactFiles
 from storage.paths import Paths

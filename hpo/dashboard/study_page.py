@@ -16,14 +16,14 @@ from hpo.dashboard.board import Board
 from hpo.dashboard.graphs import GRAPHS, graph
 from hpo.dashboard.notes import study_facts, study_note, trial_note
 from hpo.dashboard.pictures import PICTURE, TABLE, layer_table, trial_picture
-from hpo.importance import importances
 from hpo.optimize import Outcome, standing
-from hpo.record import ENDED, StudyRecord, TrialRecord, read_study
 from hpo.report.captions import captions
 from hpo.report.charts import ChartData, chart_data
 from hpo.report.evidence import find_row
 from hpo.report.write import PAGE, report_files
-from objectives.kept import recall_result
+from hpo.study.record import ENDED, StudyRecord, TrialRecord, read_study
+from hpo.verdict.importance import importances
+from objectives.results import recall_result
 from objectives.scoring import Score
 from objectives.trial import TrialResult
 from storage.errors import DamagedEntryError

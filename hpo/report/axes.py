@@ -1,7 +1,7 @@
 """The hyperparameters that vary, as the axes of figures.
 
-Responsible for their labels, scales and ticks. May assume Optuna's distributions as `hpo.space` makes them: sizes are
-exponents of two under a name that says so.
+Responsible for their labels, scales and ticks. May assume Optuna's distributions as `hpo.space.space` makes them:
+sizes are exponents of two under a name that says so.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from hpo.importance import EXPONENT, decoded_name
+from hpo.verdict.importance import EXPONENT, decoded_name
 
 LABELS = {
     "beta": "β, blend of saliences",

@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 from optuna.distributions import BaseDistribution
 
-from hpo.footprint import FOOTPRINT_FIELDS, Footprint
-from hpo.importance import Importances, usual_footprint
-from hpo.ranking import Level, headline
-from hpo.record import StudyRecord, TrialRecord
 from hpo.report.axes import Axis, varied_axes
 from hpo.report.evidence import Evidence, Forest, evidence
 from hpo.report.layer_grid import LayerChoices, layer_choices
+from hpo.space.footprint import FOOTPRINT_FIELDS, Footprint
+from hpo.study.record import StudyRecord, TrialRecord
+from hpo.verdict.importance import Importances, usual_footprint
+from hpo.verdict.ranking import Level, headline
 from storage.results import ResultStore
 
 # Of the range of perplexity, free at either end of an axis.

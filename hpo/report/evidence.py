@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hpo.ranking import Level, Ranked, headline
-from hpo.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.report.tables import is_shown, short_source
+from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
+from hpo.verdict.ranking import Level, Ranked, headline
 
 Kind = Literal["reference", "trial", "recommended"]
 CODE_BITS = 4

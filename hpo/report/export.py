@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
-from hpo.ranking import Level, ranking_json
-from hpo.record import Measured, StudyRecord, TrialRecord
+from hpo.study.record import Measured, StudyRecord, TrialRecord
+from hpo.verdict.ranking import Level, ranking_json
 from quant.methods import Setting
 from storage.strict_json import plain
 

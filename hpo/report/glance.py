@@ -7,13 +7,13 @@ study; what is not known yet is said in the answer.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpo.footprint import FOOTPRINT_FIELDS
-from hpo.ranking import Level, headline, is_meaningful, percent_text
-from hpo.record import StudyRecord, TrialRecord
+from hpo.deploy.reproduce import can_be_repeated, quantize_command, repeat_command
 from hpo.report.charts import ChartData
 from hpo.report.layer_grid import LayerGrid
 from hpo.report.tables import number, setting_text, short_source
-from hpo.reproduce import can_be_repeated, quantize_command, repeat_command
+from hpo.space.footprint import FOOTPRINT_FIELDS
+from hpo.study.record import StudyRecord, TrialRecord
+from hpo.verdict.ranking import Level, headline, is_meaningful, percent_text
 
 UNCONFIRMED = (
     "Nothing was confirmed on other text yet; the text that was searched on makes the best of many trials look better "

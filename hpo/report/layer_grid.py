@@ -1,7 +1,7 @@
 """What the scale search chose in each layer of the best trial, by depth and role.
 
 Responsible for reading depth and role off a Linear's name and for laying the values out as a grid. May assume the
-names of `objectives.roles`: a qualified module name, with `:role` appended for a slice.
+names of `objectives.model.roles`: a qualified module name, with `:role` appended for a slice.
 """
 
 import logging
@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hpo.record import TrialRecord
-from objectives.kept import recall_result
-from objectives.layouts import WHOLE
+from hpo.study.record import TrialRecord
+from objectives.model.layouts import WHOLE
 from objectives.quantization import LayerResult
+from objectives.results import recall_result
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpo.ranking import INDIFFERENT_PERCENT, Level, headline
-from hpo.record import StudyRecord
+from hpo.deploy.reproduce import can_be_repeated, repeat_command
 from hpo.report.captions import Caption
 from hpo.report.charts import ChartData
 from hpo.report.glance import Answer, confirmed_text, glance
@@ -23,7 +22,8 @@ from hpo.report.tables import (
     ranking_tables,
     setting_text,
 )
-from hpo.reproduce import can_be_repeated, repeat_command
+from hpo.study.record import StudyRecord
+from hpo.verdict.ranking import INDIFFERENT_PERCENT, Level, headline
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 NO_VERDICT = "No trial is complete, so there is no verdict yet."

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from hpo.footprint import Footprint
-from hpo.importance import Importances
-from hpo.ranking import Level, Ranked, percent_text
-from hpo.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.report.export import phases
+from hpo.space.footprint import Footprint
+from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
+from hpo.verdict.importance import Importances
+from hpo.verdict.ranking import Level, Ranked, percent_text
 
 NOTHING = "–"
 SHOWN_TRIALS = 12

@@ -13,13 +13,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from optuna.distributions import BaseDistribution
 
-from hpo.importance import importances
-from hpo.ranking import Level
-from hpo.record import StudyRecord
 from hpo.report.captions import Caption, captions
 from hpo.report.charts import ChartData, chart_data
 from hpo.report.export import study_json, trials_csv
 from hpo.report.page import Page, make_page, markdown
+from hpo.study.record import StudyRecord
+from hpo.verdict.importance import importances
+from hpo.verdict.ranking import Level
 from storage.files import disk_errors, write_file
 from storage.results import ResultStore
 from storage.strict_json import json_text

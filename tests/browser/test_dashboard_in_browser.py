@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from hpo.dashboard.graphs import GRAPHS
 from hpo.dashboard.pictures import PICTURE, TABLE
-from hpo.record import RESULT
-from storage.studies import open_storage
+from hpo.study.record import RESULT
+from storage.studies.opening import open_storage
 from tests.browser.conftest import watched
 from tests.dashboards import Served, dashboard
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from hpo.record import Estimate, Measured, TrialRecord
-from hpo.space import Space
+from hpo.space.space import Space
+from hpo.study.record import Estimate, Measured, TrialRecord
 from objectives.scoring import Score
 from quant.methods import Setting
 

@@ -9,16 +9,16 @@ import optuna
 import torch
 from optuna.trial import Trial
 
-from hpo.owner import Owner
-from hpo.pruning import Pruner
-from hpo.queue import Queue
-from hpo.space import make_space
-from hpo.worker import Budget, Settled, Worker
+from hpo.search.pruning import Pruner
+from hpo.space.space import make_space
+from hpo.workers.owner import Owner
+from hpo.workers.queue import Queue
+from hpo.workers.worker import Budget, Settled, Worker
 from objectives.progress import silent
 from quant.methods import Setting
-from storage.exclusive import exclusive
 from storage.results import ResultStore
-from storage.studies import open_storage
+from storage.studies.exclusive import exclusive
+from storage.studies.opening import open_storage
 
 SPACE = make_space(Setting(), {})
 

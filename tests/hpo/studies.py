@@ -11,8 +11,8 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.ranking import Level, rank
-from hpo.record import (
+from hpo.space.space import Space, make_space
+from hpo.study.record import (
     BITS,
     BYTES,
     CONFIRMATION,
@@ -31,14 +31,14 @@ from hpo.record import (
     StudyRecord,
     TrialRecord,
 )
-from hpo.record import CONTRACT as CONTRACT_KEY
-from hpo.record import TOKENS as TOKENS_KEY
-from hpo.space import Space, make_space
-from objectives.kept import keep_result, pin
+from hpo.study.record import CONTRACT as CONTRACT_KEY
+from hpo.study.record import TOKENS as TOKENS_KEY
+from hpo.verdict.ranking import Level, rank
 from objectives.paired import Difference
 from objectives.quantization import LayerResult, ModelSize
+from objectives.results import keep_result, pin
 from objectives.scoring import Score, look_sizes
-from objectives.sequences import Sequences
+from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
 from quant.methods import PRESETS, Setting
 from storage.results import ResultStore

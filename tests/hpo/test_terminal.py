@@ -7,9 +7,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from hpo.events import Finished, Looked, Notice, Working
-from hpo.record import TrialRecord
-from hpo.space import make_space
+from hpo.space.space import make_space
+from hpo.study.events import Finished, Looked, Notice, Working
+from hpo.study.record import TrialRecord
 from hpo.terminal import Board, event_text, study_display
 from quant.methods import Setting
 from tests.hpo.made import trial

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from objectives.models import Model, ModelPlan, load_model
+from objectives.model.loading import Model, ModelPlan, load_model
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from objectives.bundled.text import MODEL_DIRECTORY, held_out, is_held_out, training_documents
 from objectives.evaluation import BenchPlan, LaidOut, evaluate, load_bench
-from objectives.models import ModelPlan
+from objectives.model.loading import ModelPlan
 from objectives.paired import paired_difference
 from objectives.progress import silent
-from objectives.sequences import TextPlan
+from objectives.text.sequences import TextPlan
 from quant.methods import Setting
 from storage.paths import Paths
 from training.evaluation import bits_per_byte

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives.calibration import Calibration
-from objectives.models import Model
+from objectives.calibration.calibration import Calibration
+from objectives.calibration.recording import BlockStatistics
+from objectives.model.loading import Model
+from objectives.model.roles import Block, InputSite, find_blocks
 from objectives.progress import silent
-from objectives.recording import BlockStatistics
-from objectives.roles import Block, InputSite, find_blocks
-from objectives.sequences import Sequences, TextPlan, prepare_text
+from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from quant.layers import LinearInput, LinearSet
 from quant.methods import METHODS
 from quant.statistics import OutputStatistics

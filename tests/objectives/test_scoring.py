@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import CohereConfig
 
 from objectives import scoring
-from objectives.batches import batches
-from objectives.models import Model
+from objectives.model.loading import Model
 from objectives.scoring import Score, look_sizes, score, score_all
-from objectives.sequences import Sequences, TextPlan, prepare_text
+from objectives.text.batches import batches
+from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from tests.objectives import tiny
 
 LENGTHS = (24, 17, 24, 9, 31, 24, 2, 12, 24, 24, 5, 40)

@@ -12,14 +12,14 @@ from transformers import MixtralConfig
 
 import quant.layers
 from objectives import trial
-from objectives.calibration import Calibration
+from objectives.calibration.calibration import Calibration
 from objectives.errors import InputError
-from objectives.models import Model
+from objectives.model.loading import Model
+from objectives.model.roles import find_blocks
 from objectives.paired import paired_difference
 from objectives.quantization import model_size, require_suitable, suitable_group_sizes
-from objectives.roles import find_blocks
 from objectives.scoring import Score
-from objectives.sequences import Sequences, TextPlan, prepare_text
+from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, TrialResult, quantized, run_trial
 from quant.errors import QuantizationError
 from quant.grid import effective_weight, round_to_grid

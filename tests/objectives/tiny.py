@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from objectives.bundled.text import MODEL_DIRECTORY
-from objectives.calibration import Calibration
-from objectives.models import Model
-from objectives.roles import find_blocks
-from objectives.sequences import Sequences
+from objectives.calibration.calibration import Calibration
+from objectives.model.loading import Model
+from objectives.model.roles import find_blocks
+from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from storage.cache import TensorCache
 from storage.paths import Paths

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from quant import folding, grid, layers, matmul, methods, packing, salience, search, statistics
+from quant import grid, layers, matmul, methods, packing, statistics
+from quant.scaling import folding, salience, search
 from tests.quant import synthetic
 from tests.quant.synthetic import CPU, seeded
 

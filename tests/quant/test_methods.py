@@ -9,7 +9,7 @@ from torch import Tensor
 import quant.layers
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
 from quant.methods import METHODS, Setting
-from quant.salience import error_weights
+from quant.scaling.salience import error_weights
 from tests.quant import reference, synthetic
 from tests.quant.synthetic import Layout
 

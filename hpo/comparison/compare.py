@@ -1,0 +1,198 @@
+"""Methods, a study's best trial and ready-made models side by side, straight through: lay out, measure, judge.
+
+Responsible for measuring each row once, on the same token sequences; what the result store knows is not measured
+again. Ready-made models are loaded one after the other, after the model that is quantized is let go. May assume that
+settings were validated when they were made.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hpo.comparison.entries import Entry, Kind, Text
+from hpo.comparison.plan import ComparePlan
+from hpo.comparison.verdict import Comparison, judge
+from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
+from hpo.workers.measuring import measure
+from objectives.errors import InputError, RunError
+from objectives.evaluation import BenchPlan, LaidOut, lay_out, load_bench
+from objectives.export.dense import read_record
+from objectives.progress import Progress
+from objectives.quantization import require_suitable
+from objectives.text.sequences import Sequences
+from objectives.trial import TrialResult
+from quant.errors import QuantizationError
+from quant.methods import Setting
+from storage.paths import Paths
+from storage.results import ResultStore
+
+log = logging.getLogger(__name__)
+
+
+def compare(plan: ComparePlan, paths: Paths, progress: Progress) -> Comparison:
+    """Measure everything that is compared, and judge it.
+
+    Raises:
+        InputError: If the model, the text or a setting cannot be used, before anything is measured.
+        RunError: If full precision cannot be measured.
+        StorageError: If the disk is full or refuses.
+    """
+    store = ResultStore(paths.results)
+    entries, texts, about, notes = _settings(plan, paths, store, progress)
+    own = replace(plan.bench, model=replace(plan.bench.model, dtype=about["model"]["dtype"], revision=None))
+    for name, directory in plan.models.items():
+        try:
+            entry, said = _model(name, directory, own, texts, paths, store, progress)
+        except (InputError, RunError) as error:
+            notes.append(f"{name} is left out: {error}")
+        else:
+            entries.append(entry)
+            notes += said
+    shown = [Text(source=text.source, clusters=text.clusters) for text in texts]
+    return judge(about, shown, entries, notes)
+
+
+def _settings(
+    plan: ComparePlan, paths: Paths, store: ResultStore, progress: Progress
+) -> tuple[list[Entry], list[Sequences], dict[str, Any], list[str]]:
+    """The rows of the model itself. It is let go afterwards, so that there is room for others."""
+    laid_out = lay_out(plan.bench, paths, progress)
+    bench, texts = laid_out.bench, laid_out.data
+    wanted = list(_wanted(plan))
+    for _, _, setting in wanted:
+        require_suitable(bench.blocks, setting, bench.allow_partial_groups)
+        bench.calibration.segments(setting.n_calib)
+    notes = [*laid_out.notes, *_calibration_notes(laid_out), *_study_notes(plan, laid_out)]
+    entries = [_entry("full precision", FULL_PRECISION, None, measure(bench, store, None, texts, progress))]
+    for kind, one, setting in wanted:
+        name = setting.method if one is None else one.name
+        try:
+            results = measure(bench, store, setting, texts, progress)
+        except (RunError, QuantizationError) as error:
+            notes.append(f"{name} is left out: {error}")
+        else:
+            entries.append(_entry(kind, name, one, results))
+    return entries, texts, _about(plan, laid_out), notes
+
+
+def _wanted(plan: ComparePlan) -> Iterator[tuple[Kind, TrialRecord | None, Setting]]:
+    yield from (("method", None, setting) for setting in plan.settings)
+    trial = plan.trial
+    if trial is not None and trial.setting is not None:
+        yield "trial", trial, trial.setting
+
+
+def _entry(kind: Kind, name: str, trial: TrialRecord | None, results: Sequence[TrialResult]) -> Entry:
+    first = results[0]
+    scores = tuple(result.score for result in results if result.score is not None)
+    facts: dict[str, Any] = {
+        "name": name,
+        "setting": first.setting,
+        "perplexity": scores[0].perplexity,
+        "bits_per_weight": first.size.bits_per_weight,
+        "model_bytes": first.size.model_bytes,
+        "seconds": dict(first.seconds),
+    }
+    return Entry(
+        kind=kind,
+        measured=Measured(result=None, **facts) if trial is None else replace(trial, **facts),
+        scores=scores,
+        score_seconds=tuple(result.seconds["score"] for result in results),
+        packed=first.setting is not None,
+    )
+
+
+def _model(
+    name: str,
+    directory: Path,
+    plan: BenchPlan,
+    texts: Sequence[Sequences],
+    paths: Paths,
+    store: ResultStore,
+    progress: Progress,
+) -> tuple[Entry, list[str]]:
+    """The row of a ready-made model, and what has to be said of it.
+
+    Raises:
+        InputError: If it cannot be loaded, or reads the text as other tokens.
+        RunError: If its values are not finite.
+    """
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory")
+    other = replace(plan, model=replace(plan.model, name=str(directory)), allow_partial=True)
+    bench, own = load_bench(other, paths)
+    differing = [
+        text.source for text, tokens in zip(texts, own, strict=True) if text.fingerprint() != tokens.fingerprint()
+    ]
+    if differing:
+        raise InputError(
+            f"its tokenizer reads {', '.join(differing)} as other tokens, and perplexities of different tokens cannot "
+            "be compared"
+        )
+    entry = _entry("model", name, None, measure(bench, store, None, texts, progress))
+    facts = _packed_facts(directory)
+    if facts is None:
+        return entry, [f"{name}: its bits and bytes are those of its dense weights; {directory} says nothing else"]
+    return replace(entry, measured=replace(entry.measured, **facts), packed=True), []
+
+
+def _packed_facts(directory: Path) -> dict[str, Any] | None:
+    """How a model that we wrote was quantized, and what it takes when packed; None for any other model."""
+    record = read_record(directory)
+    if record is None:
+        return None
+    try:
+        return {
+            "setting": Setting(**{**record["parameters"], "method": record["method"]}),
+            "bits_per_weight": float(record["bits_per_weight"]),
+            "model_bytes": int(record["model_bytes"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        log.warning("%s says of itself what cannot be understood (%s)", directory, error)
+        return None
+
+
+def _calibration_notes(laid_out: LaidOut) -> Iterator[str]:
+    source, first = laid_out.bench.calibration.text.source, laid_out.data[0].source
+    if source != first:
+        yield f"calibrated on {source}, so {first} is in-distribution in name only"
+
+
+def _study_notes(plan: ComparePlan, laid_out: LaidOut) -> Iterator[str]:
+    if plan.study is None:
+        return
+    trial, contract = plan.trial, plan.study.contract
+    assert trial is not None
+    if contract["model"]["fingerprint"] != laid_out.bench.model.fingerprint:
+        yield f"{trial.name} was found on {contract['model']['name']}, other weights or another type than these"
+    tuned = contract["tuning"]["source"]
+    if any(text.source == tuned for text in laid_out.data):
+        yield f"{trial.name} was chosen for its perplexity on text of {tuned}, which flatters it there"
+
+
+def _about(plan: ComparePlan, laid_out: LaidOut) -> dict[str, Any]:
+    model, text = laid_out.bench.model, laid_out.bench.calibration.text
+    first = plan.bench.data[0]
+    return {
+        "model": {
+            "name": model.name,
+            "commit": model.commit,
+            "fingerprint": model.fingerprint,
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+        "calibration": {"source": text.source, "samples": len(text), "fingerprint": text.fingerprint()},
+        "datasets": [
+            {
+                "source": text.source,
+                "sequences": len(text),
+                "documents": len(set(text.clusters)),
+                "fingerprint": text.fingerprint(),
+            }
+            for text in laid_out.data
+        ],
+        "protocol": first.protocol,
+        "seq_len": first.length,
+        "seed": plan.bench.seed,
+    }

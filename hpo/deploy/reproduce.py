@@ -1,0 +1,111 @@
+"""The command lines of a study: what repeats it, what joins it, what writes its best setting.
+
+Responsible for flags that give the stored contract again. May assume that the contract is complete; what it leaves
+open (sampler, pruner, what was allowed) is stored beside it by newer versions, and is as usual where it is not.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpo.search.pruning import Pruner
+from hpo.study.choosing import study_flags
+from hpo.study.record import Measured, StudyRecord, TrialRecord
+from quant.methods import Setting
+
+PROGRAM, LINE = "python cli.py", 88
+ALLOWED = ("presets_only", "trust_remote_code", "allow_partial", "allow_partial_groups")
+USUAL = {
+    "sampler": "gp",
+    "pruner": "paired",
+    "prune_error": Pruner().error,
+    "first_look": Pruner().first_look,
+    "until": None,
+    "patience": None,
+}
+
+
+def can_be_repeated(record: StudyRecord) -> bool:
+    """Whether the contract says all that a command needs; that of a study made by hand may not."""
+    return {"model", "calibration", "tuning", "space", "seed"} <= set(record.contract)
+
+
+def repeat_command(record: StudyRecord, trials: int | None, storage: str | None = None) -> str:
+    """The command that begins this study anew, or, with its storage, goes on with it or joins it.
+
+    Args:
+        record: The study.
+        trials: How many the study is to have in all; None leaves it to the program.
+        storage: Its address, as it may be shown; None leaves it to the user's environment.
+    """
+    search = {name: record.search.get(name, usual) for name, usual in USUAL.items()}
+    flags = {**study_flags(record.contract), **_space_flags(record.contract), "trials": trials, **search}
+    given = {name: value for name, value in flags.items() if value is not None and value != USUAL.get(name)}
+    switches = [_flag(name) for name in ALLOWED if record.search.get(name)]
+    return _folded([f"{PROGRAM} optimize", *_words(given), *switches, *_where(record, storage)])
+
+
+def quantize_command(record: StudyRecord, chosen: Measured, directory: str, storage: str | None = None) -> str:
+    """The command that writes one trial of the study, or one of its references, as a model directory."""
+    if isinstance(chosen, TrialRecord):
+        flags: dict[str, Any] = {"study": record.name, "trial": chosen.number, "storage": storage}
+    else:
+        assert chosen.setting is not None
+        known = study_flags(record.contract)
+        named = {name: known[name] for name in ("model", "revision", "dtype", "calib_data", "protocol", "seq_len")}
+        texts = {name: known[name] for name in ("eval_data", "eval_samples", "seed")}
+        flags = {**named, **texts, **_setting_flags(chosen.setting)}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return _folded([f"{PROGRAM} quantize", *_words(given), f"--output-dir {shlex.quote(directory)}"])
+
+
+def _space_flags(contract: Mapping[str, Any]) -> dict[str, str | None]:
+    space: dict[str, str | None] = {name: text.removesuffix(" (log)") for name, text in contract["space"].items()}
+    sizes = space.get("n_calib")
+    if sizes is not None:
+        space["n_calib"] = _asked_for(sizes, contract["calibration"]["sequences"])
+    return space
+
+
+def _asked_for(sizes: str, read: int) -> str:
+    """Calibration sizes as they were asked for, where there was text for more than the largest that was kept."""
+    numbers = [int(size) for size in sizes.split(",")]
+    while numbers[-1] < read:
+        numbers.append(2 * numbers[-1])
+    return ",".join(map(str, numbers))
+
+
+def _setting_flags(setting: Setting) -> dict[str, Any]:
+    read = setting.definition.reads
+    return {name: value for name, value in setting.as_dict().items() if name in read}
+
+
+def _words(flags: Mapping[str, Any]) -> list[str]:
+    words = []
+    for name, value in flags.items():
+        if name == "symmetric":
+            words.append("--symmetric" if str(value) == "True" else "--asymmetric")
+        else:
+            # A value that begins with a minus would be taken for a flag.
+            glue = "=" if str(value).startswith("-") else " "
+            words.append(f"{_flag(name)}{glue}{shlex.quote(str(value))}")
+    return words
+
+
+def _where(record: StudyRecord, storage: str | None) -> list[str]:
+    return _words({"study": record.name, **({"storage": storage} if storage else {})})
+
+
+def _folded(words: Sequence[str]) -> str:
+    """Words on lines of at most `LINE` letters that a shell reads as one."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + 3 > LINE:
+            lines.append(f"   {word}")
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n".join(lines)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

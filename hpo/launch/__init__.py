@@ -1,0 +1,1 @@
+"""Many workers from one command."""

@@ -1,0 +1,229 @@
+"""Is a trial worth its next sequences?
+
+Responsible for the paired pruner, for handing looks to Optuna's pruners, and for what a pruned trial would probably
+have scored. May assume that all trials are scored on the same sequences in the same order.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, WilcoxonPruner
+from scipy import optimize, special, stats
+
+from hpo.study.record import Estimate
+from objectives.errors import InputError
+from objectives.paired import paired_difference
+from objectives.scoring import FIRST_LOOK, Score, look_sizes
+
+PrunerName = Literal["paired", "wilcoxon", "median", "hyperband", "none"]
+PRUNERS: tuple[PrunerName, ...] = ("paired", "wilcoxon", "median", "hyperband", "none")
+CONFIDENCE = 0.95
+# Of a trial, in the storage: dashboards read all of them every few seconds.
+MOST_POINTS = 32
+# Comparisons that it takes to know how they scatter, and the most that this may be worth: settings that were compared
+# so far need not be like the next one.
+FEWEST_COMPARED, MOST_DEGREES = 3, 50.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner:
+    """Who gives trials up, and when it may.
+
+    Attributes:
+        name: `paired` compares with the incumbent on the same sequences; the others are Optuna's.
+        error: Of `paired`: the chance, over all looks of a trial together, of giving up one that is as good as the
+            incumbent.
+        first_look: Sequences after which a trial is judged first; from there on their number doubles.
+    """
+
+    name: PrunerName = "paired"
+    error: float = 0.05
+    first_look: int = FIRST_LOOK
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.name not in PRUNERS:
+            problems.append(f"pruner {self.name!r} is unknown; choose one of {', '.join(PRUNERS)}")
+        if not 0 < self.error < 0.5:
+            problems.append(f"--prune-error {self.error:g} is not between 0 and 0.5")
+        if self.first_look < 2:
+            problems.append(f"--first-look {self.first_look} is not at least 2")
+        if problems:
+            raise InputError("; ".join(problems))
+
+    def looks(self, read: int) -> list[int]:
+        """After how many sequences a trial that read so many was, or is, judged."""
+        return look_sizes(read, self.first_look)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How differences between two settings scatter from token to token, as others that were compared showed it.
+
+    Attributes:
+        variance: Of a difference of mean NLL, times the tokens it was taken over; squared nats.
+        degrees: Of freedom that this knowledge is worth.
+    """
+
+    variance: float
+    degrees: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incumbent:
+    """The best completed trial that a running one may be compared with: the same footprint, hence equal bits.
+
+    `usual` is how far others scatter around it; None where too few are known.
+    """
+
+    number: int
+    score: Score
+    usual: Spread | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lag:
+    """How far a partly measured trial is behind the incumbent on the same sequences, in nats per token.
+
+    Attributes:
+        value: Mean difference; negative when the trial is ahead.
+        standard_error: Of `value` as an estimate of the difference on all sequences.
+        degrees: Of freedom of that error.
+    """
+
+    value: float
+    standard_error: float
+    degrees: float
+
+
+def usual_spread(others: Sequence[Score], incumbent: Score, clusters: Sequence[int]) -> Spread | None:
+    """What others that were measured to the end say of the scatter that a trial's difference will have.
+
+    The variances are taken for draws from a scaled inverse chi-square distribution, whose mean and width are fitted by
+    moments of their logarithms (Smyth 2004, Statistical Applications in Genetics and Molecular Biology 3, section 6.2).
+
+    Args:
+        others: Scores on all text.
+        incumbent: The score that they are compared with.
+        clusters: For each sequence the document it comes from.
+    """
+    tokens = float(incumbent.tokens.sum())
+    found = [paired_difference(other, incumbent, clusters) for other in others]
+    known = [one for one in found if 0 < one.standard_error < math.inf]
+    if len(known) < FEWEST_COMPARED:
+        return None
+    half = known[0].degrees / 2
+    logs = np.array([math.log(tokens * one.standard_error**2) for one in known])
+    logs += math.log(half) - float(special.digamma(half))
+    excess = float(logs.var(ddof=1) - special.polygamma(1, half))
+    least = float(special.polygamma(1, MOST_DEGREES / 2))
+    degrees = MOST_DEGREES if excess <= least else 2 * _inverse_trigamma(excess)
+    middle = float(logs.mean() + special.digamma(degrees / 2) - math.log(degrees / 2))
+    return Spread(variance=math.exp(middle), degrees=degrees)
+
+
+def _inverse_trigamma(value: float) -> float:
+    """Where the second derivative of log gamma, which falls, has this value."""
+    return float(optimize.brentq(lambda x: float(special.polygamma(1, x)) - value, 1e-3, 1e6))
+
+
+def lag(look: Score, incumbent: Incumbent, clusters: Sequence[int]) -> Lag:
+    """Compare the sequences that both have.
+
+    Few documents tell their own scatter badly, so it is averaged with the usual one, each by its degrees of freedom
+    (moderated t, Smyth 2004, section 4).
+
+    The sequences are a sample without replacement of a finite set, the tuning text, and it is the difference on that
+    set that decides which trial is best: its error shrinks to zero as the set is read (finite-population correction,
+    Cochran, Sampling Techniques, 3rd ed., section 2.6). Nowhere else is that correction right.
+
+    Args:
+        look: The trial's first sequences.
+        incumbent: Whom it is compared with.
+        clusters: For each sequence the document it comes from.
+    """
+    count, full = len(look.nll), incumbent.score
+    difference = paired_difference(look, full.first(count), clusters[:count])
+    own, degrees = difference.standard_error**2, difference.degrees
+    if incumbent.usual is not None:
+        usual = incumbent.usual
+        seen = own * degrees if degrees > 0 else 0.0
+        own = (usual.degrees * usual.variance / float(look.tokens.sum()) + seen) / (usual.degrees + degrees)
+        degrees += usual.degrees
+    read = float(look.tokens.sum() / full.tokens.sum())
+    error = math.sqrt(own * max(0.0, 1 - read)) if math.isfinite(own) else math.inf
+    return Lag(value=difference.value, standard_error=error, degrees=max(1.0, degrees))
+
+
+def is_hopeless(look: Score, incumbent: Incumbent, clusters: Sequence[int], pruner: Pruner) -> bool:
+    """Whether a trial may be given up after a look.
+
+    Either it has already lost more than the incumbent lost on all text (no NLL is negative, so this is certain), or it
+    is behind by more than chance explains at this look's part of the error, which all looks share equally.
+    """
+    if float(look.nll.sum()) > float(incumbent.score.nll.sum()):
+        return True
+    behind = lag(look, incumbent, clusters)
+    if not math.isfinite(behind.standard_error):
+        return False
+    looks = max(1, len(pruner.looks(len(incumbent.score.nll))) - 1)
+    return behind.value > float(stats.t.isf(pruner.error / looks, behind.degrees)) * behind.standard_error
+
+
+def estimate(look: Score, incumbent: Incumbent, clusters: Sequence[int]) -> Estimate:
+    """The perplexity that a pruned trial would have on all text: the incumbent's, moved by the lag.
+
+    Far more exact than the trial's own running mean, because text that is hard for one setting is hard for all.
+    """
+    behind = lag(look, incumbent, clusters)
+    middle = incumbent.score.mean_nll + behind.value
+    reach = 0.0
+    if behind.standard_error > 0:
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, behind.degrees)) * behind.standard_error
+    return Estimate(
+        perplexity=math.exp(middle),
+        low=math.exp(middle - reach),
+        high=math.exp(min(middle + reach, 700.0)),
+        against=incumbent.number,
+    )
+
+
+def optuna_pruner(pruner: Pruner, sequences: int) -> BasePruner:
+    """Optuna's pruner of that name for trials of so many sequences; for `paired` one that never prunes."""
+    first = pruner.first_look
+    if pruner.name == "median":
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=first)
+    if pruner.name == "hyperband":
+        return HyperbandPruner(min_resource=first, max_resource=max(sequences, first + 1))
+    if pruner.name == "wilcoxon":
+        with warnings.catch_warnings():
+            # It was asked for by name: that Optuna may still change it is no news.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return WilcoxonPruner(p_threshold=0.1)
+    return NopPruner()
+
+
+def reports(name: PrunerName, look: Score, total: int) -> dict[int, float]:
+    """What Optuna is told of a look: the running perplexity by the number of sequences.
+
+    Its Wilcoxon pruner compares trials piece by piece; for it the sequences are reported in their order, each on its
+    own, or several together where there are more than a dashboard can bear, under the number of sequences that
+    were read then.
+
+    Args:
+        name: Who will judge.
+        look: The first sequences.
+        total: Sequences of a whole trial.
+    """
+    if name != "wilcoxon":
+        return {len(look.nll): look.perplexity}
+    size = math.ceil(total / MOST_POINTS)
+    starts = [start for start in range(0, total, size) if min(start + size, total) <= len(look.nll)]
+    pieces = [Score(nll=look.nll[start : start + size], tokens=look.tokens[start : start + size]) for start in starts]
+    ends = [min(start + size, total) for start in starts]
+    return {end: math.exp(min(piece.mean_nll, 700.0)) for end, piece in zip(ends, pieces, strict=True)}

@@ -1,0 +1,61 @@
+"""Where a study stands, in a few facts that need neither its model nor its values per sequence."""
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from hpo.study.record import StudyRecord, TrialRecord
+
+
+def summary(record: StudyRecord) -> dict[str, Any]:
+    """JSON-able facts: what is studied, trials by state, the best at equal bits, who works on what."""
+    contract = record.contract
+    tuning = contract["tuning"]
+    complete = record.complete
+    footprints = {trial.footprint for trial in complete if trial.footprint is not None}
+    return {
+        "study": record.name,
+        "model": contract["model"]["name"],
+        "tuning_text": f"{tuning['sequences']} sequences of {tuning['source']} ({tuning['protocol']})",
+        "trials": dict(Counter(trial.state for trial in record.trials)),
+        "references": {one.full_name: one.perplexity for one in record.references},
+        "best": {
+            str(footprint): _best(next(trial for trial in complete if trial.footprint == footprint))
+            for footprint in sorted(footprints, key=lambda one: one.order)
+        },
+        "tokens_saved": round(record.tokens_saved(record.full_tokens), 3) if complete else None,
+        "running": [_running(trial) for trial in record.trials if trial.state == "RUNNING"],
+        "last_failure": next((trial.reason for trial in reversed(record.trials) if trial.state == "FAIL"), None),
+        "confirmation": record.confirmation["sentence"] if record.confirmation else None,
+    }
+
+
+def _best(trial: TrialRecord) -> str:
+    assert trial.setting is not None
+    return f"{trial.perplexity:.3f} {trial.name}: {trial.setting.label()}"
+
+
+def _running(trial: TrialRecord) -> dict[str, Any]:
+    started = datetime.fromisoformat(trial.started) if trial.started else None
+    beat = datetime.fromisoformat(trial.beat["at"]) if trial.beat else None
+    return {
+        "number": trial.number,
+        "setting": trial.setting.label() if trial.setting else None,
+        "seconds": round((datetime.now() - started).total_seconds()) if started else None,
+        "worker": trial.owner.get("name"),
+        "host": trial.owner.get("host"),
+        "pid": trial.owner.get("pid"),
+        "device": trial.owner.get("device"),
+        "versions": dict(trial.versions),
+        "phase": phase(trial),
+        "last_sign": f"{(datetime.now(UTC) - beat).total_seconds():.0f} s ago" if beat else None,
+        "sequences_read": max(trial.running, default=0),
+        "takeovers": trial.takeovers,
+    }
+
+
+def phase(trial: TrialRecord) -> str:
+    """What a running trial is at: `scoring 16/64`."""
+    if not trial.beat:
+        return "starting"
+    return f"{trial.beat['phase']} {trial.beat['done']}/{trial.beat['total']}"

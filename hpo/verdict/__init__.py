@@ -1,0 +1,1 @@
+"""What was found: ranking at equal bits, confirmation on held-out text, what mattered."""

@@ -1,0 +1,120 @@
+"""The winner on text that had no part in choosing it.
+
+Responsible for scoring a fixed winner and its references on held-out text, and for saying with corrected p-values
+whether the win is real. May assume that the winner was fixed before; nothing here changes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpo.study.record import FULL_PRECISION, TrialRecord
+from hpo.verdict.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Level, Ranked, percent_text
+from hpo.workers.measuring import measure_all
+from objectives.paired import Difference, holm, paired_difference
+from objectives.progress import Progress
+from objectives.scoring import Score
+from objectives.text.sequences import Sequences
+from objectives.trial import Bench
+from quant.methods import Setting
+from storage.results import ResultStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The winner against one other setting on one text; negative differences are in the winner's favour."""
+
+    dataset: str
+    name: str
+    against: str
+    difference: Difference
+    corrected: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; the difference in percent of perplexity."""
+        return {
+            "dataset": self.dataset,
+            "name": self.name,
+            "against": self.against,
+            "percent": self.difference.percent_json(),
+            "p_value": self.difference.p_value,
+            "holm": self.corrected,
+        }
+
+
+def confirm(
+    bench: Bench, store: ResultStore, level: Level, texts: Sequence[Sequences], progress: Progress
+) -> dict[str, Any]:
+    """Score the best trial of a level, what is recommended there, and its references on every text.
+
+    Args:
+        bench: Model, roles, calibration.
+        store: Where what is known already is found, and what is measured is kept.
+        level: Whose winner is confirmed; it has a completed trial.
+        texts: Held-out text: the tuning text's own kind first.
+
+    Returns:
+        What `StudyRecord.confirmation` holds.
+    """
+    winner = level.best_trial
+    assert winner is not None
+    settings = _settings(level, winner)
+    results = measure_all(bench, store, list(settings.values()), texts, progress)
+    scores = {
+        name: [result.score for result in found if result.score is not None]
+        for name, found in zip(settings, results, strict=True)
+    }
+    rivals = [name for name in settings if name not in (winner.measured.name, FULL_PRECISION)]
+    comparisons = _compare(winner.measured.name, rivals, scores, texts)
+    return {
+        "group_size": level.footprint.group_size,
+        "keep_ratio": level.footprint.keep_ratio or None,
+        "winner": winner.measured.name,
+        "recommended": level.recommended.measured.name,
+        "sentence": _sentence(winner.measured.name, level.best_reference, comparisons),
+        "rows": [
+            {
+                "dataset": text.source,
+                "name": name,
+                "perplexity": score.perplexity,
+                "mean_nll": score.mean_nll,
+                "tokens": int(score.tokens.sum()),
+            }
+            for name, found in scores.items()
+            for text, score in zip(texts, found, strict=True)
+        ],
+        "comparisons": [comparison.as_dict() for comparison in comparisons],
+    }
+
+
+def _settings(level: Level, winner: Ranked) -> dict[str, Setting | None]:
+    known = [row.measured for row in level.rows if not isinstance(row.measured, TrialRecord)]
+    chosen = [winner.measured, level.recommended.measured, *known]
+    return {FULL_PRECISION: None, **{one.name: one.setting for one in chosen}}
+
+
+def _compare(
+    winner: str, rivals: Sequence[str], scores: Mapping[str, Sequence[Score]], texts: Sequence[Sequences]
+) -> list[Comparison]:
+    """Every rival on every text; p-values are corrected for all of them together (Holm)."""
+    pairs = [
+        (text.source, rival, paired_difference(scores[winner][index], scores[rival][index], text.clusters))
+        for index, text in enumerate(texts)
+        for rival in rivals
+    ]
+    corrected = holm([difference.p_value for _, _, difference in pairs])
+    return [
+        Comparison(dataset=dataset, name=winner, against=rival, difference=difference, corrected=p_value)
+        for (dataset, rival, difference), p_value in zip(pairs, corrected, strict=True)
+    ]
+
+
+def _sentence(winner: str, reference: Ranked | None, comparisons: Sequence[Comparison]) -> str:
+    if reference is None or not comparisons:
+        return "There was no reference to confirm the winner against."
+    against = [one for one in comparisons if one.against == reference.measured.name]
+    parts = [f"{percent_text(one.difference)} on {one.dataset}" for one in against]
+    real = all(one.difference.percent()[0] < -MEANINGFUL_PERCENT and one.corrected < SIGNIFICANT for one in against)
+    worse = all(one.difference.value > 0 and one.corrected < SIGNIFICANT for one in against)
+    judgement = "confirmed as better" if real else "confirmed as worse" if worse else "not confirmed as different"
+    return f"On held-out text {winner} against {reference.measured.name}: {', '.join(parts)}: {judgement}."

@@ -1,0 +1,153 @@
+"""What a worker writes about a trial, and what it reads of the others to prune.
+
+Responsible for attributes, looks and outcomes in the storage. Every step may be done again, and changes nothing where
+someone else has ended the trial. May assume that a result is kept before it is told.
+"""
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from hpo.search.pruning import Incumbent, Pruner, estimate, is_hopeless, reports, usual_spread
+from hpo.space.footprint import Footprint, footprint_of
+from hpo.study.events import Listener, Notice
+from hpo.study.record import (
+    BITS,
+    BYTES,
+    ESTIMATE,
+    OUTCOME,
+    PEAK,
+    RESULT,
+    SECONDS,
+    SETTING,
+    TOKENS,
+    read_references,
+    write_failure,
+)
+from hpo.workers.failures import Failure
+from hpo.workers.queue import Queue
+from objectives.results import recall_result
+from objectives.scoring import Score
+from objectives.text.sequences import Sequences
+from objectives.trial import TrialResult
+from quant.methods import Setting
+from storage.errors import DamagedEntryError
+from storage.results import ResultStore
+
+# Completed trials that say how differences scatter; each is read from its file.
+MOST_OTHERS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The trials of one study as one worker writes them."""
+
+    queue: Queue
+    store: ResultStore
+    tuning: Sequences
+    pruner: Pruner
+    listen: Listener
+
+    def is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
+        """Whether the pruner lets a trial go on after a look."""
+        if self.pruner.name != "paired":
+            return not trial.should_prune()
+        incumbent = self.incumbent(setting)
+        return incumbent is None or not is_hopeless(look, incumbent, self.tuning.clusters, self.pruner)
+
+    def incumbent(self, setting: Setting) -> Incumbent | None:
+        """The best completed trial that a trial of this setting is compared with; None before there is one."""
+        study, footprint = self.queue.study, footprint_of(setting)
+        # Not the whole record: most of a large study's trials have other bits, or were given up.
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        known = [trial for trial in complete if RESULT in trial.user_attrs and _footprint(trial) == footprint]
+        equals = sorted(known, key=lambda trial: (trial.value, trial.number))[: 1 + MOST_OTHERS]
+        scored = [(trial.number, score) for trial in equals if (score := self._score(trial.user_attrs[RESULT]))]
+        if not scored:
+            return None
+        references = [one.result for one in read_references(study) if one.footprint == footprint]
+        known_scores = [score for key in references if key and (score := self._score(key))]
+        (number, best), *others = scored
+        compared = [*(score for _, score in others), *known_scores]
+        return Incumbent(number=number, score=best, usual=usual_spread(compared, best, self.tuning.clusters))
+
+    def _score(self, key: str) -> Score | None:
+        try:
+            return recall_result(self.store, key).score
+        except DamagedEntryError as damage:
+            # Another trial's values: this one is measured to the end without them.
+            self.listen(Notice(text=f"not compared with a trial: {damage}", passing=True))
+            return None
+
+    def look(self, trial: Trial, look: Score) -> None:
+        """Tell Optuna of a look, unless it was told already."""
+        told = self.queue.storage.get_trial(trial._trial_id).intermediate_values
+        for step, value in reports(self.pruner.name, look, len(self.tuning)).items():
+            if step not in told and math.isfinite(value):
+                try:
+                    trial.report(value, step)
+                except UpdateFinishedTrialError:
+                    # Someone else ended the trial; what this worker measures is kept all the same.
+                    return
+
+    def tell(self, trial: Trial, setting: Setting, result: TrialResult, key: str) -> None:
+        """Tell what was measured and kept under `key`, if the trial is still this worker's."""
+        score = result.score
+        assert score is not None
+        if not self.queue.owns(trial):
+            self._say_taken(trial)
+            return
+        for size in self.pruner.looks(len(score.nll)):
+            self.look(trial, score.first(size))
+        self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
+        if result.outcome == "complete":
+            self.queue.study.tell(trial, score.perplexity, skip_if_finished=True)
+            return
+        incumbent = self.incumbent(setting)
+        if incumbent is not None:
+            found = estimate(score, incumbent, self.tuning.clusters)
+            self.write(trial, ESTIMATE, vars(found))
+        self.queue.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def _say_taken(self, trial: Trial) -> None:
+        state = self.queue.storage.get_trial(trial._trial_id).state.name
+        if state in ("RUNNING", "WAITING"):
+            became = "another worker has it, or will"
+        else:
+            became = f"it had been told already ({state})"
+        self.listen(Notice(text=f"trial {trial.number} is no longer this worker's: {became}; its result is kept"))
+
+    def _describe(self, trial: Trial, attributes: dict[str, Any], result: TrialResult) -> None:
+        attributes = {
+            **attributes,
+            OUTCOME: result.outcome,
+            BITS: result.size.bits_per_weight,
+            BYTES: result.size.model_bytes,
+            PEAK: result.peak_bytes,
+            SECONDS: {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
+        }
+        for name, value in attributes.items():
+            self.write(trial, name, value)
+
+    def write(self, trial: Trial, name: str, value: object) -> None:
+        """Attributes of a trial that someone has ended meanwhile are settled."""
+        with suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(name, value)
+
+    def fail(self, trial: Trial, failure: Failure, result: TrialResult | None = None) -> None:
+        """End a trial without a value, if it is still this worker's."""
+        if not self.queue.owns(trial):
+            self._say_taken(trial)
+            return
+        if result is not None:
+            self._describe(trial, {}, result)
+        with suppress(UpdateFinishedTrialError):
+            write_failure(self.queue.storage, trial._trial_id, failure.outcome, failure.reason)
+
+
+def _footprint(trial: FrozenTrial) -> Footprint:
+    return footprint_of(Setting(**trial.user_attrs[SETTING]))

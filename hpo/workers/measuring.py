@@ -1,0 +1,189 @@
+"""Settings measured to the end on one or more texts, each at most once.
+
+Responsible for references and confirmation, which are not trials: nothing is pruned, what the result store has is not
+measured again, and several processes share the work out. May assume that the bench was laid out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from time import sleep
+
+from hpo.space.footprint import footprint_of
+from hpo.space.space import Space
+from hpo.study.record import FULL_PRECISION, Measured
+from objectives.errors import InputError, RunError
+from objectives.model.memory import peak_bytes, reset_peak
+from objectives.progress import Progress
+from objectives.quantization import LayerResult, model_size, suitable_group_sizes
+from objectives.results import keep_result, measurement_key, recall_result
+from objectives.scoring import Score, score_all
+from objectives.text.sequences import Sequences
+from objectives.trial import Bench, TrialResult, quantized, timed
+from quant.methods import Setting
+from storage.lease import Lease
+from storage.results import ResultStore
+
+REFERENCE_METHODS = ("rtn", "gw-awq", "gwh-praq-v1")
+ROW_REFERENCES, KEEPING_REFERENCE = ("rtn-channel", "awq"), "awq-mixed"
+CHECKED_SEQUENCES = 16
+MOST_DRIFT = 0.002
+POLL_SECONDS = 1.0
+
+
+def measure(
+    bench: Bench, store: ResultStore, setting: Setting | None, texts: Sequence[Sequences], progress: Progress
+) -> list[TrialResult]:
+    """The results of one setting on every text; the model is quantized once, and not at all where all is known.
+
+    Raises:
+        InputError: If the setting does not suit the model or the text.
+        RunError: If a value is not finite.
+    """
+    return measure_all(bench, store, [setting], texts, progress)[0]
+
+
+def measure_all(
+    bench: Bench,
+    store: ResultStore,
+    settings: Sequence[Setting | None],
+    texts: Sequence[Sequences],
+    progress: Progress,
+) -> list[list[TrialResult]]:
+    """The results of every setting on every text; processes that ask for the same share the work out among them.
+
+    Raises:
+        InputError: If a setting does not suit the model or the text.
+        RunError: If a value is not finite.
+    """
+    keys = {setting: [measurement_key(bench, setting, text) for text in texts] for setting in settings}
+    leases = {setting: store.lease(keys[setting][0]) for setting in keys}
+    while missing := [setting for setting in keys if any(key not in store for key in keys[setting])]:
+        measured_here = [
+            _measured(bench, store, leases[setting], setting, keys[setting], texts, progress) for setting in missing
+        ]
+        if not any(measured_here):
+            progress("measuring in other processes", len(keys) - len(missing), len(keys))
+            sleep(POLL_SECONDS)
+    return [[recall_result(store, key) for key in keys[setting]] for setting in settings]
+
+
+def _measured(
+    bench: Bench,
+    store: ResultStore,
+    lease: Lease,
+    setting: Setting | None,
+    keys: Sequence[str],
+    texts: Sequence[Sequences],
+    progress: Progress,
+) -> bool:
+    """Measure what nobody has and nobody is at; False where another process is."""
+    with lease.if_free() as free:
+        if free:
+            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in store}
+            if missing:
+                _measure_missing(bench, store, setting, missing, progress)
+    return free
+
+
+def _measure_missing(
+    bench: Bench, store: ResultStore, setting: Setting | None, missing: dict[str, Sequences], progress: Progress
+) -> None:
+    name = setting.label() if setting else FULL_PRECISION
+    layers: list[LayerResult] = []
+    seconds: dict[str, float] = {}
+    reset_peak(bench.model.device)
+    with quantized(bench, setting, layers, seconds, progress):
+        for key, text in missing.items():
+            own: dict[str, float] = {}
+            with timed(own, "score"):
+                score = score_all(bench.model.module, text, f"scoring {name} on {text.source}", progress)
+            if not score.nll.isfinite().all():
+                raise RunError(f"{name} gives NaN or Inf on {text.source}; try --dtype float32")
+            result = TrialResult(
+                setting=setting,
+                outcome="complete",
+                score=score,
+                size=model_size(bench.model, bench.blocks, setting),
+                layers=layers,
+                seconds={**seconds, **own},
+                peak_bytes=peak_bytes(bench.model.device),
+            )
+            keep_result(store, key, result)
+
+
+def measure_references(
+    bench: Bench, store: ResultStore, space: Space, tuning: Sequences, progress: Progress
+) -> list[Measured]:
+    """Full precision, and what the study's method has to beat, on the tuning text."""
+    named: list[tuple[str, Setting | None]] = [(FULL_PRECISION, None), *references(bench, space)]
+    results = measure_all(bench, store, [setting for _, setting in named], [tuning], progress)
+    return [
+        _reference(name, setting, result, measurement_key(bench, setting, tuning))
+        for (name, setting), (result,) in zip(named, results, strict=True)
+    ]
+
+
+def references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
+    """The reference settings by name: their methods' defaults, on the study's grid and scale sharing.
+
+    For a method in groups they are other methods at every group size of the space. For one with one scale per row
+    they are the plain method of the same bits, at every share of kept rows, and beside it the methods in groups at the
+    smallest group size that takes no more bits: what else the memory could be spent on.
+    """
+    base, defaults = space.base, Setting()
+    n_calib = min(space.sizes("n_calib"), key=lambda size: abs(size - defaults.n_calib))
+    plain = replace(defaults, n_calib=n_calib, symmetric=base.symmetric, scales=base.scales, placement=base.placement)
+    if not base.definition.per_row:
+        sizes = space.sizes("group_size")
+        settings = [replace(plain, method=method, group_size=size) for size in sizes for method in REFERENCE_METHODS]
+        return [(setting.method, setting) for setting in settings]
+    if base.definition.keeps_rows:
+        ratios = space.values("keep_ratio")
+        own = [replace(plain, method=KEEPING_REFERENCE, keep_ratio=ratio) for ratio in ratios]
+    else:
+        own = [replace(plain, method=method) for method in ROW_REFERENCES]
+    beside = dict.fromkeys(other for one in own for other in _at_most_as_large(bench, plain, one))
+    named = ((f"{one.method} {footprint_of(one).short}", one) for one in beside)
+    return [*((setting.method, setting) for setting in own), *named]
+
+
+def _at_most_as_large(bench: Bench, plain: Setting, limit: Setting) -> Iterator[Setting]:
+    """The reference methods in groups, at the smallest suitable group size that takes no more bits than `limit`."""
+
+    def bits(setting: Setting) -> float:
+        return model_size(bench.model, bench.blocks, setting).bits_per_weight
+
+    for method in REFERENCE_METHODS:
+        sized = [replace(plain, method=method, group_size=size) for size in suitable_group_sizes(bench.blocks)]
+        affordable = [setting for setting in sized if bits(setting) <= bits(limit)]
+        yield from affordable[:1]
+
+
+def require_same_machine_result(bench: Bench, known: Score, tuning: Sequences, progress: Progress) -> None:
+    """Refuse to join a study where this machine scores the full-precision model differently.
+
+    Raises:
+        InputError: With both means.
+    """
+    count = min(CHECKED_SEQUENCES, len(tuning))
+    own = score_all(bench.model.module, tuning[:count], "comparing with the study's full precision", progress)
+    theirs = known.first(count)
+    drift = own.mean_nll - theirs.mean_nll
+    if not abs(drift) <= MOST_DRIFT:
+        raise InputError(
+            f"full precision scores {own.mean_nll:.4f} nats per token here and {theirs.mean_nll:.4f} in the study on "
+            f"the same {count} sequences (at most {MOST_DRIFT} apart is allowed); use the same device kind and versions"
+        )
+
+
+def _reference(name: str, setting: Setting | None, result: TrialResult, key: str) -> Measured:
+    assert result.score is not None
+    return Measured(
+        name=name,
+        setting=setting,
+        perplexity=result.score.perplexity,
+        result=key,
+        bits_per_weight=result.size.bits_per_weight,
+        model_bytes=result.size.model_bytes,
+        seconds=dict(result.seconds),
+    )

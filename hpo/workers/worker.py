@@ -1,0 +1,294 @@
+"""The ask/tell loop: claim or propose a setting, measure it, tell what came of it, until the budget is used up.
+
+Responsible for every trial it started reaching a terminal state, or going back to the queue when the worker is
+interrupted. The result is kept before anyone is told of it, and told only while the trial is still this worker's. May
+assume that the contract was checked.
+"""
+
+import logging
+import math
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from time import monotonic, sleep
+from typing import TypeVar
+
+import optuna
+from optuna.trial import Trial
+
+from hpo.search.proposal import SamplerName, propose
+from hpo.search.pruning import Pruner, optuna_pruner
+from hpo.search.stopping import Stopping, reason_to_stop
+from hpo.space.space import Space
+from hpo.study.events import Finished, Listener, Looked, Notice
+from hpo.study.record import ENDED, SETTING, VERSIONS, StudyRecord, TrialRecord, read_study, trial_record
+from hpo.workers.failures import failure_in, failure_of, require_some_success
+from hpo.workers.heartbeat import Heartbeat
+from hpo.workers.interrupts import Interrupts
+from hpo.workers.ledger import Ledger
+from hpo.workers.queue import Queue
+from objectives.errors import InputError
+from objectives.progress import Progress
+from objectives.results import keep_result, measurement_key, recall_result
+from objectives.scoring import Score
+from objectives.text.sequences import Sequences
+from objectives.trial import Bench, TrialResult, run_trial
+from quant.methods import Setting
+from storage.errors import DamagedEntryError
+from storage.results import ResultStore
+from storage.studies.patience import patiently
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+POLL_SECONDS = 1.0
+USED_UP, WAITING = "every setting of the space was tried", "waiting"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much a study may spend: `trials` in all, and no trial begins after `deadline` (of `monotonic`)."""
+
+    trials: int
+    deadline: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise InputError(f"--trials {self.trials} is not at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """That there is no further trial: `reason` says why, if it is not the budget, as long as trials have `states`."""
+
+    states: tuple[str, ...] | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One process at work on one study.
+
+    Attributes:
+        queue: The study, and this worker's name in it.
+        store: Where results are kept.
+        bench: Model, roles, calibration.
+        tuning: What trials are scored on.
+        sampler: Who proposes.
+        pruner: Who gives trials up.
+        seed: Of the study.
+        listen: Told of every look and every trial.
+        progress: Told how far everything is.
+        stopping: When the study has seen enough.
+        trial_timeout: Seconds without progress after which a trial fails and the process ends.
+        interrupts: Of the process.
+    """
+
+    queue: Queue
+    store: ResultStore
+    bench: Bench
+    tuning: Sequences
+    sampler: SamplerName
+    pruner: Pruner
+    seed: int
+    listen: Listener
+    progress: Progress
+    stopping: Stopping = field(default_factory=Stopping)
+    trial_timeout: float | None = None
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study it works on."""
+        return self.queue.study
+
+    @property
+    def space(self) -> Space:
+        """What it searches."""
+        return self.queue.space
+
+    @property
+    def ledger(self) -> Ledger:
+        """What it writes about trials."""
+        return Ledger(queue=self.queue, store=self.store, tuning=self.tuning, pruner=self.pruner, listen=self.listen)
+
+    def work(self, budget: Budget) -> None:
+        """Work until the budget is used up or the space has no other setting, and the others have ended theirs.
+
+        Raises:
+            KeyboardInterrupt: When interrupted; the running trial is back in the queue.
+            RunError: If the first trials all fail, or most of the last ones.
+        """
+        self.study.pruner = optuna_pruner(self.pruner, len(self.tuning))
+        started, done_here = monotonic(), 0
+        try:
+            while (trial := self._next(budget)) is not None:
+                self._measure(trial)
+                done_here += 1
+                self._report(trial.number, budget, (monotonic() - started) / done_here)
+        except BaseException:
+            # Whatever it is, it is no property of the setting: someone may try it again.
+            self._hand_back()
+            raise
+
+    def _next(self, budget: Budget) -> Trial | None:
+        """The next trial; None when there is nothing to do, also for others. Waits while they may still die."""
+        settled, said = Settled(), set[str]()
+        while True:
+            found = self._patiently(partial(self.ask, budget, settled))
+            if isinstance(found, Trial):
+                return found
+            settled = found
+            running = self._patiently(self.queue.others_run)
+            if settled.reason is not None and settled.reason not in said:
+                self.listen(Notice(text=settled.reason))
+                said.add(settled.reason)
+            if not running:
+                return None
+            if WAITING not in said:
+                self.listen(Notice(text=f"waiting for {running} trials of other workers", passing=True))
+                said.add(WAITING)
+            self.interrupts.check()
+            sleep(POLL_SECONDS)
+
+    def ask(self, budget: Budget, settled: Settled) -> Trial | Settled:
+        """Claim or propose, or say why not; the budget and what was tried are counted under the study's lock.
+
+        While others work, everybody asks again and again; what was `settled` for the same trials is not gone into
+        again.
+        """
+        with self.queue.exclusive(), self.interrupts.deferred():
+            for number, became in self.queue.take_back():
+                self.listen(Notice(text=f"trial {number}: {became}"))
+            record = read_study(self.study)
+            require_some_success(record)
+            taken = sum(trial.state in (*ENDED, "RUNNING") for trial in record.counted)
+            if taken >= budget.trials or monotonic() >= budget.deadline:
+                return Settled()
+            waiting = self.queue.claim()
+            if waiting is not None:
+                return waiting
+            states = tuple(trial.state for trial in record.trials)
+            if settled.states == states:
+                return settled
+            clusters = self.tuning.clusters
+            reason = reason_to_stop(self.stopping, self.space, record, self.store, clusters, self.seed)
+            setting = None if reason else propose(self.space, record.trials, self.sampler, self.seed)
+            if setting is None:
+                return Settled(states=states, reason=reason or USED_UP)
+            self.queue.add(setting, self.sampler)
+            return self.queue.claim() or Settled()
+
+    def _hand_back(self) -> None:
+        try:
+            for number in self.queue.hand_back():
+                self.listen(Notice(text=f"trial {number} handed back"))
+        except Exception as error:
+            # What stopped the worker matters more; another one takes the trial over.
+            log.warning("the running trial could not be handed back (%s)", error)
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        return patiently(step, lambda text: self.listen(Notice(text=text)), self.interrupts.check)
+
+    def _measure(self, trial: Trial) -> None:
+        setting = Setting(**trial.user_attrs[SETTING])
+        with Heartbeat(self.queue.storage, trial._trial_id, self.trial_timeout) as heartbeat:
+            try:
+                result = self._result(trial, setting, heartbeat)
+            except Exception as error:
+                failure = failure_of(error)
+                if failure is None:
+                    raise
+                self._patiently(lambda: self.ledger.fail(trial, failure))
+                if failure.stops_worker:
+                    raise
+                return
+            heartbeat.note("telling", 0, 1)
+            self._finish(trial, setting, result)
+
+    def _result(self, trial: Trial, setting: Setting, heartbeat: Heartbeat) -> TrialResult:
+        record = self._patiently(lambda: trial_record(self.queue.storage.get_trial(trial._trial_id)))
+        self._patiently(lambda: self.ledger.write(trial, VERSIONS, versions()))
+
+        def go_on(look: Score) -> bool:
+            self.interrupts.check()
+            self._patiently(lambda: self.ledger.look(trial, look))
+            seen = Looked(trial=record, perplexity=look.perplexity, read=len(look.nll), total=len(self.tuning))
+            self.listen(seen)
+            return self._patiently(lambda: self.ledger.is_worth(trial, setting, look))
+
+        known = self._known(setting)
+        if known is not None:
+            return _replayed(known, self.pruner, go_on)
+        listening = heartbeat.listening(self.progress)
+        return run_trial(self.bench, setting, self.tuning, go_on, listening, self.pruner.first_look)
+
+    def _known(self, setting: Setting) -> TrialResult | None:
+        """What is already measured of a setting to the end: by a worker that died before it told, or another study."""
+        key = measurement_key(self.bench, setting, self.tuning)
+        if key not in self.store:
+            return None
+        try:
+            return recall_result(self.store, key)
+        except DamagedEntryError as damage:
+            self.listen(Notice(text=f"{damage}; it is measured again"))
+            return None
+
+    def _finish(self, trial: Trial, setting: Setting, result: TrialResult) -> None:
+        failure = failure_in(result)
+        if failure is not None:
+            self._patiently(lambda: self.ledger.fail(trial, failure, result))
+            return
+        assert result.score is not None
+        key = measurement_key(self.bench, setting, self.tuning[: len(result.score.nll)])
+        keep_result(self.store, key, result)
+        self._patiently(lambda: self.ledger.tell(trial, setting, result, key))
+
+    def _report(self, number: int, budget: Budget, pace: float) -> None:
+        record: StudyRecord = self._patiently(lambda: read_study(self.study))
+        ended = [trial for trial in record.counted if trial.state in ENDED]
+        full = int(sum(mask.sum() for mask in self.tuning.scored))
+        self.listen(finished_event(record, record.trials[number], len(ended), budget, pace, full))
+
+
+def finished_event(
+    record: StudyRecord, trial: TrialRecord, done: int, budget: Budget, pace: float, full: int
+) -> Finished:
+    """What is said when a trial has ended.
+
+    Args:
+        record: The study.
+        trial: As it was told.
+        done: Trials of the study that have ended.
+        budget: Of the study.
+        pace: Seconds between two ends.
+        full: Scored tokens of a trial that is measured to the end.
+    """
+    left = max(0, budget.trials - done)
+    return Finished(
+        trial=trial,
+        best=record.best,
+        done=done,
+        budget=budget.trials,
+        saved=record.tokens_saved(full),
+        seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
+    )
+
+
+def _replayed(known: TrialResult, pruner: Pruner, go_on: Callable[[Score], bool]) -> TrialResult:
+    """A known result as the trial would have ended, pruned where it would have been: equal studies get equal trials."""
+    assert known.score is not None
+    for size in pruner.looks(len(known.score.nll))[:-1]:
+        look = known.score.first(size)
+        if not go_on(look):
+            return replace(known, outcome="stopped", score=look)
+    return known
+
+
+def versions() -> dict[str, str]:
+    """What a trial's numbers may depend on."""
+    return {name: version(name) for name in ("praqtune", "torch", "transformers")} | {
+        "python": platform.python_version()
+    }

@@ -1,0 +1,1 @@
+"""One pass over the calibration text, kept as sufficient statistics."""

@@ -1,0 +1,142 @@
+"""Watch a model read text, and keep the statistics of its Linears.
+
+Responsible for hooks and padding. The sums stay on the model's device; memory is one set of statistics and one
+batch, whatever the number of sequences. May assume that the model is in full precision.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from objectives.model.roles import Block, InputSite, LinearRole
+from objectives.text.batches import batches
+from objectives.text.sequences import Sequences
+from quant.statistics import InputStatistics, InputSums, OutputStatistics, OutputSums
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStatistics:
+    """Statistics of one block: of inputs by site name, of outputs by the name of the Linear."""
+
+    inputs: dict[str, InputStatistics]
+    outputs: dict[str, OutputStatistics]
+
+
+def statistics_bytes(block: Block) -> int:
+    """Memory that recording one block takes: float64 Gram matrices, and the largest float32 product beside them."""
+    return sum(8 * site.inputs**2 for site in block.sites) + max(4 * site.inputs**2 for site in block.sites)
+
+
+def record(
+    model: Any, blocks: Sequence[Block], sequences: Sequences, advance: Callable[[int], None]
+) -> Iterator[BlockStatistics]:
+    """Run the sequences through the model once and yield the statistics of `blocks`, on the CPU, in order.
+
+    Args:
+        model: A `PreTrainedModel`; left without hooks.
+        blocks: Which of its blocks to watch; nothing after the last of them is computed.
+        sequences: What to read; padding counts nowhere.
+        advance: Told how many more sequences were read.
+    """
+    recorders = [_BlockRecorder(block, model.device) for block in blocks]
+    with _watching(model, recorders), torch.inference_mode():
+        for batch in batches(sequences, range(len(sequences)), BATCH_TOKENS, model.device):
+            for recorder in recorders:
+                recorder.tokens = None if batch.attention is None else batch.attention.flatten()
+            with suppress(_BlocksDone):
+                # The backbone alone: the head's logits are not looked at.
+                model.base_model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
+            advance(len(batch.indices))
+    while recorders:
+        yield recorders.pop(0).statistics()
+
+
+class _BlocksDone(Exception):
+    """Raised by a hook once the last watched block has run."""
+
+
+class _BlockRecorder:
+    """The sums of one block, and the hooks that feed them."""
+
+    def __init__(self, block: Block, device: torch.device) -> None:
+        self.block = block
+        self.tokens: Tensor | None = None
+        self._inputs = {site.name: InputSums(site.inputs, device) for site in block.sites}
+        self._outputs = {linear.name: OutputSums(linear.shape[0], device) for linear in block.linears}
+
+    def attach(self) -> Iterator[Any]:
+        """Register the hooks; yields their handles."""
+        for site in self.block.sites:
+            yield site.linears[0].module.register_forward_pre_hook(self._input_hook(site))
+            for module in {linear.module for linear in site.linears}:
+                slices = [linear for linear in site.linears if linear.module is module]
+                yield module.register_forward_hook(self._output_hook(site, slices))
+
+    def statistics(self) -> BlockStatistics:
+        """The means of everything seen, on the CPU."""
+        inputs = {name: _on_cpu(sums.means()) for name, sums in self._inputs.items()}
+        # What `down` reads is the gated product: its magnitude is already known from there.
+        gated = next((inputs[site.name].magnitude for site in self.block.sites if site.linears[0].role == "down"), None)
+        outputs = {linear.name: self._output_statistics(linear, gated) for linear in self.block.linears}
+        return BlockStatistics(inputs=inputs, outputs=outputs)
+
+    def _output_statistics(self, linear: LinearRole, gated_product: Tensor | None) -> OutputStatistics:
+        sums = self._outputs[linear.name]
+        means = {name: tensor.cpu() for name, tensor in sums.means().items()}
+        structural = {
+            "activated": means["activated"],
+            "gated product": gated_product,
+            "plain": means["magnitude"],
+        }[linear.structure]
+        assert structural is not None, f"{linear.name} is gated, but nothing reads the product"
+        return OutputStatistics(tokens=sums.tokens, structural=structural, **means)
+
+    def _input_hook(self, site: InputSite) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._inputs[site.name].add(self._rows(args[0]))
+
+        return hook
+
+    def _output_hook(self, site: InputSite, slices: Sequence[LinearRole]) -> Callable[..., None]:
+        activation = self.block.activation if site.kind == "mlp" else None
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            rows = self._rows(output)
+            for linear in slices:
+                own = rows if linear.rows is None else rows[:, linear.rows]
+                self._outputs[linear.name].add(own, activation)
+
+        return hook
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        rows = tensor.reshape(-1, tensor.shape[-1])
+        return rows if self.tokens is None else rows[self.tokens]
+
+
+@contextmanager
+def _watching(model: Any, recorders: Sequence[_BlockRecorder]) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _BlocksDone
+
+    handles = [handle for recorder in recorders for handle in recorder.attach()]
+    handles.append(model.get_submodule(recorders[-1].block.name).register_forward_hook(stop))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_cpu(statistics: InputStatistics) -> InputStatistics:
+    return InputStatistics(
+        tokens=statistics.tokens,
+        gram=statistics.gram.cpu(),
+        magnitude=statistics.magnitude.cpu(),
+        mean=statistics.mean.cpu(),
+    )

@@ -1,0 +1,215 @@
+"""Write a quantized model as packed INT4, in the `pack-quantized` format of compressed-tensors.
+
+Responsible for the tensors, for the configuration that tells transformers and vLLM how to read them, and for the
+proof: nothing appears at the place asked for before a fresh process has loaded it and scored what was measured. May
+assume that the bench was laid out for the model; `storage.model_directory` makes the directory whole or absent.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from objectives.errors import InputError, RunError
+from objectives.export.dense import RECORD, configuration_kept, make_record
+from objectives.export.rescoring import rescore
+from objectives.model.loading import Model
+from objectives.model.roles import Block, LinearRole
+from objectives.progress import Progress
+from objectives.quantization import LayerResult
+from objectives.scoring import score_all
+from objectives.text.sequences import Sequences
+from objectives.trial import Bench, quantized
+from quant.grid import BITS, IntWeight
+from quant.methods import Setting
+from quant.packing import interleaved, packed_tensors
+from storage.files import write_file
+from storage.model_directory import new_directory, require_vacant, tensor_bytes
+
+CARD = "README.md"
+MOST_APART = 1e-3
+"""Of the perplexity that was measured: what the packed model may score differently."""
+DENSE = "write it with --format dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What a packed model has to score.
+
+    Attributes:
+        text: What it is scored on.
+        perplexity: What was measured there; None to measure it now.
+        trust_remote_code: Run Python code that comes with the model.
+    """
+
+    text: Sequences
+    perplexity: float | None
+    trust_remote_code: bool = False
+
+
+def write_packed(
+    bench: Bench,
+    setting: Setting,
+    directory: Path,
+    proof: Proof,
+    card: Callable[[Mapping[str, Any]], str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write the model quantized by `setting` to `directory`, which appears whole and proven or not at all.
+
+    Args:
+        bench: Model, roles and calibration.
+        setting: How to quantize.
+        directory: Must not exist, or be empty; missing parents are made.
+        proof: What the result has to score, loaded by transformers in a fresh process.
+        card: Makes the model card, in Markdown, of the record.
+        progress: Told how far each phase is.
+
+    Returns:
+        The contents of `praqtune.json`.
+
+    Raises:
+        InputError: If the setting cannot be packed, or does not suit the model or the text.
+        QuantizationError: If a weight is not finite.
+        RunError: If the result does not score what was measured.
+        StorageError: If something is at `directory` already, or the disk is full or refuses.
+    """
+    require_packable(bench.blocks, setting)
+    model = bench.model
+    require_vacant(directory, sum(parameter.numel() for parameter in model.module.parameters()))
+    layers: list[LayerResult] = []
+    codes: dict[str, IntWeight] = {}
+
+    def keep(linear: LinearRole, weight: IntWeight) -> None:
+        codes[linear.name] = weight.cpu()
+
+    with quantized(bench, setting, layers, {}, progress, keep):
+        expected = proof.perplexity
+        if expected is None:
+            expected = score_all(model.module, proof.text, f"scoring on {proof.text.source}", progress).perplexity
+        tensors = _state(model, bench.blocks, codes)
+    with new_directory(directory) as place:
+        _write_model(model, tensors, quantization_config(model.module, bench.blocks, setting), place)
+        found = rescore(place, proof.text, model, progress, proof.trust_remote_code).perplexity
+        _require_equal(found, expected)
+        record = {
+            **make_record(bench, setting, layers, weights="packed"),
+            "stored_bits_per_weight": _stored_bits(bench, place),
+            "proof": {"source": proof.text.source, "sequences": len(proof.text), "measured": expected, "packed": found},
+        }
+        write_file(place / RECORD, json.dumps(record, indent=1).encode())
+        write_file(place / CARD, card(record).encode())
+    return record
+
+
+def require_packable(blocks: Sequence[Block], setting: Setting) -> None:
+    """Refuse what the format cannot hold.
+
+    Raises:
+        InputError: With the reason and what to do instead.
+    """
+    if setting.definition.keeps_rows:
+        raise InputError(f"{setting.method} keeps rows in 16 bit, which packed INT4 cannot hold; {DENSE}")
+    if setting.scales_at_run_time:
+        raise InputError(
+            "--scales linear divides the inputs of every Linear where the model runs, which packed INT4 cannot hold; "
+            f"{DENSE}, or use --scales foldable"
+        )
+    size = setting.grid(torch.float16).group_size
+    partial = sorted({site.inputs for block in blocks for site in block.sites if size and site.inputs % size})
+    if partial:
+        raise InputError(
+            f"packed INT4 cannot hold the partial last group that a group size of {size} leaves of "
+            f"{', '.join(map(str, partial))} inputs; use a size that divides them, or {DENSE}"
+        )
+
+
+def quantization_config(module: Any, blocks: Sequence[Block], setting: Setting) -> dict[str, Any]:
+    """What `config.json` says of the weights: every Linear but those that stay as they are."""
+    size = setting.grid(torch.float16).group_size
+    packed = {linear.module for block in blocks for linear in block.linears}
+    linears = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        # Transformers has no INT4 kernel and unpacks on first use in any case; told to do so while it loads, it also
+        # reads packed zero points, which it otherwise takes for a wrong shape. Other runtimes do not know the key.
+        "dequantize": True,
+        "ignore": [name for name, child in linears.items() if child not in packed],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {
+                    "num_bits": BITS,
+                    "type": "int",
+                    "symmetric": setting.symmetric,
+                    "strategy": "group" if size else "channel",
+                    "group_size": size,
+                    "dynamic": False,
+                },
+            }
+        },
+    }
+
+
+def _state(model: Model, blocks: Sequence[Block], codes: Mapping[str, IntWeight]) -> dict[str, Tensor]:
+    """Every tensor of the model as it is stored: packed Linears, and the rest in the stored type."""
+    tensors: dict[str, Tensor] = {}
+    packed: set[str] = set()
+    for block in blocks:
+        for module in dict.fromkeys(linear.module for linear in block.linears):
+            own = [linear for linear in block.linears if linear.module is module]
+            name = own[0].name.partition(":")[0]
+            packed.add(f"{name}.weight")
+            stored = packed_tensors(_whole(own, codes))
+            tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
+    narrowed: dict[int, Tensor] = {}
+    for name, tensor in model.module.state_dict().items():
+        if name not in packed:
+            # Tied weights stay one tensor: that is how whoever saves them knows.
+            kept = tensor.to(model.stored_dtype) if tensor.dtype == model.dtype else tensor
+            tensors[name] = narrowed.setdefault(tensor.data_ptr(), kept.cpu().clone())
+    return tensors
+
+
+def _whole(linears: Sequence[LinearRole], codes: Mapping[str, IntWeight]) -> IntWeight:
+    """The codes of a module, of one Linear or of its slices."""
+    first = linears[0]
+    if first.rows is None:
+        return codes[first.name]
+    return interleaved([(linear.rows.cpu(), codes[linear.name]) for linear in linears if linear.rows is not None])
+
+
+def _write_model(model: Model, tensors: dict[str, Tensor], quantization: Mapping[str, Any], place: Path) -> None:
+    with configuration_kept(model.module):
+        model.module.save_pretrained(place, state_dict=tensors)
+    model.tokenizer.save_pretrained(place)
+    path = place / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"dtype": str(model.stored_dtype).removeprefix("torch."), "quantization_config": quantization}
+    write_file(path, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _require_equal(found: float, expected: float) -> None:
+    apart = found / expected - 1
+    # Written so that NaN is refused, too.
+    if not abs(apart) <= MOST_APART:
+        raise RunError(
+            f"the packed model has a perplexity of {found:.4f} in a fresh process and {expected:.4f} was measured "
+            f"({apart:+.2%}, at most {MOST_APART:.1%} is allowed); nothing was written"
+        )
+
+
+def _stored_bits(bench: Bench, place: Path) -> float:
+    """Bits for each weight of the decoder blocks, counted in the file; biases and norms are none of them."""
+    packed = sum(size for name, size in tensor_bytes(place).items() if name.rpartition(".")[2].startswith("weight_"))
+    uncovered = sum(size for block in bench.blocks for size in block.uncovered.values())
+    covered = sum(
+        outputs * inputs for block in bench.blocks for outputs, inputs in (one.shape for one in block.linears)
+    )
+    return (8 * packed + 8 * bench.model.stored_dtype.itemsize * uncovered) / (covered + uncovered)

@@ -1,0 +1,87 @@
+"""Score a model directory in a fresh process that knows nothing but the directory.
+
+Responsible for showing that what was written scores what it should: transformers loads it there as it would anywhere,
+and nothing that this process has in memory can help. Run as a module, it is that process. May assume that the
+directory is complete and that the device has room for the model.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from objectives.errors import RunError
+from objectives.model.loading import DTYPES, Model
+from objectives.progress import Progress
+from objectives.results import pin, pinned
+from objectives.scoring import Score, score
+from objectives.text.sequences import Sequences
+from storage.results import ResultStore
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCORE, SCORED = "score", "scored"
+REMOTE_CODE = "trust-remote-code"
+
+
+def rescore(
+    directory: Path, sequences: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
+) -> Score:
+    """The score of the model in `directory`, computed as `model` is: on its device and in its type.
+
+    Raises:
+        RunError: If it does not load or cannot be scored there, with the last line of what the process said.
+    """
+    with TemporaryDirectory() as exchange:
+        store = ResultStore(Path(exchange))
+        dtype = next(name for name, dtype in DTYPES.items() if dtype == model.dtype)
+        arguments = [str(directory), exchange, pin(store, sequences), str(model.device), dtype]
+        command = [
+            sys.executable,
+            "-m",
+            "objectives.export.rescoring",
+            *arguments,
+            *([REMOTE_CODE] if trust_remote_code else []),
+        ]
+        log = Path(exchange) / "stderr"
+        with log.open("wb") as errors, _running(command, errors.fileno()) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                word, _, count = line.strip().partition(" ")
+                if word == SCORED:
+                    progress(f"scoring {directory.name} in a fresh process", int(count), len(sequences))
+        if process.returncode:
+            said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+            raise RunError(f"{directory} cannot be loaded and scored in a fresh process: {said[-1]}")
+        _, tensors = store.load(SCORE)
+    return Score(nll=tensors["nll"], tokens=tensors["tokens"])
+
+
+def _running(command: Sequence[str], errors: int) -> "subprocess.Popen[str]":
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+
+
+def _main(directory: str, exchange: str, text: str, device: str, dtype: str, *flags: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    store = ResultStore(Path(exchange))
+    sequences = pinned(store, text)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=DTYPES[dtype], trust_remote_code=REMOTE_CODE in flags, output_loading_info=True
+    )
+    model, report = loaded
+    # A weight that is not found is made up, and one that is not understood is left out, with a warning at most.
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    if wrong:
+        sys.exit(f"{len(wrong)} tensors are missing or not understood (first: {wrong[0]})")
+    for look in score(model.to(device).eval(), sequences):
+        print(SCORED, len(look.nll), flush=True)
+    store.save(SCORE, {}, {"nll": look.nll, "tokens": look.tokens})
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Models: loading, layers and their roles, folding, number types, memory."""

@@ -1,0 +1,194 @@
+"""Causal language models: load one that fits, say exactly which one it is, and put its weights back.
+
+Responsible for `--model`, `--revision`, `--dtype`, `--device` and what can be wrong with them. May assume that the
+hub's libraries honour HF_TOKEN and HF_HUB_OFFLINE themselves.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import xxhash
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from objectives.bundled.text import MODEL_DIRECTORY
+from objectives.errors import InputError
+from objectives.model.hub import hub_errors
+from quant.grid import SCALE_TYPES
+from quant.matmul import fast_dtype
+
+BUNDLED = "bundled"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Beyond the weights and one copy of them: activations of a batch, a block in float32, its statistics.
+WORKING_BYTES = 512 * 2**20
+# Names that say where a model came from, not what it computes.
+IRRELEVANT_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlan:
+    """Which model to load and how.
+
+    Attributes:
+        name: A directory, a hub name, or `bundled`.
+        revision: Branch, tag or commit of a hub model.
+        dtype: A name in `DTYPES`, or `auto`: the model's own type where the device is fast in it, float32 elsewhere.
+        device: A torch device.
+        trust_remote_code: Run Python code that comes with the model.
+    """
+
+    name: str = BUNDLED
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            raise InputError(f"dtype {self.dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        name: As it was asked for.
+        commit: The hub's commit; None for a directory.
+        module: The `PreTrainedModel`, in evaluation mode, without gradients.
+        tokenizer: Its tokenizer.
+        device: Where it runs.
+        fingerprint: 128 bits of its configuration and of every weight and buffer as loaded.
+        file_dtype: The type its files have its weights in; None where there are no files.
+    """
+
+    name: str
+    commit: str | None
+    module: Any
+    tokenizer: Any
+    device: torch.device
+    fingerprint: str
+    file_dtype: torch.dtype | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type its weights are in."""
+        return self.module.dtype  # type: ignore[no-any-return]
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The type that what becomes of it is stored in: computing in float32 makes no file wider."""
+        return self.file_dtype if self.dtype == torch.float32 and self.file_dtype in SCALE_TYPES else self.dtype
+
+
+def load_model(plan: ModelPlan) -> Model:
+    """Load a model and its tokenizer.
+
+    Raises:
+        InputError: If it is absent, gated, without weights, of an unknown kind, or will not fit.
+    """
+    path = str(MODEL_DIRECTORY) if plan.name == BUNDLED else plan.name
+    device = _device(plan.device)
+    common = {"revision": plan.revision, "trust_remote_code": plan.trust_remote_code}
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise InputError(f"model {path} is a directory without config.json; give a model directory")
+    with hub_errors(f"model {plan.name}"):
+        config = AutoConfig.from_pretrained(path, **common)
+        file_dtype, dtype = config.dtype, _dtype(plan.dtype, config, device)
+        _require_fit(plan, config, dtype, device)
+        tokenizer = AutoTokenizer.from_pretrained(path, **common)
+        # Weights that are absent or of another shape are made up by the library; asked for, it says which.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **common
+        )
+    module, report = loaded
+    _require_complete(plan, report)
+    module = module.to(device).eval().requires_grad_(False)
+    return Model(
+        name=plan.name,
+        commit=getattr(config, "_commit_hash", None),
+        module=module,
+        tokenizer=tokenizer,
+        device=device,
+        fingerprint=_fingerprint(module),
+        file_dtype=file_dtype,
+    )
+
+
+@contextmanager
+def weights_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Whatever the block does to the weights and biases of these modules is undone when it ends; holds a copy of each.
+
+    A module may be named more than once: a fused Linear for every role it plays.
+    """
+    parameters = dict.fromkeys(parameter for module in modules for parameter in module.parameters(recurse=False))
+    originals = {parameter: parameter.detach().clone() for parameter in parameters}
+    try:
+        yield
+    finally:
+        for parameter, original in originals.items():
+            parameter.copy_(original)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used ({reason}); choose cpu, cuda or cuda:N") from error
+    return device
+
+
+def _dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return DTYPES[name]
+    own = config.dtype if config.dtype in DTYPES.values() else torch.float32
+    # A GPU is fast in every type; a processor only in those its matrix units know.
+    return own if device.type != "cpu" or own == fast_dtype("cpu") else torch.float32
+
+
+def _require_fit(plan: ModelPlan, config: Any, dtype: torch.dtype, device: torch.device) -> None:
+    with torch.device("meta"):
+        skeleton: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=plan.trust_remote_code
+        )
+    weights = sum(parameter.numel() for parameter in skeleton.parameters()) * dtype.itemsize
+    needed = 2 * weights + WORKING_BYTES
+    available = available_bytes(device)
+    if needed > available:
+        raise InputError(
+            f"model {plan.name} needs {needed / 1e9:.1f} GB on {device} (weights in {dtype}, one copy and working "
+            f"space) and {available / 1e9:.1f} GB are available; use another --device or a 16-bit --dtype"
+        )
+
+
+def _require_complete(plan: ModelPlan, report: Mapping[str, Any]) -> None:
+    lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if lacking:
+        raise InputError(
+            f"model {plan.name} lacks {len(lacking)} weights that its config.json describes, or has them in another "
+            f"shape (first: {lacking[0]}); get its files again"
+        )
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can be allocated on `device` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def _fingerprint(module: nn.Module) -> str:
+    config = {k: v for k, v in module.config.to_dict().items() if k not in IRRELEVANT_CONFIG}  # type: ignore[operator, union-attr]
+    digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return str(digest.hexdigest())

@@ -1,0 +1,105 @@
+"""Keep what was measured and tokenized, and find it again.
+
+Responsible for the way of a `TrialResult` and of `Sequences` into the result store and back. Keys are made of what
+determines the numbers - weights, tokens, setting, kind of device - so that equal work is recognised wherever it was
+done, and nothing kept can be stale.
+"""
+
+import json
+from dataclasses import asdict
+
+import torch
+import xxhash
+
+from objectives.quantization import LayerResult, ModelSize
+from objectives.scoring import Score
+from objectives.text.sequences import Sequences
+from objectives.trial import Bench, TrialResult
+from quant.methods import Setting
+from storage.results import ResultStore
+
+FORMAT = 2
+
+
+def measurement_key(bench: Bench, setting: Setting | None, sequences: Sequences) -> str:
+    """The key of one setting measured on `sequences`; None is full precision.
+
+    Raises:
+        InputError: If there is not enough calibration text for the setting.
+    """
+    parts: list[object] = [FORMAT, bench.model.fingerprint, bench.model.device.type, sequences.fingerprint()]
+    if setting is not None:
+        canonical = setting.canonical()
+        parts += [canonical.as_dict(), bench.allow_partial_groups, str(bench.model.stored_dtype)]
+        parts += [segment.key for segment in bench.calibration.segments(setting.n_calib)]
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))
+
+
+def keep_result(store: ResultStore, key: str, result: TrialResult) -> None:
+    """Write a result; NLL per sequence in float64.
+
+    Raises:
+        StorageError: If the disk is full or refuses.
+    """
+    record = {
+        "setting": None if result.setting is None else result.setting.as_dict(),
+        "outcome": result.outcome,
+        "size": asdict(result.size),
+        "layers": [asdict(layer) for layer in result.layers],
+        "seconds": dict(result.seconds),
+        "peak_bytes": result.peak_bytes,
+    }
+    score = result.score
+    tensors = {} if score is None else {"nll": score.nll, "tokens": score.tokens}
+    store.save(key, record, tensors)
+
+
+def recall_result(store: ResultStore, key: str) -> TrialResult:
+    """The inverse of `keep_result`.
+
+    Raises:
+        DamagedEntryError: If the file is missing or damaged.
+    """
+    record, tensors = store.load(key)
+    values: dict[str, object] = dict(record)
+    setting, size = values["setting"], values["size"]
+    values["setting"] = None if setting is None else Setting(**setting)  # type: ignore[arg-type]
+    values["size"] = ModelSize(**size)  # type: ignore[arg-type]
+    values["layers"] = [LayerResult(**layer) for layer in values["layers"]]  # type: ignore[attr-defined]
+    score = Score(nll=tensors["nll"], tokens=tensors["tokens"]) if tensors else None
+    return TrialResult(score=score, **values)  # type: ignore[arg-type]
+
+
+def text_key(fingerprint: str) -> str:
+    """The key of pinned token sequences."""
+    return f"text-{fingerprint}"
+
+
+def pin(store: ResultStore, sequences: Sequences) -> str:
+    """Write token sequences, so that they can be read again without their source; returns their key."""
+    key = text_key(sequences.fingerprint())
+    if key not in store:
+        tensors = {
+            "ids": torch.cat(sequences.ids),
+            "scored": torch.cat(sequences.scored),
+            "lengths": torch.tensor([len(ids) for ids in sequences.ids]),
+            "clusters": torch.tensor(sequences.clusters),
+        }
+        store.save(key, {"source": sequences.source}, tensors)
+    return key
+
+
+def pinned(store: ResultStore, key: str) -> Sequences:
+    """The inverse of `pin`.
+
+    Raises:
+        DamagedEntryError: If the file is missing or damaged.
+    """
+    record, tensors = store.load(key)
+    lengths = tensors["lengths"].tolist()
+    return Sequences(
+        source=str(record["source"]),
+        ids=tuple(part.clone() for part in torch.split(tensors["ids"], lengths)),
+        scored=tuple(part.clone() for part in torch.split(tensors["scored"], lengths)),
+        clusters=tuple(tensors["clusters"].tolist()),
+    )

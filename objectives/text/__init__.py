@@ -1,0 +1,1 @@
+"""Text: where it comes from, its documents, token sequences and batches."""

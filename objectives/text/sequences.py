@@ -1,0 +1,240 @@
+"""Token sequences: from documents to what a model is calibrated on and scored on, in one fixed seeded order.
+
+Responsible for the two protocols (DESIGN 4) and for parts that share no document. `documents`: each text truncated
+to `length` tokens, texts under 100 characters skipped, special tokens as the tokenizer adds them. `packed`: texts
+joined by two newlines and cut into blocks of `length`, without special tokens. May assume a fast tokenizer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xxhash
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor
+
+from objectives.errors import InputError
+from objectives.text.sources import read_documents
+
+Protocol = Literal["documents", "packed"]
+Part = Literal["calibration", "tuning", "confirmation"]
+PROTOCOLS: tuple[Protocol, ...] = ("documents", "packed")
+# Shares of a source among the parts that read it; a source that one part reads is all its own.
+SHARES: Mapping[Part, float] = {"calibration": 0.3, "tuning": 0.45, "confirmation": 0.25}
+MIN_CHARACTERS = 100
+SEPARATOR = "\n\n"
+TOKENIZER_BATCH = 256
+# A first guess at how much text makes the tokens that are wanted.
+CHARACTERS_PER_TOKEN = 5
+OVERLAP_WINDOW = 32
+DRAWN_FROM = 1024
+HASH_BASE = np.uint64(0x9E3779B97F4A7C15)
+Piece = tuple[Tensor, Tensor, int]
+"""Token ids `[L]`, which of them are scored `[L]`, and the index of the document they mostly come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPlan:
+    """Which text one part of the work reads.
+
+    Attributes:
+        source: A name that `objectives.text.sources.read_documents` knows.
+        part: What the text is for; parts that read the same source get different documents of it.
+        count: Sequences wanted.
+        protocol: How documents become sequences.
+        length: Tokens per sequence: at most (`documents`) or exactly (`packed`).
+        minimum: Sequences that are enough where there are not `count`; None for all of them.
+    """
+
+    source: str
+    part: Part
+    count: int
+    protocol: Protocol = "packed"
+    length: int = 512
+    minimum: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise InputError(f"protocol {self.protocol!r} is unknown; choose {' or '.join(PROTOCOLS)}")
+        if self.length < 2 or self.count < 1:
+            raise InputError(
+                f"{self.count} sequences of {self.length} tokens were asked for; at least 1 of at least 2 are needed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Token sequences of one source.
+
+    Attributes:
+        source: The name the text was asked for by.
+        ids: int64 `[L]` each, `L` at least 2.
+        scored: bool `[L]` each: True where the token counts as a target; never at position 0, never for a special
+            token that the tokenizer added.
+        clusters: For each sequence the document that most of it comes from; sequences of one document are not
+            independent.
+    """
+
+    source: str
+    ids: tuple[Tensor, ...]
+    scored: tuple[Tensor, ...]
+    clusters: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, which: slice) -> "Sequences":
+        return replace(self, ids=self.ids[which], scored=self.scored[which], clusters=self.clusters[which])
+
+    def picked(self, indices: Sequence[int]) -> "Sequences":
+        """Those sequences, in that order."""
+        return replace(
+            self,
+            ids=tuple(self.ids[index] for index in indices),
+            scored=tuple(self.scored[index] for index in indices),
+            clusters=tuple(self.clusters[index] for index in indices),
+        )
+
+    def fingerprint(self) -> str:
+        """128 bits of the token ids and targets, in order."""
+        digest = xxhash.xxh3_128()
+        for ids, scored in zip(self.ids, self.scored, strict=True):
+            digest.update(len(ids).to_bytes(4, "little") + ids.numpy().tobytes() + scored.numpy().tobytes())
+        return str(digest.hexdigest())
+
+
+def prepare_text(plans: Sequence[TextPlan], tokenizer: Any, seed: int = 0) -> list[Sequences]:
+    """The sequences of every plan, in its order; no two plans share a document.
+
+    Raises:
+        InputError: If a source is unusable, has too little text, or repeats another plan's text in other documents.
+    """
+    pools: dict[TextPlan, Sequences] = {}
+    for source in dict.fromkeys(plan.source for plan in plans):
+        readers = [plan for plan in plans if plan.source == source]
+        dealt = deal(read_documents(source), [plan.part for plan in readers], seed)
+        for plan in readers:
+            wanted = replace(plan, count=max(plan.count, DRAWN_FROM))
+            pools[plan] = _enough(tokenize(dealt[plan.part], tokenizer, wanted), plan)
+    prepared = {plan: _drawn(pool, plan, seed) for plan, pool in pools.items()}
+    _require_disjoint(pools, prepared)
+    return [prepared[plan] for plan in plans]
+
+
+def deal(documents: Sequence[str], parts: Sequence[Part], seed: int) -> dict[Part, list[str]]:
+    """Divide the documents of one source among the parts that read it, each in a seeded order.
+
+    Where a document goes depends on its text, the seed and the parts alone: adding documents moves none of the
+    others, and copies of a document count once.
+    """
+    bounds = np.cumsum([SHARES[part] for part in parts])
+    dealt: dict[Part, list[tuple[int, str]]] = {part: [] for part in parts}
+    for text in dict.fromkeys(documents):
+        key = xxhash.xxh3_64_intdigest(text.strip().encode(), seed)
+        # One half of the hash says which part, the other half where in it.
+        place = (key >> 32) / 2**32 * bounds[-1]
+        dealt[parts[int(np.searchsorted(bounds, place, side="right"))]].append((key & 0xFFFFFFFF, text))
+    return {part: [text for _, text in sorted(texts)] for part, texts in dealt.items()}
+
+
+def tokenize(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Sequences:
+    """The first `plan.count` sequences of `documents`, in their order; fewer if there are fewer."""
+    make = _truncated if plan.protocol == "documents" else _packed
+    pieces = list(islice(make(documents, tokenizer, plan), plan.count))
+    return Sequences(
+        source=plan.source,
+        ids=tuple(ids for ids, _, _ in pieces),
+        scored=tuple(scored for _, scored, _ in pieces),
+        clusters=tuple(cluster for _, _, cluster in pieces),
+    )
+
+
+def _drawn(pool: Sequences, plan: TextPlan, seed: int) -> Sequences:
+    """The first `plan.count` sequences in a seeded order; the order is the same for every count up to `DRAWN_FROM`.
+
+    Neighbouring blocks of packed text mostly come from one document. Drawn from all over the text, as many blocks are
+    of far more documents, which is what narrows an interval.
+    """
+    order = list(range(len(pool)))
+    if plan.protocol == "packed":
+        order.sort(key=lambda index: xxhash.xxh3_64_intdigest(index.to_bytes(8, "little"), seed))
+    return pool.picked(order[: plan.count])
+
+
+def _truncated(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
+    long_enough = [(index, text) for index, text in enumerate(documents) if len(text) >= MIN_CHARACTERS]
+    for start in range(0, len(long_enough), TOKENIZER_BATCH):
+        batch = long_enough[start : start + TOKENIZER_BATCH]
+        encoded = tokenizer(
+            [text for _, text in batch], truncation=True, max_length=plan.length, return_special_tokens_mask=True
+        )
+        for (index, _), ids, special in zip(batch, encoded.input_ids, encoded.special_tokens_mask, strict=True):
+            scored = ~torch.tensor(special, dtype=torch.bool)
+            scored[:1] = False
+            if scored.any():
+                yield torch.tensor(ids), scored, index
+
+
+def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
+    length = plan.length
+    scored = torch.ones(length, dtype=torch.bool)
+    scored[0] = False
+    # One block more than wanted, so that where the text is cut off cannot show in the blocks that are used.
+    tokens = (plan.count + 1) * length
+    ends = np.cumsum([len(text) + len(SEPARATOR) for text in documents])
+    taken = 1 + int(np.searchsorted(ends, CHARACTERS_PER_TOKEN * tokens))
+    while True:
+        # Joined before it is tokenized: a tokenizer may merge the end of a text with the newlines after it.
+        # verbose=False: this is longer than the model's context, and is meant to be.
+        encoded = tokenizer(
+            SEPARATOR.join(documents[:taken]), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        if len(encoded.input_ids) >= tokens or taken >= len(documents):
+            break
+        taken *= 2
+    ids = torch.tensor(encoded.input_ids, dtype=torch.int64)
+    starts = np.array([start for start, _ in encoded.offset_mapping], dtype=np.int64)
+    owners = np.searchsorted(ends, starts, side="right")
+    for begin in range(0, len(ids) - length + 1, length):
+        block = slice(begin, begin + length)
+        yield ids[block].clone(), scored, int(np.bincount(owners[block]).argmax())
+
+
+def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:
+    needed = min(plan.count, plan.minimum or plan.count)
+    if len(sequences) < needed:
+        raise InputError(
+            f"{plan.source} has {plan.part} text for {len(sequences)} sequences of {plan.length} tokens, "
+            f"not for {needed}; ask for fewer or shorter ones, or give more text"
+        )
+    return sequences
+
+
+def _require_disjoint(pools: Mapping[TextPlan, Sequences], prepared: Mapping[TextPlan, Sequences]) -> None:
+    """Refuse text that two parts share although no document of theirs is the same (one file cut from another, say)."""
+    for (plan, sequences), (other, others) in product(pools.items(), prepared.items()):
+        if other.source == plan.source or other.part == plan.part:
+            continue
+        windows = [_windows(ids) for ids in others.ids]
+        # Packed sequences are one text: what is repeated may begin in one of them and end in the next.
+        found = np.isin(np.concatenate(windows), _windows(torch.cat(sequences.ids)))
+        ends = np.cumsum([len(hashes) for hashes in windows])
+        repeated = sum(2 * int(part.sum()) > len(part) for part in np.split(found, ends[:-1]))
+        if repeated:
+            raise InputError(
+                f"{repeated} of {len(others)} {other.part} sequences of {other.source} repeat {plan.part} text "
+                f"of {plan.source}; give texts that do not overlap"
+            )
+
+
+def _windows(ids: Tensor) -> NDArray[np.uint64]:
+    """A hash of every run of `OVERLAP_WINDOW` tokens: a polynomial modulo 2^64."""
+    if len(ids) < OVERLAP_WINDOW:
+        return np.empty(0, dtype=np.uint64)
+    factors = HASH_BASE ** np.arange(OVERLAP_WINDOW, dtype=np.uint64)
+    hashes: NDArray[np.uint64] = sliding_window_view(ids.numpy().astype(np.uint64), OVERLAP_WINDOW) @ factors
+    return hashes

@@ -1,0 +1,1 @@
+"""Input scales: salience, the search for the exponent alpha, folding."""

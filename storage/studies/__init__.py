@@ -1,0 +1,1 @@
+"""Study databases: opening, locks, journals, patience with lost connections."""

@@ -1,0 +1,222 @@
+"""`quantize` through the command line: a directory that scores as it was measured, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import cli
+import objectives.export.packed
+from objectives.model.loading import ModelPlan, load_model
+from objectives.progress import silent
+from objectives.results import pinned
+from objectives.scoring import score_all
+from storage.paths import Paths
+from storage.results import ResultStore
+from tests.conftest import SmallStudy
+
+METHOD = ["--method", "gw-awq", "--group-size", "64"]
+
+
+@pytest.fixture(autouse=True)
+def _home(small_study: SmallStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
+
+
+def printed(capsys: Any, *arguments: str) -> dict[str, Any]:
+    """What a command prints as JSON."""
+    capsys.readouterr()
+    assert cli.main([*arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def refusal(capsys: Any, *arguments: str, code: int = 2) -> str:
+    """The one line with which `quantize` is refused."""
+    capsys.readouterr()
+    assert cli.main(["quantize", *arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("praqtune: ")
+    return line
+
+
+def test_a_method_is_written_as_it_was_measured(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """The directory loads like any other, in the model's type, and scores the method's perplexity."""
+    target = tmp_path / "made" / "awq"
+    found = printed(capsys, "quantize", *small_study.flags, *METHOD, "--output-dir", str(target))
+    assert (found["method"], found["bits_per_weight"], found["directory"]) == ("gw-awq", 4.25, str(target))
+    assert found["parameters"]["n_calib"] == 16
+    assert found["disk_bytes"] == sum(path.stat().st_size for path in target.iterdir())
+    assert {key: found[key] for key in ("method", "layers", "model")} == {
+        key: json.loads((target / "praqtune.json").read_text())[key] for key in ("method", "layers", "model")
+    }
+    module = AutoModelForCausalLM.from_pretrained(target)
+    assert str(module.dtype).removeprefix("torch.") == found["model"]["dtype"]
+    measured = printed(capsys, "evaluate", *small_study.flags, *METHOD)["rows"]
+    written = printed(capsys, "evaluate", *small_study.flags[:4], "--model", str(target), *text_flags())["rows"]
+    expected = {row["dataset"]: row["perplexity"] for row in measured if row["setting"]}
+    assert {row["dataset"]: row["perplexity"] for row in written} == pytest.approx(expected, rel=1e-3)
+
+
+def text_flags() -> list[str]:
+    """The bundled model's text, for a model that is none."""
+    return ["--eval-data", "bundled:docstrings,bundled:topics"]
+
+
+def test_the_best_trial_is_written_as_the_study_measured_it(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path
+) -> None:
+    """With nothing but the study's name: model, text and setting are its own."""
+    best = printed(capsys, "show", "--study", "small")["best"]
+    target = tmp_path / "best"
+    found = printed(capsys, "quantize", "--study", "small", "--output-dir", str(target))
+    reads = {"beta", "tau", "n_grid", "n_calib", "group_size"}
+    assert {name: found["parameters"][name] for name in reads} == {name: best["params"][name] for name in reads}
+    assert found["bits_per_weight"] == best["bits_per_weight"]
+    assert found["notes"] == []
+    contract = printed(capsys, "show", "--study", "small")["contract"]
+    tuning = pinned(ResultStore(Paths(small_study.home).results), f"text-{contract['tuning']['fingerprint']}")
+    model = load_model(ModelPlan(name=str(target), dtype=contract["model"]["dtype"]))
+    assert score_all(model.module, tuning, "", silent).perplexity == pytest.approx(best["value"], rel=1e-3)
+
+
+def test_a_trial_is_chosen_by_its_number(capsys: Any, tmp_path: Path) -> None:
+    """Trial 2 is the third preset; what was written is printed for people."""
+    trial = printed(capsys, "show", "--study", "small")["trials"][2]
+    target = tmp_path / "two"
+    assert cli.main(["quantize", "--study", "small", "--trial", "2", "--output-dir", str(target)]) == 0
+    text = capsys.readouterr().out
+    for part in (str(target), f"beta={trial['params']['beta']:g}", "bits per weight", "4.125", "MB on disk"):
+        assert part in text
+    assert json.loads((target / "praqtune.json").read_text())["parameters"]["tau"] == trial["params"]["tau"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "gptq"], "method 'gptq' is unknown; choose one of rtn, rtn-channel, awq"),
+        (["--method", "praq-mixed", "--keep-ratio", "2"], "keep_ratio 2.0 is outside 0..1"),
+        ([], "give --method NAME, or --study NAME"),
+        (["--study", "absent"], "there is no study 'absent'; there are: small"),
+        (["--study", "small", "--trial", "99"], "study 'small' has no trial '99'; give best or a number (0 to 3)"),
+        (["--study", "small", "--beta", "0.5"], "a trial has its own setting"),
+        (["--study", "small", "--seed", "7"], "the calibration text that was loaded is not the study's: give"),
+        (
+            ["--study", "small", "--dtype", "float16"],
+            "the model that was loaded is not the study's: give --model bundled",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_and_writes_nothing(
+    capsys: Any, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    """What was received, and the remedy."""
+    target = tmp_path / "out"
+    assert said in refusal(capsys, *arguments, "--output-dir", str(target))
+    assert not target.exists()
+
+
+def test_an_occupied_directory_is_refused_before_the_model_is_loaded(
+    capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies there stays, and the line names the flag."""
+    (tmp_path / "mine.txt").write_text("mine")
+
+    def loaded(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("hpo.deploy.deploy.load_bench", loaded)
+    line = refusal(capsys, *METHOD, "--output-dir", str(tmp_path), code=1)
+    assert "exists already; choose another --output-dir" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_flags_of_mixed_methods_reach_what_is_written(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """All five of them are in the record of the method that reads them."""
+    given = ["--keep-ratio", "0.05", "--beta-risk", "2", "--tau-risk", "-1", "--noise-factor", "0.3"]
+    arguments = [*given, "--variance-penalty", "0.7", "--method", "praq-mixed-var"]
+    target = str(tmp_path / "mixed")
+    found = printed(capsys, "quantize", *small_study.flags, *arguments, "--output-dir", target)
+    expected = {"keep_ratio": 0.05, "beta_risk": 2, "tau_risk": -1, "noise_factor": 0.3, "variance_penalty": 0.7}
+    assert expected.items() <= found["parameters"].items()
+    assert 4 < found["bits_per_weight"] < 5
+
+
+def test_the_best_trial_is_packed_and_proven(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """As INT4 a study's best trial scores in a fresh process what the trial scored, and its card says what it won."""
+    best = printed(capsys, "show", "--study", "small")["best"]
+    target = tmp_path / "packed"
+    found = printed(capsys, "quantize", "--study", "small", "--format", "packed", "--output-dir", str(target))
+    assert found["proof"]["measured"] == best["value"]
+    assert found["proof"]["packed"] == pytest.approx(best["value"], rel=1e-3)
+    assert found["disk_bytes"] == sum(path.stat().st_size for path in target.iterdir())
+    assert found["stored_bits_per_weight"] == pytest.approx(best["bits_per_weight"], abs=0.02)
+    model = load_model(ModelPlan(name=str(target)))
+    contract = printed(capsys, "show", "--study", "small")["contract"]
+    tuning = pinned(ResultStore(Paths(small_study.home).results), f"text-{contract['tuning']['fingerprint']}")
+    assert score_all(model.module, tuning, "", silent).perplexity == pytest.approx(best["value"], rel=1e-3)
+    card = (target / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers")
+    for part in (f"{found['proof']['packed']:.4f}", "study `small`", "| rtn (rtn) |", "95 % intervals", "vllm serve"):
+        assert part in card
+    level = next(line for line in card.splitlines() if line.startswith("| **"))
+    assert f"{best['value']:.3f}" in level
+
+
+def test_a_method_is_packed_and_printed_for_people(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """Without a study it is measured first; both perplexities, bits in the file and size on disk are printed."""
+    target = tmp_path / "packed"
+    arguments = [*small_study.flags, *METHOD, "--asymmetric", "--format", "packed", "--output-dir", str(target)]
+    assert cli.main(["quantize", *arguments]) == 0
+    text = capsys.readouterr().out
+    for part in ("perplexity, measured", "perplexity, reloaded", "bits per weight, in the file", "MB on disk, packed"):
+        assert part in text
+    proof = json.loads((target / "praqtune.json").read_text())["proof"]
+    assert proof["packed"] == pytest.approx(proof["measured"], rel=1e-3)
+    assert "study" not in (target / "README.md").read_text().lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "gw-awq", "--scales", "linear"], "--format dense, or use --scales foldable"),
+        (["--method", "praq-mixed"], "praq-mixed keeps rows in 16 bit, which packed INT4 cannot hold"),
+        (["--method", "rtn", "--group-size", "48", "--allow-partial-groups"], "partial last group"),
+        (["--study", "small", "--eval-samples", "7"], "the tuning text that was loaded is not the study's: give"),
+    ],
+)
+def test_what_cannot_be_packed_is_one_line_and_writes_nothing(
+    capsys: Any, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    """The reason and what to do instead."""
+    target = tmp_path / "out"
+    assert said in refusal(capsys, *arguments, "--format", "packed", "--output-dir", str(target))
+    assert not target.exists()
+
+
+def test_an_unknown_format_is_refused(capsys: Any, tmp_path: Path) -> None:
+    """The formats there are."""
+    line = refusal(capsys, *METHOD, "--format", "gguf", "--output-dir", str(tmp_path / "out"))
+    assert "format 'gguf' is unknown; choose dense or packed" in line
+
+
+def test_a_packed_model_that_scores_otherwise_fails(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, both perplexities, and nothing that looks finished."""
+    packed_tensors = objectives.export.packed.packed_tensors
+
+    def wrong(weight: Any) -> dict[str, Any]:
+        tensors = packed_tensors(weight)
+        return tensors | {"weight_scale": tensors["weight_scale"] * 1.1}
+
+    monkeypatch.setattr(objectives.export.packed, "packed_tensors", wrong)
+    arguments = [*small_study.flags, *METHOD, "--format", "packed", "--output-dir", str(tmp_path / "made" / "out")]
+    line = refusal(capsys, *arguments, code=1)
+    assert re.search(r"perplexity of [\d.]+ in a fresh process and [\d.]+ was measured", line)
+    assert list((tmp_path / "made").iterdir()) == []

@@ -1,0 +1,117 @@
+"""The commands that reports and notes give are real: they parse, and they mean the study that they are of."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cli
+from hpo.deploy.reproduce import can_be_repeated, quantize_command, repeat_command
+from hpo.notebook import load
+from hpo.study.record import StudyRecord
+from tests.conftest import SmallStudy
+from tests.hpo.studies import CONTRACT
+
+
+def words(command: str) -> list[str]:
+    """What a shell makes of it, after `python cli.py`."""
+    assert all(len(line) < 120 for line in command.splitlines())
+    split = shlex.split(command.replace("\\\n", " "))
+    assert split[:2] == ["python", "cli.py"]
+    return split[2:]
+
+
+def record(**changes: Any) -> StudyRecord:
+    return StudyRecord(name="a study", contract={**CONTRACT, **changes}, references=(), trials=())
+
+
+@pytest.fixture
+def small(small_study: SmallStudy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallStudy:
+    monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
+    monkeypatch.chdir(tmp_path)
+    return small_study
+
+
+def test_the_command_of_a_study_means_that_study(small: SmallStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    """Given again it is not refused as another contract, and finds nothing left to do."""
+    study = load("small", home=small.home)
+    command = repeat_command(study.record, None)
+    assert "--presets-only" in command
+    assert cli.main(words(command)) == 0
+    assert "Recommended at group size" in capsys.readouterr().out
+    again = load("small", home=small.home)
+    assert again.record.trials == study.record.trials
+    assert again.record.contract == study.record.contract
+
+
+def test_another_value_is_refused(small: SmallStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    """So the test above can fail."""
+    command = repeat_command(load("small", home=small.home).record, None).replace("--seed 0", "--seed 1")
+    assert cli.main(words(command)) == 2
+    assert "seed is 1, in the study 0" in capsys.readouterr().err
+
+
+def test_a_reference_is_written_as_it_was_measured(small: SmallStudy, tmp_path: Path) -> None:
+    """The command of gw-awq gives its very setting."""
+    study = load("small", home=small.home)
+    awq = next(one for one in study.record.references if one.name == "gw-awq")
+    assert cli.main(words(quantize_command(study.record, awq, "awq"))) == 0
+    written = json.loads((tmp_path / "awq" / "praqtune.json").read_text())
+    assert awq.setting is not None
+    setting = awq.setting.as_dict()
+    assert written["method"] == "gw-awq"
+    assert written["parameters"] == {name: setting[name] for name in written["parameters"]}
+    assert written["bits_per_weight"] == awq.bits_per_weight
+    assert written["model"]["fingerprint"] == study.record.contract["model"]["fingerprint"]
+
+
+def test_a_trial_is_named_by_study_and_number(small: SmallStudy) -> None:
+    """With the storage where it is not the usual one."""
+    study = load("small", home=small.home)
+    best = study.record.best
+    assert best is not None
+    found = words(quantize_command(study.record, best, "my 4bit", "sqlite:///x.db"))
+    options = cli._parser().parse_args(found)
+    assert (options.study, options.trial, options.storage) == ("small", str(best.number), "sqlite:///x.db")
+    assert options.output_dir == "my 4bit"
+
+
+def test_what_a_shell_would_split_is_quoted() -> None:
+    """Names and paths with spaces and quotes; ranges and sizes as they are."""
+    odd = record(model={"name": "./it's here", "commit": None, "dtype": "float32"})
+    options = cli._parser().parse_args(words(repeat_command(odd, 60, "sqlite:///a b.db")))
+    assert (options.model, options.study, options.storage) == ("./it's here", "a study", "sqlite:///a b.db")
+    assert (options.trials, options.beta, options.tau, options.group_size) == (60, "0..1", "0.1..5", "32,64")
+    assert options.symmetric is True
+
+
+def test_a_value_that_begins_with_a_minus_is_no_flag() -> None:
+    """Ranges of other methods' parameters may be negative."""
+    command = repeat_command(record(space={"method": "praq-real", "symmetric": "False", "tau_risk": "-6..0"}), None)
+    assert "--tau-risk=-6..0" in command
+    assert "--asymmetric" in command
+
+
+def test_calibration_sizes_are_those_that_were_asked_for() -> None:
+    """300 samples were all there were where 512 were asked for: asking for 256 would read other text."""
+    space = {**CONTRACT["space"], "n_calib": "16,32,64,128,256"}  # type: ignore[dict-item]
+    calibration = {"source": "c4", "sequences": 300, "fingerprint": "x"}
+    options = cli._parser().parse_args(words(repeat_command(record(space=space, calibration=calibration), None)))
+    assert options.n_calib == "16,32,64,128,256,512"
+
+
+def test_how_it_searched_is_part_of_the_command() -> None:
+    """Where it is not as usual, and where older studies do not say it."""
+    searched = replace(record(), search={"sampler": "tpe", "pruner": "paired", "trust_remote_code": True})
+    options = cli._parser().parse_args(words(repeat_command(searched, None)))
+    assert (options.sampler, options.pruner, options.trust_remote_code) == ("tpe", "paired", True)
+    assert "--sampler" not in repeat_command(record(), None)
+
+
+def test_an_incomplete_contract_gives_no_command() -> None:
+    """Of a study that was made by hand."""
+    assert can_be_repeated(record())
+    assert not can_be_repeated(StudyRecord(name="x", contract={"seed": 0}, references=(), trials=()))

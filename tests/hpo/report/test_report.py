@@ -1,0 +1,441 @@
+"""The report of a study says the verdict first, has all the numbers, and leaves nothing out unsaid."""
+
+import json
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from plotly.offline import get_plotlyjs
+
+from hpo.report.axes import varied_axes
+from hpo.report.export import study_json
+from hpo.report.layer_grid import place
+from hpo.report.write import write_report
+from hpo.space.space import make_space
+from hpo.study.record import StudyRecord
+from hpo.verdict.importance import importances
+from hpo.verdict.ranking import headline
+from quant.methods import Setting
+from storage.results import ResultStore
+from tests.hpo.studies import SEQUENCES, TOKENS, Maker, Study, confirmation, kept_study, mixed_study, study_of
+
+FIGURES = ("forest", "bits", "elsewhere", "importances", "beta-tau", "slices", "parallel", "history", "running")
+FIGURES += ("remaining", "loss", "alpha", "memory")
+# What can be drawn of references alone.
+OF_REFERENCES = {"forest", "bits", "memory"}
+FILES = {"index.html", "report.md", "result.json", "trials.csv"}
+VOID = {"meta", "img", "br", "link"}
+
+
+class Reader(HTMLParser):
+    """What a page holds: visible text in order, figures as JSON, attributes of every element."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.figures: list[dict[str, Any]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self._json = False
+        self.feed(page)
+        self.close()
+        assert not self.open, f"{self.open} are never closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        self._json = tag == "script" and dict(attrs).get("type") == "application/json"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._json:
+            self.figures.append(json.loads(data, parse_constant=refuse))
+            self._json = False
+        elif "body" in self.open and "script" not in self.open and data.strip():
+            self.text.append(" ".join(data.split()))
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def written(study: Study, directory: Path, record: StudyRecord | None = None) -> Reader:
+    """Write the report of a study, perhaps with another record, and read its page."""
+    record = record or study.record
+    path = write_report(record, study.levels, study.store, study.space.distributions, directory)
+    assert path == directory / "index.html"
+    return Reader(path.read_text(encoding="utf-8"))
+
+
+def traces(page: Reader, name: str) -> list[dict[str, Any]]:
+    return [trace for figure in page.figures for trace in figure["data"] if trace.get("name") == name]
+
+
+def history(page: Reader) -> dict[str, Any]:
+    """The figure of trials by their numbers."""
+    [found] = [one for one in page.figures if one["layout"]["xaxis"]["title"]["text"] == "trial"]
+    return found
+
+
+def pictures(directory: Path) -> set[str]:
+    """The figures that there are as PNG and as SVG."""
+    drawn = {path.stem for path in directory.glob("*.png")}
+    assert drawn == {path.stem for path in directory.glob("*.svg")}
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = mixed_study(ResultStore(tmp_path_factory.mktemp("store")))
+    return replace(study, record=replace(study.record, confirmation=confirmation()))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return mixed_study(ResultStore(tmp_path_factory.mktemp("small-store")), 12)
+
+
+@pytest.fixture(scope="module")
+def folder(mixed: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reports") / "made" / "when-needed"
+    written(mixed, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Reader:
+    return Reader((folder / "index.html").read_text(encoding="utf-8"))
+
+
+def test_a_report_is_one_folder_with_everything(folder: Path) -> None:
+    """Page, Markdown, data and every figure as a picture with something on it; no temporary file stays."""
+    drawn = {f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg")}
+    assert {path.name for path in folder.iterdir()} == FILES | drawn
+    for name in FIGURES:
+        picture = matplotlib.image.imread(folder / f"{name}.png")
+        assert picture[..., :3].std() > 0.05, name
+        assert "<svg" in (folder / f"{name}.svg").read_text(encoding="utf-8")[:500]
+
+
+def test_the_verdict_comes_first(mixed: Study, folder: Path, page: Reader) -> None:
+    """Of the leading group size, before anything else is read: in the page and in the Markdown."""
+    lead = headline(mixed.levels)
+    assert lead is not None
+    assert page.text[0] == lead.verdict()
+    assert page.text[2].startswith(f"Recommended: {lead.recommended.measured.name} (")
+    assert page.text[page.text.index("Is it real") + 1] == confirmation()["sentence"]
+    first = (folder / "report.md").read_text(encoding="utf-8").splitlines()[0]
+    assert first.replace("\\", "") == f"# {lead.verdict()}"
+
+
+def test_every_state_is_counted(mixed: Study, page: Reader) -> None:
+    """Running and waiting trials belong to the study as well."""
+    counts = [trial.state for trial in mixed.record.trials].count
+    assert page.text[1] == (
+        f"Study study: 40 trials: {counts('COMPLETE')} complete, {counts('PRUNED')} pruned, "
+        "1 failed, 1 running, 1 waiting."
+    )
+
+
+def test_the_page_works_without_a_network(folder: Path, page: Reader) -> None:
+    """The library is in it, once; nothing is loaded from elsewhere."""
+    assert (folder / "index.html").read_text(encoding="utf-8").count(get_plotlyjs()) == 1
+    loaded = [
+        value
+        for tag, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "href") and not (tag == "a" and str(value).startswith("#"))
+    ]
+    assert len(loaded) == len(FIGURES)
+    assert all(str(value).startswith("data:image/png;base64,iVBOR") for value in loaded)
+    assert (folder / "index.html").stat().st_size < 8_000_000
+
+
+def test_every_figure_can_be_read_without_seeing_it(page: Reader) -> None:
+    """Plots carry a label and pictures a text, and each says what is shown."""
+    labels = [attributes["aria-label"] for _, attributes in page.elements if attributes.get("class") == "plot"]
+    pictures = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    assert len(labels) == len(page.figures)
+    assert len(pictures) == len(FIGURES)
+    assert all(label and len(label) > 30 for label in (*labels, *pictures))
+
+
+def test_the_ranking_shows_all_references_at_every_group_size(mixed: Study, page: Reader) -> None:
+    """Each table has the three references, full precision, and percent with an interval."""
+    for level in mixed.levels:
+        start = page.text.index(level.title)
+        rows = page.text[start : page.text.index("full precision", start) + 1]
+        assert {"rtn", "gw-awq", "gwh-praq-v1", "full precision"} <= set(rows)
+        assert f"{level.recommended.measured.name} (recommended)" in rows
+        assert f"{level.rows[1].score.perplexity:.3f}" in rows
+        assert f"{level.rows[1].measured.bits_per_weight:.3f}" in rows
+        assert sum(cell.endswith("]") and " % [" in cell for cell in rows) >= 3
+
+
+def test_kept_rows_are_reported_by_their_share(tmp_path: Path) -> None:
+    """One level for each share, with the groups that take no more memory; figures tell shares apart; no group size."""
+    study = kept_study(ResultStore(tmp_path / "store"))
+    few, many = study.levels
+    page = written(study, tmp_path / "report")
+    assert page.text[0] == many.verdict()
+    assert many.verdict().startswith("One scale per row, 20 % of rows in 16 bit: ")
+    assert "gw-awq g32" in few.verdict()
+    for level in (few, many):
+        start = page.text.index(level.title)
+        cells = page.text[start : page.text.index("full precision", start)]
+        assert {"awq-mixed", "gw-awq g32"} <= {cell.removesuffix(" (recommended)") for cell in cells}
+    names = [f"one scale per row, {share} % of rows in 16 bit" for share in (5, 20)]
+    shares = {one: [trial for trial in study.record.complete if str(trial.footprint) == one] for one in names}
+    for name, trials in shares.items():
+        assert {len(trace["x"]) for trace in traces(page, name)} == {len(trials)}
+    assert traces(page, "gw-awq g32")
+    result = json.loads((tmp_path / "report" / "result.json").read_text())
+    assert [(level["group_size"], level["keep_ratio"]) for level in result["ranking"]] == [(None, 0.05), (None, 0.2)]
+    assert "keep_ratio" in result["importances"]["overall"]["fanova"]
+    assert "keep_ratio" not in result["importances"]["equal_group_size"]["fanova"]
+    assert not [text for text in page.text if "group size 128" in text]
+
+
+def test_what_is_drawn_is_what_was_measured(mixed: Study, page: Reader) -> None:
+    """History: complete trials at their perplexity, pruned ones at their estimate, the failed one, the best so far."""
+    [complete], [pruned] = traces(page, "complete")[:1], traces(page, "pruned, estimated")
+    done = [trial for trial in mixed.record.trials if trial.state == "COMPLETE"]
+    assert complete["x"] == [trial.number for trial in done]
+    assert complete["y"] == [trial.perplexity for trial in done]
+    given_up = [(trial.number, trial.estimate) for trial in mixed.record.pruned]
+    assert pruned["x"] == [number for number, _ in given_up]
+    edge = history(page)["layout"]["yaxis"]["range"][1]
+    assert pruned["y"] == [min(estimate.perplexity, edge) for _, estimate in given_up if estimate]
+    assert min(pruned["y"]) < edge
+    assert [trace["x"] for trace in traces(page, "failed")] == [[37]]
+    assert traces(page, "best so far")[0]["y"] == np.minimum.accumulate(complete["y"]).tolist()
+
+
+def test_an_outlier_does_not_flatten_the_figures(tmp_path: Path) -> None:
+    """A catastrophic setting stands at the upper edge; the axis ends where the others do."""
+    space = make_space(Setting(), {"group_size": 64})
+    maker = Maker(ResultStore(tmp_path / "store"), space)
+    trials = [maker.complete(number, maker.draw()) for number in range(9)]
+    broken = replace(trials[4], perplexity=1e6)
+    study = study_of(maker, [*trials[:4], broken, *trials[5:]])
+    page = written(study, tmp_path / "report")
+    highest = max(trial.perplexity or 0.0 for trial in (*trials[:4], *trials[5:]))
+    edge = history(page)["layout"]["yaxis"]["range"][1]
+    assert highest < edge < 1.2 * highest
+    complete = traces(page, "complete")[0]
+    assert complete["y"][4] == edge
+    assert "1000000.000" in complete["text"][4]
+
+
+def test_layers_of_the_best_trial_are_laid_out_by_depth_and_role(page: Reader) -> None:
+    """All grids have a row for every role and a column for every block; shares of the loss add up."""
+    maps = [trace for figure in page.figures for trace in figure["data"] if trace["type"] == "heatmap"]
+    assert [trace["y"] for trace in maps] == [["q", "k", "v", "o", "gate", "up", "down"]] * 3
+    assert all(trace["x"] == list(range(6)) for trace in maps)
+    remaining, avoided, alpha = maps
+    assert sum(cell for row in remaining["customdata"] for cell in row) == pytest.approx(100)
+    assert all(0 <= cell <= 60 for row in avoided["z"] for cell in row)
+    assert all(0 <= cell <= 1 for row in alpha["z"] for cell in row)
+
+
+def test_what_mattered_has_intervals_and_a_warning(mixed: Study, page: Reader) -> None:
+    """Bars with error bars, a table, how many trials they are over; what cannot be told apart is said, too."""
+    found = importances(mixed.record, mixed.space.distributions)
+    for shares, bars in zip(found.scopes, traces(page, "fANOVA"), strict=True):
+        reach = bars["error_x"]
+        for name, value, below, above in zip(bars["y"], bars["x"], reach["arrayminus"], reach["array"], strict=True):
+            share = shares.fanova[name]
+            assert (value, value - below, value + above) == pytest.approx((share.value, share.low, share.high))
+            assert shares.mean[name].percent(1) in page.text
+        assert f"{shares.scope}, {shares.counted}" in page.text
+    warning = found.deciding.warning
+    assert warning is not None
+    assert sum(warning in text for text in page.text) == 3
+
+
+def test_the_cost_says_what_pruning_saved(mixed: Study, page: Reader) -> None:
+    """The share of the tokens that all complete and pruned trials would have read."""
+    complete, pruned = mixed.record.complete, mixed.record.pruned
+    full = SEQUENCES * TOKENS
+    read = len(complete) * full + sum(trial.tokens for trial in pruned)
+    saved = 100 * (1 - read / ((len(complete) + len(pruned)) * full))
+    assert 10 < saved < 60
+    assert any(f"Pruning saved {saved:.1f} % of the tokens" in text for text in page.text)
+    assert f"{read:,}" in page.text
+
+
+def test_results_are_strict_json(mixed: Study, folder: Path) -> None:
+    """`result.json` is what `show --json` prints and the importances."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    shares = result.pop("importances")
+    assert result == json.loads(json.dumps(study_json(mixed.record, mixed.levels)))
+    assert set(shares) == {"overall", "equal_group_size"}
+    assert shares["overall"]["ped_anova"].keys() == {"beta", "tau", "n_grid", "n_calib", "group_size"}
+
+
+def test_the_study_as_json_has_settings_and_estimates(mixed: Study) -> None:
+    """Decoded settings of all trials, estimates of pruned ones, the best as one of the trials."""
+    found: Any = study_json(mixed.record, mixed.levels)
+    assert list(found) == ["study", "contract", "references", "trials", "best", "ranking", "confirmation"]
+    for trial, entry in zip(mixed.record.trials, found["trials"], strict=True):
+        assert trial.setting is not None
+        assert entry["params"] == trial.setting.as_dict()
+        assert (entry["estimate"] is None) == (trial.estimate is None)
+    best = mixed.record.best
+    assert best is not None
+    assert found["best"] == found["trials"][best.number]
+    assert found["best"]["value"] == min(entry["value"] for entry in found["trials"] if entry["value"])
+    assert found["references"][0]["setting"] is None
+
+
+def test_numbers_that_json_has_not_become_null(small: Study, tmp_path: Path) -> None:
+    """An infinite estimate, and numpy's numbers in a contract, are written so that every reader takes them."""
+    spoilt = next(trial for trial in small.record.pruned if trial.estimate)
+    assert spoilt.estimate is not None
+    broken = replace(spoilt, estimate=replace(spoilt.estimate, high=math.inf), seconds={"score": math.nan})
+    trials = tuple(broken if trial is spoilt else trial for trial in small.record.trials)
+    record = replace(small.record, trials=trials, contract={"seed": np.int64(3), "limit": np.float64("inf")})
+    written(small, tmp_path, record)
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    entry = result["trials"][spoilt.number]
+    assert (entry["estimate"]["high"], entry["seconds"]) == (None, {"score": None})
+    assert entry["estimate"]["low"] == spoilt.estimate.low
+    assert result["contract"] == {"seed": 3, "limit": None}
+
+
+def test_trials_are_a_table(mixed: Study, folder: Path) -> None:
+    """One row a trial, with the numbers of the record; what a trial has not is missing."""
+    table = pd.read_csv(folder / "trials.csv")
+    trials = mixed.record.trials
+    assert table["number"].tolist() == list(range(40))
+    assert table["state"].tolist() == [trial.state for trial in trials]
+    settings = [trial.setting.as_dict() for trial in trials if trial.setting]
+    for name in ("method", "beta", "tau", "n_grid", "n_calib", "group_size", "symmetric"):
+        assert table[name].tolist() == [setting[name] for setting in settings], name
+    assert table["n_calib"].dtype.kind == "i"
+    perplexities = [math.nan if trial.perplexity is None else trial.perplexity for trial in trials]
+    np.testing.assert_allclose(table["perplexity"], perplexities, rtol=1e-12)
+    assert table["estimate"].notna().sum() == len(mixed.record.pruned)
+    assert table["seconds_quantize"].sum() == pytest.approx(sum(trial.seconds.get("quantize", 0) for trial in trials))
+    assert table["tokens"].tolist() == [trial.tokens for trial in trials]
+    assert table["reason"].dropna().tolist() == ["12.5 GB <needed>, 8 GB available"]
+
+
+@pytest.mark.parametrize("pruned", [0, 3])
+def test_a_study_without_a_complete_trial_has_a_report(pruned: int, tmp_path: Path) -> None:
+    """References are shown, and every figure that has no data says so."""
+    space = make_space(Setting(), {"group_size": "32,64"})
+    maker = Maker(ResultStore(tmp_path / "store"), space)
+    trials = [maker.pruned(number, maker.draw()) for number in range(pruned)]
+    study = study_of(maker, [*trials, maker.failed(pruned, maker.draw()), maker.waiting(pruned + 1, maker.draw())])
+    page = written(study, tmp_path / "report")
+    assert page.text[0] == "No trial is complete, so there is no verdict yet."
+    assert {"rtn", "gwh-praq-v1", "full precision"} <= set(page.text)
+    drawn = pictures(tmp_path / "report")
+    assert drawn == OF_REFERENCES | ({"history", "running"} if pruned else set())
+    assert sum(text.startswith("Left out: ") for text in page.text) == len(FIGURES) - len(drawn)
+
+
+def test_levels_of_very_different_length_are_drawn(tmp_path: Path) -> None:
+    """One group size with every trial, three with references alone."""
+    space = make_space(Setting(), {"group_size": "32,64,128,256"})
+    maker = Maker(ResultStore(tmp_path / "store"), space)
+    trials = [maker.complete(number, replace(maker.draw(), group_size=64)) for number in range(30)]
+    study = study_of(maker, trials)
+    page = written(study, tmp_path / "report")
+    assert "forest" in pictures(tmp_path / "report")
+    forests = [one for one in page.figures if one["layout"]["xaxis"]["title"]["text"] == "percent; left is better"]
+    rows = [sum(len(trace["y"]) for trace in one["data"]) for one in forests]
+    assert rows[0] > 12
+    assert rows[1:] == [3, 3, 3]
+
+
+def test_a_study_without_anything_has_a_report(tmp_path: Path) -> None:
+    """A study that was only created."""
+    record = StudyRecord(name="new", contract={}, references=(), trials=())
+    path = write_report(record, [], ResultStore(tmp_path / "store"), {}, tmp_path / "report")
+    page = Reader(path.read_text(encoding="utf-8"))
+    assert page.text[1] == "Study new: 0 trials."
+    assert sum(text.startswith("Left out: ") for text in page.text) == len(FIGURES)
+    assert json.loads((tmp_path / "report" / "result.json").read_text(encoding="utf-8"))["best"] is None
+    assert pd.read_csv(tmp_path / "report" / "trials.csv").empty
+
+
+def test_a_fixed_parameter_is_not_drawn(tmp_path: Path) -> None:
+    """With beta alone there is one slice and nothing that takes two; pictures of an earlier report are removed."""
+    space = make_space(Setting(group_size=64), {"tau": 2, "n_grid": 20, "n_calib": 128, "group_size": 64})
+    maker = Maker(ResultStore(tmp_path / "store"), space)
+    study = study_of(maker, [maker.complete(number, maker.draw()) for number in range(12)])
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "parallel.png").write_bytes(b"of an earlier report")
+    page = written(study, tmp_path / "report")
+    assert pictures(tmp_path / "report") == set(FIGURES) - {"elsewhere", "importances", "beta-tau", "parallel"}
+    assert "Left out: only beta varies." in page.text
+    assert "Left out: β and τ do not both vary." in page.text
+
+
+def test_names_are_shown_as_they_are(small: Study, tmp_path: Path) -> None:
+    """What looks like markup in a data set's or a study's name is text, in the page and in Markdown tables."""
+    name = "</script><b>C4</b> & 'co' | \"x\""
+    trials = tuple(replace(trial, name=name) for trial in small.record.trials)
+    record = replace(
+        small.record, name=name, trials=trials, confirmation=confirmation(name), contract={name: {"source": name}}
+    )
+    page = written(small, tmp_path, record)
+    assert page.text.count(name) >= 2
+    assert page.text[1].startswith(f"Study {name}: ")
+    assert "b" not in {tag for tag, _ in page.elements}
+    assert traces(page, "complete")[0]["text"][0].startswith(f"{name}: ")
+    rows = [line for line in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines() if "C4" in line]
+    cells = [line.replace(r"\|", "").count("|") for line in rows if line.startswith("| ")]
+    # Pipes of the contract, of failed trials, and of the confirmation.
+    assert set(cells) == {3, 5, 6}
+
+
+def test_a_lost_result_costs_the_figures_of_layers_only(tmp_path: Path) -> None:
+    """Without the file of the best trial its layers are left out, and the report says so."""
+    study = mixed_study(ResultStore(tmp_path / "store"), 12)
+    levels, best = study.levels, study.record.best
+    assert best is not None
+    (tmp_path / "store" / f"{best.result}.safetensors").unlink()
+    path = write_report(study.record, levels, study.store, study.space.distributions, tmp_path / "report")
+    page = Reader(path.read_text(encoding="utf-8"))
+    assert page.text.count(f"Left out: the kept result of {best.name} is damaged or missing.") == 3
+    assert not (tmp_path / "report" / "alpha.png").exists()
+    assert (tmp_path / "report" / "history.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "role"),
+    [
+        ("model.layers.3.self_attn.q_proj", 3, "q"),
+        ("model.layers.12.mlp.down_proj", 12, "down"),
+        ("gpt_neox.layers.0.attention.query_key_value:k", 0, "k"),
+        ("model.decoder.layers.7.self_attn.out_proj", 7, "o"),
+        ("model.decoder.layers.7.fc1", 7, "fc1"),
+        ("model.layers.1.mlp.unheard_of", 1, "unheard_of"),
+    ],
+)
+def test_depth_and_role_are_read_off_a_name(name: str, depth: int, role: str) -> None:
+    """In every layout, for whole Linears and for slices."""
+    assert place(name) == (depth, role)
+
+
+def test_axes_keep_the_scale_of_the_search() -> None:
+    """Sizes and temperatures are drawn on the scale they were drawn from; ticks lie inside the bounds."""
+    axes = {axis.name: axis for axis in varied_axes(make_space(Setting(), {"tau": "1.1..1.9"}).distributions)}
+    assert axes["group_size"].ticks == [32, 64, 128, 256]
+    assert axes["n_calib"].fraction(64) == pytest.approx(2 / 5)
+    assert axes["tau"].ticks == [1.1, 1.9]
+    for axis in axes.values():
+        assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+        assert axis.fraction(axis.at(0.3)) == pytest.approx(0.3)

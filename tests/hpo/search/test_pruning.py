@@ -1,0 +1,227 @@
+"""The paired pruner: rarely wrong, soon right, exact at the end."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import cli
+from hpo.search.pruning import (
+    PRUNERS,
+    Incumbent,
+    Pruner,
+    PrunerName,
+    Spread,
+    estimate,
+    is_hopeless,
+    lag,
+    optuna_pruner,
+    reports,
+    usual_spread,
+)
+from objectives.errors import InputError
+from objectives.scoring import Score, look_sizes
+from tests.hpo.made import score
+
+COUNT = 64
+EACH = list(range(COUNT))
+STRICT = Pruner(error=0.02)
+
+
+def prefix(full: Score, count: int) -> Score:
+    return Score(nll=full.nll[:count], tokens=full.tokens[:count])
+
+
+def texts(seed: int, shift: float, noise: float = 0.02) -> tuple[Score, Score]:
+    """An incumbent, and a trial that is `shift` nats worse on the whole text, exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    incumbent = 3 + 0.5 * torch.randn(COUNT, generator=generator, dtype=torch.float64)
+    moves = noise * torch.randn(COUNT, generator=generator, dtype=torch.float64)
+    return score(incumbent + moves - moves.mean() + shift), score(incumbent)
+
+
+def against(score: Score) -> Incumbent:
+    return Incumbent(number=0, score=score)
+
+
+def looks(full: Score) -> list[Score]:
+    return [prefix(full, count) for count in look_sizes(COUNT)[:-1]]
+
+
+def test_a_trial_as_good_as_the_incumbent_is_rarely_given_up() -> None:
+    """Over all looks together less often than the error that is allowed, and clearly better ones never."""
+    wrong = better = 0
+    for seed in range(600):
+        trial, incumbent = texts(seed, shift=0.0)
+        wrong += any(is_hopeless(look, against(incumbent), EACH, STRICT) for look in looks(trial))
+        trial, incumbent = texts(seed, shift=-0.01)
+        better += any(is_hopeless(look, against(incumbent), EACH, STRICT) for look in looks(trial))
+    assert wrong / 600 < 0.03
+    assert better == 0
+
+
+def test_a_trial_that_is_clearly_worse_is_given_up_at_the_first_look() -> None:
+    """Five standard deviations of a sequence behind: eight sequences are enough."""
+    pairs = [texts(seed, 0.1) for seed in range(50)]
+    assert all(is_hopeless(looks(trial)[0], against(incumbent), EACH, STRICT) for trial, incumbent in pairs)
+
+
+def test_what_cannot_win_any_more_is_given_up_for_certain() -> None:
+    """No NLL is negative: a trial that lost more than the incumbent in all is beaten, even where errors are unknown."""
+    incumbent = score([1.0] * 8)
+    assert is_hopeless(score([9.0]), against(incumbent), [0] * 8, Pruner())
+    assert not is_hopeless(score([7.0]), against(incumbent), [0] * 8, Pruner())
+
+
+def test_the_error_vanishes_as_the_text_is_read() -> None:
+    """The difference on all text decides: nothing is uncertain once all is read."""
+    trial, incumbent = texts(0, shift=0.01)
+    errors = [lag(prefix(trial, count), against(incumbent), EACH).standard_error for count in (8, 32, COUNT)]
+    assert errors[0] > errors[1] > errors[2] == 0
+    assert lag(trial, against(incumbent), EACH).value == pytest.approx(0.01)
+
+
+def test_sequences_of_one_document_count_as_one() -> None:
+    """Repeated text is no further evidence."""
+    trial, incumbent = texts(1, shift=0.05)
+    alone = lag(prefix(trial, 16), against(incumbent), EACH)
+    clustered = lag(prefix(trial, 16), against(incumbent), [index // 8 for index in EACH])
+    assert clustered.degrees == 1
+    assert alone.degrees == 15
+    assert math.isfinite(clustered.standard_error)
+
+
+def test_an_estimate_is_far_closer_than_the_running_mean() -> None:
+    """Easy first text misleads the running mean, not the paired estimate; its interval covers the truth."""
+    covered, estimated, running = 0, 0.0, 0.0
+    for seed in range(200):
+        trial, full = texts(seed, shift=0.05)
+        found = estimate(prefix(trial, 16), Incumbent(number=0, score=full), EACH)
+        covered += found.low <= trial.perplexity <= found.high
+        estimated += abs(found.perplexity - trial.perplexity)
+        running += abs(prefix(trial, 16).perplexity - trial.perplexity)
+    assert 0.90 <= covered / 200 <= 0.99
+    assert estimated < running / 10
+
+
+def test_an_estimate_of_all_text_is_exact() -> None:
+    """Nothing is left to guess."""
+    trial, full = texts(3, shift=0.02)
+    found = estimate(trial, Incumbent(number=4, score=full), EACH)
+    assert found.perplexity == pytest.approx(trial.perplexity)
+    assert found.low == pytest.approx(found.high)
+    assert found.against == 4
+
+
+def test_optuna_is_told_running_perplexities_and_for_wilcoxon_every_sequence() -> None:
+    """At most one point per look; Optuna's Wilcoxon pruner compares sequence by sequence."""
+    look = score([1.0, 2.0])
+    assert reports("median", look, 64) == {2: pytest.approx(math.exp(1.5))}
+    assert reports("wilcoxon", look, 32) == {1: pytest.approx(math.e), 2: pytest.approx(math.exp(2))}
+
+
+def test_long_texts_are_reported_in_at_most_32_pieces() -> None:
+    """Each under the sequences that were read then; all but the last are whole; later looks add to earlier ones."""
+    full = score([float(value) for value in range(70)])
+    pieces = reports("wilcoxon", full, 70)
+    assert len(pieces) == 24
+    assert pieces[3] == pytest.approx(math.exp(1))
+    assert pieces[70] == pytest.approx(math.exp(69))
+    assert reports("wilcoxon", full.first(8), 70) == {3: pieces[3], 6: pieces[6]}
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_every_pruner_can_be_made_for_short_and_long_texts(name: PrunerName) -> None:
+    """Also where there is only one look."""
+    for count in (4, 8, 64):
+        assert optuna_pruner(Pruner(name=name), count) is not None
+
+
+def test_a_smaller_error_gives_up_less() -> None:
+    """Trials a little behind: the more certain the pruner has to be, the fewer it gives up."""
+    pairs = [texts(seed, 0.01) for seed in range(100)]
+    gone = [
+        sum(is_hopeless(looks(trial)[1], against(incumbent), EACH, Pruner(error=error)) for trial, incumbent in pairs)
+        for error in (0.2, 0.02, 0.002)
+    ]
+    assert gone[0] > gone[1] > gone[2] > 0
+
+
+def test_looks_double_from_the_first_on() -> None:
+    """Up to all that is read."""
+    assert Pruner(first_look=4).looks(20) == [4, 8, 16, 20]
+    assert Pruner().looks(16) == [8, 16]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"error": 0.0}, "--prune-error 0"), ({"error": 0.5}, "--prune-error 0.5"), ({"first_look": 1}, "--first-look 1")],
+)
+def test_a_pruner_that_cannot_work_is_refused(fields: dict[str, Any], message: str) -> None:
+    """One line with what was given."""
+    with pytest.raises(InputError, match=message):
+        Pruner(**fields)
+
+
+def compared(count: int, noise: float = 0.02) -> tuple[list[Score], Score]:
+    """An incumbent, and others that differ from it as `texts` do."""
+    generator = torch.Generator().manual_seed(99)
+    incumbent = 3 + 0.5 * torch.randn(COUNT, generator=generator, dtype=torch.float64)
+    moves = noise * torch.randn(count, COUNT, generator=generator, dtype=torch.float64)
+    return [score(incumbent + move) for move in moves], score(incumbent)
+
+
+def test_the_usual_spread_is_that_of_the_others() -> None:
+    """The variance per token they were made with; as many degrees as it may have where all scatter alike."""
+    usual = usual_spread(*compared(10), EACH)
+    assert usual is not None
+    # A move is one of the mean of a sequence's ten tokens.
+    assert usual.variance == pytest.approx(10 * 0.02**2, rel=0.15)
+    assert usual.degrees > 20
+
+
+def test_others_that_scatter_unlike_each_other_say_less() -> None:
+    """Few degrees of freedom; of fewer than three nothing is said, and equal scores say nothing."""
+    others, incumbent = compared(3)
+    wild, _ = compared(6, noise=0.5)
+    calm, _ = compared(6, noise=0.01)
+    mixed = usual_spread([*wild, *calm], incumbent, EACH)
+    assert mixed is not None
+    assert mixed.degrees < 3
+    assert usual_spread(others[:2], incumbent, EACH) is None
+    assert usual_spread([incumbent] * 5, incumbent, EACH) is None
+
+
+def test_knowing_the_spread_gives_up_sooner_and_no_more_often_wrongly() -> None:
+    """Eight sequences know their scatter badly; what others showed makes up for it."""
+    usual = usual_spread(*compared(10), EACH)
+
+    def share(shift: float, known: Spread | None, first: bool) -> float:
+        pairs = [texts(seed, shift) for seed in range(300)]
+        gone = [
+            any(
+                is_hopeless(look, Incumbent(number=0, score=incumbent, usual=known), EACH, STRICT)
+                for look in (looks(trial)[:1] if first else looks(trial))
+            )
+            for trial, incumbent in pairs
+        ]
+        return sum(gone) / len(gone)
+
+    assert share(0.02, usual, first=True) > share(0.02, None, first=True) + 0.1
+    assert share(0.0, usual, first=False) < 0.03
+
+
+def test_others_that_scatter_almost_alike_are_no_special_case() -> None:
+    """The excess of scatter may be as small as it likes."""
+    others, incumbent = compared(3)
+    for count in range(3, 40):
+        found = usual_spread((others * 20)[:count], incumbent, EACH)
+        assert found is not None
+        assert 0 < found.degrees <= 50
+
+
+def test_the_command_line_has_the_same_defaults() -> None:
+    """They are written there once more, so that help answers at once."""
+    options = cli._parser().parse_args(["optimize"])
+    assert Pruner(name=options.pruner, error=options.prune_error, first_look=options.first_look) == Pruner()

@@ -1,0 +1,241 @@
+"""The decision guide: what is recommended, what counts as a win, and what is said first."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpo.space.space import make_space
+from hpo.study.contract import require_same
+from hpo.study.record import Measured, StudyRecord, TrialRecord
+from hpo.verdict.ranking import Level, frontier, frontier_text, headline, is_meaningful, rank, ranking_json
+from objectives.errors import InputError
+from objectives.paired import paired_difference
+from objectives.quantization import ModelSize
+from objectives.results import keep_result
+from objectives.scoring import Score
+from objectives.trial import TrialResult
+from quant.methods import Setting
+from storage.results import ResultStore
+from tests.hpo.made import reference, score, trial
+
+COUNT = 48
+BASE = 4 + 0.3 * torch.randn(COUNT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+NOISE = torch.randn(COUNT, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def shifted(percent: float, noise: float = 0.0) -> Score:
+    """A score that is so many percent of perplexity above `BASE`; noise moves sequences, not their mean."""
+    return score(BASE + percent / 100 + noise * (NOISE - NOISE.mean()))
+
+
+class Study:
+    """A study that is put together from scores."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = ResultStore(directory)
+        self.references: list[Measured] = []
+        self.trials: list[TrialRecord] = []
+
+    def add(
+        self, setting: Setting, scored: Score, searched: bool, origin: str = "gp", bits: float = 4.25, name: str = ""
+    ) -> None:
+        number = len(self.references) + len(self.trials)
+        result = TrialResult(
+            setting=setting,
+            outcome="complete",
+            score=scored,
+            size=ModelSize(bits_per_weight=bits, model_bytes=1),
+            layers=[],
+            seconds={},
+            peak_bytes=0,
+        )
+        keep_result(self.store, f"result-{number}", result)
+        if searched:
+            name = origin.removeprefix("preset ") if origin.startswith("preset") else f"trial {number}"
+            space = make_space(Setting(method=setting.method), {})
+            made = trial(number, space, setting, scored.perplexity, origin=origin, name=name, bits_per_weight=bits)
+            self.trials.append(made)
+        else:
+            one = reference(setting)
+            changes = {"name": name or one.name, "result": f"result-{number}", "bits_per_weight": bits}
+            self.references.append(replace(one, **changes))
+
+    def levels(self) -> list[Level]:
+        record = StudyRecord(name="s", contract={}, references=tuple(self.references), trials=tuple(self.trials))
+        return rank(record, self.store, list(range(COUNT)))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path)
+
+
+AWQ, RTN = Setting(method="gw-awq"), Setting(method="rtn")
+
+
+def test_a_reference_that_beats_every_setting_is_said_to(study: Study) -> None:
+    """The study can find out that its method is worse than plain AWQ, and says so."""
+    study.add(AWQ, shifted(0), searched=False)
+    study.add(RTN, shifted(3), searched=False)
+    study.add(Setting(beta=0.2), shifted(1, noise=0.001), searched=True)
+    (level,) = study.levels()
+    assert level.verdict().startswith("Group size 128: gw-awq")
+    assert "beats every gwh-praq-v2 setting that was tried" in level.verdict()
+    assert "+1.01 % [" in level.verdict()
+    assert level.recommended.measured.name == "gw-awq"
+
+
+def test_a_clear_win_is_meaningful(study: Study) -> None:
+    """Above 0.1 % and significant."""
+    study.add(AWQ, shifted(1, noise=0.001), searched=False)
+    study.add(Setting(beta=0.2), shifted(0), searched=True)
+    (level,) = study.levels()
+    assert level.verdict().endswith("a meaningful win.")
+    assert level.recommended.measured.name == "trial 1"
+
+
+@pytest.mark.parametrize(("percent", "noise"), [(0.08, 0.0001), (0.5, 0.05)])
+def test_a_win_that_is_small_or_within_noise_is_not_meaningful(study: Study, percent: float, noise: float) -> None:
+    """Significant but below 0.1 %, or above it and not significant."""
+    study.add(AWQ, shifted(percent, noise), searched=False)
+    study.add(Setting(beta=0.2), shifted(0), searched=True)
+    (level,) = study.levels()
+    assert "not a meaningful win" in level.verdict()
+
+
+def test_the_simplest_setting_within_noise_and_a_twentieth_of_a_percent_is_recommended(study: Study) -> None:
+    """References before presets before found settings, small calibration before large; but not beyond 0.05 %."""
+    study.add(Setting(beta=0.11, n_calib=256), shifted(0), searched=True)
+    study.add(Setting(beta=0.12, n_calib=64), shifted(0.02, noise=0.01), searched=True)
+    (level,) = study.levels()
+    assert level.recommended.measured.name == "trial 1"
+    study.add(Setting(beta=0.5), shifted(0.03, noise=0.01), searched=True, origin="preset balanced")
+    assert study.levels()[0].recommended.measured.name == "balanced"
+    study.add(AWQ, shifted(0.04, noise=0.01), searched=False)
+    assert study.levels()[0].recommended.measured.name == "gw-awq"
+    study.add(RTN, shifted(0.06, noise=0.05), searched=False)
+    assert study.levels()[0].recommended.measured.name == "gw-awq"
+
+
+def test_what_is_surely_worse_is_not_recommended_however_simple(study: Study) -> None:
+    """Within 0.05 % but beyond noise."""
+    study.add(Setting(beta=0.11), shifted(0), searched=True)
+    study.add(RTN, shifted(0.04, noise=0.0001), searched=False)
+    assert study.levels()[0].recommended.measured.name == "trial 0"
+
+
+def test_only_equal_group_sizes_are_compared(study: Study) -> None:
+    """A smaller group is not a better method, it is more memory; the page leads with the best trial's size."""
+    study.add(AWQ, shifted(2), searched=False)
+    study.add(Setting(beta=0.2), shifted(1), searched=True)
+    study.add(Setting(method="gw-awq", group_size=32), shifted(0), searched=False)
+    study.add(Setting(beta=0.2, group_size=32), shifted(0.5), searched=True)
+    levels = study.levels()
+    assert [level.footprint.group_size for level in levels] == [32, 128]
+    assert [len(level.rows) for level in levels] == [2, 2]
+    assert headline(levels) is levels[0]
+    assert levels[1].best.measured.name == "trial 1"
+
+
+def kept(ratio: float, method: str = "praq-mixed", **others: float) -> Setting:
+    return Setting(method=method, keep_ratio=ratio, **others)  # type: ignore[arg-type]
+
+
+def test_only_equal_shares_of_kept_rows_are_compared(study: Study) -> None:
+    """More rows in 16 bit are more memory: each share has its own best trial, and its plain method beside it."""
+    for ratio, percent in ((0.05, 3.0), (0.1, 2.0), (0.2, 1.0)):
+        bits = 4 + 12 * ratio
+        study.add(kept(ratio, "awq-mixed"), shifted(percent + 0.5, noise=0.001), searched=False, bits=bits)
+        study.add(kept(ratio, beta_risk=2), shifted(percent), searched=True, bits=bits)
+        study.add(kept(ratio, beta_risk=1), shifted(percent + 0.2), searched=True, bits=bits)
+    levels = study.levels()
+    assert [level.footprint.keep_ratio for level in levels] == [0.05, 0.1, 0.2]
+    assert [len(level.rows) for level in levels] == [3, 3, 3]
+    assert all(level.best_reference.measured.name == "awq-mixed" for level in levels if level.best_reference)
+    assert levels[0].verdict().startswith("One scale per row, 5 % of rows in 16 bit: trial 1 (")
+    assert levels[0].verdict().endswith("a meaningful win.")
+    assert headline(levels) is levels[2]
+    assert [(one["group_size"], one["keep_ratio"]) for one in ranking_json(levels)] == [
+        (None, 0.05),
+        (None, 0.1),
+        (None, 0.2),
+    ]
+
+
+def test_methods_in_groups_stand_beside_kept_rows_of_no_fewer_bits(study: Study) -> None:
+    """What the same memory buys otherwise is said with its bits; what takes more memory is no argument."""
+    for size, percent in ((32, 0.0), (64, 2.5)):
+        bits = 4 + 16 / size
+        study.add(Setting(method="gw-awq", group_size=size), shifted(percent), False, bits=bits, name=f"gw-awq g{size}")
+    study.add(kept(0.0), shifted(4), searched=True, bits=4.03)
+    study.add(kept(0.03), shifted(3), searched=True, bits=4.36)
+    study.add(kept(0.1), shifted(1), searched=True, bits=5.2)
+    none, few, many = study.levels()
+    assert [row.measured.name for row in none.rows] == ["trial 2"]
+    assert none.title == "One scale per row"
+    assert [row.measured.name for row in few.rows] == ["gw-awq g64", "trial 3"]
+    assert [row.measured.name for row in many.rows] == ["gw-awq g32", "trial 4"]
+    assert "at 4.500 bits per weight) beats every praq-mixed setting that was tried" in many.verdict()
+    assert "at 5.200 bits per weight), is at +1.01 %" in many.verdict()
+    assert many.recommended.measured.name == "gw-awq g32"
+    assert many.recommendation() == (
+        "Recommended instead of one scale per row, 10 % of rows in 16 bit: "
+        "gw-awq g32 (gw-awq n_grid=20) at 4.500 bits per weight."
+    )
+    assert none.recommendation().startswith("Recommended at one scale per row: trial 2 (praq-mixed keep_ratio=0 ")
+
+
+def test_more_bits_must_be_better(study: Study) -> None:
+    """The frontier has every row that no other row of at most its bits beats, over all levels."""
+    study.add(Setting(method="gw-awq", group_size=64), shifted(1), searched=False, bits=4.25)
+    study.add(Setting(beta=0.2, group_size=64), shifted(2), searched=True, bits=4.25)
+    study.add(Setting(method="gw-awq", group_size=32), shifted(1.5), searched=False, bits=4.5)
+    study.add(Setting(beta=0.3, group_size=32), shifted(0.5), searched=True, bits=4.5)
+    levels = study.levels()
+    assert [row.measured.name for row in frontier(levels)] == ["gw-awq", "trial 3"]
+    text = frontier_text(levels)
+    assert "no more bits is better: gw-awq g64 (" in text
+    assert " at 4.250), trial 3 g32 (" in text
+    assert text.endswith(" at 4.500).")
+
+
+def test_a_trial_that_equals_its_reference_is_not_said_to_lose(study: Study) -> None:
+    """The defaults of a method are a reference and a trial: neither beats the other."""
+    study.add(Setting(method="awq"), shifted(0), searched=False)
+    study.add(Setting(method="awq"), shifted(0), searched=True, origin="preset defaults")
+    (level,) = study.levels()
+    assert "beats" not in level.verdict()
+    assert "not a meaningful win" in level.verdict()
+
+
+def test_a_size_without_a_completed_trial_says_so(study: Study) -> None:
+    """Nothing is compared with nothing, and such a size does not lead."""
+    study.add(AWQ, shifted(0), searched=False)
+    (level,) = study.levels()
+    assert "no trial was completed" in level.verdict()
+    assert headline([level]) is None
+    assert ranking_json([level])[0]["recommended"] == "gw-awq"
+
+
+def test_meaningful_takes_size_and_significance() -> None:
+    """The rule itself, at its edges."""
+    clusters = list(range(COUNT))
+    assert is_meaningful(paired_difference(shifted(-0.11), shifted(0), clusters))
+    assert not is_meaningful(paired_difference(shifted(-0.09), shifted(0), clusters))
+    assert not is_meaningful(paired_difference(shifted(0.2), shifted(0), clusters))
+
+
+def test_a_contract_that_differs_is_refused_with_every_difference() -> None:
+    """Nested values are named by their path, long ones shortened, absent ones said to be."""
+    stored = {"seed": 0, "model": {"name": "a", "commit": None}, "space": {"beta": "0..1"}}
+    require_same(stored, {"seed": 0, "model": {"name": "a", "commit": None}, "space": {"beta": "0..1"}}, "s")
+    other = {"seed": 0, "model": {"name": "b" * 200, "commit": None}, "space": {"beta": "0..1", "tau": "1"}}
+    with pytest.raises(InputError) as caught:
+        require_same(stored, other, "s")
+    message = str(caught.value)
+    assert "study 's' was begun with another contract" in message
+    assert "in the study a; space.tau is 1, in the study absent" in message
+    assert "seed" not in message
+    assert len(message) < 400

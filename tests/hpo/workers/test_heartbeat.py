@@ -1,0 +1,63 @@
+"""Signs of life: they come while a trial runs, stop when it ends, and end one that hangs."""
+
+from pathlib import Path
+from time import monotonic, sleep
+
+import optuna
+import pytest
+
+from hpo.study.record import read_study
+from hpo.workers import heartbeat as module
+from hpo.workers.heartbeat import Heartbeat
+from storage.studies.opening import open_storage
+from tests.processes import wait_until
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> optuna.Study:
+    return optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/study.db"), study_name="s")
+
+
+def test_signs_say_phase_and_progress_and_go_on_without_progress(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new phase is told at once; the count grows also while the main thread is busy."""
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    trial = study.ask()
+    with Heartbeat(study._storage, trial._trial_id) as beat:
+        beat.note("quantizing gw-awq", 3, 30)
+        wait_until(lambda: read_study(study).trials[0].beat.get("phase") == "quantizing", "the phase")
+        first = read_study(study).trials[0].beat
+        assert (first["done"], first["total"]) == (3, 30)
+        wait_until(lambda: read_study(study).trials[0].beat["count"] > first["count"] + 2, "more signs")
+    last = read_study(study).trials[0].beat["count"]
+    sleep(0.2)
+    assert read_study(study).trials[0].beat["count"] == last
+
+
+def test_a_trial_that_someone_ended_gets_no_signs(study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread ends by itself; nothing is raised anywhere."""
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
+    trial = study.ask()
+    with Heartbeat(study._storage, trial._trial_id) as beat:
+        study.tell(trial, 1.0)
+        wait_until(lambda: not beat._thread.is_alive(), "the end of the thread")
+    assert read_study(study).trials[0].state == "COMPLETE"
+
+
+def test_a_trial_that_hangs_fails_and_its_worker_is_told_to_end(study: optuna.Study) -> None:
+    """Progress keeps it alive for longer than the timeout; silence ends it."""
+    ended: list[str] = []
+    trial = study.ask()
+    started = monotonic()
+    with Heartbeat(study._storage, trial._trial_id, 0.5, ended.append) as beat:
+        for step in range(8):
+            sleep(0.1)
+            beat.note("scoring", step, 64)
+        assert not ended
+        wait_until(lambda: ended, "the timeout")
+    assert monotonic() - started > 1.2
+    record = read_study(study).trials[0]
+    assert (record.state, record.outcome) == ("FAIL", "timeout")
+    assert "while scoring (7/64)" in str(record.reason)
+    assert ended == [record.reason]

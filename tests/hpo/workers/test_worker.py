@@ -1,0 +1,452 @@
+"""The ask/tell loop on real trials of a tiny model: every trial ends, nothing is lost, nothing is done twice."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
+
+from hpo.search.pruning import PRUNERS, Pruner, PrunerName
+from hpo.space.space import make_space
+from hpo.study.events import Event, Finished, Looked, Notice
+from hpo.study.record import OWNER, read_study
+from hpo.workers import worker as worker_module
+from hpo.workers.administration import retry_failed
+from hpo.workers.ledger import Ledger
+from hpo.workers.measuring import measure_references, require_same_machine_result
+from hpo.workers.owner import Owner
+from hpo.workers.queue import Queue
+from hpo.workers.worker import Budget, Worker
+from objectives.errors import InputError, RunError
+from objectives.progress import silent
+from objectives.quantization import model_size
+from objectives.results import measurement_key, recall_result
+from objectives.scoring import Score
+from objectives.trial import Bench, TrialResult
+from quant.methods import Setting
+from storage.errors import StorageError
+from storage.results import ResultStore
+from storage.studies.opening import open_storage
+from tests.objectives import tiny
+
+SPACE = make_space(Setting(n_calib=8), {"n_calib": 8, "group_size": "32,64", "n_grid": "2..4"})
+TEXT = tiny.sequences([24] * 40, seed=9)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path_factory.mktemp("cache"))
+
+
+Make = Callable[..., Worker]
+
+
+@pytest.fixture
+def make(bench: Bench, tmp_path: Path) -> Make:
+    """Makes workers; without a name they work on one study."""
+
+    def worker(name: str = "s", listen: Callable[[Event], None] = lambda event: None, **changes: Any) -> Worker:
+        storage = open_storage(f"sqlite:///{tmp_path}/{name}.db")
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        fields: dict[str, Any] = {
+            "queue": Queue(study=study, storage=storage, space=SPACE),
+            "store": ResultStore(tmp_path / f"results-{name}"),
+            "bench": bench,
+            "tuning": TEXT,
+            "sampler": "gp",
+            "pruner": Pruner(),
+            "seed": 0,
+            "listen": listen,
+            "progress": silent,
+        }
+        return Worker(**{**fields, **changes})
+
+    return worker
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: PrunerName) -> None:
+    """Twelve trials, complete or pruned, each with setting, outcome, sizes, seconds and values; no setting twice."""
+    events: list[Event] = []
+    worker = make(pruner=Pruner(name=pruner), listen=events.append)
+    worker.work(Budget(trials=12))
+    record = read_study(worker.study)
+    assert len(record.trials) == 12
+    assert {trial.state for trial in record.trials} <= {"COMPLETE", "PRUNED"}
+    assert len({trial.setting for trial in record.trials}) == 12
+    for trial in record.trials:
+        assert trial.setting is not None
+        assert SPACE.setting(trial.params) == trial.setting
+        assert trial.bits_per_weight is not None
+        assert {"quantize", "score"} <= set(trial.seconds)
+        values = recall_result(worker.store, str(trial.result)).score
+        assert values is not None
+        assert int(values.tokens.sum()) == trial.tokens
+        if trial.state == "COMPLETE":
+            assert values.perplexity == pytest.approx(trial.perplexity)
+            assert len(values.nll) == len(TEXT)
+    finished = [event for event in events if isinstance(event, Finished)]
+    assert [event.done for event in finished] == list(range(1, 13))
+    assert finished[-1].best == record.best
+    assert any(isinstance(event, Looked) for event in events)
+
+
+def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(make: Make) -> None:
+    """A study of nine trials equals one of four that went on to nine; another seed gives another one."""
+    whole, parts, other = make("whole"), make("parts"), make("other", seed=1)
+    whole.work(Budget(trials=9))
+    parts.work(Budget(trials=4))
+    make("parts").work(Budget(trials=9))
+    other.work(Budget(trials=9))
+
+    def trials(worker: Worker) -> list[object]:
+        found = read_study(worker.study).trials
+        return [(one.setting, one.state, one.perplexity, one.running, one.estimate) for one in found]
+
+    assert trials(whole) == trials(parts)
+    assert trials(whole) != trials(other)
+
+
+def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that is given up after the first look says what it would probably have scored, against whom."""
+    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, clusters, pruner: True)
+    worker = make()
+    worker.work(Budget(trials=6))
+    record = read_study(worker.study)
+    first = {size: next(t for t in record.trials if t.group_size == size) for size in (32, 64)}
+    assert {trial.number for trial in record.complete} == {trial.number for trial in first.values()}
+    for trial in record.pruned:
+        assert trial.estimate is not None
+        assert trial.estimate.against == first[int(trial.group_size or 0)].number
+        assert trial.estimate.low <= trial.estimate.perplexity <= trial.estimate.high
+        assert list(trial.running) == [8]
+        assert trial.tokens == 8 * 23
+    assert record.tokens_saved(40 * 23) == pytest.approx(4 / 6 * (1 - 8 / 40))
+
+
+def test_a_trial_whose_rivals_values_are_damaged_is_measured_to_the_end(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There is nobody to compare it with: a notice says so, and nothing fails."""
+    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, clusters, pruner: True)
+    events: list[Event] = []
+    make().work(Budget(trials=3))
+    for file in (tmp_path / "results-s").glob("*.safetensors"):
+        file.write_bytes(b"no result")
+    worker = make(listen=events.append)
+    worker.work(Budget(trials=4))
+    assert read_study(worker.study).trials[3].state == "COMPLETE"
+    assert any("not compared with a trial" in event.text for event in events if isinstance(event, Notice))
+
+
+def test_an_interrupt_hands_the_running_trial_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits with its number, the model has its weights again, and the next worker begins with it."""
+    worker = make()
+    worker.work(Budget(trials=2))
+    before = tiny.state(worker.bench.model.module)
+
+    def interrupted(look: Score, *others: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "is_worth", lambda self, trial, setting, look: interrupted(look))
+        with pytest.raises(KeyboardInterrupt):
+            worker.work(Budget(trials=5))
+    assert [trial.state for trial in read_study(worker.study).trials] == ["COMPLETE", "COMPLETE", "WAITING"]
+    assert tiny.same_bits(before, tiny.state(worker.bench.model.module))
+    make().work(Budget(trials=5))
+    record = read_study(worker.study)
+    assert len(record.trials) == 5
+    assert all(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials)
+
+
+def test_a_result_that_was_kept_but_not_told_is_not_measured_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that dies between the two costs nothing: the trial is told what is known."""
+    worker = make()
+    monkeypatch.setattr(Ledger, "tell", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        worker.work(Budget(trials=1))
+    monkeypatch.undo()
+    monkeypatch.setattr(worker_module, "run_trial", lambda *arguments: pytest.fail("measured again"))
+    make().work(Budget(trials=1))
+    (trial,) = read_study(worker.study).trials
+    assert trial.state == "COMPLETE"
+    assert list(trial.running) == [8, 16, 32, 40]
+
+
+def test_what_another_study_measured_is_not_measured_again_and_pruned_all_the_same(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A study beside one that pruned nothing has the trials that it would have had alone."""
+    alone = make("alone")
+    alone.work(Budget(trials=8))
+    shared = ResultStore(tmp_path / "shared")
+    everything, beside = make("everything", pruner=Pruner(name="none"), store=shared), make("beside", store=shared)
+    everything.work(Budget(trials=8))
+    measured: list[Setting] = []
+    run_trial = worker_module.run_trial
+
+    def counted(bench: Bench, setting: Setting, *others: Any) -> TrialResult:
+        measured.append(setting)
+        return run_trial(bench, setting, *others)
+
+    monkeypatch.setattr(worker_module, "run_trial", counted)
+    beside.work(Budget(trials=8))
+    known = {trial.setting for trial in read_study(everything.study).trials}
+    assert not known & set(measured)
+    assert len(measured) < 8
+
+    def trials(worker: Worker) -> list[object]:
+        return [(one.setting, one.state, one.perplexity, one.running) for one in read_study(worker.study).trials]
+
+    assert trials(alone) == trials(beside)
+
+
+def test_a_damaged_result_is_measured_again(make: Make, tmp_path: Path) -> None:
+    """A notice names the file; nothing stands in the way of the study."""
+    first = make("first")
+    first.work(Budget(trials=1))
+    (kept,) = (tmp_path / "results-first").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    notices: list[Event] = []
+    second = make("second", store=first.store, listen=notices.append)
+    second.work(Budget(trials=1))
+    assert read_study(second.study).trials[0].perplexity == read_study(first.study).trials[0].perplexity
+    assert any("damaged" in str(event) and "measured again" in str(event) for event in notices)
+    assert recall_result(first.store, kept.stem).score is not None
+
+
+def test_a_late_result_is_kept_and_told_by_whoever_has_the_trial_now(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was suspended until its trial was taken over tells nothing; its successor measures nothing."""
+    notices: list[Event] = []
+    worker = make(listen=notices.append)
+    run_trial = worker_module.run_trial
+
+    def suspended(bench: Bench, setting: Setting, *others: Any) -> TrialResult:
+        result = run_trial(bench, setting, *others)
+        (trial,) = worker.study.get_trials(states=(TrialState.RUNNING,))
+        worker.queue.storage.set_trial_user_attr(trial._trial_id, OWNER, Owner.this(name="successor").as_dict())
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "run_trial", suspended)
+        patch.setattr(Queue, "others_run", lambda queue: 0)
+        worker.work(Budget(trials=1))
+    assert any("trial 0 is no longer this worker's" in str(event) for event in notices)
+    assert read_study(worker.study).trials[0].state == "RUNNING"
+    successor = make()
+    assert replace(successor.queue, owner=Owner.this(name="successor")).hand_back() == [0]
+    monkeypatch.setattr(worker_module, "run_trial", lambda *arguments: pytest.fail("measured again"))
+    successor.work(Budget(trials=1))
+    assert read_study(worker.study).trials[0].state == "COMPLETE"
+
+
+def test_a_storage_that_comes_back_costs_no_result(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is lost when the result is told is waited for; the trial is measured once."""
+    notices: list[Event] = []
+    worker = make(listen=notices.append)
+    tell, lost, measured = optuna.Study.tell, [3], [0]
+    run_trial = worker_module.run_trial
+
+    def counted(*arguments: Any) -> TrialResult:
+        measured[0] += 1
+        return run_trial(*arguments)
+
+    def unreachable(study: optuna.Study, *arguments: Any, **named: Any) -> Any:
+        if lost[0]:
+            lost[0] -= 1
+            raise StorageInternalError("lost") from OperationalError("update", {}, OSError("server closed"))
+        return tell(study, *arguments, **named)
+
+    monkeypatch.setattr("storage.studies.patience.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(optuna.Study, "tell", unreachable)
+    monkeypatch.setattr(worker_module, "run_trial", counted)
+    worker.work(Budget(trials=1))
+    assert read_study(worker.study).trials[0].state == "COMPLETE"
+    assert measured == [1]
+    assert sum("the storage cannot be reached (server closed)" in str(event) for event in notices) == 1
+
+
+def test_most_of_twenty_failures_stop_a_study(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One success at first does not keep a broken study alive."""
+    worker = make(sampler="random", pruner=Pruner(name="none"))
+    worker.work(Budget(trials=2))
+    monkeypatch.setattr(worker_module, "run_trial", results("non-finite"))
+    with pytest.raises(RunError, match="of the last 20 trials of study 's' failed"):
+        worker.work(Budget(trials=40))
+    assert len(read_study(worker.study).trials) == 20
+
+
+def results(outcome: str, score: Score | None = None) -> Callable[..., TrialResult]:
+    """A trial that ends in `outcome` whatever is tried."""
+
+    def run(bench: Bench, setting: Setting, *others: object) -> TrialResult:
+        size = model_size(bench.model, bench.blocks, setting)
+        return TrialResult(
+            setting=setting, outcome=outcome, score=score, size=size, layers=[], seconds={}, peak_bytes=10**9
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("outcome", "score", "reason"),
+    [
+        ("non-finite", None, "NaN or Inf"),
+        ("out-of-memory", None, "out of memory at a peak of 1.00 GB"),
+        ("complete", Score(nll=torch.full((40,), 1e6), tokens=torch.full((40,), 23)), "perplexity is infinite"),
+    ],
+)
+def test_a_trial_without_a_value_fails_with_its_reason_and_five_of_them_end_the_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch, outcome: str, score: Score | None, reason: str
+) -> None:
+    """Every worker finds the same; when what was in the way is gone, the failed settings are tried again."""
+    worker = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "run_trial", results(outcome, score))
+        with pytest.raises(RunError, match=f"all 5 trials of study 's' failed; the last: {outcome}.*{reason}"):
+            worker.work(Budget(trials=20))
+    record = read_study(worker.study)
+    assert [(trial.state, trial.outcome) for trial in record.trials] == [("FAIL", outcome)] * 5
+    assert record.best is None
+    with pytest.raises(RunError, match="`study retry s`"):
+        make().work(Budget(trials=20))
+    assert retry_failed(worker.study, worker.queue.storage) == [0, 1, 2, 3, 4]
+    make().work(Budget(trials=7))
+    record = read_study(worker.study)
+    assert record.best is not None
+    assert len(record.counted) == 7
+    assert [trial.setting for trial in record.trials[:5]] == [trial.setting for trial in record.trials[5:10]]
+    assert retry_failed(worker.study, worker.queue.storage) == []
+
+
+def test_a_mistake_of_ours_fails_the_trial_with_its_traceback_and_stops_the_worker(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to guess where it was."""
+    monkeypatch.setattr(worker_module, "run_trial", lambda *arguments: {}["absent"])
+    worker = make()
+    with pytest.raises(KeyError):
+        worker.work(Budget(trials=3))
+    (trial,) = read_study(worker.study).trials
+    assert (trial.state, trial.outcome) == ("FAIL", "error")
+    assert "KeyError: 'absent'" in str(trial.reason)
+
+
+def test_a_full_disk_hands_the_trial_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk refuses is no property of the setting."""
+
+    def refuse(*arguments: object) -> None:
+        raise StorageError("no space")
+
+    worker = make()
+    monkeypatch.setattr(worker_module, "keep_result", refuse)
+    with pytest.raises(StorageError):
+        worker.work(Budget(trials=3))
+    assert [trial.state for trial in read_study(worker.study).trials] == ["WAITING"]
+
+
+def test_a_space_that_is_used_up_ends_the_run(make: Make) -> None:
+    """No budget makes a setting be tried twice."""
+    worker = make()
+    small = make_space(Setting(n_calib=8), {"n_calib": 8, "group_size": 64, "n_grid": "2..4", "beta": 0.5, "tau": 1})
+    limited = make(queue=Queue(study=worker.study, storage=worker.queue.storage, space=small))
+    limited.work(Budget(trials=50))
+    assert len(read_study(worker.study).trials) == 3
+
+
+def test_nothing_begins_after_the_deadline(make: Make) -> None:
+    """A timeout of nothing runs nothing."""
+    worker = make()
+    worker.work(Budget(trials=5, deadline=-math.inf))
+    assert read_study(worker.study).trials == ()
+
+
+def test_references_are_measured_once_and_at_every_group_size(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full precision first; a second time everything is read from the store."""
+    worker = make()
+    measured = measure_references(worker.bench, worker.store, SPACE, TEXT, silent)
+    assert [(one.name, one.group_size) for one in measured] == [
+        ("full precision", None),
+        *((method, size) for size in (32, 64) for method in ("rtn", "gw-awq", "gwh-praq-v1")),
+    ]
+    monkeypatch.setattr("hpo.workers.measuring.score_all", lambda *arguments: pytest.fail("scored again"))
+    assert measure_references(worker.bench, worker.store, SPACE, TEXT, silent) == measured
+
+
+def names(worker: Worker, method: str, **given: object) -> list[tuple[str, str]]:
+    """What is measured beside a study of that method, with its footprint."""
+    space = make_space(Setting(method=method, n_calib=8), {"n_calib": 8, **given})
+    measured = measure_references(worker.bench, worker.store, space, TEXT, silent)
+    return [(one.name, str(one.footprint)) for one in measured[1:]]
+
+
+def test_rows_with_one_scale_have_references_of_at_most_their_bits(make: Make) -> None:
+    """Groups need more bits, so nothing in groups is measured beside them."""
+    row = "one scale per row"
+    for method in ("awq", "praq-real"):
+        assert names(make(), method, n_grid=3) == [("rtn-channel", row), ("awq", row)]
+
+
+def test_kept_rows_are_measured_against_the_plain_choice_and_against_groups_of_no_more_bits(make: Make) -> None:
+    """Each share has awq-mixed at that share; where the memory of a group size is reached, the methods in groups."""
+    worker = make()
+    found = names(worker, "praq-mixed", keep_ratio="0.02,0.12")
+    assert found[:2] == [("awq-mixed", f"one scale per row, {share} % of rows in 16 bit") for share in (2, 12)]
+    small = model_size(worker.bench.model, worker.bench.blocks, Setting(method="awq-mixed", keep_ratio=0.02))
+    sizes = [size for size in (32, 64) if 4 + 16 / size <= small.bits_per_weight]
+    expected = dict.fromkeys((*sizes[:1], 32))
+    assert found[2:] == [
+        (f"{method} g{size}", f"group size {size}") for size in expected for method in ("rtn", "gw-awq", "gwh-praq-v1")
+    ]
+
+
+def test_kept_rows_are_pruned_against_trials_of_equal_bits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first trial of every share is measured to the end, whatever trials with more rows in 16 bit have reached."""
+    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, clusters, pruner: True)
+    worker = make()
+    space = make_space(Setting(method="praq-mixed", n_calib=8), {"n_calib": 8, "keep_ratio": "0.1,0.2,0.3"})
+    mixed = make(queue=Queue(study=worker.study, storage=worker.queue.storage, space=space))
+    mixed.work(Budget(trials=9))
+    record = read_study(worker.study)
+    first: dict[object, int] = {}
+    for trial in record.trials:
+        first.setdefault(trial.footprint, trial.number)
+    assert len(first) > 1
+    assert {trial.number for trial in record.complete} == set(first.values())
+    assert all(trial.estimate and trial.estimate.against == first[trial.footprint] for trial in record.pruned)
+
+
+def test_a_machine_that_scores_differently_may_not_join(make: Make) -> None:
+    """A mean that moved by more than 0.002 is refused with both values; the same machine is welcome."""
+    worker = make()
+    full = measure_references(worker.bench, worker.store, SPACE, TEXT, silent)[0]
+    known = recall_result(worker.store, str(full.result)).score
+    assert known is not None
+    require_same_machine_result(worker.bench, known, TEXT, silent)
+    moved = Score(nll=known.nll + 0.003 * known.tokens, tokens=known.tokens)
+    with pytest.raises(InputError, match=r"nats per token here and .* in the study"):
+        require_same_machine_result(worker.bench, moved, TEXT, silent)
+
+
+def test_equal_work_has_equal_keys_and_other_work_others(bench: Bench) -> None:
+    """What a method does not read is no part of its key; text, setting and calibration size are."""
+    key = measurement_key(bench, Setting(method="rtn", n_calib=8), TEXT)
+    assert key == measurement_key(bench, Setting(method="rtn", n_calib=8, beta=0.1, tau=1.0, n_grid=3), TEXT)
+    others = [
+        measurement_key(bench, Setting(method="rtn", n_calib=8, group_size=64), TEXT),
+        measurement_key(bench, Setting(method="gw-awq", n_calib=8), TEXT),
+        measurement_key(bench, Setting(method="gw-awq", n_calib=4), TEXT),
+        measurement_key(bench, Setting(method="rtn", n_calib=8), TEXT[:39]),
+        measurement_key(bench, None, TEXT),
+    ]
+    assert len({key, *others}) == 6

@@ -1,0 +1,302 @@
+"""A packed model is the model that was measured: to the last bit of every weight, in every layout, or not there."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import objectives.export.packed
+from objectives.errors import InputError, RunError
+from objectives.export.dense import read_record
+from objectives.export.packed import Proof, write_packed
+from objectives.export.rescoring import rescore
+from objectives.model.loading import DTYPES, Model, ModelPlan, load_model
+from objectives.progress import silent
+from objectives.scoring import Score, score_all
+from objectives.text.sequences import Sequences
+from objectives.trial import Bench, quantized, run_trial
+from quant.methods import METHODS, Setting
+from storage.errors import StorageError
+from storage.model_directory import tensor_bytes
+from tests.objectives import tiny
+
+AWQ = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=5)
+TEXT = tiny.sequences([20] * 10, seed=2)
+GRIDS = {
+    f"{'symmetric' if symmetric else 'asymmetric'}-{size or 'channel'}": Setting(
+        method="gw-awq" if size else "awq", group_size=size or 128, symmetric=symmetric, n_calib=8, n_grid=5
+    )
+    for symmetric in (True, False)
+    for size in (32, 64, None)
+}
+Stored = dict[str, Tensor]
+
+
+made = partial(tiny.complete, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return tiny.bench(made(), tmp_path / "home")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "models" / "mine"
+
+
+@pytest.fixture
+def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh process takes seconds: most tests load in this one."""
+
+    def here(directory: Path, text: Sequences, model: Model, progress: Any, trust: bool = False) -> Score:
+        loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=model.dtype, trust_remote_code=trust)
+        return score_all(loaded.eval(), text, "", silent)
+
+    monkeypatch.setattr(objectives.export.packed, "rescore", here)
+
+
+def card(record: Mapping[str, Any]) -> str:
+    return f"# {record['method']}"
+
+
+def write(bench: Bench, setting: Setting, target: Path, perplexity: float | None = None) -> dict[str, Any]:
+    return write_packed(bench, setting, target, Proof(text=TEXT, perplexity=perplexity), card, silent)
+
+
+def measured_state(bench: Bench, setting: Setting) -> Stored:
+    """The weights that a trial scores."""
+    with quantized(bench, setting, [], {}):
+        return tiny.state(bench.model.module)
+
+
+def reload(target: Path, dtype: str | torch.dtype = "auto") -> Any:
+    loaded, report = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    return loaded
+
+
+# What is written
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("layout", tiny.LAYOUTS)
+def test_every_layout_comes_back_bit_by_bit(layout: str, symmetric: bool, tmp_path: Path, target: Path) -> None:
+    """Fused projections, biases, folded norms and unfoldable inputs: every weight is the one that was measured."""
+    bench = tiny.bench(made(layout), tmp_path / "home")
+    setting = replace(AWQ, symmetric=symmetric)
+    before = tiny.state(bench.model.module)
+    expected = measured_state(bench, setting)
+    record = write(bench, setting, target)
+    assert tiny.same_bits(expected, tiny.state(reload(target)))
+    assert tiny.same_bits(before, tiny.state(bench.model.module))
+    assert record["proof"]["packed"] == pytest.approx(run_trial(bench, setting, TEXT).score.perplexity, rel=1e-6)
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(
+    "dtype", [name if name == "bfloat16" else pytest.param(name, marks=pytest.mark.slow) for name in DTYPES]
+)
+def test_every_grid_comes_back_bit_by_bit(name: str, dtype: str, tmp_path: Path, target: Path) -> None:
+    """Symmetric and asymmetric, groups and one scale per row, in every type; the bits in the file are those counted."""
+    bench = tiny.bench(made(dtype=DTYPES[dtype]), tmp_path / "home")
+    expected = measured_state(bench, GRIDS[name])
+    record = write(bench, GRIDS[name], target)
+    assert tiny.same_bits(expected, tiny.state(reload(target)))
+    # Beyond the codes, scales and zero points there are two 64-bit numbers for each of 14 matrices.
+    assert 0 < record["stored_bits_per_weight"] - record["bits_per_weight"] < 0.05
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_model_computed_in_float32_is_stored_as_its_files_were(symmetric: bool, tmp_path: Path, target: Path) -> None:
+    """Scales, norms and embeddings are bfloat16 as before, and computed in float32 again every weight is the same."""
+    wide = made(dtype=torch.float32)
+    for parameter in wide.module.parameters():
+        parameter.copy_(parameter.bfloat16())
+    bench = tiny.bench(replace(wide, file_dtype=torch.bfloat16), tmp_path / "home")
+    setting = replace(AWQ, symmetric=symmetric)
+    expected = measured_state(bench, setting)
+    write(bench, setting, target)
+    assert json.loads((target / "config.json").read_text())["dtype"] == "bfloat16"
+    assert reload(target).dtype == torch.bfloat16
+    assert tiny.same_bits(expected, tiny.state(reload(target, torch.float32)))
+    embeddings = tensor_bytes(target)["model.embed_tokens.weight"]
+    assert embeddings == 2 * tiny.VOCABULARY * tiny.HIDDEN
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_stays_as_it_is(tied: bool, tmp_path: Path, target: Path) -> None:
+    """The head is in 16 bit, and tied to the embeddings and not in the file where it was."""
+    bench = tiny.bench(made(tied=tied), tmp_path / "home")
+    write(bench, AWQ, target)
+    reloaded = reload(target)
+    assert torch.equal(reloaded.lm_head.weight, bench.model.module.lm_head.weight)
+    assert (reloaded.lm_head.weight is reloaded.model.embed_tokens.weight) == tied
+    assert ("lm_head.weight" in tensor_bytes(target)) == (not tied)
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("layout", ["llama", "opt", "opt-post-norm", "phi3"])
+def test_the_file_has_what_the_format_prescribes(layout: str, tmp_path: Path, target: Path) -> None:
+    """Every Linear of the blocks is packed and no other, and the configuration says so."""
+    bench = tiny.bench(made(layout), tmp_path / "home")
+    write(bench, replace(AWQ, symmetric=False), target)
+    config = json.loads((target / "config.json").read_text())["quantization_config"]
+    sizes = tensor_bytes(target)
+    packed = {name.removesuffix(".weight_packed") for name in sizes if name.endswith(".weight_packed")}
+    linears = {n for n, child in bench.model.module.named_modules() if isinstance(child, nn.Linear)}
+    assert packed | set(config["ignore"]) == linears
+    assert packed == {linear.name.partition(":")[0] for block in bench.blocks for linear in block.linears}
+    for name in packed:
+        outputs, inputs = bench.model.module.get_submodule(name).weight.shape
+        groups = outputs * inputs // 32
+        own = {
+            part: sizes[f"{name}.{part}"]
+            for part in ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+        }
+        assert own == {
+            "weight_packed": outputs * inputs // 2,
+            "weight_scale": 2 * groups,
+            "weight_zero_point": groups // 2,
+            "weight_shape": 16,
+        }
+        assert f"{name}.weight" not in sizes
+    assert config["config_groups"]["group_0"]["weights"] == {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": False,
+        "strategy": "group",
+        "group_size": 32,
+        "dynamic": False,
+    }
+
+
+@pytest.mark.usefixtures("same_process")
+def test_tokenizer_record_and_card_come_along(bench: Bench, target: Path) -> None:
+    """The directory has a tokenizer, a generation configuration, the record and the card that was made of it."""
+    record = write(bench, AWQ, target)
+    assert AutoTokenizer.from_pretrained(target)("a b").input_ids == bench.model.tokenizer("a b").input_ids
+    assert (target / "generation_config.json").is_file()
+    assert read_record(target) == record
+    assert record["weights"] == "packed"
+    assert (target / "README.md").read_text() == "# gw-awq"
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_packed_model_can_be_the_model_of_a_bench(bench: Bench, target: Path) -> None:
+    """It loads as any model directory does, and scores what it should."""
+    record = write(bench, replace(AWQ, symmetric=False), target)
+    model = load_model(ModelPlan(name=str(target), dtype="bfloat16"))
+    assert model.fingerprint != bench.model.fingerprint
+    assert score_all(model.module, TEXT, "", silent).perplexity == pytest.approx(record["proof"]["measured"], rel=1e-6)
+
+
+def test_a_fresh_process_scores_the_same(bench: Bench, target: Path) -> None:
+    """Values per sequence from another process are those of this one; progress is told."""
+    told: list[tuple[int, int]] = []
+    write_packed(
+        bench,
+        replace(AWQ, symmetric=False),
+        target,
+        Proof(text=TEXT, perplexity=None),
+        card,
+        lambda phase, done, total: told.append((done, total)) if "fresh" in phase else None,
+    )
+    here = score_all(reload(target).eval(), TEXT, "", silent)
+    there = rescore(target, TEXT, bench.model, silent)
+    torch.testing.assert_close(there.nll, here.nll)
+    assert torch.equal(there.tokens, here.tokens)
+    assert told == [(8, 10), (10, 10)]
+
+
+# What is refused, and what fails
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scales", ["foldable", "linear"])
+def test_what_cannot_be_packed_is_refused_with_what_to_do(method: str, scales: str, bench: Bench, target: Path) -> None:
+    """Mixed precision and scales at run time are refused before any work; every other method passes that check."""
+    setting = Setting(method=method, scales=scales, group_size=32)
+    unsuitable = setting.definition.keeps_rows or (scales == "linear" and setting.definition.salience is not None)
+    if not unsuitable:
+        objectives.export.packed.require_packable(bench.blocks, setting)
+        return
+    with pytest.raises(InputError, match="write it with --format dense") as caught:
+        write(bench, setting, target)
+    assert "\n" not in str(caught.value)
+    assert ("keeps rows in 16 bit" in str(caught.value)) == setting.definition.keeps_rows
+    assert not target.parent.exists()
+
+
+def test_a_partial_last_group_is_refused(bench: Bench, target: Path) -> None:
+    """The format has whole groups only, also where partial ones were asked for."""
+    partial = replace(bench, allow_partial_groups=True)
+    with pytest.raises(InputError, match="partial last group that a group size of 48 leaves of 64, 128 inputs"):
+        write(partial, replace(AWQ, group_size=48), target)
+    assert not target.parent.exists()
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize(
+    ("factor", "fails"), [(1.0009, False), (0.9992, False), (1.0011, True), (0.99, True), (float("nan"), True)]
+)
+def test_a_model_that_scores_otherwise_is_not_left_behind(
+    factor: float, fails: bool, bench: Bench, target: Path
+) -> None:
+    """Apart by more than a thousandth nothing is written, and both values are said."""
+    expected = factor * run_trial(bench, AWQ, TEXT).score.perplexity
+    if not fails:
+        write(bench, AWQ, target, expected)
+        return
+    with pytest.raises(RunError, match=rf"and {expected:.4f} was measured .*nothing was written"):
+        write(bench, AWQ, target, expected)
+    assert os.listdir(target.parent) == []
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_wrong_zero_point_is_noticed(bench: Bench, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof is of the files: one that were packed wrongly is not left behind."""
+    packed_tensors = objectives.export.packed.packed_tensors
+
+    def wrong(weight: Any) -> Stored:
+        tensors = packed_tensors(weight)
+        return tensors | {"weight_zero_point": tensors["weight_zero_point"] ^ 0x11111111}
+
+    monkeypatch.setattr(objectives.export.packed, "packed_tensors", wrong)
+    with pytest.raises(RunError, match="was measured"):
+        write(bench, replace(AWQ, symmetric=False), target)
+    assert os.listdir(target.parent) == []
+
+
+def test_a_model_that_does_not_load_is_not_left_behind(
+    bench: Bench, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the fresh process died of is said in one line."""
+    monkeypatch.setattr(objectives.export.packed, "quantization_config", lambda *_: {"quant_method": "no-such-method"})
+    with pytest.raises(
+        RunError, match=r"cannot be loaded and scored in a fresh process: \d+ tensors are missing"
+    ) as caught:
+        write(bench, AWQ, target)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(target.parent) == []
+
+
+def test_a_target_that_holds_something_is_refused(bench: Bench, target: Path) -> None:
+    """What is there stays."""
+    target.mkdir(parents=True)
+    (target / "notes.txt").write_text("precious")
+    with pytest.raises(StorageError, match="exists already"):
+        write(bench, AWQ, target)
+    assert os.listdir(target) == ["notes.txt"]

@@ -1,0 +1,512 @@
+"""Layer roles of every supported layout: by name, by what the model computes with them, and through a whole trial."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BloomConfig,
+    CohereConfig,
+    FalconConfig,
+    GPT2Config,
+    MambaConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OlmoConfig,
+    PhiConfig,
+    Qwen3Config,
+)
+
+from objectives.errors import InputError
+from objectives.model.roles import Block, LinearRole, find_blocks
+from objectives.trial import run_trial
+from quant.layers import HeadTie
+from quant.methods import Setting
+from tests.objectives import tiny
+from tests.objectives.tiny import HEAD, HEADS, HIDDEN, KV_HEADS, LAYERS, LAYOUTS, MLP
+
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+
+# What every layout's block must be found to have: module name, role, site.
+GATED = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+OPT = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.out_proj": "o",
+    "fc1": "fc1",
+    "fc2": "fc2",
+}
+NEOX = {
+    "attention.query_key_value:q": "q",
+    "attention.query_key_value:k": "k",
+    "attention.query_key_value:v": "v",
+    "attention.dense": "o",
+    "mlp.dense_h_to_4h": "fc1",
+    "mlp.dense_4h_to_h": "fc2",
+}
+PHI3 = {
+    "self_attn.qkv_proj:q": "q",
+    "self_attn.qkv_proj:k": "k",
+    "self_attn.qkv_proj:v": "v",
+    "self_attn.o_proj": "o",
+    "mlp.gate_up_proj:gate": "gate",
+    "mlp.gate_up_proj:up": "up",
+    "mlp.down_proj": "down",
+}
+ROLES = {name: GATED for name in ("llama", "qwen2", "mistral", "gemma", "gemma2", "gemma3")}
+ROLES |= {"opt": OPT, "opt-post-norm": OPT, "gpt-neox": NEOX, "phi3": PHI3}
+PREFIX = {"opt": "model.decoder.layers", "opt-post-norm": "model.decoder.layers", "gpt-neox": "gpt_neox.layers"}
+
+# roles of a site: kind, inputs, whether it folds.
+Expected = dict[tuple[str, ...], tuple[str, int, bool]]
+GATED_SITES: Expected = {
+    ("q", "k", "v"): ("attention", HIDDEN, True),
+    ("o",): ("attention", HIDDEN, True),
+    ("gate", "up"): ("mlp", HIDDEN, True),
+    ("down",): ("mlp", MLP, True),
+}
+PLAIN_SITES: Expected = {
+    ("q", "k", "v"): ("attention", HIDDEN, True),
+    ("o",): ("attention", HIDDEN, True),
+    ("fc1",): ("mlp", HIDDEN, True),
+    ("fc2",): ("mlp", MLP, True),
+}
+SITES = {name: GATED_SITES for name in LAYOUTS} | {
+    "opt": PLAIN_SITES,
+    # The norm comes after the residual sum and feeds the next sum, too.
+    "opt-post-norm": PLAIN_SITES | {("q", "k", "v"): ("attention", HIDDEN, False), ("fc1",): ("mlp", HIDDEN, False)},
+    # GELU is not positively homogeneous.
+    "gpt-neox": PLAIN_SITES | {("fc2",): ("mlp", MLP, False)},
+}
+UNGROUPED = {"opt", "opt-post-norm", "gpt-neox"}
+TIE = HeadTie(kv_heads=KV_HEADS, repeats=HEADS // KV_HEADS, head_dim=HEAD)
+
+
+def found(layout: str) -> tuple[Any, list[Block]]:
+    module = tiny.module(LAYOUTS[layout]())
+    return module, find_blocks(module)
+
+
+def by_role(block: Block) -> dict[str, LinearRole]:
+    return {linear.role: linear for linear in block.linears}
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(1, tiny.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(3))
+
+
+# By name
+
+
+@layouts
+def test_roles_by_name(layout: str) -> None:
+    """Every Linear of every block is found under its name with its role, and nothing stays uncovered."""
+    _, blocks = found(layout)
+    assert len(blocks) == LAYERS
+    for index, block in enumerate(blocks):
+        name = f"{PREFIX.get(layout, 'model.layers')}.{index}"
+        assert (block.index, block.name) == (index, name)
+        assert {linear.name: linear.role for linear in block.linears} == {
+            f"{name}.{child}": role for child, role in ROLES[layout].items()
+        }
+        assert block.uncovered == {}
+
+
+@layouts
+def test_roles_refer_to_the_modules_of_their_names(layout: str) -> None:
+    """A role's module is the model's module of that name, so that writing to it changes the model."""
+    module, blocks = found(layout)
+    for linear in (linear for block in blocks for linear in block.linears):
+        assert linear.module is module.get_submodule(linear.name.partition(":")[0])
+
+
+@layouts
+def test_sites_kinds_folds_and_ties(layout: str) -> None:
+    """Linears with a common input are together, in order, with the input's width, and with what may be done with it."""
+    _, blocks = found(layout)
+    for block in blocks:
+        sites = {
+            tuple(linear.role for linear in site.linears): (site.kind, site.inputs, site.folds) for site in block.sites
+        }
+        assert sites == SITES[layout]
+        assert list(sites) == list(SITES[layout])
+        for site in block.sites:
+            roles = tuple(linear.role for linear in site.linears)
+            assert site.name == f"{block.name}:{'+'.join(roles)}"
+            assert site.tie == (TIE if roles == ("o",) and layout not in UNGROUPED else None)
+
+
+@layouts
+def test_structure_is_what_the_block_computes(layout: str) -> None:
+    """An activation follows gate and fc1, up is multiplied with it, and everything else is passed on as it is."""
+    _, blocks = found(layout)
+    expected = {"gate": "activated", "fc1": "activated", "up": "gated product"}
+    for linear in blocks[0].linears:
+        assert linear.structure == expected.get(linear.role, "plain")
+
+
+@layouts
+def test_the_activation_is_the_models_own(layout: str) -> None:
+    """The activation of a block is the function that its MLP applies."""
+    _, blocks = found(layout)
+    kinds = {"llama": "silu", "qwen2": "silu", "mistral": "silu", "phi3": "silu", "gpt-neox": "gelu"}
+    kinds |= {"opt": "relu", "opt-post-norm": "relu"}
+    functions = {"silu": nn.functional.silu, "relu": nn.functional.relu, "gelu": nn.functional.gelu}
+    x = torch.linspace(-4, 4, 101)
+    gemma = nn.functional.gelu(x, approximate="tanh")
+    expected = functions[kinds[layout]](x) if layout in kinds else gemma
+    torch.testing.assert_close(blocks[0].activation(x), expected, rtol=0, atol=1e-5)
+
+
+# By what the model computes
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The inputs that a module reads inside the block."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))
+    yield seen
+    handle.remove()
+
+
+def read_by(module: Any, reader: LinearRole, ids: Tensor) -> Tensor:
+    with inputs_of(reader.module) as seen, torch.no_grad():
+        module(ids)
+    return seen[0]
+
+
+def scaled(linear: LinearRole, factor: float | Tensor) -> None:
+    """Multiply a Linear's or slice's rows, bias included."""
+    with torch.no_grad():
+        rows = slice(None) if linear.rows is None else linear.rows
+        column = factor[:, None] if isinstance(factor, Tensor) else factor
+        linear.module.weight[rows] *= column
+        if linear.module.bias is not None:
+            linear.module.bias[rows] *= factor
+
+
+@layouts
+def test_q_k_and_v_are_what_attention_uses_as_such(layout: str, ids: Tensor) -> None:
+    """Negating v's rows negates what o reads; without q, every key counts the same and k's rows change nothing."""
+    module, blocks = found(layout)
+    roles = by_role(blocks[0])
+    before = read_by(module, roles["o"], ids)
+    scaled(roles["v"], -1)
+    torch.testing.assert_close(read_by(module, roles["o"], ids), -before)
+    scaled(roles["k"], -1)
+    assert not torch.allclose(read_by(module, roles["o"], ids), -before, atol=1e-4)
+    scaled(roles["q"], 0)
+    uniform = read_by(module, roles["o"], ids)
+    scaled(roles["k"], -2)
+    torch.testing.assert_close(read_by(module, roles["o"], ids), uniform)
+    scaled(roles["v"], 0)
+    assert not read_by(module, roles["o"], ids).any()
+
+
+@layouts
+def test_gate_up_and_fc1_are_what_the_mlp_uses_as_such(layout: str, ids: Tensor) -> None:
+    """What down reads is act(gate) * up, and what fc2 reads is act(fc1), of the slices' own outputs."""
+    module, blocks = found(layout)
+    block, roles = blocks[0], by_role(blocks[0])
+    first, last = ("gate", "down") if "gate" in roles else ("fc1", "fc2")
+    with inputs_of(roles[first].module) as inputs, inputs_of(roles[last].module) as outputs, torch.no_grad():
+        module(ids)
+        product = block.activation(output_of(roles[first], inputs[0]))
+        if "up" in roles:
+            product = product * output_of(roles["up"], inputs[0])
+    torch.testing.assert_close(outputs[0], product)
+
+
+def output_of(linear: LinearRole, rows: Tensor) -> Tensor:
+    bias = linear.module.bias
+    if bias is not None and linear.rows is not None:
+        bias = bias[linear.rows]
+    return nn.functional.linear(rows, linear.weight(), bias)
+
+
+@pytest.mark.parametrize(
+    ("layout", "reshaped"),
+    [
+        ("gpt-neox", lambda out: out.view(-1, HEADS, 3 * HEAD).split(HEAD, dim=-1)),
+        ("phi3", lambda out: out.split([HEADS * HEAD, KV_HEADS * HEAD, KV_HEADS * HEAD], dim=-1)),
+    ],
+)
+def test_slices_of_fused_projections(layout: str, reshaped: Callable[[Tensor], Sequence[Tensor]], ids: Tensor) -> None:
+    """The q, k and v slices give what the attention module cuts out of the projection's output."""
+    module, blocks = found(layout)
+    for block in blocks:
+        roles = by_role(block)
+        fused = roles["q"].module
+        captured: list[Tensor] = []
+        handle = fused.register_forward_hook(lambda _, args, out, seen=captured: seen.extend((args[0], out)))
+        with torch.no_grad():
+            module(ids)
+        handle.remove()
+        rows, output = (tensor.flatten(0, 1) for tensor in captured)
+        for role, part in zip("qkv", reshaped(output), strict=True):
+            torch.testing.assert_close(output_of(roles[role], rows), part.reshape(len(rows), -1))
+
+
+@layouts
+def test_slices_divide_their_modules_rows(layout: str) -> None:
+    """Every row of every covered module belongs to exactly one role, and setting a weight sets those rows alone."""
+    _, blocks = found(layout)
+    for module in {linear.module for block in blocks for linear in block.linears}:
+        own = [linear for block in blocks for linear in block.linears if linear.module is module]
+        rows = torch.cat([torch.arange(len(module.weight)) if one.rows is None else one.rows for one in own])
+        assert rows.sort().values.tolist() == list(range(len(module.weight)))
+        with torch.no_grad():
+            for number, linear in enumerate(own):
+                linear.set_weight(torch.full_like(linear.weight(), float(number)))
+        for number, linear in enumerate(own):
+            assert (linear.weight() == number).all()
+
+
+# Folding, done
+
+NORMS = {
+    "opt": ("self_attn_layer_norm", "final_layer_norm"),
+    "opt-post-norm": ("self_attn_layer_norm", "final_layer_norm"),
+    "gemma2": ("input_layernorm", "pre_feedforward_layernorm"),
+    "gemma3": ("input_layernorm", "pre_feedforward_layernorm"),
+}
+
+
+def fold(module: Any, layout: str, block: Block, roles: tuple[str, ...]) -> None:
+    """Scale the inputs of one site's Linears, and take the scale back in what produces the input."""
+    found_roles = by_role(block)
+    site = next(site for site in block.sites if site.linears[0].role == roles[0])
+    scale = torch.rand(site.inputs, generator=torch.Generator().manual_seed(1)) + 0.5
+    if site.tie:
+        scale = site.tie.average(scale)
+    with torch.no_grad():
+        for linear in site.linears:
+            linear.set_weight(linear.weight() * scale)
+        producer = {"o": "v", "down": "up", "fc2": "fc1"}.get(roles[0])
+        if producer:
+            if site.tie:
+                scale = scale.view(KV_HEADS, -1, HEAD)[:, 0].flatten()
+            scaled(found_roles[producer], 1 / scale)
+            return
+        names = NORMS.get(layout, ("input_layernorm", "post_attention_layernorm"))
+        norm = module.get_submodule(f"{block.name}.{names[roles[0] != 'q']}")
+        offset = 1 if layout.startswith("gemma") else 0
+        norm.weight.copy_((norm.weight + offset) / scale - offset)
+        if getattr(norm, "bias", None) is not None:
+            norm.bias /= scale
+
+
+@pytest.mark.parametrize(("layout", "roles"), [(layout, roles) for layout in LAYOUTS for roles in SITES[layout]])
+def test_a_scale_folds_exactly_where_it_is_said_to(layout: str, roles: tuple[str, ...], ids: Tensor) -> None:
+    """Folding a scale changes no logit where a site folds, its tie respected, and changes them where it does not."""
+    module, blocks = found(layout)
+    with torch.no_grad():
+        before = module(ids).logits
+        fold(module, layout, blocks[0], roles)
+        after = module(ids).logits
+    same = torch.allclose(after, before, rtol=1e-4, atol=1e-4 * float(before.std()))
+    assert same == SITES[layout][roles][2]
+
+
+def test_a_scale_that_breaks_the_tie_does_not_fold(ids: Tensor) -> None:
+    """With grouped queries an untied scale of o's input cannot be taken back in v: the tie is needed."""
+    module, blocks = found("llama")
+    roles = by_role(blocks[0])
+    untied = torch.rand(HIDDEN, generator=torch.Generator().manual_seed(1)) + 0.5
+    with torch.no_grad():
+        before = module(ids).logits
+        roles["o"].set_weight(roles["o"].weight() * untied)
+        scaled(roles["v"], 1 / untied.view(KV_HEADS, -1, HEAD)[:, 0].flatten())
+        assert not torch.allclose(module(ids).logits, before, atol=1e-3)
+
+
+ATTENTION = {"q": False, "k": False, "v": False, "o": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "folds"),
+    [
+        # One norm feeds attention and MLP.
+        (PhiConfig(**tiny.COMMON), {**ATTENTION, "fc1": False, "fc2": False}),
+        (CohereConfig(**tiny.COMMON), {**ATTENTION, "gate": False, "up": False, "down": True}),
+        # Norms follow attention and MLP; nothing but the residual sum comes before them.
+        (Olmo2Config(**tiny.GROUPED), {**ATTENTION, "gate": False, "up": False, "down": True}),
+        # The norm has no weight.
+        (OlmoConfig(**tiny.GROUPED), {**ATTENTION, "gate": False, "up": False, "down": True}),
+        # Norms of queries and keys are in no value's way.
+        (
+            Qwen3Config(**tiny.GEMMA),
+            dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), True),
+        ),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_relatives_fold_only_where_they_can(config: Any, folds: dict[str, bool]) -> None:
+    """Relatives of the supported layouts are covered, and never said to fold where a norm cannot take the scale."""
+    blocks = find_blocks(tiny.module(config))
+    for block in blocks:
+        assert {linear.role: site.folds for site in block.sites for linear in site.linears} == folds
+        assert block.uncovered == {}
+
+
+def test_a_norm_between_two_linears_does_not_fold() -> None:
+    """A norm inside attention or the MLP would undo a scale; unknown ones are taken to."""
+    module = tiny.module(LAYOUTS["llama"]())
+    module.model.layers[1].self_attn.v_norm = nn.Identity()
+    first, second = ({site.linears[0].role: site.folds for site in block.sites} for block in find_blocks(module))
+    assert first == {"q": True, "o": True, "gate": True, "down": True}
+    assert second == {"q": True, "o": False, "gate": True, "down": False}
+
+
+# What is not supported
+
+
+def refusal(module: Any, **options: bool) -> str:
+    with pytest.raises(InputError) as caught:
+        find_blocks(module, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_gpt2_is_refused_by_name() -> None:
+    """A Conv1D is named, with the layouts there are."""
+    module = tiny.module(GPT2Config(n_embd=HIDDEN, n_layer=2, n_head=4, vocab_size=96, n_positions=64, **tiny.TOKENS))
+    for options in ({}, {"allow_partial": True}):
+        message = refusal(module, **options)
+        assert "transformer.h.0.attn.c_attn is a Conv1D (GPT-2 layout), which is not supported" in message
+        assert "LLaMA-like, Gemma-like, OPT-like and GPT-NeoX-like" in message
+
+
+@pytest.fixture
+def mixtral() -> Any:
+    return tiny.module(MixtralConfig(**tiny.GROUPED, num_local_experts=4))
+
+
+def test_fused_experts_are_refused_above_five_percent(mixtral: Any) -> None:
+    """A mixture of experts is refused with the share of its weights, the largest of them, and the flag."""
+    message = refusal(mixtral)
+    experts = 4 * 3 * HIDDEN * MLP + 4 * HIDDEN
+    share = experts / (experts + 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV_HEADS * HEAD)
+    assert message.startswith(f"{share:.0%} of the block weights are not Linears that can be quantized")
+    assert f"model.layers.0.mlp.experts.gate_up_proj with {4 * 2 * MLP * HIDDEN} weights" in message
+    assert "--allow-partial" in message
+
+
+def test_fused_experts_are_listed_with_sizes_when_allowed(mixtral: Any) -> None:
+    """What stays in 16 bit is listed by name and size; attention is covered, but no norm that feeds experts folds."""
+    for index, block in enumerate(find_blocks(mixtral, allow_partial=True)):
+        name = f"model.layers.{index}"
+        assert block.uncovered == {
+            f"{name}.mlp.gate.weight": 4 * HIDDEN,
+            f"{name}.mlp.experts.gate_up_proj": 4 * 2 * MLP * HIDDEN,
+            f"{name}.mlp.experts.down_proj": 4 * HIDDEN * MLP,
+        }
+        assert [linear.role for linear in block.linears] == ["q", "k", "v", "o"]
+        assert [site.folds for site in block.sites] == [False, True]
+
+
+def test_a_few_uncovered_weights_need_no_flag() -> None:
+    """Up to 5 % of the block weights may stay in 16 bit; they are listed."""
+    module = tiny.module(LAYOUTS["llama"]())
+    module.model.layers[0].mlp.extra = nn.Linear(16, 16)
+    blocks = find_blocks(module)
+    assert [block.uncovered for block in blocks] == [{"model.layers.0.mlp.extra.weight": 256}, {}]
+
+
+def test_several_linears_of_one_role_are_not_covered() -> None:
+    """Experts that are modules of their own read a part of the tokens each: none stands for the block's MLP."""
+    module = tiny.module(LAYOUTS["llama"]())
+    for layer in module.model.layers:
+        layer.mlp.experts = nn.ModuleList([nn.ModuleDict({"up_proj": nn.Linear(HIDDEN, MLP, bias=False)})])
+    assert "mlp.up_proj.weight" in refusal(module)
+    blocks = find_blocks(module, allow_partial=True)
+    assert "up" not in by_role(blocks[0])
+    assert set(blocks[0].uncovered) == {
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.0.mlp.experts.0.up_proj.weight",
+    }
+
+
+def test_a_model_without_a_decoder_list_is_refused() -> None:
+    """The blocks must be one list as long as the configuration says."""
+    module = tiny.module(LAYOUTS["llama"]())
+    module.config.num_hidden_layers = 7
+    message = refusal(module)
+    assert "LlamaForCausalLM has no list of 7 decoder blocks; supported layouts are LLaMA-like" in message
+
+
+def test_a_model_without_attention_is_refused() -> None:
+    """A state-space model is refused by its class."""
+    module = tiny.module(MambaConfig(hidden_size=HIDDEN, num_hidden_layers=2, vocab_size=96, **tiny.TOKENS))
+    assert "MambaForCausalLM has no attention heads; supported layouts are" in refusal(module)
+
+
+def test_an_unknown_fused_arrangement_is_not_covered() -> None:
+    """A fused projection of other sizes (one key and value for all heads) is refused, not cut up wrongly."""
+    config = FalconConfig(
+        vocab_size=96, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS, **tiny.TOKENS
+    )
+    config.hidden_act = "gelu"
+    assert "self_attention.query_key_value.weight" in refusal(tiny.module(config))
+
+
+def test_a_model_whose_activation_is_not_named_is_refused() -> None:
+    """Without the activation's name importances cannot be computed."""
+    module = tiny.module(BloomConfig(vocab_size=96, hidden_size=HIDDEN, n_layer=2, n_head=HEADS, **tiny.TOKENS))
+    assert "the configuration of bloom names no activation function" in refusal(module)
+
+
+# The whole trial
+
+
+@layouts
+@pytest.mark.parametrize("scales", ["foldable", "linear"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_trial_on_every_layout(tmp_path: Path, layout: str, scales: Any, symmetric: bool) -> None:
+    """Both methods give a finite result that differs from full precision, and leave the weights bit for bit."""
+    model = tiny.model(LAYOUTS[layout]())
+    bench = tiny.bench(model, tmp_path)
+    text = tiny.sequences([20, 31, 8, 20, 20, 13, 20, 20, 20, 20], seed=2)
+    before = tiny.state(model.module)
+    full = run_trial(bench, None, text)
+    results = {}
+    for method in ("rtn", "gwh-praq-v2"):
+        setting = Setting(method=method, group_size=32, n_calib=8, n_grid=5, scales=scales, symmetric=symmetric)
+        result = results[method] = run_trial(bench, setting, text)
+        assert result.outcome == "complete"
+        assert result.score is not None
+        assert result.score.nll.isfinite().all()
+        assert not torch.equal(result.score.nll, full.score.nll)
+        assert [layer.name for layer in result.layers] == [
+            linear.name for block in bench.blocks for linear in block.linears
+        ]
+        assert tiny.same_bits(before, tiny.state(model.module))
+    for block in bench.blocks:
+        for site in block.sites:
+            names = {linear.name for linear in site.linears}
+            own = [layer for layer in results["gwh-praq-v2"].layers if layer.name in names]
+            # A shared scale must win on the sum, an own one everywhere.
+            for layers in [own] if scales == "foldable" else [[layer] for layer in own]:
+                assert sum(layer.loss for layer in layers) <= sum(layer.nearest_loss for layer in layers)
+            if scales == "foldable":
+                assert len({layer.alpha for layer in own}) == 1
+                assert site.folds or own[0].alpha == 0
+    assert any(layer.alpha > 0 for layer in results["gwh-praq-v2"].layers)
+    assert all(layer.alpha == 0 for layer in results["rtn"].layers)
+    assert torch.equal(run_trial(bench, None, text).score.nll, full.score.nll)
