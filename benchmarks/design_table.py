@@ -113,7 +113,7 @@ def main() -> None:
             continue
         result = run_trial(bench, setting, scored)
         assert result.score is not None
-        difference = paired_difference(result.score, full.score, scored.clusters)
+        difference = paired_difference(result.score, full.score)
         apart = (difference.value - expected) / max(difference.standard_error, error)
         kind = "symmetric" if setting.symmetric else "asymmetric"
         label = setting.label().removesuffix(" n_grid=20")

@@ -47,7 +47,7 @@ def main() -> None:
         for scales in ("linear", "foldable"):
             setting = Setting(method="gw-awq", group_size=size, symmetric=symmetric, scales=scales, n_calib=CALIBRATED)
             scores[scales] = measure(bench, store, setting, data, silent)[0].score
-        cost = paired_difference(scores["foldable"], scores["linear"], data[0].clusters)
+        cost = paired_difference(scores["foldable"], scores["linear"])
         values = ", ".join(f"{scales} {score.perplexity:.3f}" for scales, score in scores.items())
         grid = "symmetric" if symmetric else "asymmetric"
         print(f"group {size} {grid}: {values}, foldable costs {percent_text(cost)}", flush=True)

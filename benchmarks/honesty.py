@@ -40,8 +40,10 @@ def compared(
     """The first setting of a pair against the second, moved by `shift` nats per token, on some sequences."""
     tokens = torch.from_numpy(text.tokens[rows])
     first, second = (torch.from_numpy(text.nll[index][rows]) for index in pair)
+    documents = torch.from_numpy(clusters)
     return paired_difference(
-        Score(nll=first - shift * tokens, tokens=tokens), Score(nll=second, tokens=tokens), clusters.tolist()
+        Score(nll=first - shift * tokens, tokens=tokens, clusters=documents),
+        Score(nll=second, tokens=tokens, clusters=documents),
     )
 
 

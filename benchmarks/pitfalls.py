@@ -96,7 +96,7 @@ class Bed:
 
     def between(self, first: Score, second: Score) -> Difference:
         """The paired difference of two scores."""
-        return paired_difference(first, second, self.text.clusters)
+        return paired_difference(first, second)
 
     def apart(self, first: Measurement, second: Measurement) -> str:
         """The paired difference of two measurements with its standard error."""

@@ -155,7 +155,7 @@ class Ours:
         if incumbent is None or self._pruner.name == "none":
             return True
         look = self._field.text.score(row).first(read)
-        return not is_hopeless(look, incumbent, self._field.text.clusters, self._pruner)
+        return not is_hopeless(look, incumbent, self._pruner)
 
     def tell(self, row: int, read: int) -> None:
         number = next(index for index, trial in enumerate(self.trials) if trial.result == str(row))
@@ -164,14 +164,13 @@ class Ours:
             ended = replace(self.trials[number], state="COMPLETE", perplexity=score.perplexity)
         else:
             incumbent = self._incumbent()
-            found = None if incumbent is None else estimate(score, incumbent, self._field.text.clusters)
+            found = None if incumbent is None else estimate(score, incumbent)
             ended = replace(self.trials[number], state="PRUNED", estimate=found)
         self.trials[number] = ended
 
     def has_converged(self) -> bool:
         """What `--until converged` asks before every trial."""
-        clusters = self._field.text.clusters.tolist()
-        noise = usual_error(self._scores(COMPARED), clusters)
+        noise = usual_error(self._scores(COMPARED))
         return has_converged(self._field.truth.space, self.trials, lambda _: noise, self._seed)
 
     def _scores(self, others: int) -> list[Score]:
@@ -187,7 +186,7 @@ class Ours:
     def _incumbent(self) -> Incumbent | None:
         if not (scores := self._scores(MOST_OTHERS)):
             return None
-        usual = usual_spread(scores[1:], scores[0], self._field.text.clusters.tolist())
+        usual = usual_spread(scores[1:], scores[0])
         return Incumbent(number=self._complete()[0].number, score=scores[0], usual=usual)
 
 

@@ -35,7 +35,7 @@ def main() -> None:
         for size in SIZES:
             score = run_trial(bench, replace(setting, n_calib=size), scored).score
             assert score is not None
-            difference = paired_difference(score, full, scored.clusters)
+            difference = paired_difference(score, full)
             found.append(difference.value)
             print(
                 f"{setting.label()} n_calib={size}: {difference.value:.3f} ({difference.standard_error:.3f})",

@@ -61,7 +61,11 @@ def score_of(setting: Setting, seed: int) -> Score:
     """A made-up measurement."""
     noise = np.random.default_rng(seed).normal(0, 0.02, SEQUENCES)
     mean = 3.5 + 0.3 * (setting.beta - 0.3) ** 2 + 0.02 * abs(math.log(setting.tau / 2.5)) + 1 / setting.group_size
-    return Score(nll=torch.from_numpy(TOKENS * (mean + noise)), tokens=torch.full((SEQUENCES,), TOKENS))
+    return Score(
+        nll=torch.from_numpy(TOKENS * (mean + noise)),
+        tokens=torch.full((SEQUENCES,), TOKENS),
+        clusters=torch.arange(SEQUENCES),
+    )
 
 
 def result_of(setting: Setting, seed: int) -> TrialResult:

@@ -68,11 +68,15 @@ class Text:
 
     def score(self, index: int) -> Score:
         """Of one setting, as a trial has it."""
-        return Score(nll=torch.from_numpy(self.nll[index]), tokens=torch.from_numpy(self.tokens))
+        return self._score(self.nll[index])
 
     def reference(self, index: int) -> Score:
         """Of full precision, or of one of the reference methods."""
-        return Score(nll=torch.from_numpy(self.references[index]), tokens=torch.from_numpy(self.tokens))
+        return self._score(self.references[index])
+
+    def _score(self, nll: NDArray[np.float64]) -> Score:
+        tokens, clusters = torch.from_numpy(self.tokens), torch.from_numpy(self.clusters)
+        return Score(nll=torch.from_numpy(nll), tokens=tokens, clusters=clusters)
 
 
 @dataclass(frozen=True, kw_only=True)

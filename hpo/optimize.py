@@ -18,7 +18,7 @@ from hpo.space.footprint import FOOTPRINT_FIELDS
 from hpo.space.space import Space
 from hpo.study.contract import make_contract
 from hpo.study.events import Listener, Notice
-from hpo.study.record import CONFIRMATION, CONTRACT, SEARCH, StudyRecord, read_study
+from hpo.study.record import CONFIRMATION, SEARCH, StudyRecord, read_study
 from hpo.verdict.confirmation import confirm
 from hpo.verdict.ranking import Level, headline, rank
 from hpo.workers.interrupts import Interrupts
@@ -30,8 +30,7 @@ from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, LaidOut, lay_out
 from objectives.progress import Progress
 from objectives.quantization import model_size, suitable_group_sizes
-from objectives.results import pin, pinned, text_key
-from objectives.text.sequences import Sequences
+from objectives.results import pin
 from objectives.trial import Bench
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -139,7 +138,7 @@ def optimize(
             interrupts=interrupts,
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
-        levels = rank(read_study(study), store, tuning.clusters)
+        levels = rank(read_study(study), store)
         leading = headline(levels)
         if leading is not None and held_out and not plan.presets_only:
             study.set_user_attr(CONFIRMATION, confirm(bench, store, leading, held_out, progress))
@@ -204,5 +203,4 @@ def standing(study: optuna.Study, paths: Paths) -> Outcome:
     record = read_study(study)
     if not record.references:
         return Outcome(record=record, levels=[], notes=["its references are not measured yet"])
-    tuning: Sequences = pinned(store, text_key(study.user_attrs[CONTRACT]["tuning"]["fingerprint"]))
-    return Outcome(record=record, levels=rank(record, store, tuning.clusters), notes=[])
+    return Outcome(record=record, levels=rank(record, store), notes=[])

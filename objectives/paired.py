@@ -1,9 +1,10 @@
 """Paired statistics: is one score really lower than another on the same text?
 
 Responsible for differences of token-weighted mean NLL, their standard errors and intervals, and for correcting
-several comparisons. May assume that both scores are of the same sequences in the same order. The variance is the
-ratio estimator's, by the jackknife over clusters of sequences that share a document (Cochran, Sampling Techniques, 3rd
-ed., section 6.17, without finite-population correction): a few long documents make it larger, as they should.
+several comparisons; scores of different texts are refused. May assume that sequences of equal lengths from the same
+documents are the same sequences. The variance is the ratio estimator's, by the jackknife over clusters of sequences
+that share a document (Cochran, Sampling Techniques, 3rd ed., section 6.17, without finite-population correction): a few
+long documents make it larger, as they should.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from objectives.scoring import Score
@@ -49,24 +51,26 @@ class Difference:
         return dict(zip(("value", "low", "high"), self.percent(), strict=True))
 
 
-def paired_difference(first: Score, second: Score, clusters: Sequence[int], confidence: float = 0.95) -> Difference:
+def paired_difference(first: Score, second: Score, confidence: float = 0.95) -> Difference:
     """Compare two scores of the same sequences.
 
     Args:
         first: The one whose advantage is asked for.
         second: What it is compared with.
-        clusters: For each sequence the document it comes from.
         confidence: Of the interval, by Student's t.
 
     Returns:
         The difference; nothing is known of its error where there is one cluster or a score is not finite.
 
     Raises:
-        ValueError: If the scores are not of the same targets.
+        ValueError: If the scores are of different texts: other numbers of targets, or other documents.
     """
-    if not np.array_equal(first.tokens.numpy(), second.tokens.numpy()) or len(clusters) != len(first.nll):
-        raise ValueError("paired scores must be of the same sequences")
-    _, members = np.unique(np.asarray(clusters), return_inverse=True)
+    members = _members(first)
+    if not (np.array_equal(first.tokens.numpy(), second.tokens.numpy()) and np.array_equal(members, _members(second))):
+        raise ValueError(
+            f"paired scores must be of the same sequences; the first is of {_described(first)}, the second of "
+            f"{_described(second)}, of other lengths or from other documents"
+        )
     gains = np.bincount(members, (first.nll - second.nll).numpy())
     tokens = np.bincount(members, first.tokens.numpy())
     count, total = len(gains), tokens.sum()
@@ -91,6 +95,16 @@ def paired_difference(first: Score, second: Score, clusters: Sequence[int], conf
         clusters=count,
         degrees=degrees,
     )
+
+
+def _members(score: Score) -> NDArray[np.int64]:
+    """The cluster of each sequence, numbered from 0 in the order of the documents' numbers: int64 `[sequences]`."""
+    _, members = np.unique(score.clusters.numpy(), return_inverse=True)
+    return members
+
+
+def _described(score: Score) -> str:
+    return f"{len(score.nll)} sequences and {int(score.tokens.sum())} tokens"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

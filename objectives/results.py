@@ -18,16 +18,19 @@ from objectives.trial import Bench, TrialResult
 from quant.methods import Setting
 from storage.results import ResultStore
 
-FORMAT = 2
+FORMAT = 3
 
 
 def measurement_key(bench: Bench, setting: Setting | None, sequences: Sequences) -> str:
     """The key of one setting measured on `sequences`; None is full precision.
 
+    Documents are part of it: equal tokens from other documents are another text to whoever compares scores.
+
     Raises:
         InputError: If there is not enough calibration text for the setting.
     """
     parts: list[object] = [FORMAT, bench.model.fingerprint, bench.model.device.type, sequences.fingerprint()]
+    parts.append(sequences.clusters)
     if setting is not None:
         canonical = setting.canonical()
         parts += [canonical.as_dict(), bench.allow_partial_groups, str(bench.model.stored_dtype)]
@@ -50,7 +53,7 @@ def keep_result(store: ResultStore, key: str, result: TrialResult) -> None:
         "peak_bytes": result.peak_bytes,
     }
     score = result.score
-    tensors = {} if score is None else {"nll": score.nll, "tokens": score.tokens}
+    tensors = {} if score is None else vars(score)
     store.save(key, record, tensors)
 
 
@@ -66,7 +69,7 @@ def recall_result(store: ResultStore, key: str) -> TrialResult:
     values["setting"] = None if setting is None else Setting(**setting)  # type: ignore[arg-type]
     values["size"] = ModelSize(**size)  # type: ignore[arg-type]
     values["layers"] = [LayerResult(**layer) for layer in values["layers"]]  # type: ignore[attr-defined]
-    score = Score(nll=tensors["nll"], tokens=tensors["tokens"]) if tensors else None
+    score = Score(**tensors) if tensors else None
     return TrialResult(score=score, **values)  # type: ignore[arg-type]
 
 

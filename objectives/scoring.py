@@ -38,14 +38,26 @@ class Score:
     Attributes:
         nll: float64 `[sequences]`, nats summed over each sequence's targets.
         tokens: int64 `[sequences]`, number of targets.
+        clusters: int64 `[sequences]`, the document that most of each sequence comes from: sequences of one document
+            are not independent.
     """
 
     nll: Tensor
     tokens: Tensor
+    clusters: Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.nll) == len(self.tokens) == len(self.clusters):
+            lengths = f"{len(self.nll)}, {len(self.tokens)} and {len(self.clusters)}"
+            raise ValueError(f"nll, tokens and clusters of a score have different lengths: {lengths}")
 
     def first(self, count: int) -> "Score":
         """The score of the first `count` sequences."""
-        return Score(nll=self.nll[:count], tokens=self.tokens[:count])
+        return self.part(0, count)
+
+    def part(self, start: int, end: int) -> "Score":
+        """The score of the sequences from `start` up to but not including `end`."""
+        return Score(nll=self.nll[start:end], tokens=self.tokens[start:end], clusters=self.clusters[start:end])
 
     @property
     def mean_nll(self) -> float:
@@ -90,6 +102,7 @@ def score(
     features, head = _halves(model, sequences)
     nll = torch.zeros(len(sequences), dtype=torch.float64)
     tokens = torch.tensor([int(scored.sum()) for scored in sequences.scored])
+    clusters = torch.tensor(sequences.clusters)
     for start, end in pairwise([0, *look_sizes(len(sequences), first_look)]):
         left = list(range(start, end))
         while left:
@@ -103,7 +116,7 @@ def score(
                 batch_tokens //= 2
                 log.warning("memory ran out; scoring %d tokens at a time from here on", batch_tokens)
                 release_cached(model.device)
-        yield Score(nll=nll[:end].clone(), tokens=tokens[:end])
+        yield Score(nll=nll[:end].clone(), tokens=tokens[:end], clusters=clusters[:end])
 
 
 def score_all(model: Any, sequences: Sequences, phase: str, progress: Progress) -> Score:

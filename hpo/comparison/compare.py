@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpo.comparison.entries import Entry, Kind, Text
+from hpo.comparison.entries import Entry, Kind
 from hpo.comparison.plan import ComparePlan
 from hpo.comparison.verdict import Comparison, judge
 from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
@@ -50,8 +50,7 @@ def compare(plan: ComparePlan, paths: Paths, progress: Progress) -> Comparison:
         else:
             entries.append(entry)
             notes += said
-    shown = [Text(source=text.source, clusters=text.clusters) for text in texts]
-    return judge(about, shown, entries, notes)
+    return judge(about, [text.source for text in texts], entries, notes)
 
 
 def _settings(

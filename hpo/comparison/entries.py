@@ -16,14 +16,6 @@ BITS_DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
-    """One data set: its name, and for each of its sequences the document that it comes from."""
-
-    source: str
-    clusters: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One row of a comparison, on all data sets.
 

@@ -37,7 +37,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "gaps": [
             {
                 "method": gap.name,
-                "in_distribution": comparison.texts[0].source,
+                "in_distribution": comparison.datasets[0],
                 "cross_dataset": gap.dataset,
                 "delta_in_distribution": _nats(gap.near),
                 "delta_cross_dataset": _nats(gap.far),
@@ -48,7 +48,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "recommendation": {
             "sentence": comparison.recommendation,
             "rule": EQUAL_BITS,
-            "dataset": comparison.texts[0].source,
+            "dataset": comparison.datasets[0],
             "levels": [
                 {
                     "bits_per_weight": choice.bits,
@@ -65,7 +65,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 def rows(comparison: Comparison) -> list[dict[str, Any]]:
     """One for every row and data set, data set by data set."""
-    return [_row(comparison, entry, at) for at in range(len(comparison.texts)) for entry in comparison.entries]
+    return [_row(comparison, entry, at) for at in range(len(comparison.datasets)) for entry in comparison.entries]
 
 
 def rows_csv(comparison: Comparison) -> str:
@@ -80,7 +80,7 @@ def rows_csv(comparison: Comparison) -> str:
 
 
 def _row(comparison: Comparison, entry: Entry, at: int) -> dict[str, Any]:
-    score, measured, dataset = entry.scores[at], entry.measured, comparison.texts[at].source
+    score, measured, dataset = entry.scores[at], entry.measured, comparison.datasets[at]
     full, first = comparison.full, comparison.first
     above = comparison.difference(entry, full, at) if entry is not full else None
     against = comparison.difference(entry, first, at) if first is not None and entry is not full else None

@@ -51,7 +51,7 @@ def write_page(comparison: Comparison, directory: Path) -> Path:
     for key, data in pictures(comparison).items():
         write_file(directory / f"{key}.png", data)
         title, reading = CAPTIONS[key]
-        alt = f"{title} of {len(comparison.entries) - 1} rows on {', '.join(text.source for text in comparison.texts)}."
+        alt = f"{title} of {len(comparison.entries) - 1} rows on {', '.join(comparison.datasets)}."
         shown.append(Picture(key=key, title=title, reading=reading, alt=alt, data=base64.b64encode(data).decode()))
     page = directory / "index.html"
     text = (

@@ -43,7 +43,7 @@ def _perplexity(comparison: Comparison) -> Figure:
     for at, axes in enumerate(panels):
         _bars(axes, entries, [entry.scores[at].perplexity for entry in entries], _colours(comparison), "{:.3f}")
         axes.axvline(comparison.full.scores[at].perplexity, linestyle="--", color=palette.GREY)
-        axes.set_title(comparison.texts[at].source, fontsize="medium", loc="left")
+        axes.set_title(comparison.datasets[at], fontsize="medium", loc="left")
         tidy(axes, "perplexity", "")
     return _with_bits(figure, comparison, Line2D([], [], linestyle="--", color=palette.GREY, label="full precision"))
 
@@ -54,7 +54,7 @@ def _increase(comparison: Comparison) -> Figure:
     for at, axes in enumerate(panels):
         found = [comparison.difference(entry, comparison.full, at).percent() for entry in entries]
         _bars(axes, entries, [value for value, _, _ in found], _colours(comparison), "{:+.2f} %", found)
-        axes.set_title(comparison.texts[at].source, fontsize="medium", loc="left")
+        axes.set_title(comparison.datasets[at], fontsize="medium", loc="left")
         tidy(axes, "perplexity above full precision, % (line: 95 %)", "")
     return _with_bits(figure, comparison)
 
@@ -73,7 +73,7 @@ def _bits(comparison: Comparison) -> Figure:
             axes.plot([float(bits or 0)], [min(perplexity, end)], marker, color=colour, clip_on=False, label=name)
         axes.axhline(comparison.full.scores[at].perplexity, linestyle="--", color=palette.GREY, label="full precision")
         axes.margins(x=0.25)
-        axes.set_title(comparison.texts[at].source, fontsize="medium", loc="left")
+        axes.set_title(comparison.datasets[at], fontsize="medium", loc="left")
         tidy(axes, "bits per weight", "perplexity")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
@@ -82,7 +82,7 @@ def _bits(comparison: Comparison) -> Figure:
 def _generalisation(comparison: Comparison) -> Figure:
     """Increase over full precision on every data set, side by side."""
     entries = _quantized(comparison)[::-1]
-    count = len(comparison.texts)
+    count = len(comparison.datasets)
     figure = sheet(1.6 * PANEL_WIDTH, ROOM + ROW_HEIGHT * (0.5 + 0.5 * count) * len(entries))
     axes = figure.subplots()
     thickness = 0.8 / count
@@ -93,7 +93,7 @@ def _generalisation(comparison: Comparison) -> Figure:
     for at, colour in zip(range(count), cycle(palette.GROUPS), strict=False):
         places = [place + 0.4 - (at + 0.5) * thickness for place in range(len(entries))]
         where = "in distribution" if at == 0 else "cross-dataset"
-        label = f"{comparison.texts[at].source} ({where})"
+        label = f"{comparison.datasets[at]} ({where})"
         axes.barh(places, _cut(values[at], end), thickness, color=colour, label=label)
         for place, value in zip(places, values[at], strict=True):
             axes.text(max(0.0, min(value, BEYOND * end)), place, f" {value:+.2f} %", va="center", fontsize="x-small")
@@ -119,7 +119,7 @@ def _colours(comparison: Comparison) -> Mapping[str, str]:
 
 def _panels(comparison: Comparison, rows: int) -> tuple[Figure, Sequence[Axes]]:
     """One panel for each data set."""
-    count = len(comparison.texts)
+    count = len(comparison.datasets)
     figure = sheet(PANEL_WIDTH * count + 1.0, ROOM + ROW_HEIGHT * max(2, rows))
     return figure, figure.subplots(1, count, squeeze=False)[0]
 

@@ -11,7 +11,7 @@ from itertools import combinations
 
 from scipy import stats
 
-from hpo.comparison.entries import Entry, Text
+from hpo.comparison.entries import Entry
 from hpo.verdict.ranking import SIGNIFICANT
 from objectives.paired import Difference, holm, paired_difference
 
@@ -57,11 +57,11 @@ class Gap:
     high: float
 
 
-def all_pairs(entries: Sequence[Entry], texts: Sequence[Text]) -> tuple[Pair, ...]:
+def all_pairs(entries: Sequence[Entry], datasets: Sequence[str]) -> tuple[Pair, ...]:
     """Every row against every later one, data set by data set."""
     found = [
-        (text.source, first.name, second.name, paired_difference(first.scores[at], second.scores[at], text.clusters))
-        for at, text in enumerate(texts)
+        (dataset, first.name, second.name, paired_difference(first.scores[at], second.scores[at]))
+        for at, dataset in enumerate(datasets)
         for first, second in combinations(entries, 2)
     ]
     corrected = holm([difference.p_value for *_, difference in found])
@@ -99,19 +99,17 @@ def ranked(entries: Sequence[Entry], at: int, dataset: str, pairs: Sequence[Pair
     return ranks([entry.name for entry in ordered], lambda first, second: frozenset((first, second)) in apart)
 
 
-def gaps(entries: Sequence[Entry], texts: Sequence[Text]) -> Iterator[Gap]:
+def gaps(entries: Sequence[Entry], datasets: Sequence[str]) -> Iterator[Gap]:
     """Of every row but full precision, on every data set but the first."""
     full, *others = entries
     for entry in others:
-        near, *far = (
-            paired_difference(entry.scores[at], full.scores[at], text.clusters) for at, text in enumerate(texts)
-        )
-        for text, one in zip(texts[1:], far, strict=True):
+        near, *far = (paired_difference(score, known) for score, known in zip(entry.scores, full.scores, strict=True))
+        for dataset, one in zip(datasets[1:], far, strict=True):
             reach = _reach(near, one)
             value = one.value - near.value
             yield Gap(
                 name=entry.name,
-                dataset=text.source,
+                dataset=dataset,
                 near=near,
                 far=one,
                 value=value,

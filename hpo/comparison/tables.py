@@ -44,11 +44,11 @@ def pair_note(comparison: Comparison) -> str:
 def _data_sets(comparison: Comparison) -> Iterator[Table]:
     known = rows(comparison)
     first = comparison.first
-    for text in comparison.texts:
-        found = [row for row in known if row["dataset"] == text.source]
+    for dataset in comparison.datasets:
+        found = [row for row in known if row["dataset"] == dataset]
         found.sort(key=lambda row: (row["rank"] is not None, row["mean_nll"]))
         yield Table(
-            title=text.source,
+            title=dataset,
             columns=(
                 *("method", "rank", "at equal bits", "perplexity", "mean loss", "percent above full [95 %]"),
                 f"percent above {first.name if first else NOTHING} [95 %]",
@@ -75,7 +75,7 @@ def _data_sets(comparison: Comparison) -> Iterator[Table]:
 
 
 def _gaps(comparison: Comparison) -> Table:
-    near = comparison.texts[0].source
+    near = comparison.datasets[0]
     return Table(
         title="Generalisation",
         columns=("method", "other data set", f"percent above full on {near}", "on the other", "gap, nats [95 %]"),

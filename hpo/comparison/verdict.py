@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpo.comparison.entries import Entry, Text, equal_bits
+from hpo.comparison.entries import Entry, equal_bits
 from hpo.comparison.statistics import Gap, Pair, all_pairs, gaps, ranked
 from hpo.verdict.ranking import (
     INDIFFERENT_PERCENT,
@@ -47,7 +47,7 @@ class Comparison:
 
     Attributes:
         about: What the numbers mean: model, calibration, text.
-        texts: The data sets.
+        datasets: The data sets.
         entries: Full precision, then the rows in the order in which they were asked for.
         pairs: All of them on every data set.
         ranks: By data set and name; full precision has none.
@@ -58,7 +58,7 @@ class Comparison:
     """
 
     about: Mapping[str, Any]
-    texts: tuple[Text, ...]
+    datasets: tuple[str, ...]
     entries: tuple[Entry, ...]
     pairs: tuple[Pair, ...]
     ranks: Mapping[str, Mapping[str, int]]
@@ -84,52 +84,51 @@ class Comparison:
 
     def difference(self, entry: Entry, other: Entry, at: int) -> Difference:
         """Mean NLL of one row minus another's on the `at`-th data set."""
-        return paired_difference(entry.scores[at], other.scores[at], self.texts[at].clusters)
+        return paired_difference(entry.scores[at], other.scores[at])
 
 
 def judge(
-    about: Mapping[str, Any], texts: Sequence[Text], entries: Sequence[Entry], notes: Sequence[str]
+    about: Mapping[str, Any], datasets: Sequence[str], entries: Sequence[Entry], notes: Sequence[str]
 ) -> Comparison:
     """Compare what was measured; the first entry is full precision."""
-    pairs = all_pairs(entries, texts)
+    pairs = all_pairs(entries, datasets)
     quantized = [entry for entry in entries if entry.is_quantized]
     levels = equal_bits(quantized)
     return Comparison(
         about=about,
-        texts=tuple(texts),
+        datasets=tuple(datasets),
         entries=tuple(entries),
         pairs=pairs,
-        ranks={text.source: ranked(quantized, at, text.source, pairs) for at, text in enumerate(texts)},
+        ranks={dataset: ranked(quantized, at, dataset, pairs) for at, dataset in enumerate(datasets)},
         equal_ranks={
-            text.source: {
-                name: rank for level in levels.values() for name, rank in ranked(level, at, text.source, pairs).items()
+            dataset: {
+                name: rank for level in levels.values() for name, rank in ranked(level, at, dataset, pairs).items()
             }
-            for at, text in enumerate(texts)
+            for at, dataset in enumerate(datasets)
         },
-        gaps=tuple(gaps(entries, texts)),
-        choices=tuple(_choice(bits, level, texts, pairs) for bits, level in levels.items()),
+        gaps=tuple(gaps(entries, datasets)),
+        choices=tuple(_choice(bits, level, datasets, pairs) for bits, level in levels.items()),
         notes=tuple(notes),
     )
 
 
-def _choice(bits: float, level: Sequence[Entry], texts: Sequence[Text], pairs: Sequence[Pair]) -> Choice:
-    clusters = texts[0].clusters
+def _choice(bits: float, level: Sequence[Entry], datasets: Sequence[str], pairs: Sequence[Pair]) -> Choice:
     ordered = sorted(level, key=lambda entry: (entry.scores[0].mean_nll, simplicity(entry.measured)))
     best = ordered[0].scores[0]
     rows = [(entry.measured, entry.scores[0]) for entry in ordered]
-    picked = ordered[recommend(rows, lambda index: paired_difference(rows[index][1], best, clusters))]
+    picked = ordered[recommend(rows, lambda index: paired_difference(rows[index][1], best))]
     others = [entry for entry in ordered if entry is not picked]
     lead = (
         f"At {bits:.3f} bits per weight: {picked.name} (perplexity {picked.scores[0].perplexity:.3f} on "
-        f"{texts[0].source}), "
+        f"{datasets[0]}), "
     )
     if not others:
         parts = [f"{lead}the only row of that size"]
     else:
         parts = [
             f"{lead}the simplest of {len(ordered)} rows within {INDIFFERENT_PERCENT} % and within noise of the best",
-            _margin(picked, others[0], texts[0], pairs),
-            *_elsewhere(picked, level, texts, pairs),
+            _margin(picked, others[0], datasets[0], pairs),
+            *_elsewhere(picked, level, datasets, pairs),
         ]
     return Choice(
         bits=bits,
@@ -139,10 +138,10 @@ def _choice(bits: float, level: Sequence[Entry], texts: Sequence[Text], pairs: S
     )
 
 
-def _margin(picked: Entry, other: Entry, text: Text, pairs: Sequence[Pair]) -> str:
+def _margin(picked: Entry, other: Entry, dataset: str, pairs: Sequence[Pair]) -> str:
     """How far the recommended row is from the best of the others, and whether that means anything."""
-    difference = paired_difference(picked.scores[0], other.scores[0], text.clusters)
-    corrected = _pair(pairs, text, picked, other).corrected
+    difference = paired_difference(picked.scores[0], other.scores[0])
+    corrected = _pair(pairs, dataset, picked, other).corrected
     real = difference.percent()[0] < -MEANINGFUL_PERCENT and corrected < SIGNIFICANT
     judgement = (
         "a meaningful win"
@@ -152,17 +151,17 @@ def _margin(picked: Entry, other: Entry, text: Text, pairs: Sequence[Pair]) -> s
     return f"{percent_text(difference)} perplexity against {other.name}, {judgement}"
 
 
-def _elsewhere(picked: Entry, level: Sequence[Entry], texts: Sequence[Text], pairs: Sequence[Pair]) -> list[str]:
+def _elsewhere(picked: Entry, level: Sequence[Entry], datasets: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
     """Other data sets on which another row of the level is better beyond noise."""
     found = []
-    for at, text in enumerate(texts[1:], 1):
+    for at, dataset in enumerate(datasets[1:], 1):
         best = min(level, key=lambda entry: entry.scores[at].mean_nll)
-        if best is not picked and _pair(pairs, text, picked, best).is_significant:
-            difference = paired_difference(best.scores[at], picked.scores[at], text.clusters)
-            found.append(f"on {text.source} {best.name} is better ({percent_text(difference)})")
+        if best is not picked and _pair(pairs, dataset, picked, best).is_significant:
+            difference = paired_difference(best.scores[at], picked.scores[at])
+            found.append(f"on {dataset} {best.name} is better ({percent_text(difference)})")
     return found
 
 
-def _pair(pairs: Sequence[Pair], text: Text, first: Entry, second: Entry) -> Pair:
+def _pair(pairs: Sequence[Pair], dataset: str, first: Entry, second: Entry) -> Pair:
     wanted = {first.name, second.name}
-    return next(pair for pair in pairs if pair.dataset == text.source and {pair.first, pair.second} == wanted)
+    return next(pair for pair in pairs if pair.dataset == dataset and {pair.first, pair.second} == wanted)

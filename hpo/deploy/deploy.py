@@ -113,7 +113,7 @@ def _packed(
     levels: Sequence[Level] = []
     if study is not None:
         require_same_text(study, tuning)
-        levels = _levels(study, store, tuning)
+        levels = _levels(study, store)
     perplexity = trial.perplexity if trial is not None else None
     proof = Proof(
         text=tuning,
@@ -127,10 +127,10 @@ def _packed(
     return write_packed(bench, setting, directory, proof, card, progress)
 
 
-def _levels(study: StudyRecord, store: ResultStore, tuning: Sequences) -> list[Level]:
+def _levels(study: StudyRecord, store: ResultStore) -> list[Level]:
     """The study's ranking; empty where its values per sequence are not on this machine."""
     try:
-        return rank(study, store, tuning.clusters)
+        return rank(study, store)
     except DamagedEntryError:
         return []
 

@@ -101,7 +101,7 @@ class Lag:
     degrees: float
 
 
-def usual_spread(others: Sequence[Score], incumbent: Score, clusters: Sequence[int]) -> Spread | None:
+def usual_spread(others: Sequence[Score], incumbent: Score) -> Spread | None:
     """What others that were measured to the end say of the scatter that a trial's difference will have.
 
     The variances are taken for draws from a scaled inverse chi-square distribution, whose mean and width are fitted by
@@ -110,10 +110,9 @@ def usual_spread(others: Sequence[Score], incumbent: Score, clusters: Sequence[i
     Args:
         others: Scores on all text.
         incumbent: The score that they are compared with.
-        clusters: For each sequence the document it comes from.
     """
     tokens = float(incumbent.tokens.sum())
-    found = [paired_difference(other, incumbent, clusters) for other in others]
+    found = [paired_difference(other, incumbent) for other in others]
     known = [one for one in found if 0 < one.standard_error < math.inf]
     if len(known) < FEWEST_COMPARED:
         return None
@@ -132,7 +131,7 @@ def _inverse_trigamma(value: float) -> float:
     return float(optimize.brentq(lambda x: float(special.polygamma(1, x)) - value, 1e-3, 1e6))
 
 
-def lag(look: Score, incumbent: Incumbent, clusters: Sequence[int]) -> Lag:
+def lag(look: Score, incumbent: Incumbent) -> Lag:
     """Compare the sequences that both have.
 
     Few documents tell their own scatter badly, so it is averaged with the usual one, each by its degrees of freedom
@@ -145,10 +144,9 @@ def lag(look: Score, incumbent: Incumbent, clusters: Sequence[int]) -> Lag:
     Args:
         look: The trial's first sequences.
         incumbent: Whom it is compared with.
-        clusters: For each sequence the document it comes from.
     """
     count, full = len(look.nll), incumbent.score
-    difference = paired_difference(look, full.first(count), clusters[:count])
+    difference = paired_difference(look, full.first(count))
     own, degrees = difference.standard_error**2, difference.degrees
     if incumbent.usual is not None:
         usual = incumbent.usual
@@ -160,7 +158,7 @@ def lag(look: Score, incumbent: Incumbent, clusters: Sequence[int]) -> Lag:
     return Lag(value=difference.value, standard_error=error, degrees=max(1.0, degrees))
 
 
-def is_hopeless(look: Score, incumbent: Incumbent, clusters: Sequence[int], pruner: Pruner) -> bool:
+def is_hopeless(look: Score, incumbent: Incumbent, pruner: Pruner) -> bool:
     """Whether a trial may be given up after a look.
 
     Either it has already lost more than the incumbent lost on all text (no NLL is negative, so this is certain), or it
@@ -168,19 +166,19 @@ def is_hopeless(look: Score, incumbent: Incumbent, clusters: Sequence[int], prun
     """
     if float(look.nll.sum()) > float(incumbent.score.nll.sum()):
         return True
-    behind = lag(look, incumbent, clusters)
+    behind = lag(look, incumbent)
     if not math.isfinite(behind.standard_error):
         return False
     looks = max(1, len(pruner.looks(len(incumbent.score.nll))) - 1)
     return behind.value > float(stats.t.isf(pruner.error / looks, behind.degrees)) * behind.standard_error
 
 
-def estimate(look: Score, incumbent: Incumbent, clusters: Sequence[int]) -> Estimate:
+def estimate(look: Score, incumbent: Incumbent) -> Estimate:
     """The perplexity that a pruned trial would have on all text: the incumbent's, moved by the lag.
 
     Far more exact than the trial's own running mean, because text that is hard for one setting is hard for all.
     """
-    behind = lag(look, incumbent, clusters)
+    behind = lag(look, incumbent)
     middle = incumbent.score.mean_nll + behind.value
     reach = 0.0
     if behind.standard_error > 0:
@@ -224,6 +222,6 @@ def reports(name: PrunerName, look: Score, total: int) -> dict[int, float]:
         return {len(look.nll): look.perplexity}
     size = math.ceil(total / MOST_POINTS)
     starts = [start for start in range(0, total, size) if min(start + size, total) <= len(look.nll)]
-    pieces = [Score(nll=look.nll[start : start + size], tokens=look.tokens[start : start + size]) for start in starts]
+    pieces = [look.part(start, start + size) for start in starts]
     ends = [min(start + size, total) for start in starts]
     return {end: math.exp(min(piece.mean_nll, 700.0)) for end, piece in zip(ends, pieces, strict=True)}

@@ -48,9 +48,7 @@ class Stopping:
             raise InputError(f"--patience {self.patience} is not at least 1")
 
 
-def reason_to_stop(
-    stopping: Stopping, space: Space, record: StudyRecord, store: ResultStore, clusters: Sequence[int], seed: int
-) -> str | None:
+def reason_to_stop(stopping: Stopping, space: Space, record: StudyRecord, store: ResultStore, seed: int) -> str | None:
     """Why no further trial is worth its time, in one sentence; None while one is.
 
     Args:
@@ -58,13 +56,12 @@ def reason_to_stop(
         space: Of the study.
         record: The study as it stands.
         store: Where its values per sequence are.
-        clusters: For each sequence of the tuning text the document it comes from.
         seed: Of the study.
     """
     if stopping.patience is not None and without_improvement(record.counted) >= stopping.patience:
         return f"none of the last {stopping.patience} trials improved on the best of its bits (--patience)"
     if stopping.converged and has_converged(
-        space, record.trials, lambda footprint: paired_noise(record, footprint, store, clusters), seed
+        space, record.trials, lambda footprint: paired_noise(record, footprint, store), seed
     ):
         return f"what {HORIZON} more trials may be expected to gain is below the paired noise (--until converged)"
     return None
@@ -103,19 +100,19 @@ def has_converged(space: Space, trials: Sequence[TrialRecord], noise: Callable[[
     return bool(gains) and all(HORIZON * gain < noise(footprint) for footprint, gain in gains.items())
 
 
-def paired_noise(record: StudyRecord, footprint: Footprint, store: ResultStore, clusters: Sequence[int]) -> float:
+def paired_noise(record: StudyRecord, footprint: Footprint, store: ResultStore) -> float:
     """Standard error of the difference between good settings of one footprint, in nats per token; 0 if unknown.
 
     The best trial is compared with the next ones, and with the references of its bits.
     """
     good = [trial for trial in record.complete if trial.footprint == footprint][: 1 + COMPARED]
     beside = [one for one in record.references if one.footprint == footprint] if good else []
-    return usual_error([score for one in (*good, *beside) if (score := _score(store, one)) is not None], clusters)
+    return usual_error([score for one in (*good, *beside) if (score := _score(store, one)) is not None])
 
 
-def usual_error(scores: Sequence[Score], clusters: Sequence[int]) -> float:
+def usual_error(scores: Sequence[Score]) -> float:
     """Median standard error of the differences to the first score, in nats per token; 0 where there are none."""
-    errors = [paired_difference(score, scores[0], clusters).standard_error for score in scores[1:]]
+    errors = [paired_difference(score, scores[0]).standard_error for score in scores[1:]]
     return float(np.median([error for error in errors if math.isfinite(error)] or [0.0]))
 
 

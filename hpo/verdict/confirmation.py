@@ -98,7 +98,7 @@ def _compare(
 ) -> list[Comparison]:
     """Every rival on every text; p-values are corrected for all of them together (Holm)."""
     pairs = [
-        (text.source, rival, paired_difference(scores[winner][index], scores[rival][index], text.clusters))
+        (text.source, rival, paired_difference(scores[winner][index], scores[rival][index]))
         for index, text in enumerate(texts)
         for rival in rivals
     ]

@@ -114,7 +114,7 @@ class Level:
         return f"{row.measured.name} ({row.score.perplexity:.3f}{at})"
 
 
-def rank(record: StudyRecord, store: ResultStore, clusters: Sequence[int]) -> list[Level]:
+def rank(record: StudyRecord, store: ResultStore) -> list[Level]:
     """Rank what a study measured to the end, for each footprint, in their order.
 
     References in groups are no level of a study of rows with one scale, but rows of its levels.
@@ -122,7 +122,6 @@ def rank(record: StudyRecord, store: ResultStore, clusters: Sequence[int]) -> li
     Args:
         record: The study.
         store: Where its values per sequence are.
-        clusters: For each sequence of the tuning text the document it comes from.
 
     Raises:
         DamagedEntryError: If a reference's values are missing or damaged.
@@ -135,7 +134,7 @@ def rank(record: StudyRecord, store: ResultStore, clusters: Sequence[int]) -> li
         own = [one for one in measured if one.footprint == footprint]
         beside = _beside(record.references, own) if per_row else []
         rows = [(one, _score(store, one)) for one in (*own, *beside)]
-        levels.append(_level(footprint, rows, clusters))
+        levels.append(_level(footprint, rows))
     return levels
 
 
@@ -207,7 +206,7 @@ def _beside(references: Sequence[Measured], own: Sequence[Measured]) -> list[Mea
     return list(best.values())
 
 
-def _level(footprint: Footprint, rows: list[tuple[Measured, Score]], clusters: Sequence[int]) -> Level:
+def _level(footprint: Footprint, rows: list[tuple[Measured, Score]]) -> Level:
     rows = sorted(rows, key=lambda row: (row[1].mean_nll, simplicity(row[0])))
     best = rows[0][1]
     known = next((score for one, score in rows if not isinstance(one, TrialRecord)), None)
@@ -215,8 +214,8 @@ def _level(footprint: Footprint, rows: list[tuple[Measured, Score]], clusters: S
         Ranked(
             measured=one,
             score=score,
-            difference=paired_difference(score, best, clusters),
-            against=paired_difference(score, known, clusters) if known else None,
+            difference=paired_difference(score, best),
+            against=paired_difference(score, known) if known else None,
         )
         for one, score in rows
     )

@@ -57,7 +57,7 @@ class Ledger:
         if self.pruner.name != "paired":
             return not trial.should_prune()
         incumbent = self.incumbent(setting)
-        return incumbent is None or not is_hopeless(look, incumbent, self.tuning.clusters, self.pruner)
+        return incumbent is None or not is_hopeless(look, incumbent, self.pruner)
 
     def incumbent(self, setting: Setting) -> Incumbent | None:
         """The best completed trial that a trial of this setting is compared with; None before there is one."""
@@ -73,7 +73,7 @@ class Ledger:
         known_scores = [score for key in references if key and (score := self._score(key))]
         (number, best), *others = scored
         compared = [*(score for _, score in others), *known_scores]
-        return Incumbent(number=number, score=best, usual=usual_spread(compared, best, self.tuning.clusters))
+        return Incumbent(number=number, score=best, usual=usual_spread(compared, best))
 
     def _score(self, key: str) -> Score | None:
         try:
@@ -109,7 +109,7 @@ class Ledger:
             return
         incumbent = self.incumbent(setting)
         if incumbent is not None:
-            found = estimate(score, incumbent, self.tuning.clusters)
+            found = estimate(score, incumbent)
             self.write(trial, ESTIMATE, vars(found))
         self.queue.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
 

@@ -173,8 +173,7 @@ class Worker:
             states = tuple(trial.state for trial in record.trials)
             if settled.states == states:
                 return settled
-            clusters = self.tuning.clusters
-            reason = reason_to_stop(self.stopping, self.space, record, self.store, clusters, self.seed)
+            reason = reason_to_stop(self.stopping, self.space, record, self.store, self.seed)
             setting = None if reason else propose(self.space, record.trials, self.sampler, self.seed)
             if setting is None:
                 return Settled(states=states, reason=reason or USED_UP)

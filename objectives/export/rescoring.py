@@ -56,7 +56,7 @@ def rescore(
             said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
             raise RunError(f"{directory} cannot be loaded and scored in a fresh process: {said[-1]}")
         _, tensors = store.load(SCORE)
-    return Score(nll=tensors["nll"], tokens=tensors["tokens"])
+    return Score(**tensors)
 
 
 def _running(command: Sequence[str], errors: int) -> "subprocess.Popen[str]":
@@ -80,7 +80,7 @@ def _main(directory: str, exchange: str, text: str, device: str, dtype: str, *fl
         sys.exit(f"{len(wrong)} tensors are missing or not understood (first: {wrong[0]})")
     for look in score(model.to(device).eval(), sequences):
         print(SCORED, len(look.nll), flush=True)
-    store.save(SCORE, {}, {"nll": look.nll, "tokens": look.tokens})
+    store.save(SCORE, {}, vars(look))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ def reference(setting: Setting) -> Measured:
     )
 
 
-def score(nats: Sequence[float] | torch.Tensor, tokens: int = 10) -> Score:
-    """Mean nats per token of each sequence, all of `tokens` targets."""
+def score(nats: Sequence[float] | torch.Tensor, tokens: int = 10, clusters: Sequence[int] | None = None) -> Score:
+    """Mean nats per token of each sequence, all of `tokens` targets, each a document of its own unless told else."""
     values = torch.as_tensor(nats, dtype=torch.float64)
-    return Score(nll=values * tokens, tokens=torch.full((len(values),), tokens))
+    documents = torch.arange(len(values)) if clusters is None else torch.tensor(clusters)
+    return Score(nll=values * tokens, tokens=torch.full((len(values),), tokens), clusters=documents)

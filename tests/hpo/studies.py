@@ -106,7 +106,7 @@ class Study:
     @property
     def levels(self) -> list[Level]:
         """Its ranking, every sequence a document of its own."""
-        return rank(self.record, self.store, TEXT.clusters)
+        return rank(self.record, self.store)
 
     def stored(self, storage: BaseStorage) -> optuna.Study:
         """The same study in a storage of Optuna's, its text pinned: as workers would have left it."""
@@ -217,7 +217,8 @@ class Maker:
     def _score(self, setting: Setting | None) -> Score:
         mean = 3.5 if setting is None else self._truth(setting)
         nll = TOKENS * (mean + self._sequences + self._random.normal(0, 0.02, SEQUENCES))
-        return Score(nll=torch.from_numpy(nll), tokens=torch.full((SEQUENCES,), TOKENS))
+        tokens = torch.full((SEQUENCES,), TOKENS)
+        return Score(nll=torch.from_numpy(nll), tokens=tokens, clusters=torch.tensor(TEXT.clusters))
 
     def _keep(self, key: str, setting: Setting | None, score: Score) -> None:
         result = TrialResult(

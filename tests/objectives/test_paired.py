@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,16 @@ from objectives.paired import Difference, holm, paired_difference
 from objectives.scoring import Score
 
 
-def made(nll: Sequence[float], tokens: Sequence[int]) -> Score:
-    return Score(nll=torch.tensor(nll, dtype=torch.float64), tokens=torch.tensor(tokens))
+def made(nll: Sequence[float], tokens: Sequence[int], clusters: Sequence[int] | None = None) -> Score:
+    """Every sequence is a document of its own unless `clusters` says otherwise."""
+    documents = torch.arange(len(nll)) if clusters is None else torch.tensor(clusters)
+    return Score(nll=torch.tensor(nll, dtype=torch.float64), tokens=torch.tensor(tokens), clusters=documents)
+
+
+def compared(first: Score, second: Score, clusters: Sequence[int]) -> Difference:
+    """The difference of two scores whose sequences are of these documents."""
+    documents = torch.tensor(clusters)
+    return paired_difference(replace(first, clusters=documents), replace(second, clusters=documents))
 
 
 def random_scores(seed: int, count: int, equal: bool = False) -> tuple[Score, Score]:
@@ -36,7 +45,7 @@ def fields(difference: Difference) -> list[float]:
 def test_equal_token_counts_give_the_paired_t_interval() -> None:
     """With equally many targets everywhere the ratio estimator is the textbook's paired t test."""
     first, second = random_scores(1, 40, equal=True)
-    found = paired_difference(first, second, range(40))
+    found = paired_difference(first, second)
     per_token = ((first.nll - second.nll) / 50).numpy()
     reference = stats.ttest_rel(first.nll / 50, second.nll / 50)
     interval = reference.confidence_interval(0.95)
@@ -51,14 +60,14 @@ def test_the_value_is_the_difference_of_mean_nll() -> None:
     """Every target counts the same, whatever sequence and cluster it is in."""
     first, second = random_scores(2, 30)
     for clusters in (range(30), [index // 3 for index in range(30)], [0] * 30):
-        found = paired_difference(first, second, clusters)
+        found = compared(first, second, clusters)
         assert found.value == pytest.approx(first.mean_nll - second.mean_nll, rel=1e-9)
 
 
 def test_unequal_token_counts_give_the_ratio_estimators_error() -> None:
     """The standard error is the jackknife's, every sequence left out in turn; degrees count what lengths are worth."""
     first, second = random_scores(3, 25)
-    found = paired_difference(first, second, range(25))
+    found = paired_difference(first, second)
     gains, tokens = (first.nll - second.nll).tolist(), first.tokens.tolist()
     ratio = sum(gains) / sum(tokens)
     without = [(sum(gains) - gains[i]) / (sum(tokens) - tokens[i]) for i in range(25)]
@@ -74,7 +83,7 @@ def test_a_long_document_among_short_ones_counts_for_little_more_than_one() -> N
     """Eleven documents, one with nine tenths of the text: hardly a degree of freedom, and a wide interval."""
     first, second = random_scores(4, 100, equal=True)
     clusters = [0] * 90 + list(range(1, 11))
-    found = paired_difference(first, second, clusters)
+    found = compared(first, second, clusters)
     assert found.clusters == 11
     assert found.degrees == 1
     assert found.high - found.low > 20 * found.standard_error
@@ -85,7 +94,7 @@ def test_the_error_is_the_bootstraps(clustered: bool) -> None:
     """Resampling whole clusters of sequences, tokens and all, spreads as much as the formula says."""
     first, second = random_scores(4, 400)
     clusters = np.arange(400) // (4 if clustered else 1)
-    found = paired_difference(first, second, clusters)
+    found = compared(first, second, clusters)
     gains = np.bincount(clusters, (first.nll - second.nll).numpy())
     tokens = np.bincount(clusters, first.tokens.numpy())
     drawn = np.random.default_rng(0).integers(0, len(gains), (4000, len(gains)))
@@ -104,8 +113,8 @@ def test_clusters_count_as_one_sequence_each() -> None:
         return [sum(float(v) for v, c in zip(values, clusters, strict=True) if c == each) for each in order]
 
     tokens = [int(count) for count in summed(first.tokens)]
-    merged = paired_difference(made(summed(first.nll), tokens), made(summed(second.nll), tokens), range(5))
-    assert fields(paired_difference(first, second, clusters)) == pytest.approx(fields(merged))
+    merged = paired_difference(made(summed(first.nll), tokens), made(summed(second.nll), tokens))
+    assert fields(compared(first, second, clusters)) == pytest.approx(fields(merged))
     assert merged.clusters == 5
 
 
@@ -113,8 +122,8 @@ def test_correlated_sequences_widen_the_interval() -> None:
     """When sequences of a document gain alike, counting them as independent would promise too much."""
     gains = np.repeat(np.random.default_rng(6).normal(0, 1, 20), 10)
     first, second = made(100 + gains, [50] * 200), made([100.0] * 200, [50] * 200)
-    apart = paired_difference(first, second, range(200))
-    together = paired_difference(first, second, np.arange(200) // 10)
+    apart = paired_difference(first, second)
+    together = compared(first, second, np.arange(200) // 10)
     assert together.standard_error == pytest.approx(math.sqrt(10) * apart.standard_error, rel=0.1)
 
 
@@ -122,7 +131,7 @@ def test_one_cluster_says_nothing() -> None:
     """From a single document there is no telling how documents vary."""
     first, second = random_scores(7, 5)
     for scores in ((first, second, [4] * 5), (made([3.0], [2]), made([1.0], [2]), [0])):
-        found = paired_difference(*scores)
+        found = compared(*scores)
         assert (found.standard_error, found.low, found.high) == (math.inf, -math.inf, math.inf)
         assert (found.p_value, found.clusters) == (1.0, 1)
         assert math.isfinite(found.value)
@@ -131,15 +140,13 @@ def test_one_cluster_says_nothing() -> None:
 def test_a_score_with_itself() -> None:
     """Identical scores differ by exactly nothing, surely and insignificantly."""
     score, _ = random_scores(8, 20)
-    assert fields(paired_difference(score, score, range(20))) == [0, 0, 0, 0, 1, 20]
+    assert fields(paired_difference(score, score)) == [0, 0, 0, 0, 1, 20]
 
 
 def test_a_constant_gain_is_certain() -> None:
     """The same gain per token everywhere has no error and no doubt."""
     _, second = random_scores(9, 20)
-    found = paired_difference(
-        made((second.nll + 0.25 * second.tokens).tolist(), second.tokens.tolist()), second, range(20)
-    )
+    found = paired_difference(made((second.nll + 0.25 * second.tokens).tolist(), second.tokens.tolist()), second)
     assert found.value == pytest.approx(0.25)
     assert found.standard_error == pytest.approx(0, abs=1e-12)
     assert found.p_value < 1e-12
@@ -150,7 +157,7 @@ def test_a_score_that_is_not_finite_is_never_significant(broken: float) -> None:
     """A model that fell apart on one sequence gets no p-value, and no warning is raised on the way."""
     first, second = random_scores(10, 8)
     first.nll[3] = broken
-    found = paired_difference(first, second, range(8))
+    found = paired_difference(first, second)
     assert not math.isfinite(found.value)
     assert (found.standard_error, found.low, found.high, found.p_value) == (math.inf, -math.inf, math.inf, 1.0)
 
@@ -165,8 +172,8 @@ def test_swapping_the_scores_flips_the_sign(gains: list[float], tokens: list[int
     """How two scores differ does not depend on which is asked about: only the sign changes."""
     count = len(gains)
     first, second = made([10 + gain for gain in gains], tokens[:count]), made([10.0] * count, tokens[:count])
-    one = paired_difference(first, second, clusters[:count])
-    other = paired_difference(second, first, clusters[:count])
+    one = compared(first, second, clusters[:count])
+    other = compared(second, first, clusters[:count])
     assert (one.value, one.low, one.high) == (-other.value, -other.high, -other.low)
     assert (one.standard_error, one.p_value, one.clusters) == (other.standard_error, other.p_value, other.clusters)
     assert one.low <= one.value <= one.high
@@ -178,9 +185,9 @@ def test_swapping_the_scores_flips_the_sign(gains: list[float], tokens: list[int
 def test_the_interval_excludes_zero_exactly_when_p_is_small(seed: int, confidence: float) -> None:
     """Interval and p-value never contradict each other, and more confidence takes a wider interval."""
     first, second = random_scores(seed, 12)
-    found = paired_difference(first, second, range(12), confidence)
+    found = paired_difference(first, second, confidence)
     assert (found.low > 0 or found.high < 0) == (found.p_value < 1 - confidence)
-    wider = paired_difference(first, second, range(12), (1 + confidence) / 2)
+    wider = paired_difference(first, second, (1 + confidence) / 2)
     assert wider.low < found.low <= found.high < wider.high
     assert wider.p_value == found.p_value
 
@@ -196,23 +203,32 @@ def test_intervals_cover_the_truth_as_often_as_they_say(clustered: bool) -> None
         shared = np.repeat(dice.normal(0, 0.1, documents), each)
         gains = tokens * (truth + shared + dice.normal(0, 0.05, documents * each))
         base = made([0.0] * len(tokens), tokens)
-        found = paired_difference(made(gains, tokens), base, np.arange(len(tokens)) // each)
+        found = compared(made(gains, tokens), base, np.arange(len(tokens)) // each)
         hits += found.low <= truth <= found.high
     assert 0.92 <= hits / rounds <= 0.98
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "clusters"),
-    [
-        (made([1, 2], [3, 4]), made([1, 2], [3, 5]), [0, 1]),
-        (made([1, 2], [3, 4]), made([1], [3]), [0, 1]),
-        (made([1, 2], [3, 4]), made([1, 2], [3, 4]), [0]),
-    ],
+    "other", [made([1, 2], [3, 5]), made([1], [3]), made([1, 2], [3, 4], [0, 0]), made([1, 2], [3, 4], [1, 0])]
 )
-def test_scores_of_different_sequences_are_refused(first: Score, second: Score, clusters: list[int]) -> None:
-    """Other targets, another number of sequences, or clusters for other sequences cannot be paired."""
-    with pytest.raises(ValueError, match="same sequences"):
-        paired_difference(first, second, clusters)
+def test_scores_of_different_texts_are_refused(other: Score) -> None:
+    """Other targets, another number of sequences, or other documents cannot be paired; the message describes both."""
+    with pytest.raises(ValueError, match="same sequences; the first is of 2 sequences and 7 tokens"):
+        paired_difference(made([1, 2], [3, 4]), other)
+
+
+def test_documents_are_the_same_whatever_their_numbers_start_at() -> None:
+    """Documents before them that are too short to be read move the numbers and change no text."""
+    first, second = random_scores(12, 6)
+    moved = replace(second, clusters=second.clusters + 3)
+    assert paired_difference(first, moved) == paired_difference(first, second)
+
+
+def test_a_score_whose_parts_are_of_different_lengths_is_refused() -> None:
+    """It would be of no text at all; a prefix keeps its documents."""
+    with pytest.raises(ValueError, match="2, 2 and 1"):
+        made([1, 2], [3, 4], [0])
+    assert made([1, 2, 3], [4, 5, 6], [7, 8, 8]).first(2).clusters.tolist() == [7, 8]
 
 
 def test_percent_is_of_perplexity() -> None:

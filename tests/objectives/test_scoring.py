@@ -201,7 +201,9 @@ def test_progress_is_told_of_every_look() -> None:
 
 def test_means_weigh_tokens_not_sequences() -> None:
     """Every target counts the same, and perplexity is its exponential."""
-    measured = Score(nll=torch.tensor([2.0, 30.0], dtype=torch.float64), tokens=torch.tensor([1, 15]))
+    measured = Score(
+        nll=torch.tensor([2.0, 30.0], dtype=torch.float64), tokens=torch.tensor([1, 15]), clusters=torch.arange(2)
+    )
     assert measured.mean_nll == 2.0
     assert measured.perplexity == pytest.approx(7.389056)
 
@@ -209,7 +211,9 @@ def test_means_weigh_tokens_not_sequences() -> None:
 @pytest.mark.parametrize("nll", [1e4, float("inf")])
 def test_a_perplexity_that_overflows_is_infinite(nll: float) -> None:
     """A hopeless model has an infinite perplexity, and raises no error."""
-    assert Score(nll=torch.tensor([nll]), tokens=torch.tensor([1])).perplexity == float("inf")
+    assert Score(nll=torch.tensor([nll]), tokens=torch.tensor([1]), clusters=torch.tensor([0])).perplexity == float(
+        "inf"
+    )
 
 
 # Batches

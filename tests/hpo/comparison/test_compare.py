@@ -16,7 +16,7 @@ from scipy import stats
 import hpo.comparison.compare
 import hpo.workers.measuring
 from hpo.comparison.compare import compare
-from hpo.comparison.entries import Entry, Kind, Text
+from hpo.comparison.entries import Entry, Kind
 from hpo.comparison.export import comparison_json, rows_csv
 from hpo.comparison.page import write_page
 from hpo.comparison.plan import ComparePlan, method_settings, model_directories
@@ -41,7 +41,7 @@ from tests.objectives import tiny
 
 SPACE = make_space(Setting(), {})
 COUNT = 40
-TEXTS = (Text(source="near", clusters=tuple(range(COUNT))), Text(source="far", clusters=tuple(range(COUNT))))
+DATASETS = ("near", "far")
 
 
 def noise(seed: int) -> torch.Tensor:
@@ -86,7 +86,7 @@ def judged(*entries: Entry, notes: Sequence[str] = ()) -> Comparison:
     """A comparison of these rows with a full precision that has no noise of its own."""
     count = len(entries[0].scores)
     full = entry(FULL_PRECISION, *[0.0] * count, spread=0, bits=16, kind="full precision", packed=False)
-    return judge({"model": {"name": "tiny"}}, TEXTS[:count], [full, *entries], notes)
+    return judge({"model": {"name": "tiny"}}, DATASETS[:count], [full, *entries], notes)
 
 
 # Ranks
@@ -148,9 +148,9 @@ def test_holm_corrects_all_pairs_on_all_data_sets_together() -> None:
     assert by_size[0].corrected == pytest.approx(12 * by_size[0].difference.p_value)
     assert by_size[-1].corrected == max(pair.corrected for pair in found.pairs)
     for pair in found.pairs:
-        at = [text.source for text in TEXTS].index(pair.dataset)
+        at = DATASETS.index(pair.dataset)
         first, second = (next(one for one in found.entries if one.name == name) for name in (pair.first, pair.second))
-        assert pair.difference == paired_difference(first.scores[at], second.scores[at], TEXTS[at].clusters)
+        assert pair.difference == paired_difference(first.scores[at], second.scores[at])
 
 
 # Generalisation
@@ -241,7 +241,11 @@ def test_rows_say_what_they_are_compared_with() -> None:
 def test_the_json_is_strict_where_nothing_is_known_of_an_error() -> None:
     """One document has no interval; what is not finite becomes null."""
     found = judged(entry("rtn", 0.2))
-    single = judge({}, [Text(source="near", clusters=(0,) * COUNT)], found.entries, [])
+    alone = [
+        replace(one, scores=(replace(one.scores[0], clusters=torch.zeros(COUNT, dtype=torch.int64)),))
+        for one in found.entries
+    ]
+    single = judge({}, ["near"], alone, [])
     record = json.loads(json_text(comparison_json(single)))
     rtn = next(row for row in record["rows"] if row["method"] == "rtn")
     assert rtn["delta"] == {"value": pytest.approx(0.2), "low": None, "high": None}

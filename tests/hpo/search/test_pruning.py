@@ -1,6 +1,7 @@
 """The paired pruner: rarely wrong, soon right, exact at the end."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,12 +26,11 @@ from objectives.scoring import Score, look_sizes
 from tests.hpo.made import score
 
 COUNT = 64
-EACH = list(range(COUNT))
 STRICT = Pruner(error=0.02)
 
 
 def prefix(full: Score, count: int) -> Score:
-    return Score(nll=full.nll[:count], tokens=full.tokens[:count])
+    return full.first(count)
 
 
 def texts(seed: int, shift: float, noise: float = 0.02) -> tuple[Score, Score]:
@@ -54,9 +54,9 @@ def test_a_trial_as_good_as_the_incumbent_is_rarely_given_up() -> None:
     wrong = better = 0
     for seed in range(600):
         trial, incumbent = texts(seed, shift=0.0)
-        wrong += any(is_hopeless(look, against(incumbent), EACH, STRICT) for look in looks(trial))
+        wrong += any(is_hopeless(look, against(incumbent), STRICT) for look in looks(trial))
         trial, incumbent = texts(seed, shift=-0.01)
-        better += any(is_hopeless(look, against(incumbent), EACH, STRICT) for look in looks(trial))
+        better += any(is_hopeless(look, against(incumbent), STRICT) for look in looks(trial))
     assert wrong / 600 < 0.03
     assert better == 0
 
@@ -64,29 +64,31 @@ def test_a_trial_as_good_as_the_incumbent_is_rarely_given_up() -> None:
 def test_a_trial_that_is_clearly_worse_is_given_up_at_the_first_look() -> None:
     """Five standard deviations of a sequence behind: eight sequences are enough."""
     pairs = [texts(seed, 0.1) for seed in range(50)]
-    assert all(is_hopeless(looks(trial)[0], against(incumbent), EACH, STRICT) for trial, incumbent in pairs)
+    assert all(is_hopeless(looks(trial)[0], against(incumbent), STRICT) for trial, incumbent in pairs)
 
 
 def test_what_cannot_win_any_more_is_given_up_for_certain() -> None:
     """No NLL is negative: a trial that lost more than the incumbent in all is beaten, even where errors are unknown."""
     incumbent = score([1.0] * 8)
-    assert is_hopeless(score([9.0]), against(incumbent), [0] * 8, Pruner())
-    assert not is_hopeless(score([7.0]), against(incumbent), [0] * 8, Pruner())
+    assert is_hopeless(score([9.0]), against(incumbent), Pruner())
+    assert not is_hopeless(score([7.0]), against(incumbent), Pruner())
 
 
 def test_the_error_vanishes_as_the_text_is_read() -> None:
     """The difference on all text decides: nothing is uncertain once all is read."""
     trial, incumbent = texts(0, shift=0.01)
-    errors = [lag(prefix(trial, count), against(incumbent), EACH).standard_error for count in (8, 32, COUNT)]
+    errors = [lag(prefix(trial, count), against(incumbent)).standard_error for count in (8, 32, COUNT)]
     assert errors[0] > errors[1] > errors[2] == 0
-    assert lag(trial, against(incumbent), EACH).value == pytest.approx(0.01)
+    assert lag(trial, against(incumbent)).value == pytest.approx(0.01)
 
 
 def test_sequences_of_one_document_count_as_one() -> None:
     """Repeated text is no further evidence."""
     trial, incumbent = texts(1, shift=0.05)
-    alone = lag(prefix(trial, 16), against(incumbent), EACH)
-    clustered = lag(prefix(trial, 16), against(incumbent), [index // 8 for index in EACH])
+    alone = lag(prefix(trial, 16), against(incumbent))
+    documents = torch.arange(COUNT) // 8
+    trial, incumbent = replace(trial, clusters=documents), replace(incumbent, clusters=documents)
+    clustered = lag(prefix(trial, 16), against(incumbent))
     assert clustered.degrees == 1
     assert alone.degrees == 15
     assert math.isfinite(clustered.standard_error)
@@ -97,7 +99,7 @@ def test_an_estimate_is_far_closer_than_the_running_mean() -> None:
     covered, estimated, running = 0, 0.0, 0.0
     for seed in range(200):
         trial, full = texts(seed, shift=0.05)
-        found = estimate(prefix(trial, 16), Incumbent(number=0, score=full), EACH)
+        found = estimate(prefix(trial, 16), Incumbent(number=0, score=full))
         covered += found.low <= trial.perplexity <= found.high
         estimated += abs(found.perplexity - trial.perplexity)
         running += abs(prefix(trial, 16).perplexity - trial.perplexity)
@@ -108,7 +110,7 @@ def test_an_estimate_is_far_closer_than_the_running_mean() -> None:
 def test_an_estimate_of_all_text_is_exact() -> None:
     """Nothing is left to guess."""
     trial, full = texts(3, shift=0.02)
-    found = estimate(trial, Incumbent(number=4, score=full), EACH)
+    found = estimate(trial, Incumbent(number=4, score=full))
     assert found.perplexity == pytest.approx(trial.perplexity)
     assert found.low == pytest.approx(found.high)
     assert found.against == 4
@@ -142,7 +144,7 @@ def test_a_smaller_error_gives_up_less() -> None:
     """Trials a little behind: the more certain the pruner has to be, the fewer it gives up."""
     pairs = [texts(seed, 0.01) for seed in range(100)]
     gone = [
-        sum(is_hopeless(looks(trial)[1], against(incumbent), EACH, Pruner(error=error)) for trial, incumbent in pairs)
+        sum(is_hopeless(looks(trial)[1], against(incumbent), Pruner(error=error)) for trial, incumbent in pairs)
         for error in (0.2, 0.02, 0.002)
     ]
     assert gone[0] > gone[1] > gone[2] > 0
@@ -174,7 +176,7 @@ def compared(count: int, noise: float = 0.02) -> tuple[list[Score], Score]:
 
 def test_the_usual_spread_is_that_of_the_others() -> None:
     """The variance per token they were made with; as many degrees as it may have where all scatter alike."""
-    usual = usual_spread(*compared(10), EACH)
+    usual = usual_spread(*compared(10))
     assert usual is not None
     # A move is one of the mean of a sequence's ten tokens.
     assert usual.variance == pytest.approx(10 * 0.02**2, rel=0.15)
@@ -186,22 +188,22 @@ def test_others_that_scatter_unlike_each_other_say_less() -> None:
     others, incumbent = compared(3)
     wild, _ = compared(6, noise=0.5)
     calm, _ = compared(6, noise=0.01)
-    mixed = usual_spread([*wild, *calm], incumbent, EACH)
+    mixed = usual_spread([*wild, *calm], incumbent)
     assert mixed is not None
     assert mixed.degrees < 3
-    assert usual_spread(others[:2], incumbent, EACH) is None
-    assert usual_spread([incumbent] * 5, incumbent, EACH) is None
+    assert usual_spread(others[:2], incumbent) is None
+    assert usual_spread([incumbent] * 5, incumbent) is None
 
 
 def test_knowing_the_spread_gives_up_sooner_and_no_more_often_wrongly() -> None:
     """Eight sequences know their scatter badly; what others showed makes up for it."""
-    usual = usual_spread(*compared(10), EACH)
+    usual = usual_spread(*compared(10))
 
     def share(shift: float, known: Spread | None, first: bool) -> float:
         pairs = [texts(seed, shift) for seed in range(300)]
         gone = [
             any(
-                is_hopeless(look, Incumbent(number=0, score=incumbent, usual=known), EACH, STRICT)
+                is_hopeless(look, Incumbent(number=0, score=incumbent, usual=known), STRICT)
                 for look in (looks(trial)[:1] if first else looks(trial))
             )
             for trial, incumbent in pairs
@@ -216,7 +218,7 @@ def test_others_that_scatter_almost_alike_are_no_special_case() -> None:
     """The excess of scatter may be as small as it likes."""
     others, incumbent = compared(3)
     for count in range(3, 40):
-        found = usual_spread((others * 20)[:count], incumbent, EACH)
+        found = usual_spread((others * 20)[:count], incumbent)
         assert found is not None
         assert 0 < found.degrees <= 50
 

@@ -46,7 +46,7 @@ def searched(store: ResultStore, trials: int, space: Space = SPACE) -> StudyReco
 
 def has_converged(space: Space, record: StudyRecord, store: ResultStore) -> bool:
     """Whether `--until converged` ends the study."""
-    return reason_to_stop(Stopping(converged=True), space, record, store, TEXT.clusters, 0) is not None
+    return reason_to_stop(Stopping(converged=True), space, record, store, 0) is not None
 
 
 def test_trials_that_improve_on_nothing_are_counted() -> None:
@@ -67,7 +67,7 @@ def test_a_better_trial_of_other_bits_is_an_improvement() -> None:
 def test_patience_ends_after_so_many_trials(trials: tuple[float | None, ...], stops: bool, tmp_path: Path) -> None:
     """And says which flag did it."""
     record = StudyRecord(name="s", contract={}, references=(), trials=tuple(ended(*trials)))
-    reason = reason_to_stop(PATIENT, SIZES, record, ResultStore(tmp_path), TEXT.clusters, 0)
+    reason = reason_to_stop(PATIENT, SIZES, record, ResultStore(tmp_path), 0)
     assert (reason is not None) == stops
     assert not stops or "--patience" in str(reason)
 
@@ -75,7 +75,7 @@ def test_patience_ends_after_so_many_trials(trials: tuple[float | None, ...], st
 def test_nothing_stops_a_study_that_was_not_told_to(tmp_path: Path) -> None:
     """Whatever it found."""
     store = ResultStore(tmp_path)
-    assert reason_to_stop(Stopping(), SPACE, searched(store, 40), store, TEXT.clusters, 0) is None
+    assert reason_to_stop(Stopping(), SPACE, searched(store, 40), store, 0) is None
 
 
 def test_a_study_converges_once_it_knows_its_optimum(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_study_converges_once_it_knows_its_optimum(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     found = [has_converged(SPACE, searched(store, trials), store) for trials in (4, 9, 60)]
     assert found == [False, False, True]
-    reason = reason_to_stop(Stopping(converged=True), SPACE, searched(store, 60), store, TEXT.clusters, 0)
+    reason = reason_to_stop(Stopping(converged=True), SPACE, searched(store, 60), store, 0)
     assert "--until converged" in str(reason)
 
 
@@ -95,17 +95,18 @@ def test_a_group_size_that_was_never_measured_keeps_a_study_going(tmp_path: Path
     assert not has_converged(SIZES, study_of(maker, trials).record, store)
 
 
-def test_the_noise_is_that_of_differences_not_of_scores(tmp_path: Path) -> None:
+def test_the_noise_is_that_of_differences_not_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Far below the spread of the text; none is known of fewer than two trials."""
     store = ResultStore(tmp_path)
     record = searched(store, 12)
     footprint = record.complete[0].footprint
     assert footprint is not None
-    assert 0 < paired_noise(record, footprint, store, TEXT.clusters) < 0.05
+    assert 0 < paired_noise(record, footprint, store) < 0.05
     alone = replace(searched(store, 1), references=())
-    assert paired_noise(alone, footprint, store, TEXT.clusters) == 0
-    one_document = [0] * len(TEXT.clusters)
-    assert paired_noise(record, footprint, store, one_document) == 0
+    assert paired_noise(alone, footprint, store) == 0
+    monkeypatch.setattr("tests.hpo.studies.TEXT", replace(TEXT, clusters=(0,) * len(TEXT)))
+    one_document = ResultStore(tmp_path / "one document")
+    assert paired_noise(searched(one_document, 12), footprint, one_document) == 0
 
 
 def test_one_trial_is_compared_with_the_references(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_one_trial_is_compared_with_the_references(tmp_path: Path) -> None:
     record = replace(study_of(maker, [maker.complete(0, maker.draw())]).record, references=(maker.reference(setting),))
     footprint = record.complete[0].footprint
     assert footprint is not None
-    assert paired_noise(record, footprint, store, TEXT.clusters) > 0
+    assert paired_noise(record, footprint, store) > 0
 
 
 def test_damaged_values_are_left_out(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class Study:
 
     def levels(self) -> list[Level]:
         record = StudyRecord(name="s", contract={}, references=tuple(self.references), trials=tuple(self.trials))
-        return rank(record, self.store, list(range(COUNT)))
+        return rank(record, self.store)
 
 
 @pytest.fixture
@@ -221,10 +221,9 @@ def test_a_size_without_a_completed_trial_says_so(study: Study) -> None:
 
 def test_meaningful_takes_size_and_significance() -> None:
     """The rule itself, at its edges."""
-    clusters = list(range(COUNT))
-    assert is_meaningful(paired_difference(shifted(-0.11), shifted(0), clusters))
-    assert not is_meaningful(paired_difference(shifted(-0.09), shifted(0), clusters))
-    assert not is_meaningful(paired_difference(shifted(0.2), shifted(0), clusters))
+    assert is_meaningful(paired_difference(shifted(-0.11), shifted(0)))
+    assert not is_meaningful(paired_difference(shifted(-0.09), shifted(0)))
+    assert not is_meaningful(paired_difference(shifted(0.2), shifted(0)))
 
 
 def test_a_contract_that_differs_is_refused_with_every_difference() -> None:

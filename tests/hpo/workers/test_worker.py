@@ -116,7 +116,7 @@ def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(mak
 
 def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that is given up after the first look says what it would probably have scored, against whom."""
-    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, clusters, pruner: True)
+    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, pruner: True)
     worker = make()
     worker.work(Budget(trials=6))
     record = read_study(worker.study)
@@ -135,7 +135,7 @@ def test_a_trial_whose_rivals_values_are_damaged_is_measured_to_the_end(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """There is nobody to compare it with: a notice says so, and nothing fails."""
-    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, clusters, pruner: True)
+    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, pruner: True)
     events: list[Event] = []
     make().work(Budget(trials=3))
     for file in (tmp_path / "results-s").glob("*.safetensors"):
@@ -303,7 +303,11 @@ def results(outcome: str, score: Score | None = None) -> Callable[..., TrialResu
     [
         ("non-finite", None, "NaN or Inf"),
         ("out-of-memory", None, "out of memory at a peak of 1.00 GB"),
-        ("complete", Score(nll=torch.full((40,), 1e6), tokens=torch.full((40,), 23)), "perplexity is infinite"),
+        (
+            "complete",
+            Score(nll=torch.full((40,), 1e6), tokens=torch.full((40,), 23), clusters=torch.arange(40)),
+            "perplexity is infinite",
+        ),
     ],
 )
 def test_a_trial_without_a_value_fails_with_its_reason_and_five_of_them_end_the_run(
@@ -412,7 +416,7 @@ def test_kept_rows_are_measured_against_the_plain_choice_and_against_groups_of_n
 
 def test_kept_rows_are_pruned_against_trials_of_equal_bits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first trial of every share is measured to the end, whatever trials with more rows in 16 bit have reached."""
-    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, clusters, pruner: True)
+    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, pruner: True)
     worker = make()
     space = make_space(Setting(method="praq-mixed", n_calib=8), {"n_calib": 8, "keep_ratio": "0.1,0.2,0.3"})
     mixed = make(queue=Queue(study=worker.study, storage=worker.queue.storage, space=space))
@@ -433,7 +437,7 @@ def test_a_machine_that_scores_differently_may_not_join(make: Make) -> None:
     known = recall_result(worker.store, str(full.result)).score
     assert known is not None
     require_same_machine_result(worker.bench, known, TEXT, silent)
-    moved = Score(nll=known.nll + 0.003 * known.tokens, tokens=known.tokens)
+    moved = replace(known, nll=known.nll + 0.003 * known.tokens)
     with pytest.raises(InputError, match=r"nats per token here and .* in the study"):
         require_same_machine_result(worker.bench, moved, TEXT, silent)
 
