@@ -19,6 +19,7 @@ from hpo.space.space import Space
 from hpo.study.contract import make_contract
 from hpo.study.events import Listener, Notice
 from hpo.study.record import CONFIRMATION, SEARCH, StudyRecord, read_study
+from hpo.study.scores import Scores
 from hpo.verdict.confirmation import confirm
 from hpo.verdict.ranking import Level, headline, rank
 from hpo.workers.interrupts import Interrupts
@@ -138,7 +139,7 @@ def optimize(
             interrupts=interrupts,
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
-        levels = rank(read_study(study), store)
+        levels = rank(read_study(study), Scores(store))
         leading = headline(levels)
         if leading is not None and held_out and not plan.presets_only:
             study.set_user_attr(CONFIRMATION, confirm(bench, store, leading, held_out, progress))
@@ -203,4 +204,4 @@ def standing(study: optuna.Study, paths: Paths) -> Outcome:
     record = read_study(study)
     if not record.references:
         return Outcome(record=record, levels=[], notes=["its references are not measured yet"])
-    return Outcome(record=record, levels=rank(record, store), notes=[])
+    return Outcome(record=record, levels=rank(record, Scores(store)), notes=[])

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from hpo.deploy.model_card import model_card
 from hpo.study.choosing import require_same_bench, require_same_text
 from hpo.study.record import StudyRecord, TrialRecord
+from hpo.study.scores import Scores
 from hpo.verdict.ranking import Level, rank
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, load_bench
@@ -130,7 +131,7 @@ def _packed(
 def _levels(study: StudyRecord, store: ResultStore) -> list[Level]:
     """The study's ranking; empty where its values per sequence are not on this machine."""
     try:
-        return rank(study, store)
+        return rank(study, Scores(store))
     except DamagedEntryError:
         return []
 

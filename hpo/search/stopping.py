@@ -14,13 +14,11 @@ from hpo.search.acquisition import is_informative
 from hpo.search.proposal import promising
 from hpo.space.footprint import Footprint, footprint_of
 from hpo.space.space import Space
-from hpo.study.record import ENDED, Measured, StudyRecord, TrialRecord
+from hpo.study.record import ENDED, StudyRecord, TrialRecord
+from hpo.study.scores import Scores
 from objectives.errors import InputError
 from objectives.paired import paired_difference
-from objectives.results import recall_result
 from objectives.scoring import Score
-from storage.errors import DamagedEntryError
-from storage.results import ResultStore
 
 # Pairs of good trials whose differences say how exactly two settings are told apart.
 COMPARED = 4
@@ -48,20 +46,20 @@ class Stopping:
             raise InputError(f"--patience {self.patience} is not at least 1")
 
 
-def reason_to_stop(stopping: Stopping, space: Space, record: StudyRecord, store: ResultStore, seed: int) -> str | None:
+def reason_to_stop(stopping: Stopping, space: Space, record: StudyRecord, scores: Scores, seed: int) -> str | None:
     """Why no further trial is worth its time, in one sentence; None while one is.
 
     Args:
         stopping: The rules.
         space: Of the study.
         record: The study as it stands.
-        store: Where its values per sequence are.
+        scores: Its values per sequence.
         seed: Of the study.
     """
     if stopping.patience is not None and without_improvement(record.counted) >= stopping.patience:
         return f"none of the last {stopping.patience} trials improved on the best of its bits (--patience)"
     if stopping.converged and has_converged(
-        space, record.trials, lambda footprint: paired_noise(record, footprint, store), seed
+        space, record.trials, lambda footprint: paired_noise(record, footprint, scores), seed
     ):
         return f"what {HORIZON} more trials may be expected to gain is below the paired noise (--until converged)"
     return None
@@ -100,27 +98,17 @@ def has_converged(space: Space, trials: Sequence[TrialRecord], noise: Callable[[
     return bool(gains) and all(HORIZON * gain < noise(footprint) for footprint, gain in gains.items())
 
 
-def paired_noise(record: StudyRecord, footprint: Footprint, store: ResultStore) -> float:
+def paired_noise(record: StudyRecord, footprint: Footprint, scores: Scores) -> float:
     """Standard error of the difference between good settings of one footprint, in nats per token; 0 if unknown.
 
-    The best trial is compared with the next ones, and with the references of its bits.
+    The best trial is compared with the next ones, and with the references of its bits, as far as they can be read.
     """
     good = [trial for trial in record.complete if trial.footprint == footprint][: 1 + COMPARED]
     beside = [one for one in record.references if one.footprint == footprint] if good else []
-    return usual_error([score for one in (*good, *beside) if (score := _score(store, one)) is not None])
+    return usual_error([score for _, score in scores.readable([*good, *beside])])
 
 
 def usual_error(scores: Sequence[Score]) -> float:
     """Median standard error of the differences to the first score, in nats per token; 0 where there are none."""
     errors = [paired_difference(score, scores[0]).standard_error for score in scores[1:]]
     return float(np.median([error for error in errors if math.isfinite(error)] or [0.0]))
-
-
-def _score(store: ResultStore, measured: Measured) -> Score | None:
-    """None where the values are missing or damaged: others say as much of the noise."""
-    if measured.result is None:
-        return None
-    try:
-        return recall_result(store, measured.result).score
-    except DamagedEntryError:
-        return None

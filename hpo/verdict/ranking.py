@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 from hpo.space.footprint import Footprint
 from hpo.study.record import Measured, StudyRecord, TrialRecord
+from hpo.study.scores import Scores
 from objectives.paired import Difference, paired_difference
-from objectives.results import recall_result
 from objectives.scoring import Score
 from quant.methods import METHODS, Setting
-from storage.errors import DamagedEntryError
-from storage.results import ResultStore
 
 INDIFFERENT_PERCENT, MEANINGFUL_PERCENT = 0.05, 0.1
 SIGNIFICANT = 0.05
@@ -114,17 +112,17 @@ class Level:
         return f"{row.measured.name} ({row.score.perplexity:.3f}{at})"
 
 
-def rank(record: StudyRecord, store: ResultStore) -> list[Level]:
+def rank(record: StudyRecord, scores: Scores) -> list[Level]:
     """Rank what a study measured to the end, for each footprint, in their order.
 
     References in groups are no level of a study of rows with one scale, but rows of its levels.
 
     Args:
         record: The study.
-        store: Where its values per sequence are.
+        scores: Its values per sequence.
 
     Raises:
-        DamagedEntryError: If a reference's values are missing or damaged.
+        DamagedEntryError: If values are missing or damaged.
     """
     levels = []
     measured = [*record.references, *record.complete]
@@ -133,7 +131,7 @@ def rank(record: StudyRecord, store: ResultStore) -> list[Level]:
     for footprint in sorted(per_row or found, key=lambda one: one.order):
         own = [one for one in measured if one.footprint == footprint]
         beside = _beside(record.references, own) if per_row else []
-        rows = [(one, _score(store, one)) for one in (*own, *beside)]
+        rows = [(one, scores.of(one)) for one in (*own, *beside)]
         levels.append(_level(footprint, rows))
     return levels
 
@@ -221,15 +219,6 @@ def _level(footprint: Footprint, rows: list[tuple[Measured, Score]]) -> Level:
     )
     chosen = recommend(rows, lambda index: ranked[index].difference)
     return Level(footprint=footprint, rows=ranked, recommended=ranked[chosen])
-
-
-def _score(store: ResultStore, measured: Measured) -> Score:
-    if measured.result is None:
-        raise DamagedEntryError("", f"{measured.name} has no values per sequence")
-    score = recall_result(store, measured.result).score
-    if score is None:
-        raise DamagedEntryError(measured.result, f"{measured.name} has no values per sequence")
-    return score
 
 
 def ranking_json(levels: Sequence[Level]) -> list[Mapping[str, object]]:

@@ -7,6 +7,7 @@ someone else has ended the trial. May assume that a result is kept before it is 
 import math
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -26,11 +27,12 @@ from hpo.study.record import (
     SETTING,
     TOKENS,
     read_references,
+    trial_record,
     write_failure,
 )
+from hpo.study.scores import Scores
 from hpo.workers.failures import Failure
 from hpo.workers.queue import Queue
-from objectives.results import recall_result
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
@@ -38,7 +40,7 @@ from quant.methods import Setting
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 
-# Completed trials that say how differences scatter; each is read from its file.
+# Completed trials that say how differences scatter.
 MOST_OTHERS = 8
 
 
@@ -51,6 +53,14 @@ class Ledger:
     tuning: Sequences
     pruner: Pruner
     listen: Listener
+
+    @cached_property
+    def scores(self) -> Scores:
+        """What was read of other trials' results; trials whose values cannot be read are not compared with."""
+        return Scores(self.store, self._left_out)
+
+    def _left_out(self, damage: DamagedEntryError) -> None:
+        self.listen(Notice(text=f"not compared with a trial: {damage}", passing=True))
 
     def is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
         """Whether the pruner lets a trial go on after a look."""
@@ -66,22 +76,13 @@ class Ledger:
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         known = [trial for trial in complete if RESULT in trial.user_attrs and _footprint(trial) == footprint]
         equals = sorted(known, key=lambda trial: (trial.value, trial.number))[: 1 + MOST_OTHERS]
-        scored = [(trial.number, score) for trial in equals if (score := self._score(trial.user_attrs[RESULT]))]
+        scored = self.scores.readable(map(trial_record, equals))
         if not scored:
             return None
-        references = [one.result for one in read_references(study) if one.footprint == footprint]
-        known_scores = [score for key in references if key and (score := self._score(key))]
-        (number, best), *others = scored
-        compared = [*(score for _, score in others), *known_scores]
-        return Incumbent(number=number, score=best, usual=usual_spread(compared, best))
-
-    def _score(self, key: str) -> Score | None:
-        try:
-            return recall_result(self.store, key).score
-        except DamagedEntryError as damage:
-            # Another trial's values: this one is measured to the end without them.
-            self.listen(Notice(text=f"not compared with a trial: {damage}", passing=True))
-            return None
+        references = self.scores.readable(one for one in read_references(study) if one.footprint == footprint)
+        (best, incumbent), *others = scored
+        compared = [score for _, score in (*others, *references)]
+        return Incumbent(number=best.number, score=incumbent, usual=usual_spread(compared, incumbent))
 
     def look(self, trial: Trial, look: Score) -> None:
         """Tell Optuna of a look, unless it was told already."""

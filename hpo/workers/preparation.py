@@ -16,11 +16,11 @@ from hpo.search.proposal import presets
 from hpo.space.space import Space
 from hpo.study.contract import require_same
 from hpo.study.record import CONTRACT, QUEUED, REFERENCES, StudyRecord, read_study
+from hpo.study.scores import Scores
 from hpo.workers.measuring import measure_references, require_same_machine_result
 from hpo.workers.queue import Queue
 from objectives.errors import InputError
 from objectives.progress import Progress
-from objectives.results import recall_result
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from storage.results import ResultStore
@@ -57,10 +57,7 @@ def prepare(
     """
     known = read_study(study).references
     if known:
-        full = known[0]
-        score = recall_result(store, str(full.result)).score
-        assert score is not None
-        require_same_machine_result(bench, score, tuning, progress)
+        require_same_machine_result(bench, Scores(store).of(known[0]), tuning, progress)
     else:
         measured = measure_references(bench, store, queue.space, tuning, progress)
         study.set_user_attr(REFERENCES, [_entry(asdict(one)) for one in measured])

@@ -10,7 +10,7 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from time import monotonic, sleep
 from typing import TypeVar
@@ -109,7 +109,7 @@ class Worker:
         """What it searches."""
         return self.queue.space
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         """What it writes about trials."""
         return Ledger(queue=self.queue, store=self.store, tuning=self.tuning, pruner=self.pruner, listen=self.listen)
@@ -173,7 +173,7 @@ class Worker:
             states = tuple(trial.state for trial in record.trials)
             if settled.states == states:
                 return settled
-            reason = reason_to_stop(self.stopping, self.space, record, self.store, self.seed)
+            reason = reason_to_stop(self.stopping, self.space, record, self.ledger.scores, self.seed)
             setting = None if reason else propose(self.space, record.trials, self.sampler, self.seed)
             if setting is None:
                 return Settled(states=states, reason=reason or USED_UP)

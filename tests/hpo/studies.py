@@ -33,6 +33,7 @@ from hpo.study.record import (
 )
 from hpo.study.record import CONTRACT as CONTRACT_KEY
 from hpo.study.record import TOKENS as TOKENS_KEY
+from hpo.study.scores import Scores
 from hpo.verdict.ranking import Level, rank
 from objectives.paired import Difference
 from objectives.quantization import LayerResult, ModelSize
@@ -106,7 +107,7 @@ class Study:
     @property
     def levels(self) -> list[Level]:
         """Its ranking, every sequence a document of its own."""
-        return rank(self.record, self.store)
+        return rank(self.record, Scores(self.store))
 
     def stored(self, storage: BaseStorage) -> optuna.Study:
         """The same study in a storage of Optuna's, its text pinned: as workers would have left it."""

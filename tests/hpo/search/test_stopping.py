@@ -8,6 +8,7 @@ import pytest
 from hpo.search.stopping import Stopping, paired_noise, reason_to_stop, without_improvement
 from hpo.space.space import Space, make_space
 from hpo.study.record import StudyRecord, TrialRecord
+from hpo.study.scores import Scores
 from objectives.errors import InputError
 from quant.methods import Setting
 from storage.results import ResultStore
@@ -46,7 +47,7 @@ def searched(store: ResultStore, trials: int, space: Space = SPACE) -> StudyReco
 
 def has_converged(space: Space, record: StudyRecord, store: ResultStore) -> bool:
     """Whether `--until converged` ends the study."""
-    return reason_to_stop(Stopping(converged=True), space, record, store, 0) is not None
+    return reason_to_stop(Stopping(converged=True), space, record, Scores(store), 0) is not None
 
 
 def test_trials_that_improve_on_nothing_are_counted() -> None:
@@ -67,7 +68,7 @@ def test_a_better_trial_of_other_bits_is_an_improvement() -> None:
 def test_patience_ends_after_so_many_trials(trials: tuple[float | None, ...], stops: bool, tmp_path: Path) -> None:
     """And says which flag did it."""
     record = StudyRecord(name="s", contract={}, references=(), trials=tuple(ended(*trials)))
-    reason = reason_to_stop(PATIENT, SIZES, record, ResultStore(tmp_path), 0)
+    reason = reason_to_stop(PATIENT, SIZES, record, Scores(ResultStore(tmp_path)), 0)
     assert (reason is not None) == stops
     assert not stops or "--patience" in str(reason)
 
@@ -75,7 +76,7 @@ def test_patience_ends_after_so_many_trials(trials: tuple[float | None, ...], st
 def test_nothing_stops_a_study_that_was_not_told_to(tmp_path: Path) -> None:
     """Whatever it found."""
     store = ResultStore(tmp_path)
-    assert reason_to_stop(Stopping(), SPACE, searched(store, 40), store, 0) is None
+    assert reason_to_stop(Stopping(), SPACE, searched(store, 40), Scores(store), 0) is None
 
 
 def test_a_study_converges_once_it_knows_its_optimum(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_a_study_converges_once_it_knows_its_optimum(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     found = [has_converged(SPACE, searched(store, trials), store) for trials in (4, 9, 60)]
     assert found == [False, False, True]
-    reason = reason_to_stop(Stopping(converged=True), SPACE, searched(store, 60), store, 0)
+    reason = reason_to_stop(Stopping(converged=True), SPACE, searched(store, 60), Scores(store), 0)
     assert "--until converged" in str(reason)
 
 
@@ -101,12 +102,12 @@ def test_the_noise_is_that_of_differences_not_of_scores(tmp_path: Path, monkeypa
     record = searched(store, 12)
     footprint = record.complete[0].footprint
     assert footprint is not None
-    assert 0 < paired_noise(record, footprint, store) < 0.05
+    assert 0 < paired_noise(record, footprint, Scores(store)) < 0.05
     alone = replace(searched(store, 1), references=())
-    assert paired_noise(alone, footprint, store) == 0
+    assert paired_noise(alone, footprint, Scores(store)) == 0
     monkeypatch.setattr("tests.hpo.studies.TEXT", replace(TEXT, clusters=(0,) * len(TEXT)))
     one_document = ResultStore(tmp_path / "one document")
-    assert paired_noise(searched(one_document, 12), footprint, one_document) == 0
+    assert paired_noise(searched(one_document, 12), footprint, Scores(one_document)) == 0
 
 
 def test_one_trial_is_compared_with_the_references(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_one_trial_is_compared_with_the_references(tmp_path: Path) -> None:
     record = replace(study_of(maker, [maker.complete(0, maker.draw())]).record, references=(maker.reference(setting),))
     footprint = record.complete[0].footprint
     assert footprint is not None
-    assert paired_noise(record, footprint, store) > 0
+    assert paired_noise(record, footprint, Scores(store)) > 0
 
 
 def test_damaged_values_are_left_out(tmp_path: Path) -> None:

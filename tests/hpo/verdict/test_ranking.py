@@ -9,6 +9,7 @@ import torch
 from hpo.space.space import make_space
 from hpo.study.contract import require_same
 from hpo.study.record import Measured, StudyRecord, TrialRecord
+from hpo.study.scores import Scores
 from hpo.verdict.ranking import Level, frontier, frontier_text, headline, is_meaningful, rank, ranking_json
 from objectives.errors import InputError
 from objectives.paired import paired_difference
@@ -64,7 +65,7 @@ class Study:
 
     def levels(self) -> list[Level]:
         record = StudyRecord(name="s", contract={}, references=tuple(self.references), trials=tuple(self.trials))
-        return rank(record, self.store)
+        return rank(record, Scores(self.store))
 
 
 @pytest.fixture
