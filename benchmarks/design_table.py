@@ -27,6 +27,7 @@ from objectives.text.sources import read_documents
 from objectives.trial import Bench, run_trial
 from quant import grid
 from quant.methods import Setting
+from quant.plan import Plan
 from storage.cache import TensorCache
 from storage.paths import Paths
 
@@ -111,7 +112,7 @@ def main() -> None:
     for setting, expected, error in expectations():
         if setting.group_size not in options.group_sizes:
             continue
-        result = run_trial(bench, setting, scored)
+        result = run_trial(bench, Plan.uniform(setting), scored)
         assert result.score is not None
         difference = paired_difference(result.score, full.score)
         apart = (difference.value - expected) / max(difference.standard_error, error)

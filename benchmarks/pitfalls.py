@@ -37,6 +37,7 @@ from objectives.trial import TrialResult, run_trial
 from quant import layers
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
 from quant.methods import METHODS, Setting
+from quant.plan import Plan
 from quant.scaling.salience import Kind, error_weights, normalise
 from quant.statistics import OutputStatistics
 from storage.paths import Paths
@@ -87,7 +88,7 @@ class Bed:
             result = self._result(setting)
         else:
             with changed:
-                result = run_trial(self.bench, setting, self.text)
+                result = run_trial(self.bench, Plan.uniform(setting), self.text)
         assert result.score is not None
         return Measurement(result=result, difference=self.between(result.score, self.full))
 
@@ -248,7 +249,10 @@ def kept_rows(bed: Bed) -> None:
         *(bed.setting(method, keep_ratio=ratio) for ratio in RATIOS for method in ("awq-mixed", "praq-mixed")),
         *(bed.setting(method, group_size=size) for size in (64, 32) for method in ("rtn", "gw-awq")),
     ]
-    found = [(setting, model_size(bed.bench.model, bed.bench.blocks, setting).bits_per_weight) for setting in settings]
+    found = [
+        (setting, model_size(bed.bench.model, bed.bench.blocks, Plan.uniform(setting)).bits_per_weight)
+        for setting in settings
+    ]
     rows = []
     for setting, bits in sorted(found, key=lambda one: one[1]):
         detail = f", {setting.keep_ratio:.0%} of rows" if setting.definition.keeps_rows else ""

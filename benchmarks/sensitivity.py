@@ -18,6 +18,7 @@ from benchmarks.design_table import laid_out, protocol_parser
 from objectives.paired import paired_difference
 from objectives.trial import run_trial
 from quant.methods import Setting
+from quant.plan import Plan
 
 SIZES = (58, 60, 62, 64)
 
@@ -33,7 +34,7 @@ def main() -> None:
     for setting in (replace(plain, beta=0.0, tau=1.5), replace(plain, method="gw-awq")):
         found = []
         for size in SIZES:
-            score = run_trial(bench, replace(setting, n_calib=size), scored).score
+            score = run_trial(bench, Plan.uniform(replace(setting, n_calib=size)), scored).score
             assert score is not None
             difference = paired_difference(score, full)
             found.append(difference.value)

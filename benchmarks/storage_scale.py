@@ -37,12 +37,13 @@ from hpo.workers.owner import Owner  # noqa: E402
 from hpo.workers.queue import Queue  # noqa: E402
 from hpo.workers.worker import Budget, Settled, Worker  # noqa: E402
 from objectives.progress import silent  # noqa: E402
-from objectives.quantization import ModelSize  # noqa: E402
 from objectives.results import keep_result  # noqa: E402
 from objectives.scoring import Score, look_sizes  # noqa: E402
 from objectives.text.sequences import Sequences  # noqa: E402
 from objectives.trial import TrialResult  # noqa: E402
 from quant.methods import Setting  # noqa: E402
+from quant.plan import Plan  # noqa: E402
+from quant.sizes import ModelSize  # noqa: E402
 from storage.results import ResultStore  # noqa: E402
 from storage.studies.opening import open_storage  # noqa: E402
 
@@ -69,13 +70,13 @@ def score_of(setting: Setting, seed: int) -> Score:
 
 
 def result_of(setting: Setting, seed: int) -> TrialResult:
-    size = ModelSize(bits_per_weight=4.25, model_bytes=10**8)
+    size = ModelSize(weights=10**8, codes=5e7, scales=3125e3, rest=0.0, outside=46875e3)
     return TrialResult(
-        setting=setting,
+        plan=Plan.uniform(setting),
         outcome="complete",
         score=score_of(setting, seed),
         size=size,
-        layers=[],
+        layers=(),
         seconds={"calibrate": 1.0, "quantize": 10.0, "score": 20.0},
         peak_bytes=10**9,
     )

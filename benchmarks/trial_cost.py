@@ -33,6 +33,7 @@ from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
 from quant.grid import effective_weight
 from quant.methods import Setting
+from quant.plan import Plan
 from quant.scaling.salience import normalise
 from quant.scaling.search import candidate_scales
 from storage.cache import TensorCache
@@ -176,8 +177,8 @@ def main() -> None:
     ours: dict[int, TrialResult] = {}
     for size in sizes:
         setting = Setting(**{**SETTING.as_dict(), "n_calib": size})  # type: ignore[arg-type]
-        run_trial(bench, setting, scored[:2])
-        ours[size] = run_trial(bench, setting, scored)
+        run_trial(bench, Plan.uniform(setting), scored[:2])
+        ours[size] = run_trial(bench, Plan.uniform(setting), scored)
         parts = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in ours[size].seconds.items())
         reached = ", ".join(
             f"{phase} {operations / 1e12:.2f} TFLOP at {operations / ours[size].seconds[phase] / 1e9:.0f} GFLOP/s "

@@ -30,9 +30,11 @@ from hpo.workers.worker import Budget, Worker
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, LaidOut, lay_out
 from objectives.progress import Progress
-from objectives.quantization import model_size, suitable_group_sizes
+from objectives.quantization import model_size
 from objectives.results import pin
+from objectives.suitability import suitable_group_sizes
 from objectives.trial import Bench
+from quant.plan import Plan
 from storage.paths import Paths
 from storage.results import ResultStore
 
@@ -190,7 +192,7 @@ def _affordable(plan: StudyPlan, bench: Bench, name: str) -> list[Number]:
     """The values of one field that keep within the most bits."""
     base, most = plan.space.base, math.inf if plan.max_bits is None else plan.max_bits
     settings = {value: replace(base, **{name: value}) for value in plan.space.values(name)}  # type: ignore[arg-type]
-    sizes = {value: model_size(bench.model, bench.blocks, setting) for value, setting in settings.items()}
+    sizes = {value: model_size(bench.model, bench.blocks, Plan.uniform(setting)) for value, setting in settings.items()}
     return [value for value, size in sizes.items() if size.bits_per_weight <= most]
 
 

@@ -16,11 +16,13 @@ from objectives.model.precision import Agreement, check_agreement
 from objectives.model.roles import find_blocks, kept_in_16_bit, unscaled_inputs
 from objectives.paired import Difference, paired_difference
 from objectives.progress import Progress
-from objectives.quantization import model_size, require_suitable
+from objectives.quantization import model_size
 from objectives.scoring import Score, score_all
+from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, quantized
 from quant.methods import Setting
+from quant.plan import Plan
 from storage.cache import TensorCache
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -142,7 +144,7 @@ def evaluate(laid_out: LaidOut, settings: Sequence[Setting], progress: Progress)
         QuantizationError: If a weight is not finite.
     """
     for setting in settings:
-        require_suitable(laid_out.bench.blocks, setting, laid_out.bench.allow_partial_groups)
+        require_suitable(laid_out.bench.blocks, Plan.uniform(setting), laid_out.bench.allow_partial_groups)
         laid_out.bench.calibration.segments(setting.n_calib)
     reference = list(_rows(laid_out, None, [], progress))
     yield from reference
@@ -152,9 +154,9 @@ def evaluate(laid_out: LaidOut, settings: Sequence[Setting], progress: Progress)
 
 def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], progress: Progress) -> Iterator[Row]:
     bench = laid_out.bench
-    size = model_size(bench.model, bench.blocks, setting)
-    seconds: dict[str, float] = {}
-    with quantized(bench, setting, [], seconds, progress):
+    plan = None if setting is None else Plan.uniform(setting)
+    size = model_size(bench.model, bench.blocks, plan)
+    with quantized(bench, plan, progress) as made:
         for index, sequences in enumerate(laid_out.data):
             started = perf_counter()
             measured = score_all(bench.model.module, sequences, f"scoring on {sequences.source}", progress)
@@ -167,6 +169,6 @@ def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], 
                 difference=paired_difference(measured, full) if full else None,
                 bits_per_weight=size.bits_per_weight,
                 model_bytes=size.model_bytes,
-                quantize_seconds=seconds.get("quantize", 0.0),
+                quantize_seconds=made.seconds.get("quantize", 0.0),
                 score_seconds=score_seconds,
             )

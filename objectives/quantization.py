@@ -5,138 +5,142 @@ the model has its original weights when it starts; who calls puts them back (`mo
 that fold, what it leaves in memory is the model that is stored.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from objectives.calibration.calibration import Calibration
 from objectives.calibration.recording import BlockStatistics
-from objectives.errors import InputError
 from objectives.model.folding import fold, norm_weight
+from objectives.model.layouts import Role
 from objectives.model.loading import Model
 from objectives.model.roles import Block, InputSite, LinearRole
 from objectives.progress import Progress
+from objectives.suitability import site_parts
 from quant.grid import IntWeight
 from quant.layers import LinearInput, LinearSet, QuantizedLinear, quantize_set, require_finite
-from quant.methods import Setting
-from quant.sizes import input_scale_bits, matrix_bits
+from quant.plan import Plan
+from quant.sizes import ModelSize, input_scale_bits, matrix_bits
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerResult:
-    """What the search chose for one Linear: the exponent, and the loss of nearest rounding and of the choice."""
+    """What was chosen for one Linear, and what it costs.
+
+    Attributes:
+        name: The Linear's.
+        depth: Index of its block.
+        role: What the block uses it for.
+        alpha: The chosen exponent.
+        nearest_loss: Loss of nearest rounding.
+        loss: Loss of the choice.
+    """
 
     name: str
+    depth: int
+    role: Role
     alpha: float
     nearest_loss: float
     loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """What a model takes when quantized.
+class QuantizedBlocks:
+    """What quantizing the blocks of a model gave, beside the weights that are now in it.
 
     Attributes:
-        bits_per_weight: Over the weights of the decoder blocks.
-        model_bytes: Everything, embeddings and head included.
+        layers: One result per Linear, in the model's order.
+        codes: What the weights are stored as, on the CPU, by the name of the Linear; only those that were asked for.
     """
 
-    bits_per_weight: float
-    model_bytes: int
-
-
-Keep = Callable[[LinearRole, IntWeight], None]
-"""Told the codes of every Linear that is stored as such."""
+    layers: tuple[LayerResult, ...] = ()
+    codes: Mapping[str, IntWeight] = field(default_factory=dict)
 
 
 @torch.inference_mode()
 def quantize_model(
     blocks: Sequence[Block],
     calibration: Calibration,
-    setting: Setting,
+    plan: Plan,
     stored: torch.dtype,
     progress: Progress,
-    keep: Keep | None = None,
-) -> list[LayerResult]:
+    with_codes: bool = False,
+) -> QuantizedBlocks:
     """Replace the weights of every covered Linear by their quantized values, and fold the scales that fold.
 
     Args:
         blocks: The model's roles.
         calibration: Its statistics.
-        setting: How to quantize.
+        plan: How to quantize; it suits the blocks (`require_suitable`).
         stored: The type the model is stored in.
         progress: Told how far it is.
-        keep: Told the codes.
+        with_codes: Give the codes, too.
 
     Raises:
         QuantizationError: If a weight is not finite, naming the layer.
         DamagedEntryError: If the calibration cache is damaged; the weights are then partly replaced.
     """
     results: list[LayerResult] = []
+    codes: dict[str, IntWeight] = {}
     for done, block in enumerate(blocks, 1):
-        statistics = calibration.read(block, setting.n_calib)
         found: dict[str, LayerResult] = {}
-        divisors: dict[str, Tensor] = {}
-        # In the order in which the model computes: what comes after a broken weight is broken, too.
-        for site in block.sites:
-            require_finite(_linear_set(site, statistics, divisors, stored))
-        # Backwards: the rows of a Linear are rounded after they have taken the scale of what they feed.
-        for site in reversed(block.sites):
-            quantized = quantize_set(_linear_set(site, statistics, divisors, stored), setting)
-            for linear, result in zip(site.linears, quantized, strict=True):
+        for linear, quantized in _quantize_block(block, _read_statistics(block, calibration, plan), plan, stored):
+            found[linear.name] = _layer_result(block, linear, quantized)
+            if with_codes and quantized.codes is not None:
+                codes[linear.name] = quantized.codes.cpu()
+        results += [found[linear.name] for linear in block.linears]
+        progress(f"quantizing {plan.label()}", done, len(blocks))
+    return QuantizedBlocks(layers=tuple(results), codes=codes)
+
+
+def _quantize_block(
+    block: Block, statistics: Mapping[int, BlockStatistics], plan: Plan, stored: torch.dtype
+) -> Iterator[tuple[LinearRole, QuantizedLinear]]:
+    """Quantize one block, and yield what became of each Linear; `statistics` are those of each number of samples."""
+    divisors: dict[str, Tensor] = {}
+    # In the order in which the model computes: what comes after a broken weight is broken, too.
+    for site in block.sites:
+        for part, setting in site_parts(site, plan):
+            require_finite(_linear_set(part, statistics[setting.n_calib], divisors, stored))
+    # Backwards: the rows of a Linear are rounded after they have taken the scale of what they feed.
+    for site in reversed(block.sites):
+        for part, setting in site_parts(site, plan):
+            quantized = quantize_set(_linear_set(part, statistics[setting.n_calib], divisors, stored), setting)
+            for linear, result in zip(part.linears, quantized, strict=True):
                 linear.set_weight(result.weight)
-                found[linear.name] = _layer_result(result)
-                if keep is not None and result.codes is not None:
-                    keep(linear, result.codes)
+                yield linear, result
             scale = quantized[0].scale
             if scale is not None and not setting.scales_at_run_time:
                 divisors |= fold(site, scale, stored)
-        results += [found[linear.name] for linear in block.linears]
-        progress(f"quantizing {setting.label()}", done, len(blocks))
-    return results
 
 
-def require_suitable(blocks: Sequence[Block], setting: Setting, allow_partial_groups: bool = False) -> None:
-    """Refuse a group size that the method reads and that does not divide the inputs of every quantized Linear.
-
-    Raises:
-        InputError: Naming the widths in the way and the usual sizes that suit.
-    """
-    size = setting.group_size
-    widths = sorted({site.inputs for block in blocks for site in block.sites})
-    if setting.definition.per_row or allow_partial_groups or all(width % size == 0 for width in widths):
-        return
-    suitable = suitable_group_sizes(blocks)
-    raise InputError(
-        f"group size {size} does not divide the input widths {', '.join(map(str, widths))} of this model; "
-        f"use {', '.join(map(str, suitable)) or 'one of their divisors'}, or --allow-partial-groups"
-    )
+def _read_statistics(block: Block, calibration: Calibration, plan: Plan) -> dict[int, BlockStatistics]:
+    sizes = {plan.setting_for(linear.name).n_calib for linear in block.linears}
+    return {size: calibration.read(block, size) for size in sorted(sizes)}
 
 
-def suitable_group_sizes(blocks: Sequence[Block]) -> list[int]:
-    """Which of 32, 64, 128 and 256 divide the inputs of every quantized Linear."""
-    widths = {site.inputs for block in blocks for site in block.sites}
-    return [size for size in (32, 64, 128, 256) if all(width % size == 0 for width in widths)]
-
-
-def model_size(model: Model, blocks: Sequence[Block], setting: Setting | None) -> ModelSize:
-    """Size under a setting; None is the model as it is, every weight in its own type."""
+def model_size(model: Model, blocks: Sequence[Block], plan: Plan | None) -> ModelSize:
+    """Size under a plan; None is the model as it is, every weight in its own type."""
     own_bits = 8 * model.dtype.itemsize
-    covered = bits = 0
+    uncovered = sum(size for block in blocks for size in block.uncovered.values())
+    covered = codes = scales = 0
+    rest = own_bits * uncovered
     for linear in (linear for block in blocks for linear in block.linears):
         outputs, inputs = linear.shape
         covered += outputs * inputs
-        if setting is None:
-            bits += own_bits * outputs * inputs
-        else:
-            bits += matrix_bits(outputs, inputs, setting.grid(model.dtype), setting.kept_rows(outputs))
-            bits += input_scale_bits(inputs, setting)
-    uncovered = sum(size for block in blocks for size in block.uncovered.values())
-    bits += own_bits * uncovered
-    outside = sum(parameter.numel() for parameter in model.module.parameters()) - covered - uncovered
-    return ModelSize(bits_per_weight=bits / (covered + uncovered), model_bytes=(bits + own_bits * outside) // 8)
+        if plan is None:
+            rest += own_bits * outputs * inputs
+            continue
+        setting = plan.setting_for(linear.name)
+        bits = matrix_bits(outputs, inputs, setting.grid(model.dtype), setting.kept_rows(outputs))
+        codes += bits.codes
+        scales += bits.scales + input_scale_bits(inputs, setting)
+        rest += bits.kept
+    weights = covered + uncovered
+    outside = own_bits * (sum(parameter.numel() for parameter in model.module.parameters()) - weights)
+    return ModelSize(weights=weights, codes=codes / 8, scales=scales / 8, rest=rest / 8, outside=outside / 8)
 
 
 def _linear_set(
@@ -161,9 +165,11 @@ def _linear_set(
     )
 
 
-def _layer_result(quantized: QuantizedLinear) -> LayerResult:
+def _layer_result(block: Block, linear: LinearRole, quantized: QuantizedLinear) -> LayerResult:
     return LayerResult(
-        name=quantized.name,
+        name=linear.name,
+        depth=block.index,
+        role=linear.role,
         alpha=quantized.alpha,
         nearest_loss=quantized.nearest_loss,
         loss=quantized.loss,

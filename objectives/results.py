@@ -11,31 +11,45 @@ from dataclasses import asdict
 import torch
 import xxhash
 
-from objectives.quantization import LayerResult, ModelSize
+from objectives.quantization import LayerResult
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
-from quant.methods import Setting
+from quant.plan import Plan
+from quant.sizes import ModelSize
+from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 
-FORMAT = 3
+FORMAT = 4
 
 
-def measurement_key(bench: Bench, setting: Setting | None, sequences: Sequences) -> str:
-    """The key of one setting measured on `sequences`; None is full precision.
+def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> str:
+    """The key of one plan measured on `sequences`; None is full precision.
 
     Documents are part of it: equal tokens from other documents are another text to whoever compares scores.
 
     Raises:
-        InputError: If there is not enough calibration text for the setting.
+        InputError: If there is not enough calibration text for the plan.
     """
     parts: list[object] = [FORMAT, bench.model.fingerprint, bench.model.device.type, sequences.fingerprint()]
     parts.append(sequences.clusters)
-    if setting is not None:
-        canonical = setting.canonical()
-        parts += [canonical.as_dict(), bench.allow_partial_groups, str(bench.model.stored_dtype)]
-        parts += [segment.key for segment in bench.calibration.segments(setting.n_calib)]
+    if plan is not None:
+        parts += [_canonical(plan), bench.allow_partial_groups, str(bench.model.stored_dtype)]
+        parts += [segment.key for size in _sizes(plan) for segment in bench.calibration.segments(size)]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))
+
+
+def _canonical(plan: Plan) -> dict[str, object]:
+    """What a plan does, without what its methods do not read; that of a uniform plan is its setting's."""
+    if plan.only is not None:
+        return plan.only.canonical().as_dict()
+    others = plan.others and plan.others.canonical()
+    named = {linear: setting.canonical() for linear, setting in plan.named.items()}
+    return Plan(named=named, others=others).as_dict()
+
+
+def _sizes(plan: Plan) -> list[int]:
+    return sorted({setting.n_calib for setting in plan.settings})
 
 
 def keep_result(store: ResultStore, key: str, result: TrialResult) -> None:
@@ -45,7 +59,8 @@ def keep_result(store: ResultStore, key: str, result: TrialResult) -> None:
         StorageError: If the disk is full or refuses.
     """
     record = {
-        "setting": None if result.setting is None else result.setting.as_dict(),
+        "format": FORMAT,
+        "plan": None if result.plan is None else result.plan.as_dict(),
         "outcome": result.outcome,
         "size": asdict(result.size),
         "layers": [asdict(layer) for layer in result.layers],
@@ -61,14 +76,17 @@ def recall_result(store: ResultStore, key: str) -> TrialResult:
     """The inverse of `keep_result`.
 
     Raises:
-        DamagedEntryError: If the file is missing or damaged.
+        DamagedEntryError: If the file is missing or damaged, or of another version's format.
     """
     record, tensors = store.load(key)
     values: dict[str, object] = dict(record)
-    setting, size = values["setting"], values["size"]
-    values["setting"] = None if setting is None else Setting(**setting)  # type: ignore[arg-type]
+    form = values.pop("format", None)
+    if form != FORMAT:
+        raise DamagedEntryError(key, f"the result {key} has format {form}, and this version reads {FORMAT}; delete it")
+    plan, size = values["plan"], values["size"]
+    values["plan"] = None if plan is None else Plan.from_dict(plan)  # type: ignore[arg-type]
     values["size"] = ModelSize(**size)  # type: ignore[arg-type]
-    values["layers"] = [LayerResult(**layer) for layer in values["layers"]]  # type: ignore[attr-defined]
+    values["layers"] = tuple(LayerResult(**layer) for layer in values["layers"])  # type: ignore[attr-defined]
     score = Score(**tensors) if tensors else None
     return TrialResult(score=score, **values)  # type: ignore[arg-type]
 

@@ -7,8 +7,7 @@ May assume that the bench was laid out for it: one model, its text, its calibrat
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from time import perf_counter
+from dataclasses import dataclass, field
 from typing import Literal
 
 from objectives.calibration.calibration import Calibration
@@ -17,10 +16,15 @@ from objectives.model.loading import Model, weights_restored
 from objectives.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from objectives.model.roles import Block
 from objectives.progress import Progress, silent
-from objectives.quantization import Keep, LayerResult, ModelSize, model_size, quantize_model, require_suitable
+from objectives.quantization import LayerResult, QuantizedBlocks, model_size, quantize_model
 from objectives.scoring import FIRST_LOOK, Score, score
+from objectives.stopwatch import Stopwatch
+from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences
+from quant.grid import IntWeight
 from quant.methods import Setting
+from quant.plan import Plan
+from quant.sizes import ModelSize
 from storage.errors import DamagedEntryError
 
 log = logging.getLogger(__name__)
@@ -46,26 +50,54 @@ class Bench:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """What quantizing a model gave, beside the weights that are now in it.
+
+    Attributes:
+        layers: The choice for each Linear, in the model's order; none of a model that is as it was.
+        codes: What the weights are stored as, on the CPU, by the name of the Linear; only those that were asked for.
+        seconds: Per phase: calibrate, quantize.
+    """
+
+    layers: tuple[LayerResult, ...] = ()
+    codes: Mapping[str, IntWeight] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class QuantizingOutOfMemoryError(MemoryError):
+    """Memory ran out before a model was quantized; `seconds` are those of the phases until then."""
+
+    def __init__(self, message: str, seconds: Mapping[str, float]) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialResult:
     """What a trial measured.
 
     Attributes:
-        setting: What was tried; None is the model in full precision.
+        plan: What was tried; None is the model in full precision.
         outcome: How it ended; every field below is what was measured until then.
         score: Per-sequence values by data set; None where none was finite.
         size: Bits per weight and bytes.
-        layers: The search's choice per Linear.
+        layers: The choice for each Linear.
         seconds: Per phase: calibrate, quantize, score.
         peak_bytes: Highest memory in use on the device.
     """
 
-    setting: Setting | None
+    plan: Plan | None
     outcome: Outcome
     score: Score | None
     size: ModelSize
-    layers: list[LayerResult]
+    layers: tuple[LayerResult, ...]
     seconds: Mapping[str, float]
     peak_bytes: int
+
+    @property
+    def setting(self) -> Setting | None:
+        """The setting of all Linears; None for full precision, and where they had different ones."""
+        return None if self.plan is None else self.plan.only
 
 
 def always(_: Score) -> bool:
@@ -75,32 +107,32 @@ def always(_: Score) -> bool:
 
 def run_trial(
     bench: Bench,
-    setting: Setting | None,
+    plan: Plan | None,
     sequences: Sequences,
     go_on: Callable[[Score], bool] = always,
     progress: Progress = silent,
     first_look: int = FIRST_LOOK,
 ) -> TrialResult:
-    """Quantize the model by one setting, score it, and put its weights back.
+    """Quantize the model by a plan, score it, and put its weights back.
 
     Args:
         bench: Model, roles and calibration.
-        setting: What to try; None scores the model as it is.
+        plan: What to try; None scores the model as it is.
         sequences: What to score it on.
         go_on: Asked after every look but the last whether the trial is worth its next sequences.
         progress: Told how far each phase is.
         first_look: After how many sequences `go_on` is asked first.
 
     Raises:
-        InputError: If the setting does not suit the model or the text.
+        InputError: If the plan does not suit the model or the text.
         QuantizationError: If a weight is not finite.
     """
     reset_peak(bench.model.device)
-    seconds: dict[str, float] = {}
-    layers: list[LayerResult] = []
+    watch = Stopwatch()
+    made = Quantized()
     measured: Score | None = None
     try:
-        with quantized(bench, setting, layers, seconds, progress), timed(seconds, "score"):
+        with quantized(bench, plan, progress) as made, watch.phase("score"):
             outcome: Outcome = "complete"
             for look in score(bench.model.module, sequences, first_look=first_look):
                 if not look.nll.isfinite().all():
@@ -116,62 +148,68 @@ def run_trial(
             raise
         log.warning("out of memory: %s", error)
         outcome = "out-of-memory"
+        if isinstance(error, QuantizingOutOfMemoryError):
+            made = Quantized(seconds=error.seconds)
     return TrialResult(
-        setting=setting,
+        plan=plan,
         outcome=outcome,
         score=measured,
-        size=model_size(bench.model, bench.blocks, setting),
-        layers=layers,
-        seconds=seconds,
+        size=model_size(bench.model, bench.blocks, plan),
+        layers=made.layers,
+        seconds={**made.seconds, **watch.seconds},
         peak_bytes=peak_bytes(bench.model.device),
     )
 
 
 @contextmanager
 def quantized(
-    bench: Bench,
-    setting: Setting | None,
-    layers: list[LayerResult],
-    seconds: dict[str, float],
-    progress: Progress = silent,
-    keep: Keep | None = None,
-) -> Iterator[None]:
-    """The model quantized by `setting` inside the block, and as it was after it.
+    bench: Bench, plan: Plan | None, progress: Progress = silent, with_codes: bool = False
+) -> Iterator[Quantized]:
+    """The model quantized by `plan` inside the block, and as it was after it; None changes nothing.
 
-    `layers` and `seconds` are filled on the way, and `keep` is told the codes. A damaged cache entry is computed again.
+    A damaged cache entry is computed again. `with_codes` asks for the codes.
 
     Raises:
+        InputError: If the plan does not suit the model or the text.
+        QuantizationError: If a weight is not finite.
+        QuantizingOutOfMemoryError: If there is not enough memory.
         DamagedEntryError: If an entry is damaged once more after it was computed again.
     """
-    if setting is None:
-        yield
+    if plan is None:
+        yield Quantized()
         return
-    require_suitable(bench.blocks, setting, bench.allow_partial_groups)
+    require_suitable(bench.blocks, plan, bench.allow_partial_groups)
     modules = [module for block in bench.blocks for module in changed_modules(block)]
+    watch = Stopwatch()
     repaired: set[str] = set()
     while True:
-        with timed(seconds, "calibrate"):
-            bench.calibration.ensure([setting.n_calib], progress)
+        with _within_memory(watch, "calibrate"):
+            bench.calibration.ensure({setting.n_calib for setting in plan.settings}, progress)
         with weights_restored(modules):
             try:
-                with timed(seconds, "quantize"):
-                    stored = bench.model.stored_dtype
-                    layers[:] = quantize_model(bench.blocks, bench.calibration, setting, stored, progress, keep)
+                with _within_memory(watch, "quantize"):
+                    made = _quantize(bench, plan, progress, with_codes)
             except DamagedEntryError as damage:
                 if damage.key in repaired:
                     raise
                 repaired.add(damage.key)
                 bench.calibration.discard(damage)
                 continue
-            yield
+            yield Quantized(layers=made.layers, codes=made.codes, seconds=watch.seconds)
             return
 
 
+def _quantize(bench: Bench, plan: Plan, progress: Progress, with_codes: bool) -> QuantizedBlocks:
+    return quantize_model(bench.blocks, bench.calibration, plan, bench.model.stored_dtype, progress, with_codes)
+
+
 @contextmanager
-def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the wall-clock seconds of the block to `seconds[phase]`."""
-    started = perf_counter()
+def _within_memory(watch: Stopwatch, phase: str) -> Iterator[None]:
+    """Time a phase; where memory runs out, the error says how long everything took until then."""
     try:
-        yield
-    finally:
-        seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - started
+        with watch.phase(phase):
+            yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise QuantizingOutOfMemoryError(str(error), watch.seconds) from error

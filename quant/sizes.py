@@ -5,20 +5,74 @@ Responsible for the bookkeeping of DESIGN 3 (`bits_per_weight`): codes, 16-bit s
 count real bytes.
 """
 
+from dataclasses import dataclass
+
 from quant.grid import BITS, SCALE_BITS, Grid
 from quant.methods import Setting
 
 KEPT_BITS = 16
 
 
-def matrix_bits(outputs: int, inputs: int, grid: Grid, kept: int = 0) -> int:
+@dataclass(frozen=True, kw_only=True)
+class MatrixBits:
+    """Bits of one matrix.
+
+    Attributes:
+        codes: Of its integers.
+        scales: Of what the integers need besides: scales and zero points.
+        kept: Of the rows that stay in 16 bit.
+    """
+
+    codes: int
+    scales: int
+    kept: int
+
+    @property
+    def total(self) -> int:
+        """Bits of the whole matrix."""
+        return self.codes + self.scales + self.kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """What a model takes when quantized, by what the bytes are spent on.
+
+    Attributes:
+        weights: How many weights the matrices of the decoder blocks have.
+        codes: Bytes of their integers.
+        scales: Bytes of scales, of zero points, and of input scales that do not fold away.
+        rest: Bytes of their rows and matrices that are not quantized.
+        outside: Bytes of everything else: embeddings, head, norms, biases.
+    """
+
+    weights: int
+    codes: float
+    scales: float
+    rest: float
+    outside: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over the weights of the decoder blocks."""
+        return 8 * (self.codes + self.scales + self.rest) / self.weights
+
+    @property
+    def model_bytes(self) -> int:
+        """Everything, embeddings and head included."""
+        return int(self.codes + self.scales + self.rest + self.outside)
+
+
+def matrix_bits(outputs: int, inputs: int, grid: Grid, kept: int = 0) -> MatrixBits:
     """Bits of one matrix `[O, I]`: codes, scales and zero points on a grid, but for `kept` rows in 16 bit.
 
     Where those rows are, at most a bit per row, is not counted.
     """
     groups = (outputs - kept) * grid.groups(inputs)
-    codes = BITS * (outputs - kept) * inputs
-    return codes + groups * (SCALE_BITS + (0 if grid.symmetric else BITS)) + KEPT_BITS * kept * inputs
+    return MatrixBits(
+        codes=BITS * (outputs - kept) * inputs,
+        scales=groups * (SCALE_BITS + (0 if grid.symmetric else BITS)),
+        kept=KEPT_BITS * kept * inputs,
+    )
 
 
 def input_scale_bits(inputs: int, setting: Setting) -> int:

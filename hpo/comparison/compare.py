@@ -20,11 +20,12 @@ from objectives.errors import InputError, RunError
 from objectives.evaluation import BenchPlan, LaidOut, lay_out, load_bench
 from objectives.export.dense import read_record
 from objectives.progress import Progress
-from objectives.quantization import require_suitable
+from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
 from quant.errors import QuantizationError
 from quant.methods import Setting
+from quant.plan import Plan
 from storage.paths import Paths
 from storage.results import ResultStore
 
@@ -61,7 +62,7 @@ def _settings(
     bench, texts = laid_out.bench, laid_out.data
     wanted = list(_wanted(plan))
     for _, _, setting in wanted:
-        require_suitable(bench.blocks, setting, bench.allow_partial_groups)
+        require_suitable(bench.blocks, Plan.uniform(setting), bench.allow_partial_groups)
         bench.calibration.segments(setting.n_calib)
     notes = [*laid_out.notes, *_calibration_notes(laid_out), *_study_notes(plan, laid_out)]
     entries = [_entry("full precision", FULL_PRECISION, None, measure(bench, store, None, texts, progress))]

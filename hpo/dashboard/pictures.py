@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from hpo.report import palette
-from hpo.report.layer_grid import layer_grid, place
+from hpo.report.layer_grid import layer_grid
 from hpo.report.plots import png
 from hpo.report.sheet import draw_grid, sheet, tidy
 from objectives.scoring import Score
@@ -46,8 +46,8 @@ def layer_table(result: TrialResult) -> bytes:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["layer", "depth", "role", "alpha", "nearest_loss", "loss"])
     for layer in result.layers:
-        depth, role = place(layer.name)
-        writer.writerow([layer.name, depth, role, layer.alpha, f"{layer.nearest_loss:.6g}", f"{layer.loss:.6g}"])
+        losses = (f"{layer.nearest_loss:.6g}", f"{layer.loss:.6g}")
+        writer.writerow([layer.name, layer.depth, layer.role, layer.alpha, *losses])
     return buffer.getvalue().encode()
 
 

@@ -23,6 +23,7 @@ from objectives.results import measurement_key, recall_result
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.methods import Setting
+from quant.plan import Plan
 from storage.errors import DamagedEntryError
 from storage.model_directory import disk_bytes, require_vacant
 from storage.paths import Paths
@@ -84,14 +85,14 @@ def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, form: str, paths: P
         raise InputError(f"format {form!r} is unknown; choose {' or '.join(FORMATS)}")
     require_vacant(directory, 0)
     if form == "packed":
-        require_packable([], chosen.setting)
+        require_packable([], Plan.uniform(chosen.setting))
     bench, (tuning, *_) = load_bench(plan, paths)
     if chosen.study is not None:
         require_same_bench(chosen.study, bench)
     if form == "packed":
         record = _packed(plan, bench, tuning, chosen, directory, ResultStore(paths.results), progress)
     else:
-        record = write_quantized(bench, chosen.setting, directory, progress)
+        record = write_quantized(bench, Plan.uniform(chosen.setting), directory, progress)
     found = (kept_in_16_bit(bench.blocks), unscaled_inputs(bench.blocks) if form == "packed" else None)
     return Written(
         directory=directory,
@@ -125,7 +126,7 @@ def _packed(
     def card(record: Any) -> str:
         return model_card(record, setting, study, trial, levels)
 
-    return write_packed(bench, setting, directory, proof, card, progress)
+    return write_packed(bench, Plan.uniform(setting), directory, proof, card, progress)
 
 
 def _levels(study: StudyRecord, store: ResultStore) -> list[Level]:
@@ -138,7 +139,7 @@ def _levels(study: StudyRecord, store: ResultStore) -> list[Level]:
 
 def _known(bench: Bench, setting: Setting, tuning: Sequences, store: ResultStore) -> float | None:
     """What the setting scored when it was measured to the end; None where it was not."""
-    key = measurement_key(bench, setting, tuning)
+    key = measurement_key(bench, Plan.uniform(setting), tuning)
     if key not in store:
         return None
     result = recall_result(store, key)

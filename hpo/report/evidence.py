@@ -14,7 +14,6 @@ from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Level, Ranked, headline
 
 Kind = Literal["reference", "trial", "recommended"]
-CODE_BITS = 4
 BEST_TRIAL = "best trial"
 
 
@@ -60,17 +59,24 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Where the bytes of a model go: codes, what codes need besides (scales, zero points), and all other weights."""
+    """Where the bytes of a model go.
+
+    Attributes:
+        name: What takes them.
+        blocks: Bytes of the decoder blocks' weights, as codes or not quantized.
+        scales: Bytes of what codes need besides: scales and zero points.
+        others: Bytes of all other weights.
+    """
 
     name: str
-    codes: float
+    blocks: float
     scales: float
     others: float
 
     @property
     def total(self) -> float:
         """Bytes of the whole model."""
-        return self.codes + self.scales + self.others
+        return self.blocks + self.scales + self.others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,29 +169,15 @@ def _costs(levels: Sequence[Level]) -> list[Cost]:
 
 
 def _memory(full: Measured, levels: Sequence[Level]) -> list[Memory]:
-    """Full precision and every group size.
-
-    Bits per weight `b` cover `n` weights of the blocks, all other weights take `r` bits in either case, so the two
-    sizes `8 bytes = b n + r` give `n` and `r`.
-    """
-    sizes = [(str(level.footprint), level.best.measured) for level in levels]
-    found: list[Memory] = []
-    for name, one in sizes:
-        if None in (one.bits_per_weight, one.model_bytes, full.bits_per_weight, full.model_bytes):
-            continue
-        bits, size, own_bits, own_size = (
-            float(value or 0)
-            for value in (one.bits_per_weight, one.model_bytes, full.bits_per_weight, full.model_bytes)
-        )
-        if own_bits <= bits or own_size <= size:
-            continue
-        weights = 8 * (own_size - size) / (own_bits - bits)
-        others = max(0.0, size - bits * weights / 8)
-        codes = min(bits, CODE_BITS) * weights / 8
-        if not found:
-            found.append(Memory(name=FULL_PRECISION, codes=own_bits * weights / 8, scales=0.0, others=others))
-        found.append(Memory(name=name, codes=codes, scales=bits * weights / 8 - codes, others=others))
-    return found
+    """Full precision and the best of every size class, where their sizes are known."""
+    best = [(str(level.footprint), level.best.measured.size) for level in levels]
+    sizes = [(name, size) for name, size in best if size is not None]
+    if full.size is None or not sizes:
+        return []
+    return [
+        Memory(name=name, blocks=size.codes + size.rest, scales=size.scales, others=size.outside)
+        for name, size in [(FULL_PRECISION, full.size), *sizes]
+    ]
 
 
 def _elsewhere(record: StudyRecord, levels: Sequence[Level]) -> Elsewhere | None:

@@ -85,8 +85,8 @@ def memory(data: ChartData) -> Panels:
     """Bytes of the whole model, in parts."""
     found = data.evidence.memory
     figure = blank("MB", "", height=150 + 44 * len(found))
-    parts = (("codes", palette.BLUE), ("scales", palette.ORANGE), ("others", palette.GREY))
-    names = {"codes": "weights of the blocks", "scales": "scales, zero points", "others": "all other weights"}
+    parts = (("blocks", palette.BLUE), ("scales", palette.ORANGE), ("others", palette.GREY))
+    names = {"blocks": "weights of the blocks", "scales": "scales, zero points", "others": "all other weights"}
     for part, colour in parts:
         figure.add_bar(
             x=[getattr(one, part) / 1e6 for one in found],

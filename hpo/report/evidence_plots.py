@@ -90,7 +90,7 @@ def memory(data: ChartData) -> Figure:
     figure, axes = blank("MB", "", height=1.3 + 0.42 * len(found))
     starts = [0.0] * len(found)
     for part, label, colour in (
-        ("codes", "weights of the blocks", palette.BLUE),
+        ("blocks", "weights of the blocks", palette.BLUE),
         ("scales", "scales, zero points", palette.ORANGE),
         ("others", "all other weights", palette.GREY),
     ):

@@ -1,12 +1,11 @@
 """What the scale search chose in each layer of the best trial, by depth and role.
 
-Responsible for reading depth and role off a Linear's name and for laying the values out as a grid. May assume the
-names of `objectives.model.roles`: a qualified module name, with `:role` appended for a slice.
+Responsible for laying out the values of a kept result as a grid. May assume that a Linear's result says which block it
+belongs to and what that uses it for.
 """
 
 import logging
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -79,21 +78,13 @@ def share_ends(grid: LayerGrid) -> tuple[float, float]:
     return max(grid.known) / 1000, max(grid.known)
 
 
-def place(name: str) -> tuple[int, str]:
-    """Depth and role of a Linear: `model.layers.3.self_attn.q_proj` is `(3, "q")`; depth 0 where no block is named."""
-    number = re.search(r"\.(\d+)\.", name)
-    module, _, sliced = name.partition(":")
-    last = module.rpartition(".")[2]
-    return int(number[1]) if number else 0, sliced or WHOLE.get(last, last)
-
-
 def _reduction(layer: LayerResult) -> float | None:
     return 100 * (1 - layer.loss / layer.nearest_loss) if layer.nearest_loss > 0 else None
 
 
 def layer_grid(layers: Sequence[LayerResult], value: Callable[[LayerResult], float | None]) -> LayerGrid:
     """One number of every Linear, laid out by depth and role."""
-    cells = {place(layer.name): value(layer) for layer in layers}
+    cells = {(layer.depth, layer.role): value(layer) for layer in layers}
     depths = tuple(sorted({depth for depth, _ in cells}))
     found = dict.fromkeys(role for _, role in cells)
     roles = tuple(sorted(found, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES)))

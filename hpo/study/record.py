@@ -16,11 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.space.footprint import Footprint, footprint_of
 from quant.methods import Setting
+from quant.sizes import ModelSize
 
 CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
 SEARCH = "search"
 SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
-BITS, BYTES, PEAK, SECONDS, TOKENS = "bits_per_weight", "model_bytes", "peak_bytes", "seconds", "tokens"
+BITS, BYTES, SIZE, PEAK = "bits_per_weight", "model_bytes", "size", "peak_bytes"
+SECONDS, TOKENS = "seconds", "tokens"
 OWNER, VERSIONS, BEAT, TAKEOVERS = "owner", "versions", "beat", "takeovers"
 # Of a trial that repeats a failed one: that one's number; the failed one counts no more.
 RETRY_OF = "retry of"
@@ -58,6 +60,7 @@ class Measured:
         bits_per_weight: Over the decoder blocks' weights.
         model_bytes: Of the whole model.
         seconds: Per phase.
+        size: What the bytes are spent on; None where that is not known.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Measured:
     bits_per_weight: float | None
     model_bytes: int | None
     seconds: Mapping[str, float]
+    size: ModelSize | None = None
 
     @property
     def full_name(self) -> str:
@@ -229,6 +233,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         bits_per_weight=attributes.get(BITS),
         model_bytes=attributes.get(BYTES),
         seconds=attributes.get(SECONDS, {}),
+        size=_size(attributes.get(SIZE)),
         number=trial.number,
         state=trial.state.name,
         params=trial.params,
@@ -249,4 +254,9 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
 
 def _reference(entry: Mapping[str, Any]) -> Measured:
     setting = entry["setting"]
-    return Measured(**{**entry, "setting": None if setting is None else Setting(**setting)})
+    known = {"setting": None if setting is None else Setting(**setting), "size": _size(entry.get(SIZE))}
+    return Measured(**{**entry, **known})
+
+
+def _size(stored: Mapping[str, Any] | None) -> ModelSize | None:
+    return None if stored is None else ModelSize(**stored)

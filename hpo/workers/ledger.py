@@ -6,7 +6,7 @@ someone else has ended the trial. May assume that a result is kept before it is 
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from hpo.study.record import (
     RESULT,
     SECONDS,
     SETTING,
+    SIZE,
     TOKENS,
     read_references,
     trial_record,
@@ -128,6 +129,7 @@ class Ledger:
             OUTCOME: result.outcome,
             BITS: result.size.bits_per_weight,
             BYTES: result.size.model_bytes,
+            SIZE: asdict(result.size),
             PEAK: result.peak_bytes,
             SECONDS: {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         }

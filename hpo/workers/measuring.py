@@ -14,12 +14,15 @@ from hpo.study.record import FULL_PRECISION, Measured
 from objectives.errors import InputError, RunError
 from objectives.model.memory import peak_bytes, reset_peak
 from objectives.progress import Progress
-from objectives.quantization import LayerResult, model_size, suitable_group_sizes
+from objectives.quantization import model_size
 from objectives.results import keep_result, measurement_key, recall_result
 from objectives.scoring import Score, score_all
+from objectives.stopwatch import Stopwatch
+from objectives.suitability import suitable_group_sizes
 from objectives.text.sequences import Sequences
-from objectives.trial import Bench, TrialResult, quantized, timed
+from objectives.trial import Bench, TrialResult, quantized
 from quant.methods import Setting
+from quant.plan import Plan
 from storage.lease import Lease
 from storage.results import ResultStore
 
@@ -55,7 +58,7 @@ def measure_all(
         InputError: If a setting does not suit the model or the text.
         RunError: If a value is not finite.
     """
-    keys = {setting: [measurement_key(bench, setting, text) for text in texts] for setting in settings}
+    keys = {setting: [measurement_key(bench, _plan(setting), text) for text in texts] for setting in settings}
     leases = {setting: store.lease(keys[setting][0]) for setting in keys}
     while missing := [setting for setting in keys if any(key not in store for key in keys[setting])]:
         measured_here = [
@@ -89,26 +92,29 @@ def _measure_missing(
     bench: Bench, store: ResultStore, setting: Setting | None, missing: dict[str, Sequences], progress: Progress
 ) -> None:
     name = setting.label() if setting else FULL_PRECISION
-    layers: list[LayerResult] = []
-    seconds: dict[str, float] = {}
+    plan = _plan(setting)
     reset_peak(bench.model.device)
-    with quantized(bench, setting, layers, seconds, progress):
+    with quantized(bench, plan, progress) as made:
         for key, text in missing.items():
-            own: dict[str, float] = {}
-            with timed(own, "score"):
+            watch = Stopwatch()
+            with watch.phase("score"):
                 score = score_all(bench.model.module, text, f"scoring {name} on {text.source}", progress)
             if not score.nll.isfinite().all():
                 raise RunError(f"{name} gives NaN or Inf on {text.source}; try --dtype float32")
             result = TrialResult(
-                setting=setting,
+                plan=plan,
                 outcome="complete",
                 score=score,
-                size=model_size(bench.model, bench.blocks, setting),
-                layers=layers,
-                seconds={**seconds, **own},
+                size=model_size(bench.model, bench.blocks, plan),
+                layers=made.layers,
+                seconds={**made.seconds, **watch.seconds},
                 peak_bytes=peak_bytes(bench.model.device),
             )
             keep_result(store, key, result)
+
+
+def _plan(setting: Setting | None) -> Plan | None:
+    return None if setting is None else Plan.uniform(setting)
 
 
 def measure_references(
@@ -118,7 +124,7 @@ def measure_references(
     named: list[tuple[str, Setting | None]] = [(FULL_PRECISION, None), *references(bench, space)]
     results = measure_all(bench, store, [setting for _, setting in named], [tuning], progress)
     return [
-        _reference(name, setting, result, measurement_key(bench, setting, tuning))
+        _reference(name, setting, result, measurement_key(bench, _plan(setting), tuning))
         for (name, setting), (result,) in zip(named, results, strict=True)
     ]
 
@@ -151,7 +157,7 @@ def _at_most_as_large(bench: Bench, plain: Setting, limit: Setting) -> Iterator[
     """The reference methods in groups, at the smallest suitable group size that takes no more bits than `limit`."""
 
     def bits(setting: Setting) -> float:
-        return model_size(bench.model, bench.blocks, setting).bits_per_weight
+        return model_size(bench.model, bench.blocks, Plan.uniform(setting)).bits_per_weight
 
     for method in REFERENCE_METHODS:
         sized = [replace(plain, method=method, group_size=size) for size in suitable_group_sizes(bench.blocks)]
@@ -185,5 +191,6 @@ def _reference(name: str, setting: Setting | None, result: TrialResult, key: str
         result=key,
         bits_per_weight=result.size.bits_per_weight,
         model_bytes=result.size.model_bytes,
+        size=result.size,
         seconds=dict(result.seconds),
     )

@@ -36,6 +36,7 @@ from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
 from quant.methods import Setting
+from quant.plan import Plan
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 from storage.studies.patience import patiently
@@ -222,11 +223,11 @@ class Worker:
         if known is not None:
             return _replayed(known, self.pruner, go_on)
         listening = heartbeat.listening(self.progress)
-        return run_trial(self.bench, setting, self.tuning, go_on, listening, self.pruner.first_look)
+        return run_trial(self.bench, Plan.uniform(setting), self.tuning, go_on, listening, self.pruner.first_look)
 
     def _known(self, setting: Setting) -> TrialResult | None:
         """What is already measured of a setting to the end: by a worker that died before it told, or another study."""
-        key = measurement_key(self.bench, setting, self.tuning)
+        key = measurement_key(self.bench, Plan.uniform(setting), self.tuning)
         if key not in self.store:
             return None
         try:
@@ -241,7 +242,7 @@ class Worker:
             self._patiently(lambda: self.ledger.fail(trial, failure, result))
             return
         assert result.score is not None
-        key = measurement_key(self.bench, setting, self.tuning[: len(result.score.nll)])
+        key = measurement_key(self.bench, Plan.uniform(setting), self.tuning[: len(result.score.nll)])
         keep_result(self.store, key, result)
         self._patiently(lambda: self.ledger.tell(trial, setting, result, key))
 

@@ -17,20 +17,22 @@ from objectives.progress import Progress, silent
 from objectives.quantization import LayerResult, model_size
 from objectives.trial import Bench, quantized
 from quant.methods import Setting
+from quant.plan import MIXED, Plan
+from quant.sizes import ModelSize
 from storage.files import write_file
 from storage.model_directory import new_directory, require_vacant
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "praqtune.json"
 VERSIONS_OF = ("praqtune", "torch", "transformers")
 
 
-def write_quantized(bench: Bench, setting: Setting, directory: Path, progress: Progress = silent) -> dict[str, object]:
-    """Write the model quantized by `setting` to `directory`, which appears whole or not at all.
+def write_quantized(bench: Bench, plan: Plan, directory: Path, progress: Progress = silent) -> dict[str, object]:
+    """Write the model quantized by `plan` to `directory`, which appears whole or not at all.
 
     Args:
         bench: Model, roles and calibration.
-        setting: How to quantize.
+        plan: How to quantize.
         directory: Must not exist, or be empty; missing parents are made.
         progress: Told how far each phase is.
 
@@ -38,18 +40,17 @@ def write_quantized(bench: Bench, setting: Setting, directory: Path, progress: P
         The contents of `praqtune.json`.
 
     Raises:
-        InputError: If the setting does not suit the model or the text.
+        InputError: If the plan does not suit the model or the text.
         QuantizationError: If a weight is not finite.
         StorageError: If something is at `directory` already, or the disk is full or refuses.
     """
     model = bench.model
     weights = sum(parameter.numel() * parameter.itemsize for parameter in model.module.parameters())
     require_vacant(directory, weights)
-    layers: list[LayerResult] = []
-    with quantized(bench, setting, layers, {}, progress):
+    with quantized(bench, plan, progress) as made:
         phase = f"writing {directory}"
         progress(phase, 0, 1)
-        record = make_record(bench, setting, layers, weights="dense")
+        record = make_record(bench, plan, made.layers, weights="dense")
         with new_directory(directory) as place, configuration_kept(model.module):
             model.module.save_pretrained(place)
             model.tokenizer.save_pretrained(place)
@@ -67,16 +68,14 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("format") == FORMAT else None
 
 
-def make_record(bench: Bench, setting: Setting, layers: Sequence[LayerResult], weights: str) -> dict[str, object]:
+def make_record(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weights: str) -> dict[str, object]:
     """Everything needed to know the model again and to make it again, JSON-able; `weights` says how they are stored."""
-    reads = setting.definition.reads - {"method"}
-    text = bench.calibration.text[: setting.n_calib]
+    text = bench.calibration.text[: plan.n_calib]
     return {
         "format": FORMAT,
         "weights": weights,
-        "method": setting.method,
-        "parameters": {name: value for name, value in setting.as_dict().items() if name in reads},
-        **asdict(model_size(bench.model, bench.blocks, setting)),
+        **_settings(plan, [layer.name for layer in layers]),
+        **_size(model_size(bench.model, bench.blocks, plan)),
         "model": {
             "name": bench.model.name,
             "commit": bench.model.commit,
@@ -88,6 +87,29 @@ def make_record(bench: Bench, setting: Setting, layers: Sequence[LayerResult], w
         "versions": {package: _version(package) for package in VERSIONS_OF},
         "layers": [asdict(layer) for layer in layers],
     }
+
+
+def _settings(plan: Plan, linears: Sequence[str]) -> dict[str, object]:
+    if plan.only is not None:
+        return _setting(plan.only)
+    return {
+        "method": MIXED,
+        "parameters": {},
+        "settings": [
+            {**_setting(setting), "linears": [name for name in linears if plan.setting_for(name) == setting]}
+            for setting in plan.settings
+        ],
+    }
+
+
+def _setting(setting: Setting) -> dict[str, object]:
+    reads = setting.definition.reads - {"method"}
+    parameters = {name: value for name, value in setting.as_dict().items() if name in reads}
+    return {"method": setting.method, "parameters": parameters}
+
+
+def _size(size: ModelSize) -> dict[str, object]:
+    return {"bits_per_weight": size.bits_per_weight, "model_bytes": size.model_bytes, "size": asdict(size)}
 
 
 def _version(package: str) -> str:

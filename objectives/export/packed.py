@@ -20,13 +20,13 @@ from objectives.export.rescoring import rescore
 from objectives.model.loading import Model
 from objectives.model.roles import Block, LinearRole
 from objectives.progress import Progress
-from objectives.quantization import LayerResult
 from objectives.scoring import score_all
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, quantized
-from quant.grid import BITS, IntWeight
+from quant.grid import BITS, Grid, IntWeight
 from quant.methods import Setting
 from quant.packing import interleaved, packed_tensors
+from quant.plan import Plan
 from storage.files import write_file
 from storage.model_directory import new_directory, require_vacant, tensor_bytes
 
@@ -53,17 +53,17 @@ class Proof:
 
 def write_packed(
     bench: Bench,
-    setting: Setting,
+    plan: Plan,
     directory: Path,
     proof: Proof,
     card: Callable[[Mapping[str, Any]], str],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the model quantized by `setting` to `directory`, which appears whole and proven or not at all.
+    """Write the model quantized by `plan` to `directory`, which appears whole and proven or not at all.
 
     Args:
         bench: Model, roles and calibration.
-        setting: How to quantize.
+        plan: How to quantize.
         directory: Must not exist, or be empty; missing parents are made.
         proof: What the result has to score, loaded by transformers in a fresh process.
         card: Makes the model card, in Markdown, of the record.
@@ -73,31 +73,25 @@ def write_packed(
         The contents of `praqtune.json`.
 
     Raises:
-        InputError: If the setting cannot be packed, or does not suit the model or the text.
+        InputError: If the plan cannot be packed, or does not suit the model or the text.
         QuantizationError: If a weight is not finite.
         RunError: If the result does not score what was measured.
         StorageError: If something is at `directory` already, or the disk is full or refuses.
     """
-    require_packable(bench.blocks, setting)
+    require_packable(bench.blocks, plan)
     model = bench.model
     require_vacant(directory, sum(parameter.numel() for parameter in model.module.parameters()))
-    layers: list[LayerResult] = []
-    codes: dict[str, IntWeight] = {}
-
-    def keep(linear: LinearRole, weight: IntWeight) -> None:
-        codes[linear.name] = weight.cpu()
-
-    with quantized(bench, setting, layers, {}, progress, keep):
+    with quantized(bench, plan, progress, with_codes=True) as made:
         expected = proof.perplexity
         if expected is None:
             expected = score_all(model.module, proof.text, f"scoring on {proof.text.source}", progress).perplexity
-        tensors = _state(model, bench.blocks, codes)
+        tensors = _state(model, bench.blocks, made.codes)
     with new_directory(directory) as place:
-        _write_model(model, tensors, quantization_config(model.module, bench.blocks, setting), place)
+        _write_model(model, tensors, quantization_config(model.module, bench.blocks, plan), place)
         found = rescore(place, proof.text, model, progress, proof.trust_remote_code).perplexity
         _require_equal(found, expected)
         record = {
-            **make_record(bench, setting, layers, weights="packed"),
+            **make_record(bench, plan, made.layers, weights="packed"),
             "stored_bits_per_weight": _stored_bits(bench, place),
             "proof": {"source": proof.text.source, "sequences": len(proof.text), "measured": expected, "packed": found},
         }
@@ -106,12 +100,34 @@ def write_packed(
     return record
 
 
-def require_packable(blocks: Sequence[Block], setting: Setting) -> None:
+def require_packable(blocks: Sequence[Block], plan: Plan) -> None:
     """Refuse what the format cannot hold.
 
     Raises:
         InputError: With the reason and what to do instead.
     """
+    for setting in plan.settings:
+        _require_packable(setting)
+    for module, linears in _packed_modules(blocks).items():
+        schemes = {_scheme(plan.setting_for(linear.name)) for linear in linears}
+        if len(schemes) > 1:
+            raise InputError(
+                f"packed INT4 holds {module} as one matrix, which has {len(schemes)} schemes here; give its slices the "
+                f"same one, or {DENSE}"
+            )
+    linears = [linear for block in blocks for linear in block.linears]
+    for setting in plan.settings:
+        size = _scheme(setting).group_size
+        widths = (one.shape[1] for one in linears if plan.setting_for(one.name) == setting)
+        partial = sorted({width for width in widths if size and width % size})
+        if partial:
+            raise InputError(
+                f"packed INT4 cannot hold the partial last group that a group size of {size} leaves of "
+                f"{', '.join(map(str, partial))} inputs; use a size that divides them, or {DENSE}"
+            )
+
+
+def _require_packable(setting: Setting) -> None:
     if setting.definition.keeps_rows:
         raise InputError(f"{setting.method} keeps rows in 16 bit, which packed INT4 cannot hold; {DENSE}")
     if setting.scales_at_run_time:
@@ -119,20 +135,15 @@ def require_packable(blocks: Sequence[Block], setting: Setting) -> None:
             "--scales linear divides the inputs of every Linear where the model runs, which packed INT4 cannot hold; "
             f"{DENSE}, or use --scales foldable"
         )
-    size = setting.grid(torch.float16).group_size
-    partial = sorted({site.inputs for block in blocks for site in block.sites if size and site.inputs % size})
-    if partial:
-        raise InputError(
-            f"packed INT4 cannot hold the partial last group that a group size of {size} leaves of "
-            f"{', '.join(map(str, partial))} inputs; use a size that divides them, or {DENSE}"
-        )
 
 
-def quantization_config(module: Any, blocks: Sequence[Block], setting: Setting) -> dict[str, Any]:
-    """What `config.json` says of the weights: every Linear but those that stay as they are."""
-    size = setting.grid(torch.float16).group_size
+def quantization_config(module: Any, blocks: Sequence[Block], plan: Plan) -> dict[str, Any]:
+    """What `config.json` says of the weights: every Linear but those that stay as they are, one group per scheme."""
     packed = {linear.module for block in blocks for linear in block.linears}
     linears = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    targets: dict[Grid, list[str]] = {}
+    for name, slices in _packed_modules(blocks).items():
+        targets.setdefault(_scheme(plan.setting_for(slices[0].name)), []).append(name)
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -142,32 +153,44 @@ def quantization_config(module: Any, blocks: Sequence[Block], setting: Setting) 
         "dequantize": True,
         "ignore": [name for name, child in linears.items() if child not in packed],
         "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {
-                    "num_bits": BITS,
-                    "type": "int",
-                    "symmetric": setting.symmetric,
-                    "strategy": "group" if size else "channel",
-                    "group_size": size,
-                    "dynamic": False,
-                },
-            }
+            f"group_{index}": {"targets": ["Linear"] if len(targets) == 1 else names, "weights": _weights(scheme)}
+            for index, (scheme, names) in enumerate(targets.items())
         },
     }
+
+
+def _weights(scheme: Grid) -> dict[str, Any]:
+    return {
+        "num_bits": BITS,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "group" if scheme.group_size else "channel",
+        "group_size": scheme.group_size,
+        "dynamic": False,
+    }
+
+
+def _scheme(setting: Setting) -> Grid:
+    """The grid of a setting; the type of its scales is the whole model's."""
+    return setting.grid(torch.float16)
+
+
+def _packed_modules(blocks: Sequence[Block]) -> dict[str, list[LinearRole]]:
+    """The modules that are packed by name, each with its Linear or the slices that it consists of."""
+    modules: dict[str, list[LinearRole]] = {}
+    for linear in (linear for block in blocks for linear in block.linears):
+        modules.setdefault(linear.name.partition(":")[0], []).append(linear)
+    return modules
 
 
 def _state(model: Model, blocks: Sequence[Block], codes: Mapping[str, IntWeight]) -> dict[str, Tensor]:
     """Every tensor of the model as it is stored: packed Linears, and the rest in the stored type."""
     tensors: dict[str, Tensor] = {}
-    packed: set[str] = set()
-    for block in blocks:
-        for module in dict.fromkeys(linear.module for linear in block.linears):
-            own = [linear for linear in block.linears if linear.module is module]
-            name = own[0].name.partition(":")[0]
-            packed.add(f"{name}.weight")
-            stored = packed_tensors(_whole(own, codes))
-            tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
+    modules = _packed_modules(blocks)
+    for name, linears in modules.items():
+        stored = packed_tensors(_whole(linears, codes))
+        tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
+    packed = {f"{name}.weight" for name in modules}
     narrowed: dict[int, Tensor] = {}
     for name, tensor in model.module.state_dict().items():
         if name not in packed:

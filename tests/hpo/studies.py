@@ -26,6 +26,7 @@ from hpo.study.record import (
     RESULT,
     SECONDS,
     SETTING,
+    SIZE,
     Estimate,
     Measured,
     StudyRecord,
@@ -35,25 +36,28 @@ from hpo.study.record import CONTRACT as CONTRACT_KEY
 from hpo.study.record import TOKENS as TOKENS_KEY
 from hpo.study.scores import Scores
 from hpo.verdict.ranking import Level, rank
+from objectives.model.layouts import Role
 from objectives.paired import Difference
-from objectives.quantization import LayerResult, ModelSize
+from objectives.quantization import LayerResult
 from objectives.results import keep_result, pin
 from objectives.scoring import Score, look_sizes
 from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
 from quant.methods import PRESETS, Setting
+from quant.plan import Plan
+from quant.sizes import ModelSize
 from storage.results import ResultStore
 
 SEQUENCES, TOKENS, DEPTH = 32, 100, 6
-LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
+LINEARS: Mapping[str, Role] = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
 # Every sequence is a document of its own.
 TEXT = Sequences(
     source="C4",
@@ -147,6 +151,7 @@ class Maker:
             result=key,
             bits_per_weight=_bits(setting),
             model_bytes=_bytes(setting),
+            size=_size(setting),
             seconds={"quantize": 2.0, "score": 3.0},
         )
 
@@ -162,6 +167,7 @@ class Maker:
             result=f"trial-{number}",
             bits_per_weight=_bits(setting),
             model_bytes=_bytes(setting),
+            size=_size(setting),
             seconds={"calibrate": 0.5, "quantize": 2.0, "score": 3.0},
             outcome="complete",
             running=_running(score, SEQUENCES),
@@ -223,27 +229,29 @@ class Maker:
 
     def _keep(self, key: str, setting: Setting | None, score: Score) -> None:
         result = TrialResult(
-            setting=setting,
+            plan=Plan.uniform(setting) if setting else None,
             outcome="complete",
             score=score,
-            size=ModelSize(bits_per_weight=_bits(setting), model_bytes=_bytes(setting)),
-            layers=self._layers() if setting else [],
+            size=_size(setting),
+            layers=self._layers() if setting else (),
             seconds={},
             peak_bytes=0,
         )
         keep_result(self.store, key, result)
 
-    def _layers(self) -> list[LayerResult]:
-        return [
+    def _layers(self) -> tuple[LayerResult, ...]:
+        return tuple(
             LayerResult(
                 name=f"model.layers.{depth}.{linear}",
+                depth=depth,
+                role=role,
                 alpha=float(self._random.integers(0, 21) / 20),
                 nearest_loss=1.0,
                 loss=float(self._random.uniform(0.4, 1.0)),
             )
             for depth in range(DEPTH)
-            for linear in LINEARS
-        ]
+            for linear, role in LINEARS.items()
+        )
 
 
 def mixed_study(store: ResultStore, trials: int = 40, sizes: str = "32,64", seed: int = 0) -> Study:
@@ -338,6 +346,7 @@ def _frozen(trial: TrialRecord, distributions: Mapping[str, BaseDistribution]) -
         REASON: trial.reason,
         BITS: trial.bits_per_weight,
         BYTES: trial.model_bytes,
+        SIZE: asdict(trial.size) if trial.size else None,
         SECONDS: dict(trial.seconds),
         TOKENS_KEY: trial.tokens,
         OWNER: dict(trial.owner),
@@ -367,3 +376,13 @@ def _bits(setting: Setting | None) -> float:
 def _bytes(setting: Setting | None) -> int:
     """A million weights in blocks, and a tenth as many elsewhere in 16 bit."""
     return round((1_000_000 * _bits(setting) + 1_600_000) / 8)
+
+
+def _size(setting: Setting | None) -> ModelSize:
+    """The same bytes by what they are spent on."""
+    blocks, outside = 1_000_000 * _bits(setting) / 8, 200_000.0
+    if setting is None:
+        return ModelSize(weights=1_000_000, codes=0.0, scales=0.0, rest=blocks, outside=outside)
+    kept = 2_000_000 * setting.keep_ratio if setting.definition.keeps_rows else 0.0
+    codes = 500_000 - kept / 4
+    return ModelSize(weights=1_000_000, codes=codes, scales=blocks - codes - kept, rest=kept, outside=outside)

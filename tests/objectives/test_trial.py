@@ -17,13 +17,15 @@ from objectives.errors import InputError
 from objectives.model.loading import Model
 from objectives.model.roles import find_blocks
 from objectives.paired import paired_difference
-from objectives.quantization import model_size, require_suitable, suitable_group_sizes
+from objectives.quantization import model_size
 from objectives.scoring import Score
+from objectives.suitability import require_suitable, suitable_group_sizes
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, TrialResult, quantized, run_trial
 from quant.errors import QuantizationError
 from quant.grid import effective_weight, round_to_grid
 from quant.methods import METHODS, Setting
+from quant.plan import Plan
 from storage.cache import TensorCache
 from storage.paths import Paths
 from tests.objectives import tiny
@@ -42,25 +44,30 @@ def text() -> Sequences:
     return tiny.sequences([12] * 20, seed=2)
 
 
+def planned(setting: Setting | None) -> Plan | None:
+    """The plan of one setting; None is full precision."""
+    return None if setting is None else Plan.uniform(setting)
+
+
 # Outcomes
 
 
 @pytest.mark.parametrize("setting", [None, RTN, AWQ])
 def test_a_complete_trial(bench: Bench, text: Sequences, setting: Setting | None) -> None:
     """A trial that runs to its end has a value per sequence, its sizes, its times and its peak memory."""
-    result = run_trial(bench, setting, text)
+    result = run_trial(bench, planned(setting), text)
     assert result.outcome == "complete"
     assert result.setting is setting
     assert len(result.score.nll) == len(text)
     assert result.peak_bytes > 0
     assert len(result.layers) == (14 if setting else 0)
-    assert result.size == model_size(bench.model, bench.blocks, setting)
+    assert result.size == model_size(bench.model, bench.blocks, planned(setting))
 
 
 def test_seconds_per_phase(bench: Bench, text: Sequences) -> None:
     """Each phase that took place has its seconds; full precision has no calibration to pay for."""
     assert set(run_trial(bench, None, text).seconds) == {"score"}
-    result = run_trial(bench, RTN, text)
+    result = run_trial(bench, Plan.uniform(RTN), text)
     assert set(result.seconds) == {"calibrate", "quantize", "score"}
     assert all(0 < seconds < 60 for seconds in result.seconds.values())
 
@@ -73,15 +80,15 @@ def test_a_trial_is_asked_about_after_every_look_but_the_last(bench: Bench, text
         seen.append(len(look.nll))
         return True
 
-    assert run_trial(bench, RTN, text, go_on).outcome == "complete"
+    assert run_trial(bench, Plan.uniform(RTN), text, go_on).outcome == "complete"
     assert seen == [8, 16]
 
 
 @pytest.mark.parametrize("after", [8, 16])
 def test_a_stopped_trial_keeps_what_it_measured(bench: Bench, text: Sequences, after: int) -> None:
     """A trial that is not worth going on with ends with the score of its last look."""
-    whole = run_trial(bench, RTN, text)
-    result = run_trial(bench, RTN, text, lambda look: len(look.nll) < after)
+    whole = run_trial(bench, Plan.uniform(RTN), text)
+    result = run_trial(bench, Plan.uniform(RTN), text, lambda look: len(look.nll) < after)
     assert result.outcome == "stopped"
     assert torch.equal(result.score.nll, whole.score.nll[:after])
     assert len(result.layers) == 14
@@ -95,7 +102,7 @@ def test_a_non_finite_score_is_an_outcome(
     """A score that is not finite ends the trial with what was finite before, or nothing."""
     text.ids[broken][5] = 1
     bench.model.module.get_input_embeddings().weight[1] = float("inf")
-    result = run_trial(bench, setting, text)
+    result = run_trial(bench, planned(setting), text)
     assert result.outcome == "non-finite"
     assert (None if result.score is None else len(result.score.nll)) == kept
 
@@ -119,7 +126,7 @@ def test_too_little_memory_is_an_outcome(
 
     before = tiny.state(bench.model.module)
     monkeypatch.setattr(trial, phase, exhausted)
-    result = run_trial(bench, RTN, text)
+    result = run_trial(bench, Plan.uniform(RTN), text)
     assert result.outcome == "out-of-memory"
     assert result.score is None
     assert "calibrate" in result.seconds
@@ -136,7 +143,7 @@ def test_too_little_memory_after_a_look_keeps_the_look(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(trial, "score", exhausted)
-    result = run_trial(bench, RTN, text)
+    result = run_trial(bench, Plan.uniform(RTN), text)
     assert result.outcome == "out-of-memory"
     assert len(result.score.nll) == 8
 
@@ -160,7 +167,7 @@ def test_other_failures_are_raised(
     before = tiny.state(bench.model.module)
     monkeypatch.setattr(trial, "score", broken)
     with pytest.raises(type(error)):
-        run_trial(bench, RTN, text)
+        run_trial(bench, Plan.uniform(RTN), text)
     assert tiny.same_bits(before, tiny.state(bench.model.module))
 
 
@@ -168,15 +175,15 @@ def test_a_broken_weight_is_refused_by_name(bench: Bench, text: Sequences) -> No
     """NaN in a weight is no outcome either: every trial of the study would end so."""
     bench.model.module.model.layers[0].mlp.gate_proj.weight[1, 1] = float("nan")
     with pytest.raises(QuantizationError, match=r"model\.layers\.0\.mlp\.gate_proj"):
-        run_trial(bench, RTN, text)
+        run_trial(bench, Plan.uniform(RTN), text)
 
 
 def test_a_damaged_cache_entry_is_computed_again(bench: Bench, text: Sequences, tmp_path: Path) -> None:
     """Statistics that were damaged on disk cost a pass, not the trial, and the result is the same."""
-    whole = run_trial(bench, AWQ, text)
+    whole = run_trial(bench, Plan.uniform(AWQ), text)
     part = next(tmp_path.glob("calibration/*/block-001*"))
     part.write_bytes(part.read_bytes()[:-1] + b"\xff")
-    again = run_trial(bench, AWQ, text)
+    again = run_trial(bench, Plan.uniform(AWQ), text)
     assert again.outcome == "complete"
     assert torch.equal(again.score.nll, whole.score.nll)
     assert [layer.alpha for layer in again.layers] == [layer.alpha for layer in whole.layers]
@@ -189,7 +196,7 @@ def test_a_group_size_that_does_not_suit_is_refused(tmp_path: Path, text: Sequen
     """The error names the widths in the way and the usual sizes that suit, and nothing was calibrated."""
     bench = tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path)
     with pytest.raises(InputError) as caught:
-        run_trial(bench, Setting(group_size=128, n_calib=8), text)
+        run_trial(bench, Plan.uniform(Setting(group_size=128, n_calib=8)), text)
     message = str(caught.value)
     assert "group size 128 does not divide the input widths 64, 128 of this model; use 32, 64, " in message
     assert "--allow-partial-groups" in message
@@ -203,9 +210,9 @@ def test_widths_that_no_usual_size_divides(tmp_path: Path) -> None:
     blocks = find_blocks(tiny.module(config))
     assert suitable_group_sizes(blocks) == []
     with pytest.raises(InputError, match="64, 100 of this model; use one of their divisors, or"):
-        require_suitable(blocks, RTN)
-    require_suitable(blocks, replace(RTN, group_size=4))
-    require_suitable(blocks, RTN, allow_partial_groups=True)
+        require_suitable(blocks, Plan.uniform(RTN))
+    require_suitable(blocks, Plan.uniform(replace(RTN, group_size=4)))
+    require_suitable(blocks, Plan.uniform(RTN), allow_partial_groups=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -214,10 +221,10 @@ def test_only_methods_with_groups_need_a_size_that_suits(bench: Bench, text: Seq
     setting = Setting(method=method, group_size=100, n_calib=8, n_grid=2)
     if not METHODS[method].per_row:
         with pytest.raises(InputError, match="group size 100 does not divide"):
-            require_suitable(bench.blocks, setting)
+            require_suitable(bench.blocks, Plan.uniform(setting))
         return
-    require_suitable(bench.blocks, setting)
-    result = run_trial(bench, setting, text)
+    require_suitable(bench.blocks, Plan.uniform(setting))
+    result = run_trial(bench, Plan.uniform(setting), text)
     assert result.outcome == "complete"
     assert sum(layer.loss for layer in result.layers) <= sum(layer.nearest_loss for layer in result.layers)
 
@@ -227,13 +234,13 @@ def test_partial_groups_on_request(tmp_path: Path, text: Sequences) -> None:
     config = tiny.LlamaConfig(**{**tiny.GROUPED, "intermediate_size": 100})
     bench = tiny.bench(tiny.model(config), tmp_path)
     bench = Bench(model=bench.model, blocks=bench.blocks, calibration=bench.calibration, allow_partial_groups=True)
-    assert run_trial(bench, AWQ, text).outcome == "complete"
+    assert run_trial(bench, Plan.uniform(AWQ), text).outcome == "complete"
 
 
 def test_more_calibration_than_there_is_is_refused(bench: Bench, text: Sequences) -> None:
     """The calibration size is checked against the text."""
     with pytest.raises(InputError, match=r"n_calib 9 is outside the 1\.\.8 samples"):
-        run_trial(bench, Setting(group_size=32, n_calib=9), text)
+        run_trial(bench, Plan.uniform(Setting(group_size=32, n_calib=9)), text)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +257,7 @@ def test_bits_per_weight(setting: Setting, bits: float) -> None:
     """Codes, scales and zero points are counted; foldable input scales take no room."""
     model = tiny.model(tiny.LAYOUTS["llama"](), dtype=torch.bfloat16)
     blocks = find_blocks(model.module)
-    size = model_size(model, blocks, setting)
+    size = model_size(model, blocks, Plan.uniform(setting))
     covered = sum(linear.weight().numel() for block in blocks for linear in block.linears)
     outside = sum(parameter.numel() for parameter in model.module.parameters()) - covered
     assert size.bits_per_weight == pytest.approx(bits)
@@ -267,13 +274,13 @@ def test_kept_rows_are_counted(tmp_path: Path, layout: str, keep_ratio: float, s
     setting = Setting(method="praq-mixed", keep_ratio=keep_ratio, symmetric=symmetric, n_calib=8)
     originals = {linear.name: linear.weight().clone() for block in bench.blocks for linear in block.linears}
     bits = total = 0
-    with quantized(bench, setting, [], {}):
+    with quantized(bench, Plan.uniform(setting)):
         for linear in (linear for block in bench.blocks for linear in block.linears):
             outputs, inputs = linear.shape
             kept = int((linear.weight() == originals[linear.name]).all(1).sum())
             total += outputs * inputs
             bits += 16 * kept * inputs + (outputs - kept) * (4 * inputs + (16 if symmetric else 20))
-    size = model_size(model, bench.blocks, setting)
+    size = model_size(model, bench.blocks, Plan.uniform(setting))
     outside = sum(parameter.numel() for parameter in model.module.parameters()) - total
     assert size.bits_per_weight == bits / total
     assert size.model_bytes == (bits + 16 * outside) // 8
@@ -288,9 +295,9 @@ def test_input_scales_that_do_not_fold_are_counted() -> None:
     weights = [linear.weight() for block in blocks for linear in block.linears]
     columns, total = sum(weight.shape[1] for weight in weights), sum(weight.numel() for weight in weights)
     linear = Setting(method="gw-awq", group_size=32, scales="linear")
-    assert model_size(model, blocks, linear).bits_per_weight == pytest.approx(4.5 + 16 * columns / total)
+    assert model_size(model, blocks, Plan.uniform(linear)).bits_per_weight == pytest.approx(4.5 + 16 * columns / total)
     plain = Setting(method="rtn", group_size=32, scales="linear")
-    assert model_size(model, blocks, plain).bits_per_weight == pytest.approx(4.5)
+    assert model_size(model, blocks, Plan.uniform(plain)).bits_per_weight == pytest.approx(4.5)
 
 
 def test_what_stays_in_16_bit_is_counted_so(tmp_path: Path, text: Sequences) -> None:
@@ -299,10 +306,10 @@ def test_what_stays_in_16_bit_is_counted_so(tmp_path: Path, text: Sequences) -> 
     bench = tiny.bench(model, tmp_path, allow_partial=True)
     kept = sum(size for block in bench.blocks for size in block.uncovered.values())
     covered = sum(linear.weight().numel() for block in bench.blocks for linear in block.linears)
-    size = model_size(model, bench.blocks, RTN)
+    size = model_size(model, bench.blocks, Plan.uniform(RTN))
     assert size.bits_per_weight == pytest.approx((4.5 * covered + 16 * kept) / (covered + kept))
     assert model_size(model, bench.blocks, None).bits_per_weight == 16
-    assert run_trial(bench, AWQ, text).outcome == "complete"
+    assert run_trial(bench, Plan.uniform(AWQ), text).outcome == "complete"
 
 
 # On a real model
@@ -319,7 +326,7 @@ def real(bundled: Model, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     blocks = find_blocks(bundled.module)
     cache = TensorCache(Paths(tmp_path_factory.mktemp("cache")))
     bench = Bench(model=bundled, blocks=blocks, calibration=Calibration(bundled, blocks, calibration, cache))
-    return lambda setting: run_trial(bench, setting, text)
+    return lambda setting: run_trial(bench, planned(setting), text)
 
 
 @pytest.mark.parametrize("group_size", [128, 256])

@@ -15,7 +15,6 @@ from plotly.offline import get_plotlyjs
 
 from hpo.report.axes import varied_axes
 from hpo.report.export import study_json
-from hpo.report.layer_grid import place
 from hpo.report.write import write_report
 from hpo.space.space import make_space
 from hpo.study.record import StudyRecord
@@ -412,22 +411,6 @@ def test_a_lost_result_costs_the_figures_of_layers_only(tmp_path: Path) -> None:
     assert page.text.count(f"Left out: the kept result of {best.name} is damaged or missing.") == 3
     assert not (tmp_path / "report" / "alpha.png").exists()
     assert (tmp_path / "report" / "history.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "depth", "role"),
-    [
-        ("model.layers.3.self_attn.q_proj", 3, "q"),
-        ("model.layers.12.mlp.down_proj", 12, "down"),
-        ("gpt_neox.layers.0.attention.query_key_value:k", 0, "k"),
-        ("model.decoder.layers.7.self_attn.out_proj", 7, "o"),
-        ("model.decoder.layers.7.fc1", 7, "fc1"),
-        ("model.layers.1.mlp.unheard_of", 1, "unheard_of"),
-    ],
-)
-def test_depth_and_role_are_read_off_a_name(name: str, depth: int, role: str) -> None:
-    """In every layout, for whole Linears and for slices."""
-    assert place(name) == (depth, role)
 
 
 def test_axes_keep_the_scale_of_the_search() -> None:

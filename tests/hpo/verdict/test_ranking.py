@@ -13,11 +13,12 @@ from hpo.study.scores import Scores
 from hpo.verdict.ranking import Level, frontier, frontier_text, headline, is_meaningful, rank, ranking_json
 from objectives.errors import InputError
 from objectives.paired import paired_difference
-from objectives.quantization import ModelSize
 from objectives.results import keep_result
 from objectives.scoring import Score
 from objectives.trial import TrialResult
 from quant.methods import Setting
+from quant.plan import Plan
+from quant.sizes import ModelSize
 from storage.results import ResultStore
 from tests.hpo.made import reference, score, trial
 
@@ -44,11 +45,11 @@ class Study:
     ) -> None:
         number = len(self.references) + len(self.trials)
         result = TrialResult(
-            setting=setting,
+            plan=Plan.uniform(setting),
             outcome="complete",
             score=scored,
-            size=ModelSize(bits_per_weight=bits, model_bytes=1),
-            layers=[],
+            size=ModelSize(weights=8, codes=bits, scales=0, rest=0, outside=0),
+            layers=(),
             seconds={},
             peak_bytes=0,
         )

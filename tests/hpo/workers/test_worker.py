@@ -31,6 +31,7 @@ from objectives.results import measurement_key, recall_result
 from objectives.scoring import Score
 from objectives.trial import Bench, TrialResult
 from quant.methods import Setting
+from quant.plan import Plan
 from storage.errors import StorageError
 from storage.results import ResultStore
 from storage.studies.opening import open_storage
@@ -193,9 +194,9 @@ def test_what_another_study_measured_is_not_measured_again_and_pruned_all_the_sa
     measured: list[Setting] = []
     run_trial = worker_module.run_trial
 
-    def counted(bench: Bench, setting: Setting, *others: Any) -> TrialResult:
-        measured.append(setting)
-        return run_trial(bench, setting, *others)
+    def counted(bench: Bench, plan: Plan, *others: Any) -> TrialResult:
+        measured.append(plan.only)
+        return run_trial(bench, plan, *others)
 
     monkeypatch.setattr(worker_module, "run_trial", counted)
     beside.work(Budget(trials=8))
@@ -231,8 +232,8 @@ def test_a_late_result_is_kept_and_told_by_whoever_has_the_trial_now(
     worker = make(listen=notices.append)
     run_trial = worker_module.run_trial
 
-    def suspended(bench: Bench, setting: Setting, *others: Any) -> TrialResult:
-        result = run_trial(bench, setting, *others)
+    def suspended(bench: Bench, plan: Plan, *others: Any) -> TrialResult:
+        result = run_trial(bench, plan, *others)
         (trial,) = worker.study.get_trials(states=(TrialState.RUNNING,))
         worker.queue.storage.set_trial_user_attr(trial._trial_id, OWNER, Owner.this(name="successor").as_dict())
         return result
@@ -289,11 +290,9 @@ def test_most_of_twenty_failures_stop_a_study(make: Make, monkeypatch: pytest.Mo
 def results(outcome: str, score: Score | None = None) -> Callable[..., TrialResult]:
     """A trial that ends in `outcome` whatever is tried."""
 
-    def run(bench: Bench, setting: Setting, *others: object) -> TrialResult:
-        size = model_size(bench.model, bench.blocks, setting)
-        return TrialResult(
-            setting=setting, outcome=outcome, score=score, size=size, layers=[], seconds={}, peak_bytes=10**9
-        )
+    def run(bench: Bench, plan: Plan, *others: object) -> TrialResult:
+        size = model_size(bench.model, bench.blocks, plan)
+        return TrialResult(plan=plan, outcome=outcome, score=score, size=size, layers=(), seconds={}, peak_bytes=10**9)
 
     return run
 
@@ -406,7 +405,9 @@ def test_kept_rows_are_measured_against_the_plain_choice_and_against_groups_of_n
     worker = make()
     found = names(worker, "praq-mixed", keep_ratio="0.02,0.12")
     assert found[:2] == [("awq-mixed", f"one scale per row, {share} % of rows in 16 bit") for share in (2, 12)]
-    small = model_size(worker.bench.model, worker.bench.blocks, Setting(method="awq-mixed", keep_ratio=0.02))
+    small = model_size(
+        worker.bench.model, worker.bench.blocks, Plan.uniform(Setting(method="awq-mixed", keep_ratio=0.02))
+    )
     sizes = [size for size in (32, 64) if 4 + 16 / size <= small.bits_per_weight]
     expected = dict.fromkeys((*sizes[:1], 32))
     assert found[2:] == [
@@ -444,13 +445,15 @@ def test_a_machine_that_scores_differently_may_not_join(make: Make) -> None:
 
 def test_equal_work_has_equal_keys_and_other_work_others(bench: Bench) -> None:
     """What a method does not read is no part of its key; text, setting and calibration size are."""
-    key = measurement_key(bench, Setting(method="rtn", n_calib=8), TEXT)
-    assert key == measurement_key(bench, Setting(method="rtn", n_calib=8, beta=0.1, tau=1.0, n_grid=3), TEXT)
+    key = measurement_key(bench, Plan.uniform(Setting(method="rtn", n_calib=8)), TEXT)
+    assert key == measurement_key(
+        bench, Plan.uniform(Setting(method="rtn", n_calib=8, beta=0.1, tau=1.0, n_grid=3)), TEXT
+    )
     others = [
-        measurement_key(bench, Setting(method="rtn", n_calib=8, group_size=64), TEXT),
-        measurement_key(bench, Setting(method="gw-awq", n_calib=8), TEXT),
-        measurement_key(bench, Setting(method="gw-awq", n_calib=4), TEXT),
-        measurement_key(bench, Setting(method="rtn", n_calib=8), TEXT[:39]),
+        measurement_key(bench, Plan.uniform(Setting(method="rtn", n_calib=8, group_size=64)), TEXT),
+        measurement_key(bench, Plan.uniform(Setting(method="gw-awq", n_calib=8)), TEXT),
+        measurement_key(bench, Plan.uniform(Setting(method="gw-awq", n_calib=4)), TEXT),
+        measurement_key(bench, Plan.uniform(Setting(method="rtn", n_calib=8)), TEXT[:39]),
         measurement_key(bench, None, TEXT),
     ]
     assert len({key, *others}) == 6

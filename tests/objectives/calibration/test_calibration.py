@@ -29,6 +29,7 @@ from objectives.scoring import score_all
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, TrialResult, quantized, run_trial
 from quant.methods import Setting
+from quant.plan import Plan
 from storage.cache import TensorCache
 from storage.errors import DamagedEntryError, StorageError
 from storage.paths import Paths
@@ -269,9 +270,8 @@ def test_a_warm_cache_serves_every_setting_without_a_forward_pass(text: Sequence
     ]
     with reading(model) as counts:
         for setting in settings:
-            layers: list[Any] = []
-            with quantized(bench, setting, layers, {}):
-                assert len(layers) == sum(len(list(block.linears)) for block in found)
+            with quantized(bench, Plan.uniform(setting)) as made:
+                assert len(made.layers) == sum(len(list(block.linears)) for block in found)
         assert counts == []
         # The counter itself works.
         model.module(text.ids[0][None])
@@ -341,7 +341,7 @@ def bench(bundled: Model, blocks: list[Block], text: Sequences, filled: Path, tm
 def undamaged(bundled: Model, blocks: list[Block], texts: list[Sequences], filled: Path) -> TrialResult:
     """What a trial measures when nothing happens to it."""
     calibration = Calibration(bundled, blocks, texts[0], cache_of(filled))
-    return run_trial(Bench(model=bundled, blocks=blocks, calibration=calibration), SETTING, texts[2])
+    return run_trial(Bench(model=bundled, blocks=blocks, calibration=calibration), Plan.uniform(SETTING), texts[2])
 
 
 def assert_same_trial(found: TrialResult, expected: TrialResult) -> None:
@@ -376,7 +376,7 @@ def test_damage_met_in_the_middle_of_a_trial_is_named_and_repaired(
     whole = file.read_bytes()
     file.write_bytes(whole[:200] + bytes([whole[200] ^ 0x10]) + whole[201:])
     with weights_kept(bench.model), reading(bench.model) as counts:
-        result = run_trial(bench, SETTING, texts[2])
+        result = run_trial(bench, Plan.uniform(SETTING), texts[2])
     assert_same_trial(result, undamaged)
     assert sum(counts) == second.end - second.start + scored_by(bench.model, texts[2])
     [warning] = [entry.getMessage() for entry in caplog.records if entry.name == "objectives.calibration.calibration"]
@@ -405,7 +405,7 @@ def test_an_entry_removed_in_the_middle_of_a_trial_is_computed_again(
             cache_of(tmp_path).remove(removed[0])
 
     with weights_kept(bench.model):
-        result = run_trial(bench, SETTING, texts[2], progress=remove_while_quantizing)
+        result = run_trial(bench, Plan.uniform(SETTING), texts[2], progress=remove_while_quantizing)
     assert removed[0] in cache_of(tmp_path)
     assert_same_trial(result, undamaged)
 
@@ -426,7 +426,7 @@ def test_a_disk_that_damages_the_same_entry_twice_ends_the_trial(
         reading(bench.model) as counts,
         pytest.raises(DamagedEntryError, match=re.escape(str(file))),
     ):
-        run_trial(bench, SETTING, texts[2], progress=damage_while_quantizing)
+        run_trial(bench, Plan.uniform(SETTING), texts[2], progress=damage_while_quantizing)
     assert sum(counts) == second.end - second.start
 
 

@@ -28,6 +28,7 @@ from objectives.text.sequences import TextPlan, prepare_text
 from objectives.trial import Bench, quantized, run_trial
 from quant.errors import QuantizationError
 from quant.methods import Setting
+from quant.plan import Plan
 from storage.cache import TensorCache
 from storage.errors import StorageError
 from storage.paths import Paths
@@ -51,18 +52,17 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "models" / "mine"
 
 
-def quantized_state(bench: Bench, setting: Setting) -> tuple[dict[str, Tensor], list[LayerResult]]:
+def quantized_state(bench: Bench, setting: Setting) -> tuple[dict[str, Tensor], tuple[LayerResult, ...]]:
     """The weights that a trial scores, and what it says of its layers."""
-    layers: list[LayerResult] = []
-    with quantized(bench, setting, layers, {}):
-        return tiny.state(bench.model.module), layers
+    with quantized(bench, Plan.uniform(setting)) as made:
+        return tiny.state(bench.model.module), made.layers
 
 
 def assert_written(bench: Bench, setting: Setting, target: Path) -> Any:
     """Writes, reloads, compares bit by bit and by perplexity; returns what was reloaded."""
     before, configuration = tiny.state(bench.model.module), bench.model.module.config.to_dict()
     expected, _ = quantized_state(bench, setting)
-    write_quantized(bench, setting, target)
+    write_quantized(bench, Plan.uniform(setting), target)
     assert tiny.same_bits(before, tiny.state(bench.model.module))
     assert bench.model.module.config.to_dict() == configuration
     reloaded = AutoModelForCausalLM.from_pretrained(target)
@@ -71,7 +71,7 @@ def assert_written(bench: Bench, setting: Setting, target: Path) -> Any:
     assert not tiny.same_bits(before, tiny.state(reloaded))
     text = tiny.sequences([20] * 10, seed=2)
     found = score_all(reloaded.eval(), text, "", silent).perplexity
-    assert found == pytest.approx(run_trial(bench, setting, text).score.perplexity, rel=1e-6)
+    assert found == pytest.approx(run_trial(bench, Plan.uniform(setting), text).score.perplexity, rel=1e-6)
     return reloaded
 
 
@@ -106,11 +106,11 @@ def test_the_bundled_model_can_be_written(bundled: Model, tmp_path: Path, target
     cache = TensorCache(Paths(tmp_path / "home"))
     bench = Bench(model=bundled, blocks=blocks, calibration=Calibration(bundled, blocks, calibration, cache))
     setting = replace(AWQ, n_calib=4, n_grid=2)
-    write_quantized(bench, setting, target)
+    write_quantized(bench, Plan.uniform(setting), target)
     model = load_model(ModelPlan(name=str(target)))
     assert model.fingerprint != bundled.fingerprint
     found = score_all(model.module, prepare_text(plans, model.tokenizer)[1], "", silent)
-    expected = run_trial(bench, setting, text).score
+    expected = run_trial(bench, Plan.uniform(setting), text).score
     assert torch.equal(found.tokens, expected.tokens)
     assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-6)
 
@@ -118,7 +118,7 @@ def test_the_bundled_model_can_be_written(bundled: Model, tmp_path: Path, target
 def test_tokenizer_and_generation_configuration_come_along(bench: Bench, target: Path) -> None:
     """The directory encodes text as the model's tokenizer does, and generates as the model does."""
     bench.model.module.generation_config = GenerationConfig(max_new_tokens=17, do_sample=True, temperature=0.7)
-    write_quantized(bench, AWQ, target)
+    write_quantized(bench, Plan.uniform(AWQ), target)
     text = "def praq(x):\n    return 'Größe' + x"
     assert AutoTokenizer.from_pretrained(target)(text).input_ids == bench.model.tokenizer(text).input_ids
     found = GenerationConfig.from_pretrained(target)
@@ -134,14 +134,14 @@ def test_a_published_generation_configuration_with_idle_flags_can_be_written(tmp
     path = tmp_path / "published" / "generation_config.json"
     path.write_text(json.dumps({"do_sample": False, "temperature": 0.6, "eos_token_id": 0}))
     model = load_model(ModelPlan(name=str(tmp_path / "published"), dtype="float32"))
-    write_quantized(tiny.bench(model, tmp_path / "home"), AWQ, target)
+    write_quantized(tiny.bench(model, tmp_path / "home"), Plan.uniform(AWQ), target)
     assert json.loads((target / "generation_config.json").read_text())["temperature"] == 0.6
 
 
 def test_a_written_model_can_be_the_model_of_a_bench(bench: Bench, tmp_path: Path, target: Path) -> None:
     """What was written loads as any model directory, and rounding it again to the same grid changes little."""
     setting = Setting(method="rtn", group_size=32, n_calib=8)
-    write_quantized(bench, setting, target)
+    write_quantized(bench, Plan.uniform(setting), target)
     model = load_model(ModelPlan(name=str(target), dtype="float32"))
     again, _ = quantized_state(tiny.bench(model, tmp_path / "again"), setting)
     for name, weight in model.module.state_dict().items():
@@ -152,11 +152,11 @@ def test_a_written_model_can_be_the_model_of_a_bench(bench: Bench, tmp_path: Pat
 def test_the_record(bench: Bench, target: Path, name: str) -> None:
     """`praqtune.json` says how the weights came about: the method and what it read, layer by layer, from what."""
     setting = SETTINGS[name]
-    record = write_quantized(bench, setting, target)
+    record = write_quantized(bench, Plan.uniform(setting), target)
     assert json.loads((target / RECORD).read_text()) == record
     _, layers = quantized_state(bench, setting)
     assert record["layers"] == [asdict(layer) for layer in layers]
-    size = model_size(bench.model, bench.blocks, setting)
+    size = model_size(bench.model, bench.blocks, Plan.uniform(setting))
     assert (record["bits_per_weight"], record["model_bytes"]) == (size.bits_per_weight, size.model_bytes)
     assert Setting(method=record["method"], **record["parameters"]).canonical() == setting.canonical()
     assert record["parameters"].keys() == setting.definition.reads - {"method"}
@@ -169,7 +169,7 @@ def test_the_record(bench: Bench, target: Path, name: str) -> None:
 
 def test_the_record_knows_how_much_text_was_used(bench: Bench, target: Path) -> None:
     """The fingerprint is that of the calibration samples that were read, not of all there are."""
-    record = write_quantized(bench, replace(AWQ, n_calib=4), target)
+    record = write_quantized(bench, Plan.uniform(replace(AWQ, n_calib=4)), target)
     text = tiny.sequences([24, 17, 24, 9, 31, 24, 2, 12], seed=1)[:4]
     assert record["calibration"] == {"source": "random-1", "samples": 4, "fingerprint": text.fingerprint()}
 
@@ -177,7 +177,7 @@ def test_the_record_knows_how_much_text_was_used(bench: Bench, target: Path) -> 
 def test_progress_is_told(bench: Bench, target: Path) -> None:
     """Calibrating, quantizing and writing each say how far they are, to the end."""
     told: dict[str, tuple[int, int]] = {}
-    write_quantized(bench, AWQ, target, lambda phase, done, total: told.update({phase: (done, total)}))
+    write_quantized(bench, Plan.uniform(AWQ), target, lambda phase, done, total: told.update({phase: (done, total)}))
     assert [phase.split()[0] for phase in told] == ["calibrating", "quantizing", "writing"]
     assert all(done == total for done, total in told.values())
 
@@ -190,7 +190,7 @@ def test_a_target_that_holds_something_is_refused_before_any_work(bench: Bench, 
     target.mkdir(parents=True)
     (target / "notes.txt").write_text("precious")
     with pytest.raises(StorageError) as caught:
-        write_quantized(bench, AWQ, target, lambda *_: pytest.fail("no work may be done"))
+        write_quantized(bench, Plan.uniform(AWQ), target, lambda *_: pytest.fail("no work may be done"))
     assert str(caught.value) == f"{target} exists already; choose another --output-dir or remove it first"
     assert os.listdir(target) == ["notes.txt"]
     assert os.listdir(target.parent) == ["mine"]
@@ -204,7 +204,7 @@ def test_an_unsuitable_setting_leaves_nothing(
 ) -> None:
     """A setting that is refused leaves no directory, not even the parents."""
     with pytest.raises(error):
-        write_quantized(bench, setting, target)
+        write_quantized(bench, Plan.uniform(setting), target)
     assert not target.parent.exists()
 
 
@@ -212,7 +212,7 @@ def test_a_broken_weight_leaves_nothing(bench: Bench, target: Path) -> None:
     """A model that cannot be quantized is not written."""
     bench.model.module.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
     with pytest.raises(QuantizationError, match=r"layers\.1\.mlp\.up_proj"):
-        write_quantized(bench, AWQ, target)
+        write_quantized(bench, Plan.uniform(AWQ), target)
     assert not target.parent.exists()
 
 
@@ -259,12 +259,12 @@ def test_a_write_that_fails_leaves_nothing(
     with monkeypatch.context() as patch:
         fail(patch, bench, error)
         with pytest.raises(raised) as caught:
-            write_quantized(bench, AWQ, target)
+            write_quantized(bench, Plan.uniform(AWQ), target)
     if raised is StorageError:
         assert str(caught.value).endswith("; free space or choose another --output-dir")
         assert "\n" not in str(caught.value)
     assert os.listdir(target.parent) == []
     assert tiny.same_bits(before, tiny.state(bench.model.module))
     assert bench.model.module.config.to_dict() == configuration
-    write_quantized(bench, AWQ, target)
+    write_quantized(bench, Plan.uniform(AWQ), target)
     assert os.listdir(target.parent) == ["mine"]

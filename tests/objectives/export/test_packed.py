@@ -24,6 +24,7 @@ from objectives.scoring import Score, score_all
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, quantized, run_trial
 from quant.methods import METHODS, Setting
+from quant.plan import Plan
 from storage.errors import StorageError
 from storage.model_directory import tensor_bytes
 from tests.objectives import tiny
@@ -69,12 +70,12 @@ def card(record: Mapping[str, Any]) -> str:
 
 
 def write(bench: Bench, setting: Setting, target: Path, perplexity: float | None = None) -> dict[str, Any]:
-    return write_packed(bench, setting, target, Proof(text=TEXT, perplexity=perplexity), card, silent)
+    return write_packed(bench, Plan.uniform(setting), target, Proof(text=TEXT, perplexity=perplexity), card, silent)
 
 
 def measured_state(bench: Bench, setting: Setting) -> Stored:
     """The weights that a trial scores."""
-    with quantized(bench, setting, [], {}):
+    with quantized(bench, Plan.uniform(setting)):
         return tiny.state(bench.model.module)
 
 
@@ -99,7 +100,9 @@ def test_every_layout_comes_back_bit_by_bit(layout: str, symmetric: bool, tmp_pa
     record = write(bench, setting, target)
     assert tiny.same_bits(expected, tiny.state(reload(target)))
     assert tiny.same_bits(before, tiny.state(bench.model.module))
-    assert record["proof"]["packed"] == pytest.approx(run_trial(bench, setting, TEXT).score.perplexity, rel=1e-6)
+    assert record["proof"]["packed"] == pytest.approx(
+        run_trial(bench, Plan.uniform(setting), TEXT).score.perplexity, rel=1e-6
+    )
 
 
 @pytest.mark.usefixtures("same_process")
@@ -208,7 +211,7 @@ def test_a_fresh_process_scores_the_same(bench: Bench, target: Path) -> None:
     told: list[tuple[int, int]] = []
     write_packed(
         bench,
-        replace(AWQ, symmetric=False),
+        Plan.uniform(replace(AWQ, symmetric=False)),
         target,
         Proof(text=TEXT, perplexity=None),
         card,
@@ -231,7 +234,7 @@ def test_what_cannot_be_packed_is_refused_with_what_to_do(method: str, scales: s
     setting = Setting(method=method, scales=scales, group_size=32)
     unsuitable = setting.definition.keeps_rows or (scales == "linear" and setting.definition.salience is not None)
     if not unsuitable:
-        objectives.export.packed.require_packable(bench.blocks, setting)
+        objectives.export.packed.require_packable(bench.blocks, Plan.uniform(setting))
         return
     with pytest.raises(InputError, match="write it with --format dense") as caught:
         write(bench, setting, target)
@@ -256,7 +259,7 @@ def test_a_model_that_scores_otherwise_is_not_left_behind(
     factor: float, fails: bool, bench: Bench, target: Path
 ) -> None:
     """Apart by more than a thousandth nothing is written, and both values are said."""
-    expected = factor * run_trial(bench, AWQ, TEXT).score.perplexity
+    expected = factor * run_trial(bench, Plan.uniform(AWQ), TEXT).score.perplexity
     if not fails:
         write(bench, AWQ, target, expected)
         return

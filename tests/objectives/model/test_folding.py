@@ -14,6 +14,7 @@ from objectives.model.loading import Model
 from objectives.model.roles import InputSite, NormRole, find_blocks, unscaled_inputs
 from objectives.trial import quantized
 from quant.methods import Setting
+from quant.plan import Plan
 from tests.objectives import tiny
 from tests.objectives.tiny import LAYOUTS
 
@@ -71,9 +72,8 @@ def test_a_search_without_rounding_changes_no_logit(
     before, state = logits(made, ids), tiny.state(made.module)
     monkeypatch.setattr(quant.layers, "quantize", lambda weight, grid: weight)
     monkeypatch.setattr(quant.layers, "loaded", lambda weight: weight)
-    layers: list = []
-    with quantized(bench, AWQ, layers, {}):
-        assert any(layer.alpha > 0 for layer in layers)
+    with quantized(bench, Plan.uniform(AWQ)) as made_of:
+        assert any(layer.alpha > 0 for layer in made_of.layers)
         folded = {
             site.producer.name for block in bench.blocks for site in block.sites if isinstance(site.producer, NormRole)
         }
@@ -101,7 +101,7 @@ def test_everything_that_was_folded_is_put_back(layout: str, scales: str, tmp_pa
     made = tiny.model(LAYOUTS[layout](), dtype=torch.bfloat16)
     bench = tiny.bench(made, tmp_path)
     before = tiny.state(made.module)
-    with quantized(bench, replace(AWQ, scales=scales), [], {}):
+    with quantized(bench, Plan.uniform(replace(AWQ, scales=scales))):
         inside = tiny.state(made.module)
     assert tiny.same_bits(before, tiny.state(made.module))
     if scales == "linear":

@@ -26,6 +26,7 @@ from objectives.model.roles import Block, LinearRole, find_blocks
 from objectives.trial import run_trial
 from quant.layers import HeadTie
 from quant.methods import Setting
+from quant.plan import Plan
 from tests.objectives import tiny
 from tests.objectives.tiny import HEAD, HEADS, HIDDEN, KV_HEADS, LAYERS, LAYOUTS, MLP
 
@@ -488,7 +489,7 @@ def test_a_trial_on_every_layout(tmp_path: Path, layout: str, scales: Any, symme
     results = {}
     for method in ("rtn", "gwh-praq-v2"):
         setting = Setting(method=method, group_size=32, n_calib=8, n_grid=5, scales=scales, symmetric=symmetric)
-        result = results[method] = run_trial(bench, setting, text)
+        result = results[method] = run_trial(bench, Plan.uniform(setting), text)
         assert result.outcome == "complete"
         assert result.score is not None
         assert result.score.nll.isfinite().all()

@@ -1,0 +1,84 @@
+"""Tell whether a plan suits the Linears of a model.
+
+Responsible for refusing, before anything is computed, what cannot be quantized as planned, and for dividing the Linears
+of an input among their settings. May assume settings that were validated when they were made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from objectives.errors import InputError
+from objectives.model.roles import Block, InputSite
+from quant.methods import Setting
+from quant.plan import Plan
+
+LISTED = 3
+
+
+def require_suitable(blocks: Sequence[Block], plan: Plan, allow_partial_groups: bool = False) -> None:
+    """Refuse a plan that does not suit the Linears of a model.
+
+    Raises:
+        InputError: If it names Linears that the model does not have, gives none to some, gives several to Linears
+            that share a scale, or if a group size that a method reads does not divide the inputs of a Linear.
+    """
+    _require_all_named(blocks, plan)
+    for site in (site for block in blocks for site in block.sites):
+        _require_agreement(site, plan)
+    if not allow_partial_groups:
+        for setting in plan.settings:
+            _require_whole_groups(blocks, plan, setting)
+
+
+def _require_all_named(blocks: Sequence[Block], plan: Plan) -> None:
+    names = [linear.name for block in blocks for linear in block.linears]
+    unknown = [name for name in plan.named if name not in names]
+    if unknown:
+        raise InputError(f"the plan has settings for {_listed(unknown)}, which this model does not have")
+    left_out = [name for name in names if plan.others is None and name not in plan.named]
+    if left_out:
+        raise InputError(f"the plan has no setting for {_listed(left_out)}; name them, or give one for all others")
+
+
+def _require_agreement(site: InputSite, plan: Plan) -> None:
+    """Linears whose input takes one scale together are searched together, so one setting has to do for them all."""
+    settings = {plan.setting_for(linear.name) for linear in site.linears}
+    shared = site.folds and any(one.definition.salience is not None and one.scales == "foldable" for one in settings)
+    if shared and len(settings) > 1:
+        raise InputError(
+            f"{_listed([linear.name for linear in site.linears])} share one foldable input scale and have "
+            f"{len(settings)} settings; give them the same one, or use --scales linear"
+        )
+
+
+def _require_whole_groups(blocks: Sequence[Block], plan: Plan, setting: Setting) -> None:
+    size = setting.group_size
+    linears = (linear for block in blocks for linear in block.linears)
+    widths = sorted({linear.shape[1] for linear in linears if plan.setting_for(linear.name) == setting})
+    if setting.definition.per_row or all(width % size == 0 for width in widths):
+        return
+    suitable = suitable_group_sizes(blocks)
+    raise InputError(
+        f"group size {size} does not divide the input widths {', '.join(map(str, widths))} of this model; "
+        f"use {', '.join(map(str, suitable)) or 'one of their divisors'}, or --allow-partial-groups"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def suitable_group_sizes(blocks: Sequence[Block]) -> list[int]:
+    """Which of 32, 64, 128 and 256 divide the inputs of every quantized Linear."""
+    widths = {site.inputs for block in blocks for site in block.sites}
+    return [size for size in (32, 64, 128, 256) if all(width % size == 0 for width in widths)]
+
+
+def site_parts(site: InputSite, plan: Plan) -> list[tuple[InputSite, Setting]]:
+    """The Linears of a site by their setting; a suitable plan has one setting where they share a scale."""
+    settings = dict.fromkeys(plan.setting_for(linear.name) for linear in site.linears)
+    return [
+        (replace(site, linears=tuple(one for one in site.linears if plan.setting_for(one.name) == setting)), setting)
+        for setting in settings
+    ]

@@ -1,0 +1,94 @@
+"""Say which setting quantizes which Linear of a model.
+
+Responsible for the mapping alone: whether it suits a model is for whoever knows the model's Linears to check. May
+assume settings that were validated when they were made. Knows Linears by their names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quant.errors import QuantizationError
+from quant.methods import Setting
+
+MIXED = "mixed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A setting for every Linear to quantize.
+
+    Attributes:
+        named: Settings by name of the Linear.
+        others: The setting of every Linear that is not named; None where each has to be named.
+
+    Raises:
+        QuantizationError: If there is no setting at all.
+    """
+
+    named: Mapping[str, Setting] = field(default_factory=dict)
+    others: Setting | None = None
+
+    def __post_init__(self) -> None:
+        if not self.settings:
+            raise QuantizationError("a plan needs at least one setting")
+
+    @classmethod
+    def uniform(cls, setting: Setting) -> "Plan":
+        """The plan that quantizes every Linear by `setting`."""
+        return cls(others=setting)
+
+    def setting_for(self, linear: str) -> Setting:
+        """The setting of the Linear called `linear`.
+
+        Raises:
+            QuantizationError: If the plan has none for it.
+        """
+        setting = self.named.get(linear, self.others)
+        if setting is None:
+            raise QuantizationError(f"the plan has no setting for {linear}; name it, or give a setting for all others")
+        return setting
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The distinct settings, that of the Linears without a name first."""
+        given = ((self.others,) if self.others is not None else ()) + tuple(self.named.values())
+        return tuple(dict.fromkeys(given))
+
+    @property
+    def only(self) -> Setting | None:
+        """The setting of every Linear; None where they have different ones."""
+        return self.settings[0] if len(self.settings) == 1 else None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every Linear has the same setting."""
+        return self.only is not None
+
+    @property
+    def n_calib(self) -> int:
+        """The most calibration samples that a setting needs."""
+        return max(setting.n_calib for setting in self.settings)
+
+    def label(self) -> str:
+        """The settings' labels, for tables."""
+        return "; ".join(dict.fromkeys(setting.label() for setting in self.settings))
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything, JSON-able; `from_dict` is the inverse."""
+        return {
+            "named": {linear: setting.as_dict() for linear, setting in self.named.items()},
+            "others": None if self.others is None else self.others.as_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, object]) -> "Plan":
+        """The plan that `as_dict` gave.
+
+        Raises:
+            QuantizationError: If a value is outside its range.
+        """
+        named, others = stored["named"], stored["others"]
+        return cls(
+            named={linear: Setting(**setting) for linear, setting in named.items()},  # type: ignore[attr-defined]
+            others=None if others is None else Setting(**others),  # type: ignore[arg-type]
+        )
