@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import optuna
 
     from hpo.launch.launch import Fleet
-    from hpo.optimize import Outcome, StudyPlan
+    from hpo.optimize import StudyPlan
     from hpo.report.tables import Table as TextTable
     from hpo.space.space import Space
-    from hpo.verdict.ranking import Level
+    from hpo.verdict.snapshot import Study
     from objectives.evaluation import BenchPlan, Row
     from objectives.text.sequences import TextPlan
     from quant.methods import Setting
@@ -194,8 +194,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _quantize(options: argparse.Namespace) -> None:
     from hpo.deploy.deploy import Chosen, deploy
     from hpo.study.choosing import BEST, chosen_trial, study_flags
-    from hpo.study.record import read_study
     from hpo.terminal import progress_display
+    from hpo.verdict.snapshot import read_ranked_if_possible
     from objectives.model.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -203,11 +203,12 @@ def _quantize(options: argparse.Namespace) -> None:
     setting = _one_setting(options)
     if setting is None:
         with _study(options) as found:
-            study = read_study(found)
-        trial, notes = chosen_trial(study, options.trial or BEST)
+            study = read_ranked_if_possible(found, paths)
+        contract = study.record.contract
+        trial, notes = chosen_trial(study.record, options.trial or BEST)
         assert trial.setting is not None
         chosen = Chosen(setting=trial.setting, study=study, trial=trial)
-        plan = _study_bench_plan(options, study_flags(study.contract), study.contract["calibration"]["sequences"])
+        plan = _study_bench_plan(options, study_flags(contract), contract["calibration"]["sequences"])
     else:
         chosen = Chosen(setting=setting)
         plan = _bench_plan(_with_defaults(options, {}), setting.n_calib)
@@ -278,10 +279,11 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _optimize(options: argparse.Namespace) -> None:
     from hpo.launch.launch import launch
-    from hpo.optimize import optimize, standing
+    from hpo.optimize import optimize
     from hpo.study.events import Notice
     from hpo.study.finding import find_study
     from hpo.terminal import study_display
+    from hpo.verdict.snapshot import read
     from hpo.workers.worker import Budget
     from objectives.model.memory import keep_freed_memory
     from storage.studies.opening import limits as storage_limits
@@ -297,12 +299,12 @@ def _optimize(options: argparse.Namespace) -> None:
         for line in storage_limits(url):
             listen(Notice(text=f"note: {line}"))
         if fleet is None:
-            outcome = optimize(plan, open_storage(url), paths, budget, listen, progress, options.worker_name)
+            study = optimize(plan, open_storage(url), paths, budget, listen, progress, options.worker_name)
         else:
             notes = launch(plan, url, paths, fleet, budget, listen)
-            outcome = standing(find_study(open_storage(url), plan.name), paths)
-            outcome = replace(outcome, notes=[*outcome.notes, *notes])
-    _conclude(options, outcome, None if plan.presets_only else _report_directory(options, outcome), paths)
+            study = read(find_study(open_storage(url), plan.name), paths)
+            study = replace(study, notes=[*study.notes, *notes])
+    _conclude(options, study, None if plan.presets_only else _report_directory(options, study))
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -351,22 +353,20 @@ def _dashboard(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from hpo.optimize import standing
     from hpo.report.export import study_json
+    from hpo.verdict.snapshot import read
 
-    with _study(options) as study:
-        outcome = standing(study, _paths(options))
-    record = study_json(outcome.record, outcome.levels)
-    _output(options, record, None, [*outcome.notes, *_verdicts(outcome.levels)], _ranking_tables(outcome.levels))
+    with _study(options) as found:
+        study = read(found, _paths(options))
+    _output(options, study_json(study), None, [*study.notes, *_verdicts(study)], _ranking_tables(study))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from hpo.optimize import standing
+    from hpo.verdict.snapshot import read
 
-    paths = _paths(options)
-    with _study(options) as study:
-        outcome = standing(study, paths)
-    _conclude(options, outcome, _report_directory(options, outcome), paths)
+    with _study(options) as found:
+        study = read(found, _paths(options))
+    _conclude(options, study, _report_directory(options, study))
 
 
 def _study_ls(options: argparse.Namespace) -> None:
@@ -604,8 +604,8 @@ def _fleet(options: argparse.Namespace) -> "Fleet | None":
     )
 
 
-def _report_directory(options: argparse.Namespace, outcome: "Outcome") -> Path:
-    return Path(options.out) if options.out else Path("reports") / outcome.record.name
+def _report_directory(options: argparse.Namespace, study: "Study") -> Path:
+    return Path(options.out) if options.out else Path("reports") / study.record.name
 
 
 def _bench_plan(options: argparse.Namespace, calibration_samples: int) -> "BenchPlan":
@@ -756,27 +756,24 @@ def _evaluation_table(rows: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
-def _conclude(options: argparse.Namespace, outcome: "Outcome", directory: Path | None, paths: "Paths") -> None:
+def _conclude(options: argparse.Namespace, study: "Study", directory: Path | None) -> None:
     """Print the ranking and the verdicts, and write the report into `directory` where there is one."""
     from hpo.report.export import study_json
     from hpo.report.write import write_report
-    from storage.results import ResultStore
 
-    notes = [*_verdicts(outcome.levels), *outcome.notes]
-    if outcome.record.confirmation:
-        notes.insert(0, outcome.record.confirmation["sentence"])
+    notes = [*_verdicts(study), *study.notes]
+    if study.record.confirmation:
+        notes.insert(0, study.record.confirmation["sentence"])
     if directory is not None:
-        record, store = outcome.record, ResultStore(paths.results)
-        page = write_report(record, outcome.levels, store, record.distributions, directory)
-        notes.append(f"report: {page}")
-    _output(options, study_json(outcome.record, outcome.levels), None, notes, _ranking_tables(outcome.levels))
+        notes.append(f"report: {write_report(study, directory)}")
+    _output(options, study_json(study), None, notes, _ranking_tables(study))
 
 
-def _verdicts(levels: "Sequence[Level]") -> list[str]:
+def _verdicts(study: "Study") -> list[str]:
     """The leading level first: what won, what to use, and what more bits would buy."""
-    from hpo.verdict.ranking import frontier_text, headline
+    from hpo.verdict.ranking import frontier_text
 
-    leading = headline(levels)
+    levels, leading = study.ranking, study.lead
     ordered = sorted(levels, key=lambda level: level is not leading)
     lines = [level.verdict() for level in ordered]
     if leading is not None:
@@ -784,11 +781,11 @@ def _verdicts(levels: "Sequence[Level]") -> list[str]:
     return [*lines, *([frontier_text(levels)] if len(levels) > 1 else [])]
 
 
-def _ranking_tables(levels: "Sequence[Level]") -> list[Table]:
+def _ranking_tables(study: "Study") -> list[Table]:
     from hpo.verdict.ranking import percent_text
 
     tables = []
-    for level in levels:
+    for level in study.ranking:
         table = _table(str(level.footprint), "setting", "perplexity", "above the best", "bits/weight")
         for row in level.rows:
             mark = " *" if row is level.recommended else ""

@@ -28,8 +28,14 @@ from hpo.verdict.importance import Shares, importances
 
 def shares(truth: Truth, trials: list[TrialRecord]) -> Shares:
     """The product's, over these trials."""
-    record = StudyRecord(name="replay", contract={}, references=(), trials=tuple(trials))
-    return importances(record, truth.space.distributions).overall
+    record = StudyRecord(
+        name="replay",
+        contract={},
+        references=(),
+        trials=tuple(trials),
+        distributions=truth.space.distributions,
+    )
+    return importances(record).overall
 
 
 def whole(truth: Truth) -> Shares:

@@ -4,21 +4,21 @@ Responsible for what people do with a finished or running study from a notebook 
 the study. May assume that its results and its calibration cache are where its workers kept them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo.deploy.deploy import Chosen, Format, Written, deploy
-from hpo.optimize import standing
 from hpo.report.charts import chart_data
 from hpo.report.export import trials_frame
 from hpo.study.choosing import BEST, chosen_trial, require_same_bench, study_flags
 from hpo.study.finding import find_study
 from hpo.study.record import StudyRecord
-from hpo.verdict.importance import Importances, importances
+from hpo.verdict.importance import Importances
 from hpo.verdict.ranking import Level
+from hpo.verdict.snapshot import Study, read
 from hpo.workers.measuring import measure
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.model.loading import ModelPlan
@@ -26,7 +26,6 @@ from objectives.progress import silent
 from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import Bench, TrialResult
 from storage.paths import Paths
-from storage.results import ResultStore
 from storage.studies.opening import chosen_url, open_storage
 
 if TYPE_CHECKING:
@@ -39,25 +38,33 @@ class LoadedStudy:
     """A study as it stood when it was loaded.
 
     Attributes:
-        record: Everything that is stored of it.
-        levels: Its ranking, by group size.
+        study: Everything that is stored of it, and its ranking.
         paths: Where its results and its calibration cache are.
         device: Where models are run: `cpu`, `cuda` or `cuda:N`.
     """
 
-    record: StudyRecord
-    levels: list[Level]
+    study: Study
     paths: Paths
     device: str
+
+    @property
+    def record(self) -> StudyRecord:
+        """Everything that is stored of it."""
+        return self.study.record
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        """Its ranking, by group size."""
+        return self.study.ranking
 
     def trials(self) -> "pd.DataFrame":
         """One row per trial, with types: the columns of `trials.csv`."""
         return trials_frame(self.record)
 
-    @cached_property
+    @property
     def importances(self) -> Importances:
         """What mattered: each hyperparameter's share of the outcome with its interval; seconds for many trials."""
-        return importances(self.record, self.record.distributions)
+        return self.study.importances
 
     def figure(self, key: str) -> "go.Figure":
         """One of the report's figures, by its anchor there: `forest`, `bits`, `history`, `alpha`, ...
@@ -67,9 +74,7 @@ class LoadedStudy:
         """
         from hpo.report.figures import figures
 
-        store = ResultStore(self.paths.results)
-        data = chart_data(self.record, self.levels, store, self.record.distributions, self.importances)
-        return figures(key, data)[0][1]
+        return figures(key, chart_data(self.study))[0][1]
 
     def measure(self, **changes: Any) -> TrialResult:
         """The best trial's setting with these fields changed, on the tuning text.
@@ -83,7 +88,7 @@ class LoadedStudy:
         assert best.setting is not None
         bench, tuning = self._bench
         setting = replace(best.setting, **changes)
-        return measure(bench, ResultStore(self.paths.results), setting, [tuning], silent)[0]
+        return measure(bench, self.study.store, setting, [tuning], silent)[0]
 
     def quantize(self, directory: str | Path, trial: str = BEST, format: Format = "dense") -> Written:
         """Write a trial's model, by its number or the best one's, as a directory that loads like any other.
@@ -97,7 +102,7 @@ class LoadedStudy:
         chosen, _ = chosen_trial(self.record, trial)
         assert chosen.setting is not None
         plan = bench_plan(self.record.contract, self.device)
-        what = Chosen(setting=chosen.setting, study=self.record, trial=chosen)
+        what = Chosen(setting=chosen.setting, study=self.study, trial=chosen)
         return deploy(plan, what, Path(directory), format, self.paths, silent)
 
     @cached_property
@@ -123,8 +128,8 @@ def load(
         StorageError: If storage or results cannot be read.
     """
     paths = Paths(Path(home)) if home is not None else Paths.default()
-    outcome = standing(find_study(open_storage(chosen_url(storage, paths)), study), paths)
-    return LoadedStudy(record=outcome.record, levels=outcome.levels, paths=paths, device=device)
+    found = read(find_study(open_storage(chosen_url(storage, paths)), study), paths)
+    return LoadedStudy(study=found, paths=paths, device=device)
 
 
 def bench_plan(contract: Mapping[str, Any], device: str = "cpu") -> BenchPlan:

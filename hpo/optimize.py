@@ -7,7 +7,6 @@ validated when they were made.
 import math
 from dataclasses import dataclass, field, replace
 
-import optuna
 from optuna.storages import BaseStorage
 
 from hpo.search.proposal import SAMPLERS, SamplerName, presets
@@ -18,10 +17,9 @@ from hpo.space.footprint import FOOTPRINT_FIELDS
 from hpo.space.space import Space
 from hpo.study.contract import make_contract
 from hpo.study.events import Listener, Notice
-from hpo.study.record import CONFIRMATION, SEARCH, StudyRecord, read_study
-from hpo.study.scores import Scores
+from hpo.study.record import CONFIRMATION, SEARCH, read_study
 from hpo.verdict.confirmation import confirm
-from hpo.verdict.ranking import Level, headline, rank
+from hpo.verdict.snapshot import Study, read
 from hpo.workers.interrupts import Interrupts
 from hpo.workers.owner import Owner
 from hpo.workers.preparation import open_study, prepare
@@ -78,21 +76,6 @@ class StudyPlan:
             raise InputError("; ".join(problems))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A study at the end of a run.
-
-    Attributes:
-        record: Everything that is stored of it.
-        levels: The ranking at equal bits.
-        notes: What a person should know besides.
-    """
-
-    record: StudyRecord
-    levels: list[Level]
-    notes: list[str]
-
-
 def optimize(
     plan: StudyPlan,
     storage: BaseStorage,
@@ -101,7 +84,7 @@ def optimize(
     listen: Listener,
     progress: Progress,
     name: str | None = None,
-) -> Outcome:
+) -> Study:
     """Begin, resume or join a study and work on it, as the worker `name`, until the budget is used up.
 
     Raises:
@@ -141,11 +124,11 @@ def optimize(
             interrupts=interrupts,
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
-        levels = rank(read_study(study), Scores(store))
-        leading = headline(levels)
+        found = replace(read(study, paths), notes=laid_out.notes)
+        leading = found.lead
         if leading is not None and held_out and not plan.presets_only:
             study.set_user_attr(CONFIRMATION, confirm(bench, store, leading, held_out, progress))
-    return Outcome(record=read_study(study), levels=levels, notes=laid_out.notes)
+    return replace(found, record=read_study(study))
 
 
 def how_it_searches(plan: StudyPlan) -> dict[str, str | bool | float | None]:
@@ -194,16 +177,3 @@ def _affordable(plan: StudyPlan, bench: Bench, name: str) -> list[Number]:
     settings = {value: replace(base, **{name: value}) for value in plan.space.values(name)}  # type: ignore[arg-type]
     sizes = {value: model_size(bench.model, bench.blocks, Plan.uniform(setting)) for value, setting in settings.items()}
     return [value for value, size in sizes.items() if size.bits_per_weight <= most]
-
-
-def standing(study: optuna.Study, paths: Paths) -> Outcome:
-    """A study as it stands, without its model: for `status`, `show` and `report`.
-
-    Raises:
-        DamagedEntryError: If its values per sequence are missing or damaged.
-    """
-    store = ResultStore(paths.results)
-    record = read_study(study)
-    if not record.references:
-        return Outcome(record=record, levels=[], notes=["its references are not measured yet"])
-    return Outcome(record=record, levels=rank(record, Scores(store)), notes=[])

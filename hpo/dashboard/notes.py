@@ -13,26 +13,24 @@ from hpo.report.evidence import find_row
 from hpo.report.glance import confirmed_text
 from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
 from hpo.report.tables import NOTHING, Table, number, setting_text, short_source
-from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
-from hpo.verdict.ranking import Level, headline, percent_text
+from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
+from hpo.verdict.ranking import Level, percent_text
+from hpo.verdict.snapshot import Study
 from objectives.quantization import LayerResult
 
 WORST = 5
 
 
-def study_note(
-    record: StudyRecord, levels: Sequence[Level], address: str, links: Mapping[str, str], problems: Sequence[str]
-) -> str:
+def study_note(study: Study, address: str, links: Mapping[str, str], problems: Sequence[str]) -> str:
     """The note of a study.
 
     Args:
-        record: The study.
-        levels: Its ranking.
+        study: The study.
         address: Of its storage, without a password.
         links: Where its files are served, by their names.
         problems: What could not be drawn or read, a line each.
     """
-    return "\n\n".join(_study_lines(record, levels, address, links, problems))
+    return "\n\n".join(_study_lines(study, address, links, problems))
 
 
 def trial_note(
@@ -49,9 +47,10 @@ def trial_note(
     return "\n\n".join(_trial_lines(trial, level, layers, references))
 
 
-def study_facts(record: StudyRecord, levels: Sequence[Level]) -> dict[str, str]:
+def study_facts(study: Study) -> dict[str, str]:
     """A few attributes that can be read at a glance in the list of studies."""
-    contract, lead = record.contract, headline(levels)
+    record, lead = study.record, study.lead
+    contract = record.contract
     facts = {
         "what is quantized": str(contract.get("model", {}).get("name", "")),
         "tuned on": _text(contract.get("tuning", {})),
@@ -63,10 +62,8 @@ def study_facts(record: StudyRecord, levels: Sequence[Level]) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _study_lines(
-    record: StudyRecord, levels: Sequence[Level], address: str, links: Mapping[str, str], problems: Sequence[str]
-) -> Iterator[str]:
-    lead = headline(levels)
+def _study_lines(study: Study, address: str, links: Mapping[str, str], problems: Sequence[str]) -> Iterator[str]:
+    record, lead = study.record, study.lead
     yield f"## {escaped(lead.verdict() if lead else NO_VERDICT)}"
     if lead:
         yield escaped(recommendation_text(lead))
@@ -76,7 +73,7 @@ def _study_lines(
     for problem in problems:
         yield f"**Left out:** {escaped(problem)}"
     yield "### Best so far"
-    yield from table_lines(_best(levels))
+    yield from table_lines(_best(study.ranking))
     yield "### References"
     yield from table_lines(_references(record.references))
     yield "### What is tuned"

@@ -16,15 +16,13 @@ from hpo.dashboard.board import Board
 from hpo.dashboard.graphs import GRAPHS, graph
 from hpo.dashboard.notes import study_facts, study_note, trial_note
 from hpo.dashboard.pictures import PICTURE, TABLE, layer_table, trial_picture
-from hpo.optimize import Outcome, standing
 from hpo.report.captions import captions
 from hpo.report.charts import ChartData, chart_data
 from hpo.report.evidence import find_row
 from hpo.report.write import PAGE, report_files
 from hpo.study.record import ENDED, StudyRecord, TrialRecord, read_study
-from hpo.verdict.importance import importances
+from hpo.verdict.snapshot import Study, read, read_unranked
 from objectives.results import recall_result
-from objectives.scoring import Score
 from objectives.trial import TrialResult
 from storage.errors import DamagedEntryError
 from storage.paths import Paths
@@ -69,43 +67,38 @@ class StudyPage:
             return
         if due or moved:
             self.problems = []
-        outcome = self._ranked(record)
+        study = self._ranked()
         if due or moved:
-            self._show_study(outcome, now, due)
+            self._show_study(study, now, due)
         running = [one for one in trials if one.state.name == "RUNNING"] if moved else []
         # The newest first: those are looked at.
-        self._show_trials([*running, *ended[::-1][:TRIALS_AT_ONCE]], outcome)
+        self._show_trials([*running, *ended[::-1][:TRIALS_AT_ONCE]], study)
 
-    def _show_study(self, outcome: Outcome, now: Told, report: bool) -> None:
+    def _show_study(self, study: Study, now: Told, report: bool) -> None:
         self._board.name_metric()
-        self._board.attributes(study_facts(outcome.record, outcome.levels))
-        data = self._attempt("the graphs", self._data, outcome)
+        self._board.attributes(study_facts(study))
+        data = self._attempt("the graphs", chart_data, study)
         if data is not None:
             self._show_graphs(data)
         # Before the report, which takes seconds, and after it, where it brought a link or a problem.
-        self._show_study_note(outcome)
+        self._show_study_note(study)
         if report:
-            self._attempt("the report", self._show_report, outcome)
+            self._attempt("the report", self._show_report, study)
             self._reported, self._reported_at = now, monotonic()
-            self._show_study_note(outcome)
+            self._show_study_note(study)
         self._shown = now
 
-    def _show_study_note(self, outcome: Outcome) -> None:
+    def _show_study_note(self, study: Study) -> None:
         files = self._board.files()
         links = {name: self._board.address(files[name]) for name in (REPORT, TRIALS) if name in files}
-        self._board.note(study_note(outcome.record, outcome.levels, self._address, links, self.problems))
+        self._board.note(study_note(study, self._address, links, self.problems))
 
-    def _ranked(self, record: StudyRecord) -> Outcome:
+    def _ranked(self) -> Study:
         try:
-            return standing(self.study, self._paths)
+            return read(self.study, self._paths)
         except DamagedEntryError as damage:
             self._name(f"the ranking: {damage}; start the dashboard with the --cache of its workers")
-            return Outcome(record=record, levels=[], notes=[])
-
-    def _data(self, outcome: Outcome) -> ChartData:
-        record = outcome.record
-        shares = importances(record, record.distributions)
-        return chart_data(record, outcome.levels, self._store, record.distributions, shares)
+            return read_unranked(self.study, self._paths)
 
     def _show_graphs(self, data: ChartData) -> None:
         missing = {caption.key for caption in captions(data) if caption.missing is not None}
@@ -122,47 +115,42 @@ class StudyPage:
         running = any(trial.state == "RUNNING" for trial in record.trials)
         return not running or monotonic() - self._reported_at >= REPORT_SECONDS
 
-    def _show_report(self, outcome: Outcome) -> None:
-        record = outcome.record
-        files = report_files(record, outcome.levels, self._store, record.distributions)
+    def _show_report(self, study: Study) -> None:
+        files = report_files(study)
         for name, source in ((REPORT, PAGE), (TRIALS, TRIALS)):
             content = files[source]
             assert content is not None
             self._board.file(name, content)
 
-    def _show_trials(self, shown: Sequence[FrozenTrial], outcome: Outcome) -> None:
+    def _show_trials(self, shown: Sequence[FrozenTrial], study: Study) -> None:
         entries = self._board.entries() if shown else {}
         for frozen in shown:
-            trial = outcome.record.trials[frozen.number]
+            trial = study.record.trials[frozen.number]
             result = self._attempt(f"the result of {trial.name}", self._result, trial)
-            self._attempt(f"the note of {trial.name}", self._show_note, frozen, trial, result, outcome)
+            self._attempt(f"the note of {trial.name}", self._show_note, frozen, trial, result, study)
             if frozen.state.name in ENDED:
-                self._attempt(f"the files of {trial.name}", self._show_files, frozen, result, outcome, entries)
+                self._attempt(f"the files of {trial.name}", self._show_files, frozen, result, study, entries)
                 self._done.add(frozen.number)
 
-    def _show_note(self, frozen: FrozenTrial, trial: TrialRecord, result: TrialResult | None, outcome: Outcome) -> None:
-        level = next((one for one in outcome.levels if find_row(one, trial.name)), None)
+    def _show_note(self, frozen: FrozenTrial, trial: TrialRecord, result: TrialResult | None, study: Study) -> None:
+        level = next((one for one in study.ranking if find_row(one, trial.name)), None)
         layers = result.layers if result else []
-        self._board.note(trial_note(trial, level, layers, outcome.record.references), frozen._trial_id)
+        self._board.note(trial_note(trial, level, layers, study.record.references), frozen._trial_id)
 
     def _show_files(
-        self, frozen: FrozenTrial, result: TrialResult | None, outcome: Outcome, entries: dict[str, Any]
+        self, frozen: FrozenTrial, result: TrialResult | None, study: Study, entries: dict[str, Any]
     ) -> None:
-        full = self._full(outcome.record)
+        full = next((one for one in study.record.references if one.setting is None), None)
         if result is None or full is None or result.score is None:
             return
         known = self._board.files(frozen._trial_id, entries)
         if PICTURE not in known:
-            self._board.file(PICTURE, trial_picture(result, full), frozen._trial_id)
+            self._board.file(PICTURE, trial_picture(result, study.scores.of(full)), frozen._trial_id)
         if TABLE not in known and result.layers:
             self._board.file(TABLE, layer_table(result), frozen._trial_id)
 
     def _result(self, trial: TrialRecord) -> TrialResult | None:
         return recall_result(self._store, trial.result) if trial.result is not None else None
-
-    def _full(self, record: StudyRecord) -> Score | None:
-        full = next((one.result for one in record.references if one.setting is None), None)
-        return recall_result(self._store, full).score if full is not None else None
 
     def _attempt(self, what: str, make: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
         """What `make` gives; where it fails the page says so and goes on without it."""

@@ -3,16 +3,14 @@
 Responsible for refusing early what cannot be written, and for making sure that a trial is written as it was measured.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hpo.deploy.model_card import model_card
 from hpo.study.choosing import require_same_bench, require_same_text
-from hpo.study.record import StudyRecord, TrialRecord
-from hpo.study.scores import Scores
-from hpo.verdict.ranking import Level, rank
+from hpo.study.record import TrialRecord
+from hpo.verdict.snapshot import Study
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.export.dense import write_quantized
@@ -24,7 +22,6 @@ from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.methods import Setting
 from quant.plan import Plan
-from storage.errors import DamagedEntryError
 from storage.model_directory import disk_bytes, require_vacant
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -44,7 +41,7 @@ class Chosen:
     """
 
     setting: Setting
-    study: StudyRecord | None = None
+    study: Study | None = None
     trial: TrialRecord | None = None
 
 
@@ -88,7 +85,7 @@ def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, form: str, paths: P
         require_packable([], Plan.uniform(chosen.setting))
     bench, (tuning, *_) = load_bench(plan, paths)
     if chosen.study is not None:
-        require_same_bench(chosen.study, bench)
+        require_same_bench(chosen.study.record, bench)
     if form == "packed":
         record = _packed(plan, bench, tuning, chosen, directory, ResultStore(paths.results), progress)
     else:
@@ -112,10 +109,8 @@ def _packed(
     progress: Progress,
 ) -> dict[str, Any]:
     setting, study, trial = chosen.setting, chosen.study, chosen.trial
-    levels: Sequence[Level] = []
     if study is not None:
-        require_same_text(study, tuning)
-        levels = _levels(study, store)
+        require_same_text(study.record, tuning)
     perplexity = trial.perplexity if trial is not None else None
     proof = Proof(
         text=tuning,
@@ -124,17 +119,9 @@ def _packed(
     )
 
     def card(record: Any) -> str:
-        return model_card(record, setting, study, trial, levels)
+        return model_card(record, setting, study, trial)
 
     return write_packed(bench, Plan.uniform(setting), directory, proof, card, progress)
-
-
-def _levels(study: StudyRecord, store: ResultStore) -> list[Level]:
-    """The study's ranking; empty where its values per sequence are not on this machine."""
-    try:
-        return rank(study, Scores(store))
-    except DamagedEntryError:
-        return []
 
 
 def _known(bench: Bench, setting: Setting, tuning: Sequences, store: ResultStore) -> float | None:

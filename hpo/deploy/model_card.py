@@ -12,15 +12,12 @@ from huggingface_hub import ModelCardData
 from hpo.report.tables import interval_text
 from hpo.study.record import FULL_PRECISION, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Level, Ranked, percent_text
+from hpo.verdict.snapshot import Study
 from quant.methods import Setting
 
 
 def model_card(
-    record: Mapping[str, Any],
-    setting: Setting,
-    study: StudyRecord | None,
-    trial: TrialRecord | None,
-    levels: Sequence[Level],
+    record: Mapping[str, Any], setting: Setting, study: Study | None = None, trial: TrialRecord | None = None
 ) -> str:
     """The card, in Markdown with a YAML head.
 
@@ -29,11 +26,10 @@ def model_card(
         setting: How the model was quantized.
         study: The study that found the setting; None where a person gave it.
         trial: Its trial.
-        levels: The study's ranking; empty where it is not known.
     """
     lines = [*_head(record), *_what(record, setting), *_proof(record)]
     if study is not None and trial is not None:
-        lines += [*_study(study, trial), *_ranked(trial, levels), *_confirmed(study, trial)]
+        lines += [*_study(study.record, trial), *_ranked(trial, study.ranking), *_confirmed(study.record, trial)]
     return "\n".join([*lines, *_loading(), *_origin(record)]) + "\n"
 
 

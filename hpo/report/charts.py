@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from optuna.distributions import BaseDistribution
 
 from hpo.report.axes import Axis, varied_axes
 from hpo.report.evidence import Evidence, Forest, evidence
@@ -18,8 +17,7 @@ from hpo.report.layer_grid import LayerChoices, layer_choices
 from hpo.space.footprint import FOOTPRINT_FIELDS, Footprint
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict.importance import Importances, usual_footprint
-from hpo.verdict.ranking import Level, headline
-from storage.results import ResultStore
+from hpo.verdict.snapshot import Study
 
 # Of the range of perplexity, free at either end of an axis.
 MARGIN = 0.06
@@ -113,18 +111,12 @@ class ChartData:
         return [(point.number, float(value)) for point, value in zip(self.measured, lowest, strict=True)]
 
 
-def chart_data(
-    record: StudyRecord,
-    levels: Sequence[Level],
-    store: ResultStore,
-    distributions: Mapping[str, BaseDistribution],
-    importances: Importances,
-) -> ChartData:
+def chart_data(study: Study) -> ChartData:
     """Everything that the figures of a study show."""
-    axes = varied_axes(distributions)
+    record, lead = study.record, study.lead
+    axes = varied_axes(record.distributions)
     measured = [point for trial in record.trials if (point := _measured(trial, axes)) is not None]
     estimated = [point for trial in record.trials if (point := _estimated(trial, axes)) is not None]
-    lead = headline(levels)
     reference = lead.best_reference if lead else None
     return ChartData(
         axes=axes,
@@ -132,11 +124,11 @@ def chart_data(
         estimated=tuple(estimated),
         failed=tuple(trial.number for trial in record.trials if trial.state == "FAIL"),
         known=None if reference is None else (reference.measured.full_name, reference.score.perplexity),
-        importances=importances,
+        importances=study.importances,
         running=tuple(_running(record)),
         surface=_surface(record, axes, measured),
-        layers=layer_choices(record.best, store),
-        evidence=evidence(record, levels),
+        layers=layer_choices(record.best, study.store),
+        evidence=evidence(study),
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from hpo.report.tables import is_shown, short_source
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
-from hpo.verdict.ranking import Level, Ranked, headline
+from hpo.verdict.ranking import Level, Ranked
+from hpo.verdict.snapshot import Study
 
 Kind = Literal["reference", "trial", "recommended"]
 BEST_TRIAL = "best trial"
@@ -105,9 +106,9 @@ class Evidence:
     elsewhere: Elsewhere | None = None
 
 
-def evidence(record: StudyRecord, levels: Sequence[Level]) -> Evidence:
+def evidence(study: Study) -> Evidence:
     """What a study's ranking and confirmation show; the leading group size first."""
-    lead = headline(levels)
+    record, levels, lead = study.record, study.ranking, study.lead
     ordered = sorted(levels, key=lambda level: level is not lead)
     full = next((one for one in record.references if one.setting is None), None)
     return Evidence(

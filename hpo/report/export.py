@@ -10,7 +10,8 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from hpo.study.record import Measured, StudyRecord, TrialRecord
-from hpo.verdict.ranking import Level, ranking_json
+from hpo.verdict.ranking import ranking_json
+from hpo.verdict.snapshot import Study
 from quant.methods import Setting
 from storage.strict_json import plain
 
@@ -20,13 +21,9 @@ if TYPE_CHECKING:
 PHASES = ("calibrate", "quantize", "score")
 
 
-def study_json(record: StudyRecord, levels: Sequence[Level]) -> dict[str, object]:
-    """Everything that is known of a study, JSON-able; numbers that are not finite are null.
-
-    Args:
-        record: The study.
-        levels: Its ranking.
-    """
+def study_json(study: Study) -> dict[str, object]:
+    """Everything that is known of a study, JSON-able; numbers that are not finite are null."""
+    record = study.record
     return {
         str(key): plain(value)
         for key, value in {
@@ -35,7 +32,7 @@ def study_json(record: StudyRecord, levels: Sequence[Level]) -> dict[str, object
             "references": [_reference(one) for one in record.references],
             "trials": [_trial(trial) for trial in record.trials],
             "best": None if record.best is None else _trial(record.best),
-            "ranking": ranking_json(levels),
+            "ranking": ranking_json(study.ranking),
             "confirmation": record.confirmation,
         }.items()
     }

@@ -4,7 +4,7 @@ Responsible for one short answer to each of these questions, from the same numbe
 study; what is not known yet is said in the answer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hpo.deploy.reproduce import can_be_repeated, quantize_command, repeat_command
@@ -13,7 +13,8 @@ from hpo.report.layer_grid import LayerGrid
 from hpo.report.tables import number, setting_text, short_source
 from hpo.space.footprint import FOOTPRINT_FIELDS
 from hpo.study.record import StudyRecord, TrialRecord
-from hpo.verdict.ranking import Level, headline, is_meaningful, percent_text
+from hpo.verdict.ranking import Level, is_meaningful, percent_text
+from hpo.verdict.snapshot import Study
 
 UNCONFIRMED = (
     "Nothing was confirmed on other text yet; the text that was searched on makes the best of many trials look better "
@@ -33,9 +34,9 @@ class Answer:
     commands: tuple[str, ...] = ()
 
 
-def glance(record: StudyRecord, levels: Sequence[Level], data: ChartData) -> list[Answer]:
+def glance(study: Study, data: ChartData) -> list[Answer]:
     """All answers, in the order in which they are asked; none where nothing is measured yet."""
-    lead = headline(levels)
+    record, lead = study.record, study.lead
     if lead is None:
         return []
     return [

@@ -23,7 +23,8 @@ from hpo.report.tables import (
     setting_text,
 )
 from hpo.study.record import StudyRecord
-from hpo.verdict.ranking import INDIFFERENT_PERCENT, Level, headline
+from hpo.verdict.ranking import INDIFFERENT_PERCENT, Level
+from hpo.verdict.snapshot import Study
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 NO_VERDICT = "No trial is complete, so there is no verdict yet."
@@ -65,27 +66,26 @@ class Page:
     command: str | None
 
 
-def make_page(record: StudyRecord, levels: Sequence[Level], data: ChartData) -> Page:
+def make_page(study: Study, data: ChartData) -> Page:
     """Everything a report says of a study.
 
     Args:
-        record: The study.
-        levels: Its ranking.
+        study: The study.
         data: What its figures show.
     """
-    lead = headline(levels)
-    tables = ranking_tables(record, levels)
+    record, lead = study.record, study.lead
+    tables = ranking_tables(study)
     return Page(
         study=record.name,
         verdict=lead.verdict() if lead else NO_VERDICT,
         trials=_trials(record),
         recommendation=recommendation_text(lead) if lead else NO_TRIAL,
-        answers=tuple(glance(record, levels, data)),
-        ranking=tuple((level.verdict(), table) for level, table in zip(levels, tables, strict=True)),
+        answers=tuple(glance(study, data)),
+        ranking=tuple((level.verdict(), table) for level, table in zip(study.ranking, tables, strict=True)),
         confirmed=confirmed_text(record),
         confirmation=tuple(confirmation_tables(record)),
         importances=tuple(importance_tables(data.importances)),
-        cost=cost_table(record, levels),
+        cost=cost_table(study),
         failures=failure_table(record),
         contract=contract_table(record.contract),
         command=repeat_command(record, len(record.trials) or None) if can_be_repeated(record) else None,

@@ -14,6 +14,7 @@ from hpo.space.footprint import Footprint
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.importance import Importances
 from hpo.verdict.ranking import Level, Ranked, percent_text
+from hpo.verdict.snapshot import Study
 
 NOTHING = "–"
 SHOWN_TRIALS = 12
@@ -41,9 +42,9 @@ class Table:
     note: str = ""
 
 
-def ranking_tables(record: StudyRecord, levels: Sequence[Level]) -> list[Table]:
+def ranking_tables(study: Study) -> list[Table]:
     """One for each level of bits: all references and presets, and the best trials."""
-    return [_ranking(record, level) for level in levels]
+    return [_ranking(study.record, level) for level in study.ranking]
 
 
 def confirmation_tables(record: StudyRecord) -> list[Table]:
@@ -106,8 +107,9 @@ def importance_tables(importances: Importances) -> list[Table]:
     ]
 
 
-def cost_table(record: StudyRecord, levels: Sequence[Level]) -> Table:
+def cost_table(study: Study) -> Table:
     """Tokens and seconds that references and trials took, and what pruning saved."""
+    record = study.record
     named = phases([*record.references, *record.trials])
     groups: list[tuple[str, Sequence[Measured]]] = [("references", record.references)]
     for state, name in (("COMPLETE", "complete trials"), ("PRUNED", "pruned trials"), ("FAIL", "failed trials")):
@@ -117,7 +119,7 @@ def cost_table(record: StudyRecord, levels: Sequence[Level]) -> Table:
         title="Cost",
         columns=("", "number", "tokens evaluated", *(f"{phase}, s" for phase in named), "all, s"),
         rows=tuple((name, *_cost(members, named)) for name, members in groups if members or name == "all trials"),
-        note=" ".join([_saved(record, levels), *_cache(record)]),
+        note=" ".join([_saved(study), *_cache(record)]),
     )
 
 
@@ -207,7 +209,8 @@ def _cost(members: Sequence[Measured], named: Sequence[str]) -> tuple[str, ...]:
     return (f"{len(members)}", tokens, *(f"{seconds:,.1f}" for seconds in totals), f"{sum(totals):,.1f}")
 
 
-def _saved(record: StudyRecord, levels: Sequence[Level]) -> str:
+def _saved(study: Study) -> str:
+    record, levels = study.record, study.ranking
     ended = sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials)
     full = int(levels[0].rows[0].score.tokens.sum()) if levels else 0
     if not ended or not full:

@@ -11,17 +11,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from optuna.distributions import BaseDistribution
 
 from hpo.report.captions import Caption, captions
 from hpo.report.charts import ChartData, chart_data
 from hpo.report.export import study_json, trials_csv
 from hpo.report.page import Page, make_page, markdown
-from hpo.study.record import StudyRecord
-from hpo.verdict.importance import importances
-from hpo.verdict.ranking import Level
+from hpo.verdict.snapshot import Study
 from storage.files import disk_errors, write_file
-from storage.results import ResultStore
 from storage.strict_json import json_text
 
 TEMPLATE, PAGE = "report.html.j2", "index.html"
@@ -45,20 +41,11 @@ class Panel:
     picture: str
 
 
-def write_report(
-    record: StudyRecord,
-    levels: Sequence[Level],
-    store: ResultStore,
-    distributions: Mapping[str, BaseDistribution],
-    directory: Path,
-) -> Path:
+def write_report(study: Study, directory: Path) -> Path:
     """Write the files of `report_files` into `directory`.
 
     Args:
-        record: The study.
-        levels: Its ranking.
-        store: Where the layers of its best trial are.
-        distributions: Of Optuna's parameters, by their names.
+        study: The study.
         directory: Made where it is missing; files of an earlier report are replaced.
 
     Returns:
@@ -69,7 +56,7 @@ def write_report(
     """
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    files = report_files(record, levels, store, distributions)
+    files = report_files(study)
     for name, content in files.items():
         path = directory / name
         if content is not None:
@@ -80,22 +67,17 @@ def write_report(
     return directory / PAGE
 
 
-def report_files(
-    record: StudyRecord,
-    levels: Sequence[Level],
-    store: ResultStore,
-    distributions: Mapping[str, BaseDistribution],
-) -> dict[str, bytes | None]:
+def report_files(study: Study) -> dict[str, bytes | None]:
     """A report by the names of its files: a PNG and an SVG per figure, `trials.csv`, `result.json`, `report.md`, and
     `index.html`, which needs none of the others; None for a figure that is left out."""
-    data = chart_data(record, levels, store, distributions, importances(record, distributions))
+    data = chart_data(study)
     said = captions(data)
-    page = make_page(record, levels, data)
+    page = make_page(study, data)
     drawn = _pictures(said, data)
-    result = {**study_json(record, levels), "importances": data.importances.as_dict()}
+    result = {**study_json(study), "importances": data.importances.as_dict()}
     return {
         **drawn,
-        "trials.csv": trials_csv(record).encode(),
+        "trials.csv": trials_csv(study.record).encode(),
         "result.json": json_text(result).encode(),
         "report.md": markdown(page, said).encode(),
         PAGE: _html(page, said, data, drawn).encode(),

@@ -2,7 +2,7 @@
 
 Responsible for giving the shares twice where the bits vary - over everything, and at equal bits, since more bits
 explain most of a perplexity - and for saying so where there is too little to say. May assume that every trial was drawn
-from `distributions`.
+from the record's distributions.
 """
 
 import math
@@ -122,17 +122,13 @@ class Importances:
         return {"overall": self.overall.as_dict(), "equal_group_size": equal}
 
 
-def importances(record: StudyRecord, distributions: Mapping[str, BaseDistribution]) -> Importances:
+def importances(record: StudyRecord) -> Importances:
     """Shares of the hyperparameters that vary, over the complete trials and pruned ones that are known well enough.
 
     Without the pruned ones they would tell what matters among good settings only; where settings differ by less than
     estimates err, these are noise.
-
-    Args:
-        record: The study.
-        distributions: Of Optuna's parameters, by their names.
     """
-    varied = {name: one for name, one in distributions.items() if not one.single()}
+    varied = {name: one for name, one in record.distributions.items() if not one.single()}
     valued = [trial for trial in record.trials if _has_value(trial) and set(varied) <= set(trial.params)]
     usable = sorted(valued, key=lambda trial: (_value(trial), trial.number))
     by_size = any(decoded_name(name) in FOOTPRINT_FIELDS for name in varied)

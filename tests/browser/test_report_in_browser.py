@@ -45,8 +45,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a report with every figure."""
     folder = tmp_path_factory.mktemp("report")
     study = mixed_study(ResultStore(folder / "store"), 40)
-    record = replace(study.record, confirmation=confirmation())
-    page = write_report(record, study.levels, study.store, study.space.distributions, folder / "report")
+    study = replace(study, record=replace(study.record, confirmation=confirmation()))
+    page = write_report(study.snapshot, folder / "report")
     return page.as_uri()
 
 

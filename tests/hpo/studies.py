@@ -36,6 +36,7 @@ from hpo.study.record import CONTRACT as CONTRACT_KEY
 from hpo.study.record import TOKENS as TOKENS_KEY
 from hpo.study.scores import Scores
 from hpo.verdict.ranking import Level, rank
+from hpo.verdict.snapshot import Study as Snapshot
 from objectives.model.layouts import Role
 from objectives.paired import Difference
 from objectives.quantization import LayerResult
@@ -112,6 +113,11 @@ class Study:
     def levels(self) -> list[Level]:
         """Its ranking, every sequence a document of its own."""
         return rank(self.record, Scores(self.store))
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What reports are handed."""
+        return Snapshot(record=self.record, ranking=self.levels, scores=Scores(self.store))
 
     def stored(self, storage: BaseStorage) -> optuna.Study:
         """The same study in a storage of Optuna's, its text pinned: as workers would have left it."""

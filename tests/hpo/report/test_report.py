@@ -18,8 +18,10 @@ from hpo.report.export import study_json
 from hpo.report.write import write_report
 from hpo.space.space import make_space
 from hpo.study.record import StudyRecord
+from hpo.study.scores import Scores
 from hpo.verdict.importance import importances
 from hpo.verdict.ranking import headline
+from hpo.verdict.snapshot import Study as Snapshot
 from quant.methods import Setting
 from storage.results import ResultStore
 from tests.hpo.studies import SEQUENCES, TOKENS, Maker, Study, confirmation, kept_study, mixed_study, study_of
@@ -69,8 +71,7 @@ def refuse(constant: str) -> None:
 
 def written(study: Study, directory: Path, record: StudyRecord | None = None) -> Reader:
     """Write the report of a study, perhaps with another record, and read its page."""
-    record = record or study.record
-    path = write_report(record, study.levels, study.store, study.space.distributions, directory)
+    path = write_report(replace(study.snapshot, record=record or study.record), directory)
     assert path == directory / "index.html"
     return Reader(path.read_text(encoding="utf-8"))
 
@@ -248,7 +249,7 @@ def test_layers_of_the_best_trial_are_laid_out_by_depth_and_role(page: Reader) -
 
 def test_what_mattered_has_intervals_and_a_warning(mixed: Study, page: Reader) -> None:
     """Bars with error bars, a table, how many trials they are over; what cannot be told apart is said, too."""
-    found = importances(mixed.record, mixed.space.distributions)
+    found = importances(mixed.record)
     for shares, bars in zip(found.scopes, traces(page, "fANOVA"), strict=True):
         reach = bars["error_x"]
         for name, value, below, above in zip(bars["y"], bars["x"], reach["arrayminus"], reach["array"], strict=True):
@@ -276,14 +277,14 @@ def test_results_are_strict_json(mixed: Study, folder: Path) -> None:
     """`result.json` is what `show --json` prints and the importances."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
     shares = result.pop("importances")
-    assert result == json.loads(json.dumps(study_json(mixed.record, mixed.levels)))
+    assert result == json.loads(json.dumps(study_json(mixed.snapshot)))
     assert set(shares) == {"overall", "equal_group_size"}
     assert shares["overall"]["ped_anova"].keys() == {"beta", "tau", "n_grid", "n_calib", "group_size"}
 
 
 def test_the_study_as_json_has_settings_and_estimates(mixed: Study) -> None:
     """Decoded settings of all trials, estimates of pruned ones, the best as one of the trials."""
-    found: Any = study_json(mixed.record, mixed.levels)
+    found: Any = study_json(mixed.snapshot)
     assert list(found) == ["study", "contract", "references", "trials", "best", "ranking", "confirmation"]
     for trial, entry in zip(mixed.record.trials, found["trials"], strict=True):
         assert trial.setting is not None
@@ -361,7 +362,8 @@ def test_levels_of_very_different_length_are_drawn(tmp_path: Path) -> None:
 def test_a_study_without_anything_has_a_report(tmp_path: Path) -> None:
     """A study that was only created."""
     record = StudyRecord(name="new", contract={}, references=(), trials=())
-    path = write_report(record, [], ResultStore(tmp_path / "store"), {}, tmp_path / "report")
+    unranked = Snapshot(record=record, ranking=[], scores=Scores(ResultStore(tmp_path / "store")))
+    path = write_report(unranked, tmp_path / "report")
     page = Reader(path.read_text(encoding="utf-8"))
     assert page.text[1] == "Study new: 0 trials."
     assert sum(text.startswith("Left out: ") for text in page.text) == len(FIGURES)
@@ -403,10 +405,10 @@ def test_names_are_shown_as_they_are(small: Study, tmp_path: Path) -> None:
 def test_a_lost_result_costs_the_figures_of_layers_only(tmp_path: Path) -> None:
     """Without the file of the best trial its layers are left out, and the report says so."""
     study = mixed_study(ResultStore(tmp_path / "store"), 12)
-    levels, best = study.levels, study.record.best
+    ranked, best = study.snapshot, study.record.best
     assert best is not None
     (tmp_path / "store" / f"{best.result}.safetensors").unlink()
-    path = write_report(study.record, levels, study.store, study.space.distributions, tmp_path / "report")
+    path = write_report(ranked, tmp_path / "report")
     page = Reader(path.read_text(encoding="utf-8"))
     assert page.text.count(f"Left out: the kept result of {best.name} is damaged or missing.") == 3
     assert not (tmp_path / "report" / "alpha.png").exists()

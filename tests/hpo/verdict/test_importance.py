@@ -21,7 +21,7 @@ def made(store: Path, truth: Truth, trials: int, sizes: str = "64") -> tuple[Stu
     space = make_space(Setting(), {"group_size": sizes})
     maker = Maker(ResultStore(store), space, truth=truth)
     record = study_of(maker, [maker.complete(number, maker.draw()) for number in range(trials)]).record
-    return record, importances(record, space.distributions)
+    return record, importances(record)
 
 
 def known(trial: TrialRecord, reach: float) -> TrialRecord:
@@ -98,7 +98,7 @@ def test_equal_group_size_is_the_most_frequent_one(tmp_path: Path) -> None:
     maker = Maker(ResultStore(tmp_path), space)
     sizes = [32] * 3 + [64] * 12
     trials = [maker.complete(number, replace(maker.draw(), group_size=size)) for number, size in enumerate(sizes)]
-    found = importances(study_of(maker, trials).record, space.distributions).equal_size
+    found = importances(study_of(maker, trials).record).equal_size
     assert found is not None
     assert (found.scope, found.trials, found.reason) == ("group size 64", 12, None)
 
@@ -132,12 +132,12 @@ def test_pruned_trials_count_by_their_estimates(tmp_path: Path) -> None:
     drawn = [maker.draw() for _ in range(60)]
     trials = [(maker.pruned if one.beta > 0.5 else maker.complete)(number, one) for number, one in enumerate(drawn)]
     record = study_of(maker, trials).record
-    found = importances(record, space.distributions).overall
+    found = importances(record).overall
     assert (found.complete, found.pruned, found.trials) == (len(record.complete), len(record.pruned), 60)
     assert found.counted == f"60 trials ({found.pruned} of them pruned, by their estimates)"
     assert next(iter(found.fanova)) == "beta"
     assert found.fanova["beta"].value > 0.8
-    without = importances(without_estimates(record), space.distributions).overall
+    without = importances(without_estimates(record)).overall
     assert (without.complete, without.pruned) == (len(record.complete), 0)
     assert without.counted == f"{without.complete} complete trials"
     assert without.fanova["beta"].high < 0.3
@@ -150,7 +150,7 @@ def test_trials_without_any_value_do_not_count(tmp_path: Path) -> None:
     trials = [maker.complete(number, maker.draw()) for number in range(FEWEST_TRIALS - 1)]
     trials.append(replace(maker.pruned(len(trials), maker.draw()), estimate=None))
     trials.append(maker.failed(len(trials), maker.draw()))
-    found = importances(study_of(maker, trials).record, space.distributions).overall
+    found = importances(study_of(maker, trials).record).overall
     assert (found.complete, found.pruned) == (FEWEST_TRIALS - 1, 0)
     assert "too few" in str(found.reason)
 
@@ -161,7 +161,7 @@ def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Pa
     maker = Maker(ResultStore(tmp_path), space)
     trials = [maker.complete(number, replace(maker.draw(), group_size=32)) for number in range(5)]
     trials += [known(maker.pruned(number, replace(maker.draw(), group_size=64)), 1e-6) for number in range(5, 17)]
-    found = importances(study_of(maker, trials).record, space.distributions).equal_size
+    found = importances(study_of(maker, trials).record).equal_size
     assert found is not None
     assert (found.scope, found.complete, found.pruned) == ("group size 64", 0, 12)
 
@@ -204,7 +204,7 @@ def test_draws_with_nothing_to_explain_are_drawn_again(tmp_path: Path) -> None:
     """With a single trial that differs a third of all draws leave it out."""
     record, _ = made(tmp_path, by_beta, FEWEST_TRIALS)
     flat = [replace(trial, perplexity=30.0) for trial in record.trials]
-    found = importances(replace(record, trials=(replace(flat[0], perplexity=60.0), *flat[1:])), record.distributions)
+    found = importances(replace(record, trials=(replace(flat[0], perplexity=60.0), *flat[1:])))
     assert found.overall.reason is None
     assert sum(share.value for share in found.overall.fanova.values()) == pytest.approx(1)
 
@@ -226,7 +226,7 @@ def test_a_constant_value_has_no_importances(tmp_path: Path) -> None:
     """Equal perplexities give a sentence instead of equal shares."""
     record, _ = made(tmp_path, by_beta, FEWEST_TRIALS)
     flat = replace(record, trials=tuple(replace(trial, perplexity=30.0) for trial in record.trials))
-    found = importances(flat, record.distributions).overall
+    found = importances(flat).overall
     assert "same perplexity" in str(found.reason)
     assert not found.mean
 
@@ -235,7 +235,7 @@ def test_trials_without_a_finite_value_are_left_out(tmp_path: Path) -> None:
     """An overflow is not a perplexity."""
     record, before = made(tmp_path, by_beta, 2 * FEWEST_TRIALS)
     broken = replace(record.trials[0], perplexity=math.inf)
-    found = importances(replace(record, trials=(broken, *record.trials[1:])), record.distributions)
+    found = importances(replace(record, trials=(broken, *record.trials[1:])))
     assert found.overall.trials == before.overall.trials - 1
 
 
@@ -245,7 +245,7 @@ def test_one_hyperparameter_alone_has_nothing_to_compare(tmp_path: Path) -> None
     space = make_space(Setting(), fixed)
     maker = Maker(ResultStore(tmp_path), space)
     record = study_of(maker, [maker.complete(number, maker.draw()) for number in range(20)]).record
-    assert "only beta varies" in str(importances(record, space.distributions).overall.reason)
+    assert "only beta varies" in str(importances(record).overall.reason)
 
 
 def test_importances_are_repeatable_and_leave_no_trace(
@@ -255,7 +255,7 @@ def test_importances_are_repeatable_and_leave_no_trace(
     before = optuna.logging.get_verbosity()
     record, found = made(tmp_path, by_beta, 20)
     evaluate.cache_clear()
-    assert importances(record, record.distributions) == found
+    assert importances(record) == found
     assert optuna.logging.get_verbosity() == before
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
@@ -269,5 +269,5 @@ def test_estimates_that_err_more_than_trials_differ_are_left_out(tmp_path: Path)
     pruned = [maker.pruned(number, maker.draw()) for number in range(12, 20)]
     for reach, count in ((0.7, 0), (1e-6, 8)):
         trials = [*complete, *(known(trial, reach) for trial in pruned)]
-        found = importances(study_of(maker, trials).record, space.distributions).overall
+        found = importances(study_of(maker, trials).record).overall
         assert (found.complete, found.pruned) == (12, count)

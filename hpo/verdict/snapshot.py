@@ -1,0 +1,83 @@
+"""A study as it stood when it was read: what is stored of it, ranked.
+
+Responsible for the one value that reports, model cards, the dashboard and notebooks are handed, so that record, ranking
+and scores are of the same moment. May assume that scores lie where the study's workers kept them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import optuna
+
+from hpo.study.record import StudyRecord, read_study
+from hpo.study.scores import Scores
+from hpo.verdict.ranking import Level, headline, rank
+from storage.errors import DamagedEntryError
+from storage.paths import Paths
+from storage.results import ResultStore
+
+if TYPE_CHECKING:
+    from hpo.verdict.importance import Importances
+
+UNMEASURED = "its references are not measured yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study as it stood.
+
+    Attributes:
+        record: Everything that is stored of it.
+        ranking: What was measured to the end, for each size at equal bits; empty where it is not known.
+        scores: Its values per sequence, and the store where its results are.
+        notes: What a person should know besides.
+    """
+
+    record: StudyRecord
+    ranking: Sequence[Level]
+    scores: Scores
+    notes: Sequence[str] = ()
+
+    @property
+    def lead(self) -> Level | None:
+        """What a report leads with; None before a trial is complete."""
+        return headline(self.ranking)
+
+    @property
+    def store(self) -> ResultStore:
+        """Where its results are."""
+        return self.scores.store
+
+    @cached_property
+    def importances(self) -> "Importances":
+        """What mattered: each hyperparameter's share of the outcome; seconds for many trials."""
+        # Imported here: `show` has no use for it, and scikit-learn takes a second.
+        from hpo.verdict.importance import importances
+
+        return importances(self.record)
+
+
+def read(study: optuna.Study, paths: Paths) -> Study:
+    """A study as it stands now, without its model.
+
+    Raises:
+        DamagedEntryError: If its values per sequence are missing or damaged.
+    """
+    record, scores = read_study(study), Scores(ResultStore(paths.results))
+    notes = () if record.references else (UNMEASURED,)
+    return Study(record=record, ranking=rank(record, scores) if record.references else [], scores=scores, notes=notes)
+
+
+def read_unranked(study: optuna.Study, paths: Paths) -> Study:
+    """The same without its ranking, for which no values per sequence are needed."""
+    return Study(record=read_study(study), ranking=[], scores=Scores(ResultStore(paths.results)))
+
+
+def read_ranked_if_possible(study: optuna.Study, paths: Paths) -> Study:
+    """The same, ranked where its values per sequence are on this machine."""
+    try:
+        return read(study, paths)
+    except DamagedEntryError:
+        return read_unranked(study, paths)
