@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hpo.verdict.snapshot import Study
     from objectives.evaluation import BenchPlan, Row
     from objectives.text.sequences import TextPlan
-    from quant.methods import Setting
+    from quant.setting import Setting
     from storage.paths import Paths
 
 PIPE_WIDTH = 200
@@ -549,7 +549,7 @@ def _study_plan(options: argparse.Namespace) -> "StudyPlan":
 
 def _space(options: argparse.Namespace) -> "Space":
     from hpo.space.space import make_space, read_space_file
-    from quant.methods import Setting
+    from quant.setting import Setting
 
     fixed = {name: getattr(options, name) for name in ("method", *FIXED_FLAGS) if getattr(options, name) is not None}
     given = read_space_file(Path(options.space)) if options.space else {}
@@ -646,7 +646,7 @@ def _bench_plan(options: argparse.Namespace, calibration_samples: int) -> "Bench
 
 def _settings(options: argparse.Namespace) -> list["Setting"]:
     from objectives.model.loading import BUNDLED
-    from quant.methods import PRESETS, Setting
+    from quant.setting import PRESETS, Setting
 
     given = _given_setting(options)
     presets = options.presets or (options.model == BUNDLED and options.method is None)
@@ -668,7 +668,7 @@ def _given_setting(options: argparse.Namespace) -> dict[str, Any]:
 def _one_setting(options: argparse.Namespace) -> "Setting | None":
     """The setting that flags describe; None where it is a study's trial."""
     from objectives.errors import InputError
-    from quant.methods import Setting
+    from quant.setting import Setting
 
     given = _given_setting(options)
     of_study = options.study is not None or options.trial is not None

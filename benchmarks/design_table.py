@@ -26,8 +26,8 @@ from objectives.text.sequences import Sequences, TextPlan, tokenize
 from objectives.text.sources import read_documents
 from objectives.trial import Bench, run_trial
 from quant import grid
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.paths import Paths
 

@@ -18,7 +18,7 @@ from objectives.model.memory import keep_freed_memory
 from objectives.paired import paired_difference
 from objectives.progress import silent
 from objectives.text.sequences import TextPlan
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
 

@@ -36,9 +36,10 @@ from objectives.text.sequences import TextPlan
 from objectives.trial import TrialResult, run_trial
 from quant import layers
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
 from quant.plan import Plan
 from quant.scaling.salience import Kind, error_weights, normalise
+from quant.setting import Setting
 from quant.statistics import OutputStatistics
 from storage.paths import Paths
 from storage.results import ResultStore

@@ -26,7 +26,7 @@ from hpo.space.space import Space
 from hpo.study.record import RESULT, SETTING, TrialRecord, trial_record
 from hpo.workers.ledger import MOST_OTHERS
 from objectives.scoring import Score, look_sizes
-from quant.methods import Setting
+from quant.setting import Setting
 
 
 @dataclass(frozen=True, kw_only=True)

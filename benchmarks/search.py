@@ -49,7 +49,7 @@ from hpo.search.pruning import Pruner, PrunerName
 from hpo.search.stopping import without_improvement
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
-from quant.methods import Setting
+from quant.setting import Setting
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

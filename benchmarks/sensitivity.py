@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks.design_table import laid_out, protocol_parser
 from objectives.paired import paired_difference
 from objectives.trial import run_trial
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 
 SIZES = (58, 60, 62, 64)
 

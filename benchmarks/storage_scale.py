@@ -41,8 +41,8 @@ from objectives.results import keep_result  # noqa: E402
 from objectives.scoring import Score, look_sizes  # noqa: E402
 from objectives.text.sequences import Sequences  # noqa: E402
 from objectives.trial import TrialResult  # noqa: E402
-from quant.methods import Setting  # noqa: E402
 from quant.plan import Plan  # noqa: E402
+from quant.setting import Setting  # noqa: E402
 from quant.sizes import ModelSize  # noqa: E402
 from storage.results import ResultStore  # noqa: E402
 from storage.studies.opening import open_storage  # noqa: E402
@@ -119,7 +119,7 @@ def fill(study: optuna.Study, store: ResultStore, space: Space, count: int) -> N
 
 
 def vars_of(perplexity: float) -> dict[str, float]:
-    return {"mean_nll": math.log(perplexity), "standard_error": 0.5 / perplexity, "degrees": 50.0, "against": 1}
+    return {"perplexity": perplexity, "low": perplexity - 1, "high": perplexity + 1, "against": 1}
 
 
 def worker_on(study: optuna.Study, storage: Any, store: ResultStore, sampler: str, name: str = "w0") -> Worker:

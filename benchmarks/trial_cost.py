@@ -32,10 +32,10 @@ from objectives.progress import silent
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
 from quant.grid import effective_weight
-from quant.methods import Setting
 from quant.plan import Plan
 from quant.scaling.salience import normalise
 from quant.scaling.search import candidate_scales
+from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.paths import Paths
 

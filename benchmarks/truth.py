@@ -34,7 +34,7 @@ from objectives.model.memory import keep_freed_memory
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import TrialResult
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
 

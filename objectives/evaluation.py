@@ -21,8 +21,8 @@ from objectives.scoring import Score, score_all
 from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, quantized
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.paths import Paths
 from storage.results import ResultStore

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from objectives.errors import InputError
 from objectives.model.roles import Block, InputSite
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 
 LISTED = 3
 

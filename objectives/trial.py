@@ -22,8 +22,8 @@ from objectives.stopwatch import Stopwatch
 from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences
 from quant.grid import IntWeight
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.errors import DamagedEntryError
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from quant.errors import QuantizationError
 from quant.grid import IntWeight, effective_weight, loaded, quantize
-from quant.methods import Setting
 from quant.scaling.folding import NormWeight
 from quant.scaling.salience import Kind, error_weights, importance, input_salience, kept_rows
 from quant.scaling.search import Problem, QuadraticForm, candidate_scales, losses
+from quant.setting import Setting
 from quant.statistics import InputStatistics, OutputStatistics
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from quant.errors import QuantizationError
-from quant.methods import Setting
+from quant.setting import Setting
 
 MIXED = "mixed"
 

@@ -8,7 +8,7 @@ count real bytes.
 from dataclasses import dataclass
 
 from quant.grid import BITS, SCALE_BITS, Grid
-from quant.methods import Setting
+from quant.setting import Setting
 
 KEPT_BITS = 16
 

@@ -13,7 +13,7 @@ from benchmarks.search import pruner_searches, sampler_searches, stopped_searche
 from benchmarks.truth import Text, Truth, drawn, load, save
 from hpo.search.pruning import Pruner
 from hpo.space.space import make_space
-from quant.methods import Setting
+from quant.setting import Setting
 
 SEQUENCES, TOKENS = 32, 100
 

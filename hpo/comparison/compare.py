@@ -24,8 +24,8 @@ from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
 from quant.errors import QuantizationError
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
 

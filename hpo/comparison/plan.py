@@ -12,7 +12,8 @@ from hpo.study.choosing import chosen_trial
 from hpo.study.record import FULL_PRECISION, StudyRecord, TrialRecord
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
+from quant.setting import Setting
 
 ALL = "all"
 

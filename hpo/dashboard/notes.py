@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hpo.deploy.reproduce import can_be_repeated, repeat_command
-from hpo.report.axes import LABELS
+from hpo.report.axes import label_of
 from hpo.report.evidence import find_row
 from hpo.report.glance import confirmed_text
 from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
@@ -127,7 +127,7 @@ def _references(references: Sequence[Measured]) -> Table:
 def _space(space: Mapping[str, str]) -> Iterator[str]:
     for name, value in space.items():
         varies = ".." in value or "," in value
-        yield f"{LABELS.get(name, name)}: {value}" + ("" if varies else ", fixed")
+        yield f"{label_of(name)}: {value}" + ("" if varies else ", fixed")
 
 
 def _meaning(contract: Mapping[str, Any]) -> Iterator[str]:

@@ -20,8 +20,8 @@ from objectives.progress import Progress
 from objectives.results import measurement_key, recall_result
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.model_directory import disk_bytes, require_vacant
 from storage.paths import Paths
 from storage.results import ResultStore

@@ -13,7 +13,7 @@ from hpo.report.tables import interval_text
 from hpo.study.record import FULL_PRECISION, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Level, Ranked, percent_text
 from hpo.verdict.snapshot import Study
-from quant.methods import Setting
+from quant.setting import Setting
 
 
 def model_card(

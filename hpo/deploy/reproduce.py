@@ -11,7 +11,7 @@ from typing import Any
 from hpo.search.pruning import Pruner
 from hpo.study.choosing import study_flags
 from hpo.study.record import Measured, StudyRecord, TrialRecord
-from quant.methods import Setting
+from quant.setting import Setting
 
 PROGRAM, LINE = "python cli.py", 88
 ALLOWED = ("presets_only", "trust_remote_code", "allow_partial", "allow_partial_groups")

@@ -13,31 +13,8 @@ import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from hpo.verdict.importance import EXPONENT, decoded_name
+from quant.parameters import PARAMETERS
 
-LABELS = {
-    "beta": "β, blend of saliences",
-    "tau": "τ, temperature of the error weights",
-    "n_grid": "steps of the α grid",
-    "n_calib": "calibration samples",
-    "group_size": "group size",
-    "keep_ratio": "share of rows in 16 bit",
-    "beta_risk": "β of the risk, its steepness",
-    "tau_risk": "τ of the risk, where outputs count as active",
-    "noise_factor": "weight of the rounding noise",
-    "variance_penalty": "power of the deviation in the risk",
-}
-SYMBOLS = {
-    "beta": "β",
-    "tau": "τ",
-    "n_grid": "α steps",
-    "n_calib": "samples",
-    "group_size": "group",
-    "keep_ratio": "kept",
-    "beta_risk": "β risk",
-    "tau_risk": "τ risk",
-    "noise_factor": "noise",
-    "variance_penalty": "penalty",
-}
 NICE = (1.0, 2.0, 5.0)
 MARGIN = 0.04
 
@@ -55,12 +32,12 @@ class Axis:
     @property
     def label(self) -> str:
         """What it is called along an axis."""
-        return LABELS.get(self.name, self.name)
+        return label_of(self.name)
 
     @property
     def symbol(self) -> str:
         """What it is called where there is little room."""
-        return SYMBOLS.get(self.name, self.name)
+        return PARAMETERS[self.name].symbol if self.name in PARAMETERS else self.name
 
     @property
     def ticks(self) -> list[float]:
@@ -91,6 +68,11 @@ class Axis:
     def ends(self) -> tuple[float, float]:
         """Its bounds with room for the marks on them."""
         return self.at(-MARGIN), self.at(1 + MARGIN)
+
+
+def label_of(name: str) -> str:
+    """What a hyperparameter is called in figures and tables; one that is not ours keeps its name."""
+    return PARAMETERS[name].label if name in PARAMETERS else name
 
 
 def varied_axes(distributions: Mapping[str, BaseDistribution]) -> tuple[Axis, ...]:

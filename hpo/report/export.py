@@ -6,13 +6,13 @@ numbers that JSON has not.
 
 import io
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
-from hpo.study.record import Estimate, Measured, StudyRecord, TrialRecord
+from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import ranking_json
 from hpo.verdict.snapshot import Study
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.strict_json import plain
 
 if TYPE_CHECKING:
@@ -123,18 +123,7 @@ def _trial(trial: TrialRecord) -> dict[str, object]:
         "model_bytes": trial.model_bytes,
         "seconds": trial.seconds,
         "tokens": trial.tokens,
-        "estimate": _estimate(trial.estimate) if trial.estimate else None,
+        "estimate": asdict(trial.estimate) if trial.estimate else None,
         "outcome": trial.outcome,
         "reason": trial.reason,
-    }
-
-
-def _estimate(estimate: Estimate) -> dict[str, object]:
-    return {
-        "perplexity": estimate.perplexity,
-        "low": estimate.low,
-        "high": estimate.high,
-        "standard_error": estimate.standard_error,
-        "degrees": estimate.degrees,
-        "against": estimate.against,
     }

@@ -17,7 +17,7 @@ from hpo.search.surrogate import Surrogate, expected_improvement, fit
 from hpo.space.footprint import Footprint, footprint_of
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
-from quant.methods import Setting
+from quant.setting import Setting
 
 EVERYWHERE, AROUND, CENTERS = 512, 32, 8
 REACHES = (0.02, 0.05, 0.1, 0.2)

@@ -21,7 +21,7 @@ from hpo.search.acquisition import Promise, consider, is_informative, nats, prom
 from hpo.space.dimension import DIMENSIONS
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
-from quant.methods import PRESETS, Setting
+from quant.setting import PRESETS, Setting
 
 SamplerName = Literal["gp", "tpe", "random", "qmc", "grid"]
 SAMPLERS: tuple[SamplerName, ...] = ("gp", "tpe", "random", "qmc", "grid")

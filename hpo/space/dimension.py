@@ -1,19 +1,18 @@
 """One dimension of the search space: its bounds, its scale, and its values as Optuna and as settings have them.
 
-Responsible for the default dimensions (the first five are the original space, DESIGN 5), for rounding, and for the
-inverse pairs `encode` and `decode`, `fraction` and `at`. May assume nothing about the model.
+Responsible for the default dimensions, for rounding, and for the inverse pairs `encode` and `decode`, `fraction` and
+`at`. May assume nothing about the model.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from objectives.errors import InputError
+from quant.parameters import PARAMETERS, SEARCHED, Parameter, Scale
 
-Scale = Literal["linear", "log", "log2"]
 GRID_LEVELS = 5
 # What settings are rounded to: finer differences change nothing, and a rounded setting can be typed again.
 DECIMALS, DIGITS = 3, 3
@@ -142,29 +141,16 @@ class Dimension:
         return round(value) if self.integer else value
 
 
-DIMENSIONS = {
-    dimension.name: dimension
-    for dimension in (
-        Dimension(name="beta", low=0.0, high=1.0),
-        Dimension(name="tau", low=0.1, high=5.0, scale="log"),
-        Dimension(name="n_grid", low=5, high=40, integer=True),
-        Dimension(name="n_calib", low=16, high=512, scale="log2", integer=True),
-        Dimension(name="group_size", low=32, high=256, scale="log2", integer=True),
-        # A row in 16 bit costs 12 bits per weight more than one in 4: 5 % of the rows make 4.6 bits, just above groups
-        # of 32, and 30 % make 7.6; beyond a third, 8-bit weights are smaller. In steps, as group sizes are: only
-        # trials of equal bits can be compared, so there must be several of each.
-        Dimension(name="keep_ratio", low=0.05, high=0.3, step=0.05),
-        # sigmoid(beta_risk (upper - tau_risk)): from nearly flat to a hard threshold, a decade around the default 3.
-        Dimension(name="beta_risk", low=0.3, high=30.0, scale="log"),
-        # Below -6, SiLU and GELU are off (above -0.015); above 0, outputs that are certainly active count as safe.
-        Dimension(name="tau_risk", low=-6.0, high=0.0),
-        # In products of a mean weight and a mean input: rounding to 4 bits errs by about 0.15 of one for each of I
-        # inputs, and independent errors add up to 0.15 sqrt(I) of them, 4 at 576 inputs and 10 at 4096.
-        Dimension(name="noise_factor", low=0.0, high=10.0),
-        # From praq-mixed itself (0) to the risk in units of the output's deviation (1).
-        Dimension(name="variance_penalty", low=0.0, high=1.0),
+def _dimension(parameter: Parameter) -> Dimension:
+    search = parameter.search
+    assert search is not None
+    whole = parameter.type is int
+    return Dimension(
+        name=parameter.name, low=search.low, high=search.high, scale=search.scale, integer=whole, step=search.step
     )
-}
+
+
+DIMENSIONS = {name: _dimension(PARAMETERS[name]) for name in SEARCHED}
 """Whatever can be searched, in its default range; a study searches those that its method reads."""
 
 

@@ -6,7 +6,7 @@ model under one kind of grid and scale sharing, equal footprints are equal bits 
 
 from dataclasses import dataclass
 
-from quant.methods import Setting
+from quant.setting import Setting
 
 # The fields of a setting that decide it.
 FOOTPRINT_FIELDS = ("group_size", "keep_ratio")

@@ -16,19 +16,10 @@ from optuna.distributions import BaseDistribution
 
 from hpo.space.dimension import DECIMALS, DIMENSIONS, Dimension, Number
 from objectives.errors import InputError
-from quant.methods import Setting
+from quant.parameters import PARAMETERS, SMALLEST, bound_text
+from quant.setting import Setting
 
 SYNTAX = "write 0.3 to fix it, 0.2..0.8 for a range, 32,64 for sizes"
-# What a setting can hold at all; sizes and counts go from 1 to a million.
-POSSIBLE = {
-    "beta": (0.0, 1.0),
-    "tau": (1e-3, 1e6),
-    "keep_ratio": (0.0, 1.0),
-    "beta_risk": (1e-3, 1e6),
-    "tau_risk": (-1e6, 1e6),
-    "noise_factor": (0.0, 1e6),
-    "variance_penalty": (0.0, 100.0),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +104,9 @@ class Space:
         if kept == before or name not in self.base.definition.reads:
             return self, None
         if not kept:
-            raise InputError(f"{name} {', '.join(map(str, before))}: {reason}; give other values with {_flag(name)}")
+            raise InputError(
+                f"{name} {', '.join(map(str, before))}: {reason}; give other values with {PARAMETERS[name].flag}"
+            )
         dropped = [f"{value:g}" for value in before if value not in kept]
         notice = f"{name} {', '.join(dropped)} left out: {reason}"
         return self._with(name, _listed(DIMENSIONS[name], kept)), notice
@@ -152,7 +145,7 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
             problems.append(f"{name!r} is no hyperparameter; there are {', '.join(DIMENSIONS)}")
             continue
         if name not in read:
-            problems.append(f"{base.method} does not read {name}; leave {_flag(name)} out")
+            problems.append(f"{base.method} does not read {name}; leave {PARAMETERS[name].flag} out")
             continue
         try:
             space = space._with(name, _parse(DIMENSIONS[name], value))
@@ -183,7 +176,7 @@ def _parse(dimension: Dimension, value: object) -> Dimension | Number:
         raise InputError(f"{name} {text!r} cannot be read; {SYNTAX}") from None
     if dimension.integer and any(number != round(number) for number in numbers):
         raise InputError(f"{name} {text!r} is not whole; {SYNTAX}")
-    _require_possible(dimension, numbers)
+    _require_legal(dimension, numbers)
     if len(numbers) == 1:
         return round(numbers[0]) if dimension.integer else numbers[0]
     if dimension.lists and ".." not in text:
@@ -196,12 +189,16 @@ def _parse(dimension: Dimension, value: object) -> Dimension | Number:
     return narrowed if narrowed.low < narrowed.high else _parse(dimension, numbers[0])
 
 
-def _require_possible(dimension: Dimension, numbers: Sequence[float]) -> None:
-    """The default range may be left on purpose, `POSSIBLE` may not."""
-    possible = POSSIBLE.get(dimension.name, (1.0, 2.0**20))
-    outside = [f"{number:g}" for number in numbers if not possible[0] <= number <= possible[1]]
+def _require_legal(dimension: Dimension, numbers: Sequence[float]) -> None:
+    """The default range may be left on purpose, what a setting can hold at all may not.
+
+    A setting may have values that no scale of logarithms has.
+    """
+    low, high = PARAMETERS[dimension.name].legal or (-math.inf, math.inf)
+    low = max(low, SMALLEST) if dimension.scale == "log" else low
+    outside = [f"{number:g}" for number in numbers if not low <= number <= high]
     if outside:
-        raise InputError(f"{dimension.name} {', '.join(outside)} is outside {possible[0]:g}..{possible[1]:g}")
+        raise InputError(f"{dimension.name} {', '.join(outside)} is outside {bound_text(low)}..{bound_text(high)}")
 
 
 def _listed(dimension: Dimension, values: Sequence[Number]) -> Dimension | Number:
@@ -221,7 +218,3 @@ def _listed(dimension: Dimension, values: Sequence[Number]) -> Dimension | Numbe
             return found
     listed = ", ".join(f"{value:g}" for value in values) or "nothing"
     raise InputError(f"{dimension.name} {listed}: values that are searched are {rule}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

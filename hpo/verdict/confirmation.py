@@ -16,7 +16,7 @@ from objectives.progress import Progress
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.results import ResultStore
 
 

@@ -14,7 +14,8 @@ from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from objectives.paired import Difference, paired_difference
 from objectives.scoring import Score
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
+from quant.setting import Setting
 
 INDIFFERENT_PERCENT, MEANINGFUL_PERCENT = 0.05, 0.1
 SIGNIFICANT = 0.05

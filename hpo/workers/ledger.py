@@ -37,7 +37,7 @@ from hpo.workers.queue import Queue
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 

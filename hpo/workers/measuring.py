@@ -21,8 +21,8 @@ from objectives.stopwatch import Stopwatch
 from objectives.suitability import suitable_group_sizes
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, quantized
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.lease import Lease
 from storage.results import ResultStore
 

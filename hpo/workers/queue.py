@@ -19,7 +19,7 @@ from hpo.space.space import Space
 from hpo.study.record import BEAT, ORIGIN, OWNER, SETTING, TAKEOVERS, write_failure
 from hpo.workers.heartbeat import GRACE_SECONDS
 from hpo.workers.owner import Owner
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.studies.exclusive import exclusive
 
 # A setting whose workers die again and again is what kills them.

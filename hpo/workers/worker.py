@@ -35,8 +35,8 @@ from objectives.results import keep_result, measurement_key, recall_result
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 from storage.studies.patience import patiently

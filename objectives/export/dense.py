@@ -16,8 +16,8 @@ from typing import Any
 from objectives.progress import Progress, silent
 from objectives.quantization import LayerResult, model_size
 from objectives.trial import Bench, quantized
-from quant.methods import Setting
 from quant.plan import MIXED, Plan
+from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.files import write_file
 from storage.model_directory import new_directory, require_vacant

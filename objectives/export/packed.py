@@ -24,9 +24,9 @@ from objectives.scoring import score_all
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, quantized
 from quant.grid import BITS, Grid, IntWeight
-from quant.methods import Setting
 from quant.packing import interleaved, packed_tensors
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.files import write_file
 from storage.model_directory import new_directory, require_vacant, tensor_bytes
 

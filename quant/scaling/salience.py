@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quant.methods import Normalisation, Setting
+from quant.methods import Normalisation
+from quant.setting import Setting
 from quant.statistics import InputStatistics, OutputStatistics
 
 Kind = Literal["attention", "mlp"]

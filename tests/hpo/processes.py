@@ -15,7 +15,7 @@ from hpo.workers.owner import Owner
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Settled, Worker
 from objectives.progress import silent
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.results import ResultStore
 from storage.studies.exclusive import exclusive
 from storage.studies.opening import open_storage

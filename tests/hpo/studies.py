@@ -44,8 +44,8 @@ from objectives.results import keep_result, pin
 from objectives.scoring import Score, look_sizes
 from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
-from quant.methods import PRESETS, Setting
 from quant.plan import Plan
+from quant.setting import PRESETS, Setting
 from quant.sizes import ModelSize
 from storage.results import ResultStore
 
@@ -190,7 +190,9 @@ class Maker:
             state="PRUNED",
             seconds={"quantize": 2.0, "score": 0.75},
             outcome="stopped",
-            estimate=Estimate(mean_nll=score.mean_nll, standard_error=0.0168, degrees=7.0, against=0),
+            estimate=Estimate(
+                perplexity=score.perplexity, low=0.97 * score.perplexity, high=1.05 * score.perplexity, against=0
+            ),
             running=_running(score, read),
             tokens=read * TOKENS,
             started="2025-01-01T00:00:00",

@@ -11,7 +11,7 @@ from hpo.space.space import make_space
 from hpo.study.events import Finished, Looked, Notice, Working
 from hpo.study.record import TrialRecord
 from hpo.terminal import Board, event_text, study_display
-from quant.methods import Setting
+from quant.setting import Setting
 from tests.hpo.made import trial
 
 SPACE = make_space(Setting(), {})

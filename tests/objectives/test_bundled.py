@@ -22,7 +22,7 @@ from objectives.model.loading import ModelPlan
 from objectives.paired import paired_difference
 from objectives.progress import silent
 from objectives.text.sequences import TextPlan
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.paths import Paths
 from training.evaluation import bits_per_byte
 

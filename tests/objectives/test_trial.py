@@ -24,8 +24,9 @@ from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, TrialResult, quantized, run_trial
 from quant.errors import QuantizationError
 from quant.grid import effective_weight, round_to_grid
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.paths import Paths
 from tests.objectives import tiny

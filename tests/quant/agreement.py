@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quant.grid import dequantize, loaded
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
-from quant.methods import Setting
+from quant.setting import Setting
 from tests.quant import reference
 
 ROUNDING = {

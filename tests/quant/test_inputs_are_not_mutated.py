@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from quant import grid, layers, matmul, methods, packing, statistics
+from quant import grid, layers, matmul, methods, packing, setting, statistics
 from quant.scaling import folding, salience, search
 from tests.quant import synthetic
 from tests.quant.synthetic import CPU, seeded
@@ -60,13 +60,13 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     "group_scales-of-one": (grid.group_scales, (-WEIGHT[..., None], grid.Grid(group_size=1, symmetric=False))),
     **{
         f"quantize_set-{method}-{sharing}": (
-            partial(layers.quantize_set, setting=methods.Setting(method=method, scales=sharing, group_size=12)),
+            partial(layers.quantize_set, setting=setting.Setting(method=method, scales=sharing, group_size=12)),
             (GATE_UP,),
         )
         for method in methods.METHODS
         for sharing in ("linear", "foldable")
     },
-    "quantize_set-tied": (partial(layers.quantize_set, setting=methods.Setting(group_size=12)), (TIED,)),
+    "quantize_set-tied": (partial(layers.quantize_set, setting=setting.Setting(group_size=12)), (TIED,)),
     "require_finite": (layers.require_finite, (TIED,)),
     "HeadTie.average": (layers.HeadTie(kv_heads=2, repeats=3, head_dim=4).average, (SALIENCE,)),
     "HeadTie.average-alone": (layers.HeadTie(kv_heads=6, repeats=1, head_dim=4).average, (SALIENCE,)),
@@ -77,7 +77,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     ),
     **{
         f"quantize_set-divided-{offset}": (
-            partial(layers.quantize_set, setting=methods.Setting(group_size=12)),
+            partial(layers.quantize_set, setting=setting.Setting(group_size=12)),
             (
                 replace(
                     GATE_UP,
@@ -112,19 +112,19 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     **{
         f"importance-{method}-{kind}": (
             salience.importance,
-            (methods.Setting(method=method), kind, GATE_UP.inputs, OUTPUTS, WEIGHTS[0]),
+            (setting.Setting(method=method), kind, GATE_UP.inputs, OUTPUTS, WEIGHTS[0]),
         )
         for method in methods.METHODS
         for kind in ("mlp", "attention")
     },
-    "risk": (salience.risk, (methods.Setting(), GATE_UP.inputs, OUTPUTS, WEIGHTS[0])),
+    "risk": (salience.risk, (setting.Setting(), GATE_UP.inputs, OUTPUTS, WEIGHTS[0])),
     "spread": (salience.spread, (OUTPUTS,)),
     "kept_rows": (salience.kept_rows, (SALIENCE, 5)),
     "post_activation_salience": (salience.post_activation_salience, (WEIGHTS, IMPORTANCES)),
     **{
         f"input_salience-{method}-{kind}": (
             salience.input_salience,
-            (methods.Setting(method=method), kind, GATE_UP.inputs, WEIGHTS, IMPORTANCES),
+            (setting.Setting(method=method), kind, GATE_UP.inputs, WEIGHTS, IMPORTANCES),
         )
         for method in methods.METHODS
         if methods.METHODS[method].salience
@@ -133,7 +133,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     "normalise-soft": (salience.normalise, (SALIENCE, "soft")),
     "normalise-mean": (salience.normalise, (SALIENCE, "mean")),
     **{
-        f"error_weights-{method}": (salience.error_weights, (methods.Setting(method=method), "mlp", SALIENCE))
+        f"error_weights-{method}": (salience.error_weights, (setting.Setting(method=method), "mlp", SALIENCE))
         for method in methods.METHODS
     },
     "QuadraticForm": (lambda gram, rows: search.QuadraticForm(gram, rows.dtype)(rows), (square(24), WEIGHT)),
@@ -188,6 +188,6 @@ def test_results_do_not_share_memory_with_weights() -> None:
     """Writing over a quantized weight leaves the original weight as it is, also for nearest rounding."""
     for method in methods.METHODS:
         before = [linear.weight.clone() for linear in GATE_UP.linears]
-        for found in layers.quantize_set(GATE_UP, methods.Setting(method=method, group_size=12)):
+        for found in layers.quantize_set(GATE_UP, setting.Setting(method=method, group_size=12)):
             found.weight.zero_()
         assert all(torch.equal(w, linear.weight) for w, linear in zip(before, GATE_UP.linears, strict=True))

@@ -8,8 +8,9 @@ from torch import Tensor
 
 import quant.layers
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
 from quant.scaling.salience import error_weights
+from quant.setting import Setting
 from tests.quant import reference, synthetic
 from tests.quant.synthetic import Layout
 

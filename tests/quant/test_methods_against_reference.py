@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from quant.layers import LinearSet, quantize_set
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
+from quant.setting import Setting
 from tests.quant import reference, synthetic
 from tests.quant.agreement import assert_same, run
 from tests.quant.synthetic import INPUTS, TIE, Layout

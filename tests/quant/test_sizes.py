@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from quant.grid import Grid, quantize
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
+from quant.setting import Setting
 from quant.sizes import input_scale_bits, matrix_bits
 from tests.quant.synthetic import seeded
 

@@ -33,7 +33,8 @@ from objectives.progress import silent
 from objectives.text.sequences import TextPlan
 from objectives.trial import Bench
 from quant.errors import QuantizationError
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
+from quant.setting import Setting
 from storage.paths import Paths
 from storage.strict_json import json_text
 from tests.hpo.made import score, trial

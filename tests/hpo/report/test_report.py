@@ -22,7 +22,7 @@ from hpo.study.scores import Scores
 from hpo.verdict.importance import importances
 from hpo.verdict.ranking import headline
 from hpo.verdict.snapshot import Study as Snapshot
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.results import ResultStore
 from tests.hpo.studies import SEQUENCES, TOKENS, Maker, Study, confirmation, kept_study, mixed_study, study_of
 
@@ -301,14 +301,14 @@ def test_numbers_that_json_has_not_become_null(small: Study, tmp_path: Path) -> 
     """An infinite estimate, and numpy's numbers in a contract, are written so that every reader takes them."""
     spoilt = next(trial for trial in small.record.pruned if trial.estimate)
     assert spoilt.estimate is not None
-    broken = replace(spoilt, estimate=replace(spoilt.estimate, mean_nll=math.inf), seconds={"score": math.nan})
+    broken = replace(spoilt, estimate=replace(spoilt.estimate, high=math.inf), seconds={"score": math.nan})
     trials = tuple(broken if trial is spoilt else trial for trial in small.record.trials)
     record = replace(small.record, trials=trials, contract={"seed": np.int64(3), "limit": np.float64("inf")})
     written(small, tmp_path, record)
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
     entry = result["trials"][spoilt.number]
-    assert (entry["estimate"]["perplexity"], entry["seconds"]) == (None, {"score": None})
-    assert entry["estimate"]["standard_error"] == spoilt.estimate.standard_error
+    assert (entry["estimate"]["high"], entry["seconds"]) == (None, {"score": None})
+    assert entry["estimate"]["low"] == spoilt.estimate.low
     assert result["contract"] == {"seed": 3, "limit": None}
 
 

@@ -16,7 +16,7 @@ from hpo.search.proposal import sobol
 from hpo.space.footprint import footprint_of
 from hpo.space.space import Space, make_space
 from hpo.study.record import Estimate, TrialRecord
-from quant.methods import Setting
+from quant.setting import Setting
 from tests.hpo.made import pruned, trial
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -105,9 +105,8 @@ def test_what_others_are_at_promises_less() -> None:
 def test_a_vague_estimate_leaves_more_to_hope_for_than_an_exact_one() -> None:
     """Of two pruned trials with the same estimate."""
     trials, setting = history(FLAT, 12), FLAT.at([0.9, 0.4])
-    estimates = [
-        Estimate(mean_nll=math.log(102), standard_error=error, degrees=9.0, against=0) for error in (5e-5, None)
-    ]
+    near, far = {"low": 101.99, "high": 102.01}, {"low": 0.0, "high": 1e300}
+    estimates = [Estimate(perplexity=102.0, against=0, **reach) for reach in (near, far)]
     exact, vague = (replace(pruned(12, FLAT, setting, 102.0), estimate=estimate) for estimate in estimates)
     gains = [promises(FLAT, [*trials, one], [setting])[0].improvement for one in (exact, vague)]
     assert gains[0] < gains[1]
@@ -142,7 +141,7 @@ def test_what_is_considered_is_the_same_in_every_process() -> None:
     code = (
         "from itertools import islice; from hpo.search.acquisition import consider;"
         "from hpo.search.proposal import sobol;"
-        "from hpo.space.space import make_space; from quant.methods import Setting; from tests.hpo.made import trial;"
+        "from hpo.space.space import make_space; from quant.setting import Setting; from tests.hpo.made import trial;"
         "space = make_space(Setting(method='praq-mixed'), {});"
         "trials = [trial(n, space, one, 20.0 + n) for n, one in enumerate(islice(sobol(space, 0), 12))];"
         "print(hash(tuple(repr(one) for one in consider(space, trials, sobol(space, 1), 1))))"

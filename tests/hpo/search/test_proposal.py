@@ -12,7 +12,7 @@ from hpo.search import proposal
 from hpo.search.proposal import SAMPLERS, STARTUP_TRIALS, SamplerName, presets, propose
 from hpo.space.space import Space, make_space
 from hpo.study.record import TrialRecord
-from quant.methods import PRESETS, Setting
+from quant.setting import PRESETS, Setting
 from tests.hpo.made import pruned, trial
 
 FLAT = make_space(Setting(), {"n_grid": 20, "n_calib": 16, "group_size": 64})

@@ -10,7 +10,7 @@ from hpo.space.space import Space, make_space
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from objectives.errors import InputError
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.results import ResultStore
 from tests.hpo.made import trial
 from tests.hpo.studies import TEXT, Maker, study_of

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from hpo.space.space import Space, make_space, read_space_file
 from objectives.errors import InputError
-from quant.methods import METHODS, PRESETS, Setting
+from quant.methods import METHODS
+from quant.setting import PRESETS, Setting
 
 UNIT = st.floats(0, 1, exclude_max=True)
 FULL = make_space(Setting(), {})

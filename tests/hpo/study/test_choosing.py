@@ -10,7 +10,7 @@ from hpo.space.space import make_space
 from hpo.study.choosing import chosen_trial, require_same_bench, study_flags
 from hpo.study.record import StudyRecord
 from objectives.errors import InputError
-from quant.methods import Setting
+from quant.setting import Setting
 from tests.hpo.made import pruned, trial
 from tests.objectives import tiny
 

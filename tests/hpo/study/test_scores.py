@@ -8,7 +8,7 @@ import pytest
 from hpo.space.space import make_space
 from hpo.study.record import StudyRecord
 from hpo.study.scores import Scores
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 from tests.hpo.studies import TEXT, Maker, study_of

@@ -12,7 +12,7 @@ from hpo.space.space import make_space
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict.bootstrap import Share, evaluate
 from hpo.verdict.importance import FEW_TRIALS, FEWEST_TRIALS, Importances, importances
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.results import ResultStore
 from tests.hpo.studies import Maker, Truth, study_of
 
@@ -25,9 +25,11 @@ def made(store: Path, truth: Truth, trials: int, sizes: str = "64") -> tuple[Stu
 
 
 def known(trial: TrialRecord, reach: float) -> TrialRecord:
-    """A pruned trial whose estimate's interval reaches about so many nats to either side."""
+    """A pruned trial whose estimate's interval reaches so many nats to either side."""
     assert trial.estimate is not None
-    return replace(trial, estimate=replace(trial.estimate, standard_error=reach / 2, degrees=50.0))
+    middle = trial.estimate.perplexity
+    found = replace(trial.estimate, low=middle * math.exp(-reach), high=middle * math.exp(reach))
+    return replace(trial, estimate=found)
 
 
 def by_beta(setting: Setting) -> float:

@@ -16,8 +16,8 @@ from objectives.paired import paired_difference
 from objectives.results import keep_result
 from objectives.scoring import Score
 from objectives.trial import TrialResult
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.results import ResultStore
 from tests.hpo.made import reference, score, trial

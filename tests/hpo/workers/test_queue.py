@@ -11,7 +11,7 @@ from hpo.space.space import make_space
 from hpo.study.record import BEAT, OWNER, read_study
 from hpo.workers.owner import Owner
 from hpo.workers.queue import GRACE_SECONDS, MOST_TAKEOVERS, Queue
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.studies.opening import open_storage
 
 SPACE = make_space(Setting(), {})

@@ -30,8 +30,8 @@ from objectives.quantization import model_size
 from objectives.results import measurement_key, recall_result
 from objectives.scoring import Score
 from objectives.trial import Bench, TrialResult
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.errors import StorageError
 from storage.results import ResultStore
 from storage.studies.opening import open_storage

@@ -28,8 +28,8 @@ from objectives.progress import silent
 from objectives.scoring import score_all
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, TrialResult, quantized, run_trial
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.errors import DamagedEntryError, StorageError
 from storage.paths import Paths

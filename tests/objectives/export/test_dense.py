@@ -27,8 +27,8 @@ from objectives.scoring import score_all
 from objectives.text.sequences import TextPlan, prepare_text
 from objectives.trial import Bench, quantized, run_trial
 from quant.errors import QuantizationError
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.errors import StorageError
 from storage.paths import Paths

@@ -23,8 +23,9 @@ from objectives.progress import silent
 from objectives.scoring import Score, score_all
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, quantized, run_trial
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.errors import StorageError
 from storage.model_directory import tensor_bytes
 from tests.objectives import tiny

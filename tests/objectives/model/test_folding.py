@@ -13,8 +13,8 @@ from objectives.model.layouts import norm_offset
 from objectives.model.loading import Model
 from objectives.model.roles import InputSite, NormRole, find_blocks, unscaled_inputs
 from objectives.trial import quantized
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from tests.objectives import tiny
 from tests.objectives.tiny import LAYOUTS
 

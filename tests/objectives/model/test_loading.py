@@ -20,7 +20,7 @@ from objectives.model.loading import Model, ModelPlan, available_bytes, load_mod
 from objectives.progress import silent
 from objectives.text.sequences import TextPlan
 from quant.errors import QuantizationError
-from quant.methods import Setting
+from quant.setting import Setting
 from storage.paths import Paths
 from tests.objectives import tiny
 

@@ -25,8 +25,8 @@ from objectives.errors import InputError
 from objectives.model.roles import Block, LinearRole, find_blocks
 from objectives.trial import run_trial
 from quant.layers import HeadTie
-from quant.methods import Setting
 from quant.plan import Plan
+from quant.setting import Setting
 from tests.objectives import tiny
 from tests.objectives.tiny import HEAD, HEADS, HIDDEN, KV_HEADS, LAYERS, LAYOUTS, MLP
 

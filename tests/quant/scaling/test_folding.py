@@ -10,9 +10,9 @@ from torch import Tensor
 
 from quant.grid import dequantize, effective_weight
 from quant.layers import HeadTie, quantize_set
-from quant.methods import Setting
 from quant.scaling.folding import NormWeight
 from quant.scaling.search import QuadraticForm
+from quant.setting import Setting
 from tests.quant import synthetic
 from tests.quant.agreement import effective
 from tests.quant.synthetic import INPUTS, Layout, seeded

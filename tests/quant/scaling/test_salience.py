@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quant.layers import HeadTie
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
 from quant.scaling.salience import (
     error_weights,
     importance,
@@ -18,6 +18,7 @@ from quant.scaling.salience import (
     risk,
     spread,
 )
+from quant.setting import Setting
 from quant.statistics import InputStatistics, OutputStatistics
 from tests.quant import reference, synthetic
 from tests.quant.synthetic import seeded

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from quant.grid import Grid, dequantize, effective_weight, quantize, round_to_grid
 from quant.layers import LinearSet, quantize_set
-from quant.methods import METHODS, Setting
+from quant.methods import METHODS
 from quant.scaling.salience import error_weights, importance, input_salience, normalise
 from quant.scaling.search import Problem, QuadraticForm, Rounding, candidate_scales, losses
+from quant.setting import Setting
 from tests.quant import reference, synthetic
 from tests.quant.synthetic import seeded
 

@@ -1,0 +1,79 @@
+"""The setting that says how a model is quantized: a method, and the parameters that it reads.
+
+Responsible for checking every value against the table of parameters, and for what follows from a setting alone: its
+scheme, its label, which other settings it equals.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from quant.errors import QuantizationError
+from quant.grid import Grid, scale_type
+from quant.methods import METHODS, Method
+from quant.parameters import PARAMETERS, Parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(Parameters):
+    """How to quantize a model: a method and its parameters, whose meaning `quant.parameters` has.
+
+    Raises:
+        QuantizationError: With one line naming every value outside its range.
+    """
+
+    def __post_init__(self) -> None:
+        unknown = f"method {self.method!r} is unknown; choose one of {', '.join(METHODS)}"
+        problems = [] if self.method in METHODS else [unknown]
+        problems += [
+            problem
+            for name, parameter in PARAMETERS.items()
+            if (problem := parameter.problem(getattr(self, name))) is not None
+        ]
+        if problems:
+            raise QuantizationError("; ".join(problems))
+
+    @property
+    def definition(self) -> Method:
+        """The method this setting applies."""
+        return METHODS[self.method]
+
+    @property
+    def scales_at_run_time(self) -> bool:
+        """Whether inputs have to be divided by a scale where the model runs: one of its own for every Linear."""
+        return self.scales == "linear" and self.definition.salience is not None
+
+    def grid(self, dtype: torch.dtype) -> Grid:
+        """The grid for weights of a model that is stored in `dtype`."""
+        return Grid(
+            group_size=None if self.definition.per_row else self.group_size,
+            symmetric=self.symmetric,
+            scale_dtype=scale_type(dtype),
+        )
+
+    def kept_rows(self, outputs: int) -> int:
+        """How many of a Linear's `outputs` rows stay in 16 bit: the nearest whole number, halves rounded up."""
+        return math.floor(self.keep_ratio * outputs + 0.5) if self.definition.keeps_rows else 0
+
+    def canonical(self) -> "Setting":
+        """The same setting with every field that its method does not read at its default: equal work, equal value."""
+        unread = {field.name: field.default for field in fields(self) if field.name not in self.definition.reads}
+        return replace(self, **unread)  # type: ignore[arg-type]
+
+    def label(self) -> str:
+        """The method with the parameters it reads, for tables: `gwh-praq-v2 beta=0.5 tau=2 n_grid=20`."""
+        read = [f"{name}={getattr(self, name):g}" for name in self.definition.parameters]
+        return " ".join([self.method, *read])
+
+    def as_dict(self) -> dict[str, object]:
+        """Every field by name, JSON-able."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+PRESETS = {
+    "balanced": Setting(beta=0.5, tau=2.0),
+    "awq-leaning": Setting(beta=0.3, tau=2.5),
+    "praq-leaning": Setting(beta=0.7, tau=1.5),
+    "conservative": Setting(beta=0.4, tau=3.0),
+}
