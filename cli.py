@@ -786,7 +786,7 @@ def _ranking_tables(study: "Study") -> list[Table]:
 
     tables = []
     for level in study.ranking:
-        table = _table(str(level.footprint), "setting", "perplexity", "above the best", "bits/weight")
+        table = _table(str(level.size_class), "setting", "perplexity", "above the best", "bits/weight")
         for row in level.rows:
             mark = " *" if row is level.recommended else ""
             table.add_row(

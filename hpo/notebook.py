@@ -17,7 +17,7 @@ from hpo.study.choosing import BEST, chosen_trial, require_same_bench, study_fla
 from hpo.study.finding import find_study
 from hpo.study.record import StudyRecord
 from hpo.verdict.importance import Importances
-from hpo.verdict.ranking import Level
+from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.measuring import measure
 from objectives.evaluation import BenchPlan, load_bench
@@ -53,7 +53,7 @@ class LoadedStudy:
         return self.study.record
 
     @property
-    def levels(self) -> Sequence[Level]:
+    def levels(self) -> Sequence[SizeClassRanking]:
         """Its ranking, by group size."""
         return self.study.ranking
 

@@ -13,7 +13,7 @@ from hpo.search.proposal import SAMPLERS, SamplerName, presets
 from hpo.search.pruning import Pruner
 from hpo.search.stopping import Stopping
 from hpo.space.dimension import Number
-from hpo.space.footprint import FOOTPRINT_FIELDS
+from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
 from hpo.study.contract import make_contract
 from hpo.study.events import Listener, Notice
@@ -157,15 +157,15 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
         ("n_calib", [n for n in space.sizes("n_calib") if n <= samples], f"there is text for {samples} samples"),
     ]
     too_large = f"it costs more than {plan.max_bits} bits per weight"
-    limits += [(name, _affordable(plan, bench, name), too_large) for name in FOOTPRINT_FIELDS]
+    limits += [(name, _affordable(plan, bench, name), too_large) for name in SIZE_CLASS_FIELDS]
     for name, allowed, reason in limits:
         space, notice = space.limited(name, allowed, reason)
         if notice:
             listen(Notice(text=notice))
-    if space.base.definition.reads.isdisjoint(FOOTPRINT_FIELDS) and not _affordable(plan, bench, "n_calib"):
+    if space.base.definition.reads.isdisjoint(SIZE_CLASS_FIELDS) and not _affordable(plan, bench, "n_calib"):
         raise InputError(f"{space.base.method}: {too_large}; give a larger --max-bits")
     if plan.presets_only:
-        for name in FOOTPRINT_FIELDS:
+        for name in SIZE_CLASS_FIELDS:
             used = {getattr(setting, name) for _, setting in presets(space)}
             space, _ = space.limited(name, used, "no preset uses it")
     return space

@@ -14,7 +14,7 @@ from hpo.report.glance import confirmed_text
 from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
 from hpo.report.tables import NOTHING, Table, number, setting_text, short_source
 from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
-from hpo.verdict.ranking import Level, percent_text
+from hpo.verdict.ranking import SizeClassRanking, percent_text
 from hpo.verdict.snapshot import Study
 from objectives.quantization import LayerResult
 
@@ -34,7 +34,7 @@ def study_note(study: Study, address: str, links: Mapping[str, str], problems: S
 
 
 def trial_note(
-    trial: TrialRecord, level: Level | None, layers: Sequence[LayerResult], references: Sequence[Measured]
+    trial: TrialRecord, level: SizeClassRanking | None, layers: Sequence[LayerResult], references: Sequence[Measured]
 ) -> str:
     """The note of a trial.
 
@@ -86,7 +86,7 @@ def _study_lines(study: Study, address: str, links: Mapping[str, str], problems:
         yield code_lines(repeat_command(record, None, address))
 
 
-def _best(levels: Sequence[Level]) -> Table:
+def _best(levels: Sequence[SizeClassRanking]) -> Table:
     rows = []
     for level in levels:
         trial, reference = level.best_trial, level.best_reference
@@ -96,7 +96,7 @@ def _best(levels: Sequence[Level]) -> Table:
         known = reference.measured.name if reference else NOTHING
         rows.append(
             (
-                str(level.footprint),
+                str(level.size_class),
                 trial.measured.name,
                 setting_text(trial.measured),
                 number(trial.score.perplexity),
@@ -157,12 +157,12 @@ def _text(entry: Mapping[str, Any]) -> str:
 
 
 def _trial_lines(
-    trial: TrialRecord, level: Level | None, layers: Sequence[LayerResult], references: Sequence[Measured]
+    trial: TrialRecord, level: SizeClassRanking | None, layers: Sequence[LayerResult], references: Sequence[Measured]
 ) -> Iterator[str]:
     if trial.setting is not None:
         setting = trial.setting
         kind = "symmetric" if setting.symmetric else "asymmetric"
-        text = f"{setting_text(trial)}, {trial.footprint}, {kind}, {setting.scales}"
+        text = f"{setting_text(trial)}, {trial.size_class}, {kind}, {setting.scales}"
         yield f"**{escaped(text)}** (from: {escaped(trial.origin)})"
     rows = tuple((name, value) for name, value in _trial_rows(trial, level, references) if value)
     yield from table_lines(Table(title=f"Trial {trial.number}", columns=("what", "value"), rows=rows, words=2))
@@ -171,7 +171,9 @@ def _trial_lines(
     yield from table_lines(_worst(layers))
 
 
-def _trial_rows(trial: TrialRecord, level: Level | None, references: Sequence[Measured]) -> Iterator[tuple[str, str]]:
+def _trial_rows(
+    trial: TrialRecord, level: SizeClassRanking | None, references: Sequence[Measured]
+) -> Iterator[tuple[str, str]]:
     yield "outcome", trial.outcome or trial.state.lower()
     yield "perplexity", number(trial.perplexity) if trial.perplexity is not None else ""
     if trial.estimate:

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 
 from hpo.report.tables import interval_text
 from hpo.study.record import FULL_PRECISION, StudyRecord, TrialRecord
-from hpo.verdict.ranking import Level, Ranked, percent_text
+from hpo.verdict.ranking import Ranked, SizeClassRanking, percent_text
 from hpo.verdict.snapshot import Study
 from quant.setting import Setting
 
@@ -86,8 +86,8 @@ def _study(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
     yield ""
 
 
-def _ranked(trial: TrialRecord, levels: Sequence[Level]) -> Iterator[str]:
-    level = next((level for level in levels if level.footprint == trial.footprint), None)
+def _ranked(trial: TrialRecord, levels: Sequence[SizeClassRanking]) -> Iterator[str]:
+    level = next((level for level in levels if level.size_class == trial.size_class), None)
     own = None if level is None else next((row for row in level.rows if _is(row, trial)), None)
     if level is None or own is None:
         return

@@ -142,18 +142,18 @@ def _surface(data: ChartData) -> Caption:
     title = "β and τ"
     if data.surface is None:
         return _caption("beta-tau", title, "", "", "β and τ do not both vary")
-    points, footprint = data.surface.points, data.surface.footprint
+    points, size_class = data.surface.points, data.surface.size_class
     reading = (
-        f"Every point is a complete trial at {footprint}, darker is lower perplexity; the colours between them "
+        f"Every point is a complete trial at {size_class}, darker is lower perplexity; the colours between them "
         "are a smoothed mean, and the scale ends where outliers begin"
     )
     reading += "." if data.surface.z else ", drawn when there are more trials."
-    alt = f"perplexity of {len(points)} complete trials at {footprint} over β and τ."
+    alt = f"perplexity of {len(points)} complete trials at {size_class} over β and τ."
     return _caption("beta-tau", title, reading, alt, None if points else NO_TRIAL)
 
 
 def _slices(data: ChartData) -> Caption:
-    sizes = " Colours and symbols tell group sizes or kept rows apart." if len(data.footprints) > 1 else ""
+    sizes = " Colours and symbols tell group sizes or kept rows apart." if len(data.size_classes) > 1 else ""
     reading = (
         "One panel per hyperparameter: filled points are complete trials, grey ones pruned estimates, and outliers "
         f"stand at the upper edge.{sizes}"

@@ -14,9 +14,9 @@ import numpy as np
 from hpo.report.axes import Axis, varied_axes
 from hpo.report.evidence import Evidence, Forest, evidence
 from hpo.report.layer_grid import LayerChoices, layer_choices
-from hpo.space.footprint import FOOTPRINT_FIELDS, Footprint
+from hpo.space.size_class import SIZE_CLASS_FIELDS, SizeClass
 from hpo.study.record import StudyRecord, TrialRecord
-from hpo.verdict.importance import Importances, usual_footprint
+from hpo.verdict.importance import Importances, usual_size_class
 from hpo.verdict.snapshot import Study
 
 # Of the range of perplexity, free at either end of an axis.
@@ -34,7 +34,7 @@ class Point:
 
     number: int
     name: str
-    footprint: Footprint | None
+    size_class: SizeClass | None
     perplexity: float
     low: float
     high: float
@@ -58,7 +58,7 @@ class Surface:
     `x`, `y` and `z` are empty where there are too few trials; a cell far from every trial is NaN.
     """
 
-    footprint: Footprint | None
+    size_class: SizeClass | None
     points: tuple[Point, ...]
     x: tuple[float, ...] = ()
     y: tuple[float, ...] = ()
@@ -74,7 +74,7 @@ class ChartData:
         measured: Complete trials, by number.
         estimated: Pruned trials with an estimate, by number.
         failed: Numbers of failed trials.
-        known: Name with footprint, and perplexity, of the best reference of the leading level.
+        known: Name with size class, and perplexity, of the best reference of the leading level.
         importances: Shares of the hyperparameters.
         running: Perplexity over the first sequences.
         surface: Over beta and tau; None where one of them is fixed.
@@ -99,9 +99,9 @@ class ChartData:
         return min(self.measured, key=lambda point: (point.perplexity, point.number), default=None)
 
     @property
-    def footprints(self) -> list[Footprint]:
+    def size_classes(self) -> list[SizeClass]:
         """Those of the measured and estimated trials, in order."""
-        found = {point.footprint for point in (*self.measured, *self.estimated)}
+        found = {point.size_class for point in (*self.measured, *self.estimated)}
         return sorted((one for one in found if one is not None), key=lambda one: one.order)
 
     @property
@@ -185,7 +185,7 @@ def _point(trial: TrialRecord, axes: Sequence[Axis], perplexity: float, low: flo
     return Point(
         number=trial.number,
         name=trial.name,
-        footprint=trial.footprint,
+        size_class=trial.size_class,
         perplexity=perplexity,
         low=low if 0 < low <= perplexity else perplexity,
         high=high if perplexity <= high < math.inf else perplexity,
@@ -220,10 +220,12 @@ def _surface(record: StudyRecord, axes: Sequence[Axis], measured: Sequence[Point
     if not {"beta", "tau"} <= set(named):
         return None
     beta, tau = named["beta"], named["tau"]
-    usual = usual_footprint(record.complete)
-    points = tuple(point for point in measured if named.keys().isdisjoint(FOOTPRINT_FIELDS) or point.footprint == usual)
+    usual = usual_size_class(record.complete)
+    points = tuple(
+        point for point in measured if named.keys().isdisjoint(SIZE_CLASS_FIELDS) or point.size_class == usual
+    )
     if len(points) < FEWEST_FOR_SURFACE:
-        return Surface(footprint=usual, points=points)
+        return Surface(size_class=usual, points=points)
     at = np.array([[beta.fraction(point.values["beta"]), tau.fraction(point.values["tau"])] for point in points])
     cells = np.linspace(0, 1, CELLS)
     x, y = np.meshgrid(cells, cells)
@@ -233,7 +235,7 @@ def _surface(record: StudyRecord, axes: Sequence[Axis], measured: Sequence[Point
     logs = np.log(np.minimum(values, shown_up_to(values)))
     z = np.where(squared.min(-1) <= REACH**2, np.exp(weights @ logs / weights.sum(-1)), np.nan)
     return Surface(
-        footprint=usual,
+        size_class=usual,
         points=points,
         x=tuple(map(beta.at, cells)),
         y=tuple(map(tau.at, cells)),

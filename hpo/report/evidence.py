@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hpo.report.tables import is_shown, short_source
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
-from hpo.verdict.ranking import Level, Ranked
+from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
 
 Kind = Literal["reference", "trial", "recommended"]
@@ -120,12 +120,12 @@ def evidence(study: Study) -> Evidence:
     )
 
 
-def find_row(level: Level, name: str) -> Ranked | None:
+def find_row(level: SizeClassRanking, name: str) -> Ranked | None:
     """The row of that name."""
     return next((row for row in level.rows if row.measured.name == name), None)
 
 
-def _forest(level: Level) -> Forest:
+def _forest(level: SizeClassRanking) -> Forest:
     baseline = level.best_reference
     rows = [
         _contrast(level, row)
@@ -136,7 +136,7 @@ def _forest(level: Level) -> Forest:
     return Forest(title=level.title, baseline=known, rows=tuple(row for row in rows if row is not None))
 
 
-def _contrast(level: Level, row: Ranked) -> Contrast | None:
+def _contrast(level: SizeClassRanking, row: Ranked) -> Contrast | None:
     if row.against is None:
         return None
     value, low, high = row.against.percent()
@@ -145,19 +145,19 @@ def _contrast(level: Level, row: Ranked) -> Contrast | None:
     return Contrast(name=row.measured.name, kind=_kind(level, row), percent=value, low=low, high=high)
 
 
-def _kind(level: Level, row: Ranked) -> Kind:
+def _kind(level: SizeClassRanking, row: Ranked) -> Kind:
     if row is level.recommended:
         return "recommended"
     return "trial" if isinstance(row.measured, TrialRecord) else "reference"
 
 
-def _costs(levels: Sequence[Level]) -> list[Cost]:
+def _costs(levels: Sequence[SizeClassRanking]) -> list[Cost]:
     """References and the best trial of every group size."""
     return [
         Cost(
             name=row.measured.name,
             series=BEST_TRIAL if row is level.best_trial else row.measured.name,
-            level=str(level.footprint),
+            level=str(level.size_class),
             bits=row.measured.bits_per_weight,
             perplexity=row.score.perplexity,
         )
@@ -169,9 +169,9 @@ def _costs(levels: Sequence[Level]) -> list[Cost]:
     ]
 
 
-def _memory(full: Measured, levels: Sequence[Level]) -> list[Memory]:
+def _memory(full: Measured, levels: Sequence[SizeClassRanking]) -> list[Memory]:
     """Full precision and the best of every size class, where their sizes are known."""
-    best = [(str(level.footprint), level.best.measured.size) for level in levels]
+    best = [(str(level.size_class), level.best.measured.size) for level in levels]
     sizes = [(name, size) for name, size in best if size is not None]
     if full.size is None or not sizes:
         return []
@@ -181,7 +181,7 @@ def _memory(full: Measured, levels: Sequence[Level]) -> list[Memory]:
     ]
 
 
-def _elsewhere(record: StudyRecord, levels: Sequence[Level]) -> Elsewhere | None:
+def _elsewhere(record: StudyRecord, levels: Sequence[SizeClassRanking]) -> Elsewhere | None:
     found = record.confirmation
     if found is None or not found["rows"]:
         return None

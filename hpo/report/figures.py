@@ -155,12 +155,12 @@ def _slice(data: ChartData, axis: Axis) -> go.Figure:
         marker={"color": palette.GREY, "size": 6, "symbol": "circle-open"},
         name="pruned",
     )
-    for footprint, colour, symbol in zip(data.footprints, cycle(palette.GROUPS), cycle(SYMBOLS), strict=False):
-        found = [point for point in data.measured if point.footprint == footprint]
+    for size_class, colour, symbol in zip(data.size_classes, cycle(palette.GROUPS), cycle(SYMBOLS), strict=False):
+        found = [point for point in data.measured if point.size_class == size_class]
         figure.add_scatter(
             **points(found, ends, axis),
             marker={"color": colour, "size": 8, "symbol": symbol},
-            name=str(footprint),
+            name=str(size_class),
         )
     figure.update_xaxes(**hyperparameter_axis(axis))
     figure.update_yaxes(range=ends)

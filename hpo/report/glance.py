@@ -11,9 +11,9 @@ from hpo.deploy.reproduce import can_be_repeated, quantize_command, repeat_comma
 from hpo.report.charts import ChartData
 from hpo.report.layer_grid import LayerGrid
 from hpo.report.tables import number, setting_text, short_source
-from hpo.space.footprint import FOOTPRINT_FIELDS
+from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.study.record import StudyRecord, TrialRecord
-from hpo.verdict.ranking import Level, is_meaningful, percent_text
+from hpo.verdict.ranking import SizeClassRanking, is_meaningful, percent_text
 from hpo.verdict.snapshot import Study
 
 UNCONFIRMED = (
@@ -59,15 +59,15 @@ def confirmed_text(record: StudyRecord) -> str:
     return text
 
 
-def _winner(lead: Level) -> str:
+def _winner(lead: SizeClassRanking) -> str:
     best = lead.best.measured
     return (
         f"{best.name} ({setting_text(best)}): perplexity {number(lead.best.score.perplexity)} at "
-        f"{number(best.bits_per_weight)} bits per weight, {lead.footprint}."
+        f"{number(best.bits_per_weight)} bits per weight, {lead.size_class}."
     )
 
 
-def _margin(lead: Level, data: ChartData) -> str:
+def _margin(lead: SizeClassRanking, data: ChartData) -> str:
     trial, reference = lead.best_trial, lead.best_reference
     parts = []
     if trial is not None and reference is not None and trial.against is not None:
@@ -113,7 +113,7 @@ def _cells(grid: LayerGrid) -> Iterator[tuple[float, int, str]]:
                 yield value, depth, role
 
 
-def _next(record: StudyRecord, lead: Level, data: ChartData) -> Iterator[Answer]:
+def _next(record: StudyRecord, lead: SizeClassRanking, data: ChartData) -> Iterator[Answer]:
     if not can_be_repeated(record):
         return
     chosen = lead.recommended.measured
@@ -127,7 +127,7 @@ def _next(record: StudyRecord, lead: Level, data: ChartData) -> Iterator[Answer]
     yield Answer(question="To search on", text=advice, commands=(go_on,))
 
 
-def _edges(lead: Level, data: ChartData) -> Iterator[str]:
+def _edges(lead: SizeClassRanking, data: ChartData) -> Iterator[str]:
     """Hyperparameters that matter, or may, and whose best value is the last one that was allowed."""
     trial = lead.best_trial
     if trial is None or trial.measured.setting is None:
@@ -135,7 +135,7 @@ def _edges(lead: Level, data: ChartData) -> Iterator[str]:
     mattered = data.importances.deciding.mean
     for axis in data.axes:
         share = mattered.get(axis.name)
-        if axis.name in FOOTPRINT_FIELDS or (share is not None and share.value < MATTERS):
+        if axis.name in SIZE_CLASS_FIELDS or (share is not None and share.value < MATTERS):
             continue
         value = float(getattr(trial.measured.setting, axis.name))
         for end, bound in (("lower", axis.low), ("upper", axis.high)):
@@ -148,7 +148,7 @@ def _edges(lead: Level, data: ChartData) -> Iterator[str]:
                 )
 
 
-def _openings(record: StudyRecord, lead: Level) -> Iterator[str]:
+def _openings(record: StudyRecord, lead: SizeClassRanking) -> Iterator[str]:
     trial = lead.best_trial
     against = lead.against
     if against is None or trial is None or not isinstance(trial.measured, TrialRecord):

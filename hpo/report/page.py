@@ -23,7 +23,7 @@ from hpo.report.tables import (
     setting_text,
 )
 from hpo.study.record import StudyRecord
-from hpo.verdict.ranking import INDIFFERENT_PERCENT, Level
+from hpo.verdict.ranking import INDIFFERENT_PERCENT, SizeClassRanking
 from hpo.verdict.snapshot import Study
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
@@ -162,12 +162,12 @@ def _trials(record: StudyRecord) -> str:
     return f"{total}: {', '.join(named)}." if named else f"{total}."
 
 
-def recommendation_text(lead: Level) -> str:
+def recommendation_text(lead: SizeClassRanking) -> str:
     """What to use, and why, in one sentence."""
     chosen = lead.recommended
     bits = number(chosen.measured.bits_per_weight)
     return (
-        f"Recommended: {chosen.measured.name} ({setting_text(chosen.measured)}, {chosen.measured.footprint}), "
+        f"Recommended: {chosen.measured.name} ({setting_text(chosen.measured)}, {chosen.measured.size_class}), "
         f"perplexity {number(chosen.score.perplexity)} at {bits} bits per weight: the simplest setting within "
-        f"{INDIFFERENT_PERCENT} % and within noise of the best at {lead.footprint}."
+        f"{INDIFFERENT_PERCENT} % and within noise of the best at {lead.size_class}."
     )

@@ -163,13 +163,13 @@ def _slices(data: ChartData) -> Figure:
     for axes, axis in zip(panels, data.axes, strict=False):
         x, y = [point.values[axis.name] for point in data.estimated], heights(data.estimated, ends)
         axes.plot(x, y, "o", color=palette.GREY, markersize=4, markerfacecolor="none", label="pruned")
-        for footprint, colour, marker in zip(data.footprints, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
-            points = [point for point in data.measured if point.footprint == footprint]
+        for size_class, colour, marker in zip(data.size_classes, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
+            points = [point for point in data.measured if point.size_class == size_class]
             # An empty line that is not clipped counts as standing in the corner when room is given.
             if not points:
                 continue
             x, y = [point.values[axis.name] for point in points], heights(points, ends)
-            axes.plot(x, y, marker, color=colour, markersize=5, clip_on=False, label=str(footprint))
+            axes.plot(x, y, marker, color=colour, markersize=5, clip_on=False, label=str(size_class))
         tidy(axes, axis.label, PERPLEXITY if axis in data.axes[::columns] else "")
         scale(axes, axis, "x")
         axes.set_ylim(*ends)

@@ -10,10 +10,10 @@ from pathlib import PurePath
 from typing import Any
 
 from hpo.report.export import phases
-from hpo.space.footprint import Footprint
+from hpo.space.size_class import SizeClass
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.importance import Importances
-from hpo.verdict.ranking import Level, Ranked, percent_text
+from hpo.verdict.ranking import Ranked, SizeClassRanking, percent_text
 from hpo.verdict.snapshot import Study
 
 NOTHING = "–"
@@ -86,8 +86,8 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
     return [measured, *([compared] if compared.rows else [])]
 
 
-def _confirmed_at(confirmation: Mapping[str, Any]) -> Footprint:
-    return Footprint(group_size=confirmation["group_size"], keep_ratio=confirmation.get("keep_ratio") or 0.0)
+def _confirmed_at(confirmation: Mapping[str, Any]) -> SizeClass:
+    return SizeClass(group_size=confirmation["group_size"], keep_ratio=confirmation.get("keep_ratio") or 0.0)
 
 
 def importance_tables(importances: Importances) -> list[Table]:
@@ -151,7 +151,7 @@ def number(value: object, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _ranking(record: StudyRecord, level: Level) -> Table:
+def _ranking(record: StudyRecord, level: SizeClassRanking) -> Table:
     rows = [(row, _ranked(level, row)) for row in level.rows]
     shown = [cells for place, (row, cells) in enumerate(rows) if is_shown(level, place, row)]
     hidden = [cells for place, (row, cells) in enumerate(rows) if not is_shown(level, place, row)]
@@ -166,20 +166,20 @@ def _ranking(record: StudyRecord, level: Level) -> Table:
     )
 
 
-def is_shown(level: Level, place: int, row: Ranked) -> bool:
+def is_shown(level: SizeClassRanking, place: int, row: Ranked) -> bool:
     """Whether a reader sees this row of a ranking at once: references, presets, the best trials."""
     measured = row.measured
     found = isinstance(measured, TrialRecord) and not measured.origin.startswith("preset")
     return place < SHOWN_TRIALS or not found or row is level.recommended
 
 
-def _ranked(level: Level, row: Ranked) -> tuple[str, ...]:
+def _ranked(level: SizeClassRanking, row: Ranked) -> tuple[str, ...]:
     name = f"{row.measured.name} (recommended)" if row is level.recommended else row.measured.name
     above = "best" if row is level.best else percent_text(row.difference)
     return (name, setting_text(row.measured), number(row.score.perplexity), above, number(row.measured.bits_per_weight))
 
 
-def _unquantized(one: Measured, level: Level) -> tuple[str, ...]:
+def _unquantized(one: Measured, level: SizeClassRanking) -> tuple[str, ...]:
     best = level.best.score.perplexity
     above = f"{100 * (one.perplexity / best - 1):+.2f} %" if one.perplexity and math.isfinite(best) else NOTHING
     return (FULL_PRECISION, "", number(one.perplexity), above, number(one.bits_per_weight))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo.search.surrogate import Surrogate, expected_improvement, fit
-from hpo.space.footprint import Footprint, footprint_of
+from hpo.space.size_class import SizeClass, size_class_of
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
 from quant.setting import Setting
@@ -36,7 +36,7 @@ class Promise:
 def promises(space: Space, trials: Sequence[TrialRecord], considered: Sequence[Setting]) -> list[Promise]:
     """The considered settings, the most promising first.
 
-    An improvement is one on the best completed trial of the same footprint; where there is none yet, on the best that
+    An improvement is one on the best completed trial of the same size class; where there is none yet, on the best that
     is expected there.
     """
     if not considered:
@@ -44,29 +44,29 @@ def promises(space: Space, trials: Sequence[TrialRecord], considered: Sequence[S
     surrogate = _fitted(space, trials)
     running = [trial for trial in trials if trial.state == "RUNNING" and trial.setting is not None]
     bests = _least(
-        (trial.footprint, nats(trial)) for trial in trials if trial.state == "COMPLETE" and is_informative(trial)
+        (trial.size_class, nats(trial)) for trial in trials if trial.state == "COMPLETE" and is_informative(trial)
     )
     if running:
         expected, _ = surrogate.predict(_trial_points(space, running))
-        bests = _least([*bests.items(), *zip((trial.footprint for trial in running), expected, strict=True)])
+        bests = _least([*bests.items(), *zip((trial.size_class for trial in running), expected, strict=True)])
         surrogate = surrogate.believing(_trial_points(space, running))
     points = _points(space, considered)
-    footprints = [footprint_of(setting) for setting in considered]
+    size_classes = [size_class_of(setting) for setting in considered]
     mean, deviation = surrogate.predict(points)
-    hoped = _least(zip(footprints, mean, strict=True))
-    gain = expected_improvement(mean, deviation, np.array([bests.get(one, hoped[one]) for one in footprints]))
+    hoped = _least(zip(size_classes, mean, strict=True))
+    gain = expected_improvement(mean, deviation, np.array([bests.get(one, hoped[one]) for one in size_classes]))
     order = np.argsort(-gain, kind="stable")
     return [Promise(setting=considered[index], improvement=float(gain[index])) for index in order]
 
 
 def consider(space: Space, trials: Sequence[TrialRecord], everywhere: Iterator[Setting], seed: int) -> list[Setting]:
-    """Settings worth looking at: the first of `everywhere`, and others around the best trials of every footprint."""
+    """Settings worth looking at: the first of `everywhere`, and others around the best trials of every size class."""
     generator = np.random.default_rng(seed)
     found = dict.fromkeys(itertools.islice(everywhere, EVERYWHERE))
     known = sorted((trial for trial in trials if is_informative(trial)), key=nats)
     # Not a set: its order would be another one in every process.
-    for footprint in dict.fromkeys(trial.footprint for trial in known):
-        for trial in [one for one in known if one.footprint == footprint][:CENTERS]:
+    for size_class in dict.fromkeys(trial.size_class for trial in known):
+        for trial in [one for one in known if one.size_class == size_class][:CENTERS]:
             assert trial.setting is not None
             center = np.array(space.fractions(trial.setting))
             for number in range(AROUND):
@@ -88,11 +88,11 @@ def flattened(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.minimum(values, middle + 2 * (middle - best)))
 
 
-def _least(values: Iterable[tuple[Footprint | None, float]]) -> dict[Footprint | None, float]:
-    """The least value of every footprint."""
-    found: dict[Footprint | None, float] = {}
-    for footprint, value in values:
-        found[footprint] = min(float(value), found.get(footprint, math.inf))
+def _least(values: Iterable[tuple[SizeClass | None, float]]) -> dict[SizeClass | None, float]:
+    """The least value of every size class."""
+    found: dict[SizeClass | None, float] = {}
+    for size_class, value in values:
+        found[size_class] = min(float(value), found.get(size_class, math.inf))
     return found
 
 

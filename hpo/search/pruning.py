@@ -76,7 +76,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Incumbent:
-    """The best completed trial that a running one may be compared with: the same footprint, hence equal bits.
+    """The best completed trial that a running one may be compared with: the same size class, hence equal bits.
 
     `usual` is how far others scatter around it; None where too few are known.
     """

@@ -1,7 +1,7 @@
 """When a study has seen enough: before its budget is used up, nothing better is to be expected.
 
 Responsible for the two rules of `--patience` and `--until converged`. May assume that proposals and verdicts compare at
-equal bits, so each footprint is judged by its own trials.
+equal bits, so each size class is judged by its own trials.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from hpo.search.acquisition import is_informative
 from hpo.search.proposal import promising
-from hpo.space.footprint import Footprint, footprint_of
+from hpo.space.size_class import SizeClass, size_class_of
 from hpo.space.space import Space
 from hpo.study.record import ENDED, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
@@ -59,52 +59,52 @@ def reason_to_stop(stopping: Stopping, space: Space, record: StudyRecord, scores
     if stopping.patience is not None and without_improvement(record.counted) >= stopping.patience:
         return f"none of the last {stopping.patience} trials improved on the best of its bits (--patience)"
     if stopping.converged and has_converged(
-        space, record.trials, lambda footprint: paired_noise(record, footprint, scores), seed
+        space, record.trials, lambda size_class: paired_noise(record, size_class, scores), seed
     ):
         return f"what {HORIZON} more trials may be expected to gain is below the paired noise (--until converged)"
     return None
 
 
 def without_improvement(trials: Sequence[TrialRecord]) -> int:
-    """How many trials have ended since one was better than all before it of its footprint."""
+    """How many trials have ended since one was better than all before it of its size class."""
     bests: dict[object, float] = {}
     count = 0
     for trial in trials:
         if trial.state not in ENDED:
             continue
         count += 1
-        if trial.perplexity is not None and trial.perplexity < bests.get(trial.footprint, math.inf):
-            bests[trial.footprint] = trial.perplexity
+        if trial.perplexity is not None and trial.perplexity < bests.get(trial.size_class, math.inf):
+            bests[trial.size_class] = trial.perplexity
             count = 0
     return count
 
 
-def has_converged(space: Space, trials: Sequence[TrialRecord], noise: Callable[[Footprint], float], seed: int) -> bool:
-    """Whether at every footprint `HORIZON` trials of the largest expected improvement gain less than a paired error.
+def has_converged(space: Space, trials: Sequence[TrialRecord], noise: Callable[[SizeClass], float], seed: int) -> bool:
+    """Whether at every size class `HORIZON` trials of the largest expected improvement gain less than a paired error.
 
     Not where everything that is considered was tried: then the space says when it is used up.
 
     Args:
         space: Of the study.
         trials: Of the study.
-        noise: The error of a footprint, in nats per token.
+        noise: The error of a size class, in nats per token.
         seed: Of the study.
     """
     if sum(map(is_informative, trials)) < FEWEST_KNOWN:
         return False
-    gains: dict[Footprint, float] = {}
+    gains: dict[SizeClass, float] = {}
     for promise in promising(space, trials, seed):
-        gains.setdefault(footprint_of(promise.setting), promise.improvement)
-    return bool(gains) and all(HORIZON * gain < noise(footprint) for footprint, gain in gains.items())
+        gains.setdefault(size_class_of(promise.setting), promise.improvement)
+    return bool(gains) and all(HORIZON * gain < noise(size_class) for size_class, gain in gains.items())
 
 
-def paired_noise(record: StudyRecord, footprint: Footprint, scores: Scores) -> float:
-    """Standard error of the difference between good settings of one footprint, in nats per token; 0 if unknown.
+def paired_noise(record: StudyRecord, size_class: SizeClass, scores: Scores) -> float:
+    """Standard error of the difference between good settings of one size class, in nats per token; 0 if unknown.
 
     The best trial is compared with the next ones, and with the references of its bits, as far as they can be read.
     """
-    good = [trial for trial in record.complete if trial.footprint == footprint][: 1 + COMPARED]
-    beside = [one for one in record.references if one.footprint == footprint] if good else []
+    good = [trial for trial in record.complete if trial.size_class == size_class][: 1 + COMPARED]
+    beside = [one for one in record.references if one.size_class == size_class] if good else []
     return usual_error([score for _, score in scores.readable([*good, *beside])])
 
 

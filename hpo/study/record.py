@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.space.footprint import Footprint, footprint_of
+from hpo.space.size_class import SizeClass, size_class_of
 from quant.setting import Setting
 from quant.sizes import ModelSize
 
@@ -75,9 +75,9 @@ class Measured:
     @property
     def full_name(self) -> str:
         """Its name and what its bits depend on: `gw-awq g64`, `trial 17 keep 0.2`."""
-        if self.footprint is None or self.name.endswith(self.footprint.short):
+        if self.size_class is None or self.name.endswith(self.size_class.short):
             return self.name
-        return f"{self.name} {self.footprint.short}"
+        return f"{self.name} {self.size_class.short}"
 
     @property
     def label(self) -> str:
@@ -87,12 +87,12 @@ class Measured:
     @property
     def group_size(self) -> int | None:
         """Inputs that share a scale; None where a scale is a row's, and for full precision."""
-        return None if self.footprint is None else self.footprint.group_size
+        return None if self.size_class is None else self.size_class.group_size
 
     @property
-    def footprint(self) -> Footprint | None:
+    def size_class(self) -> SizeClass | None:
         """What decides which others it may be compared with; None for full precision."""
-        return None if self.setting is None else footprint_of(self.setting)
+        return None if self.setting is None else size_class_of(self.setting)
 
 
 @dataclass(frozen=True, kw_only=True)

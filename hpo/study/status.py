@@ -12,7 +12,7 @@ def summary(record: StudyRecord) -> dict[str, Any]:
     contract = record.contract
     tuning = contract["tuning"]
     complete = record.complete
-    footprints = {trial.footprint for trial in complete if trial.footprint is not None}
+    size_classes = {trial.size_class for trial in complete if trial.size_class is not None}
     return {
         "study": record.name,
         "model": contract["model"]["name"],
@@ -20,8 +20,8 @@ def summary(record: StudyRecord) -> dict[str, Any]:
         "trials": dict(Counter(trial.state for trial in record.trials)),
         "references": {one.full_name: one.perplexity for one in record.references},
         "best": {
-            str(footprint): _best(next(trial for trial in complete if trial.footprint == footprint))
-            for footprint in sorted(footprints, key=lambda one: one.order)
+            str(size_class): _best(next(trial for trial in complete if trial.size_class == size_class))
+            for size_class in sorted(size_classes, key=lambda one: one.order)
         },
         "tokens_saved": round(record.tokens_saved(record.full_tokens), 3) if complete else None,
         "running": [_running(trial) for trial in record.trials if trial.state == "RUNNING"],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.study.record import FULL_PRECISION, TrialRecord
-from hpo.verdict.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Level, Ranked, percent_text
+from hpo.verdict.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Ranked, SizeClassRanking, percent_text
 from hpo.workers.measuring import measure_all
 from objectives.paired import Difference, holm, paired_difference
 from objectives.progress import Progress
@@ -43,7 +43,7 @@ class Comparison:
 
 
 def confirm(
-    bench: Bench, store: ResultStore, level: Level, texts: Sequence[Sequences], progress: Progress
+    bench: Bench, store: ResultStore, level: SizeClassRanking, texts: Sequence[Sequences], progress: Progress
 ) -> dict[str, Any]:
     """Score the best trial of a level, what is recommended there, and its references on every text.
 
@@ -67,8 +67,8 @@ def confirm(
     rivals = [name for name in settings if name not in (winner.measured.name, FULL_PRECISION)]
     comparisons = _compare(winner.measured.name, rivals, scores, texts)
     return {
-        "group_size": level.footprint.group_size,
-        "keep_ratio": level.footprint.keep_ratio or None,
+        "group_size": level.size_class.group_size,
+        "keep_ratio": level.size_class.keep_ratio or None,
         "winner": winner.measured.name,
         "recommended": level.recommended.measured.name,
         "sentence": _sentence(winner.measured.name, level.best_reference, comparisons),
@@ -87,7 +87,7 @@ def confirm(
     }
 
 
-def _settings(level: Level, winner: Ranked) -> dict[str, Setting | None]:
+def _settings(level: SizeClassRanking, winner: Ranked) -> dict[str, Setting | None]:
     known = [row.measured for row in level.rows if not isinstance(row.measured, TrialRecord)]
     chosen = [winner.measured, level.recommended.measured, *known]
     return {FULL_PRECISION: None, **{one.name: one.setting for one in chosen}}

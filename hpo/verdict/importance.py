@@ -13,7 +13,7 @@ from statistics import pvariance
 
 from optuna.distributions import BaseDistribution
 
-from hpo.space.footprint import FOOTPRINT_FIELDS, Footprint
+from hpo.space.size_class import SIZE_CLASS_FIELDS, SizeClass
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict.bootstrap import Share, evaluate
 
@@ -131,7 +131,7 @@ def importances(record: StudyRecord) -> Importances:
     varied = {name: one for name, one in record.distributions.items() if not one.single()}
     valued = [trial for trial in record.trials if _has_value(trial) and set(varied) <= set(trial.params)]
     usable = sorted(valued, key=lambda trial: (_value(trial), trial.number))
-    by_size = any(decoded_name(name) in FOOTPRINT_FIELDS for name in varied)
+    by_size = any(decoded_name(name) in SIZE_CLASS_FIELDS for name in varied)
     return Importances(
         overall=_shares("all trials", usable, varied),
         equal_size=_at_equal_size(usable, varied) if by_size else None,
@@ -143,20 +143,20 @@ def decoded_name(parameter: str) -> str:
     return parameter.removeprefix(EXPONENT)
 
 
-def usual_footprint(trials: Sequence[TrialRecord]) -> Footprint | None:
-    """The footprint that most of `trials`, given best first, have; of equally frequent ones the better."""
-    found = Counter(trial.footprint for trial in trials if trial.footprint is not None)
+def usual_size_class(trials: Sequence[TrialRecord]) -> SizeClass | None:
+    """The size class that most of `trials`, given best first, have; of equally frequent ones the better."""
+    found = Counter(trial.size_class for trial in trials if trial.size_class is not None)
     return max(found, key=lambda one: found[one], default=None)
 
 
 def _at_equal_size(trials: Sequence[TrialRecord], varied: Mapping[str, BaseDistribution]) -> Shares:
-    footprints = dict.fromkeys(trial.footprint for trial in trials)
-    alike = ([trial for trial in trials if trial.footprint == one] for one in footprints)
+    size_classes = dict.fromkeys(trial.size_class for trial in trials)
+    alike = ([trial for trial in trials if trial.size_class == one] for one in size_classes)
     kept = [trial for members in alike for trial in _exact_enough(members)]
-    usual = usual_footprint(sorted(kept, key=lambda trial: (_value(trial), trial.number)))
-    others = {name: one for name, one in varied.items() if decoded_name(name) not in FOOTPRINT_FIELDS}
+    usual = usual_size_class(sorted(kept, key=lambda trial: (_value(trial), trial.number)))
+    others = {name: one for name, one in varied.items() if decoded_name(name) not in SIZE_CLASS_FIELDS}
     scope = "equal bits" if usual is None else str(usual)
-    return _shares(scope, [trial for trial in trials if trial.footprint == usual], others)
+    return _shares(scope, [trial for trial in trials if trial.size_class == usual], others)
 
 
 def _shares(scope: str, trials: Sequence[TrialRecord], varied: Mapping[str, BaseDistribution]) -> Shares:

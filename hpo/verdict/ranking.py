@@ -9,7 +9,7 @@ word.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hpo.space.footprint import Footprint
+from hpo.space.size_class import SizeClass
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from objectives.paired import Difference, paired_difference
@@ -39,17 +39,17 @@ class Ranked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
-    """Everything of one footprint, best first.
+class SizeClassRanking:
+    """Everything of one size class, best first.
 
     Attributes:
-        footprint: Equal for all trials, so their bits are. References have it too; where it is not one of groups,
+        size_class: Equal for all trials, so their bits are. References have it too; where it is not one of groups,
             methods in groups stand beside them, at the largest size that takes no more bits.
         rows: All that was measured to the end.
         recommended: What the decision guide picks.
     """
 
-    footprint: Footprint
+    size_class: SizeClass
     rows: tuple[Ranked, ...]
     recommended: Ranked
 
@@ -60,8 +60,8 @@ class Level:
 
     @property
     def title(self) -> str:
-        """The footprint as the beginning of a sentence."""
-        text = str(self.footprint)
+        """The size class as the beginning of a sentence."""
+        text = str(self.size_class)
         return text[0].upper() + text[1:]
 
     @property
@@ -101,10 +101,10 @@ class Level:
     def recommendation(self) -> str:
         """What to use, in one sentence."""
         chosen = self.recommended.measured
-        if chosen.footprint == self.footprint:
-            return f"Recommended at {self.footprint}: {chosen.name} ({chosen.label})."
+        if chosen.size_class == self.size_class:
+            return f"Recommended at {self.size_class}: {chosen.name} ({chosen.label})."
         instead = f"{chosen.name} ({chosen.label}) at {chosen.bits_per_weight:.3f} bits per weight"
-        return f"Recommended instead of {self.footprint}: {instead}."
+        return f"Recommended instead of {self.size_class}: {instead}."
 
     def _named(self, row: Ranked) -> str:
         """A row with its perplexity, and with its bits where the rows' bits differ."""
@@ -113,8 +113,8 @@ class Level:
         return f"{row.measured.name} ({row.score.perplexity:.3f}{at})"
 
 
-def rank(record: StudyRecord, scores: Scores) -> list[Level]:
-    """Rank what a study measured to the end, for each footprint, in their order.
+def rank(record: StudyRecord, scores: Scores) -> list[SizeClassRanking]:
+    """Rank what a study measured to the end, for each size class, in their order.
 
     References in groups are no level of a study of rows with one scale, but rows of its levels.
 
@@ -127,19 +127,19 @@ def rank(record: StudyRecord, scores: Scores) -> list[Level]:
     """
     levels = []
     measured = [*record.references, *record.complete]
-    found = {one.footprint for one in measured if one.footprint is not None}
-    per_row = {footprint for footprint in found if footprint.group_size is None}
-    for footprint in sorted(per_row or found, key=lambda one: one.order):
-        own = [one for one in measured if one.footprint == footprint]
+    found = {one.size_class for one in measured if one.size_class is not None}
+    per_row = {size_class for size_class in found if size_class.group_size is None}
+    for size_class in sorted(per_row or found, key=lambda one: one.order):
+        own = [one for one in measured if one.size_class == size_class]
         beside = _beside(record.references, own) if per_row else []
         rows = [(one, scores.of(one)) for one in (*own, *beside)]
-        levels.append(_level(footprint, rows))
+        levels.append(_level(size_class, rows))
     return levels
 
 
-def frontier(levels: Sequence[Level]) -> list[Ranked]:
+def frontier(levels: Sequence[SizeClassRanking]) -> list[Ranked]:
     """Every row that is better than all that take no more bits, fewest bits first."""
-    rows = {row.measured.name + str(row.measured.footprint): row for level in levels for row in level.rows}
+    rows = {row.measured.name + str(row.measured.size_class): row for level in levels for row in level.rows}
     found: list[Ranked] = []
     for row in sorted(rows.values(), key=lambda one: (one.measured.bits_per_weight, one.score.mean_nll)):
         if not found or row.score.mean_nll < found[-1].score.mean_nll:
@@ -147,7 +147,7 @@ def frontier(levels: Sequence[Level]) -> list[Ranked]:
     return found
 
 
-def frontier_text(levels: Sequence[Level]) -> str:
+def frontier_text(levels: Sequence[SizeClassRanking]) -> str:
     """The frontier in one sentence."""
     parts = (
         f"{row.measured.full_name} ({row.score.perplexity:.3f} at {row.measured.bits_per_weight:.3f})"
@@ -156,7 +156,7 @@ def frontier_text(levels: Sequence[Level]) -> str:
     return f"Perplexity at bits per weight, where nothing of no more bits is better: {', '.join(parts)}."
 
 
-def headline(levels: Sequence[Level]) -> Level | None:
+def headline(levels: Sequence[SizeClassRanking]) -> SizeClassRanking | None:
     """The level a report leads with: the one of the best completed trial; None before there is one."""
     searched = [level for level in levels if level.best_trial is not None]
     return min(searched, key=lambda level: level.best_trial.score.mean_nll, default=None)  # type: ignore[union-attr]
@@ -205,7 +205,7 @@ def _beside(references: Sequence[Measured], own: Sequence[Measured]) -> list[Mea
     return list(best.values())
 
 
-def _level(footprint: Footprint, rows: list[tuple[Measured, Score]]) -> Level:
+def _level(size_class: SizeClass, rows: list[tuple[Measured, Score]]) -> SizeClassRanking:
     rows = sorted(rows, key=lambda row: (row[1].mean_nll, simplicity(row[0])))
     best = rows[0][1]
     known = next((score for one, score in rows if not isinstance(one, TrialRecord)), None)
@@ -219,15 +219,15 @@ def _level(footprint: Footprint, rows: list[tuple[Measured, Score]]) -> Level:
         for one, score in rows
     )
     chosen = recommend(rows, lambda index: ranked[index].difference)
-    return Level(footprint=footprint, rows=ranked, recommended=ranked[chosen])
+    return SizeClassRanking(size_class=size_class, rows=ranked, recommended=ranked[chosen])
 
 
-def ranking_json(levels: Sequence[Level]) -> list[Mapping[str, object]]:
+def ranking_json(levels: Sequence[SizeClassRanking]) -> list[Mapping[str, object]]:
     """The ranking as `show --json` and `result.json` have it."""
     return [
         {
-            "group_size": level.footprint.group_size,
-            "keep_ratio": level.footprint.keep_ratio or None,
+            "group_size": level.size_class.group_size,
+            "keep_ratio": level.size_class.keep_ratio or None,
             "verdict": level.verdict(),
             "recommended": level.recommended.measured.name,
             "rows": [

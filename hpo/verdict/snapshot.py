@@ -13,7 +13,7 @@ import optuna
 
 from hpo.study.record import StudyRecord, read_study
 from hpo.study.scores import Scores
-from hpo.verdict.ranking import Level, headline, rank
+from hpo.verdict.ranking import SizeClassRanking, headline, rank
 from storage.errors import DamagedEntryError
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -36,12 +36,12 @@ class Study:
     """
 
     record: StudyRecord
-    ranking: Sequence[Level]
+    ranking: Sequence[SizeClassRanking]
     scores: Scores
     notes: Sequence[str] = ()
 
     @property
-    def lead(self) -> Level | None:
+    def lead(self) -> SizeClassRanking | None:
         """What a report leads with; None before a trial is complete."""
         return headline(self.ranking)
 

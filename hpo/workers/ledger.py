@@ -14,7 +14,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hpo.search.pruning import Incumbent, Pruner, estimate, is_hopeless, reports, usual_spread
-from hpo.space.footprint import Footprint, footprint_of
+from hpo.space.size_class import SizeClass, size_class_of
 from hpo.study.events import Listener, Notice
 from hpo.study.record import (
     BITS,
@@ -72,15 +72,15 @@ class Ledger:
 
     def incumbent(self, setting: Setting) -> Incumbent | None:
         """The best completed trial that a trial of this setting is compared with; None before there is one."""
-        study, footprint = self.queue.study, footprint_of(setting)
+        study, size_class = self.queue.study, size_class_of(setting)
         # Not the whole record: most of a large study's trials have other bits, or were given up.
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        known = [trial for trial in complete if RESULT in trial.user_attrs and _footprint(trial) == footprint]
+        known = [trial for trial in complete if RESULT in trial.user_attrs and _size_class(trial) == size_class]
         equals = sorted(known, key=lambda trial: (trial.value, trial.number))[: 1 + MOST_OTHERS]
         scored = self.scores.readable(map(trial_record, equals))
         if not scored:
             return None
-        references = self.scores.readable(one for one in read_references(study) if one.footprint == footprint)
+        references = self.scores.readable(one for one in read_references(study) if one.size_class == size_class)
         (best, incumbent), *others = scored
         compared = [score for _, score in (*others, *references)]
         return Incumbent(number=best.number, score=incumbent, usual=usual_spread(compared, incumbent))
@@ -152,5 +152,5 @@ class Ledger:
             write_failure(self.queue.storage, trial._trial_id, failure.outcome, failure.reason)
 
 
-def _footprint(trial: FrozenTrial) -> Footprint:
-    return footprint_of(Setting(**trial.user_attrs[SETTING]))
+def _size_class(trial: FrozenTrial) -> SizeClass:
+    return size_class_of(Setting(**trial.user_attrs[SETTING]))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import sleep
 
-from hpo.space.footprint import footprint_of
+from hpo.space.size_class import size_class_of
 from hpo.space.space import Space
 from hpo.study.record import FULL_PRECISION, Measured
 from objectives.errors import InputError, RunError
@@ -149,7 +149,7 @@ def references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
     else:
         own = [replace(plain, method=method) for method in ROW_REFERENCES]
     beside = dict.fromkeys(other for one in own for other in _at_most_as_large(bench, plain, one))
-    named = ((f"{one.method} {footprint_of(one).short}", one) for one in beside)
+    named = ((f"{one.method} {size_class_of(one).short}", one) for one in beside)
     return [*((setting.method, setting) for setting in own), *named]
 
 

@@ -35,7 +35,7 @@ from hpo.study.record import (
 from hpo.study.record import CONTRACT as CONTRACT_KEY
 from hpo.study.record import TOKENS as TOKENS_KEY
 from hpo.study.scores import Scores
-from hpo.verdict.ranking import Level, rank
+from hpo.verdict.ranking import SizeClassRanking, rank
 from hpo.verdict.snapshot import Study as Snapshot
 from objectives.model.layouts import Role
 from objectives.paired import Difference
@@ -110,7 +110,7 @@ class Study:
     space: Space
 
     @property
-    def levels(self) -> list[Level]:
+    def levels(self) -> list[SizeClassRanking]:
         """Its ranking, every sequence a document of its own."""
         return rank(self.record, Scores(self.store))
 

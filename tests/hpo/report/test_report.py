@@ -194,7 +194,7 @@ def test_kept_rows_are_reported_by_their_share(tmp_path: Path) -> None:
         cells = page.text[start : page.text.index("full precision", start)]
         assert {"awq-mixed", "gw-awq g32"} <= {cell.removesuffix(" (recommended)") for cell in cells}
     names = [f"one scale per row, {share} % of rows in 16 bit" for share in (5, 20)]
-    shares = {one: [trial for trial in study.record.complete if str(trial.footprint) == one] for one in names}
+    shares = {one: [trial for trial in study.record.complete if str(trial.size_class) == one] for one in names}
     for name, trials in shares.items():
         assert {len(trace["x"]) for trace in traces(page, name)} == {len(trials)}
     assert traces(page, "gw-awq g32")

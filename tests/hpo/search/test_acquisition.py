@@ -13,7 +13,7 @@ import pytest
 
 from hpo.search.acquisition import consider, flattened, nats, promises, telling
 from hpo.search.proposal import sobol
-from hpo.space.footprint import footprint_of
+from hpo.space.size_class import size_class_of
 from hpo.space.space import Space, make_space
 from hpo.study.record import Estimate, TrialRecord
 from quant.setting import Setting
@@ -61,7 +61,7 @@ def test_every_group_size_is_judged_by_its_own_best() -> None:
 
 
 def test_the_neighbourhoods_of_the_best_are_looked_at_closely() -> None:
-    """Of every footprint; all of it inside the space, nothing twice."""
+    """Of every size class; all of it inside the space, nothing twice."""
     trials = history(SIZES, 30)
     found = considered(SIZES, trials)
     assert len(set(found)) == len(found)
@@ -71,7 +71,7 @@ def test_the_neighbourhoods_of_the_best_are_looked_at_closely() -> None:
         near = [
             one
             for one in found
-            if footprint_of(one) == footprint_of(best)
+            if size_class_of(one) == size_class_of(best)
             and abs(one.beta - best.beta) < 0.05
             and abs(math.log(one.tau / best.tau)) < 0.3
         ]
@@ -137,7 +137,7 @@ def test_a_pruned_trial_without_an_estimate_teaches_nothing() -> None:
 
 
 def test_what_is_considered_is_the_same_in_every_process() -> None:
-    """Also where a footprint has no group size, whose hash is another one in every process."""
+    """Also where a size class has no group size, whose hash is another one in every process."""
     code = (
         "from itertools import islice; from hpo.search.acquisition import consider;"
         "from hpo.search.proposal import sobol;"

@@ -60,7 +60,7 @@ def test_trials_that_improve_on_nothing_are_counted() -> None:
 
 
 def test_a_better_trial_of_other_bits_is_an_improvement() -> None:
-    """Each footprint has a best of its own: here every trial but the last improves on one."""
+    """Each size class has a best of its own: here every trial but the last improves on one."""
     assert without_improvement(ended(30.0, 40.0, 29.0, 39.0, 28.0, 38.0, 28.5, sizes=(32, 64))) == 1
 
 
@@ -100,14 +100,14 @@ def test_the_noise_is_that_of_differences_not_of_scores(tmp_path: Path, monkeypa
     """Far below the spread of the text; none is known of fewer than two trials."""
     store = ResultStore(tmp_path)
     record = searched(store, 12)
-    footprint = record.complete[0].footprint
-    assert footprint is not None
-    assert 0 < paired_noise(record, footprint, Scores(store)) < 0.05
+    size_class = record.complete[0].size_class
+    assert size_class is not None
+    assert 0 < paired_noise(record, size_class, Scores(store)) < 0.05
     alone = replace(searched(store, 1), references=())
-    assert paired_noise(alone, footprint, Scores(store)) == 0
+    assert paired_noise(alone, size_class, Scores(store)) == 0
     monkeypatch.setattr("tests.hpo.studies.TEXT", replace(TEXT, clusters=(0,) * len(TEXT)))
     one_document = ResultStore(tmp_path / "one document")
-    assert paired_noise(searched(one_document, 12), footprint, Scores(one_document)) == 0
+    assert paired_noise(searched(one_document, 12), size_class, Scores(one_document)) == 0
 
 
 def test_one_trial_is_compared_with_the_references(tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_one_trial_is_compared_with_the_references(tmp_path: Path) -> None:
     maker = Maker(store, SPACE, truth=bowl)
     setting = Setting(method="gw-awq", group_size=64, n_calib=16)
     record = replace(study_of(maker, [maker.complete(0, maker.draw())]).record, references=(maker.reference(setting),))
-    footprint = record.complete[0].footprint
-    assert footprint is not None
-    assert paired_noise(record, footprint, Scores(store)) > 0
+    size_class = record.complete[0].size_class
+    assert size_class is not None
+    assert paired_noise(record, size_class, Scores(store)) > 0
 
 
 def test_damaged_values_are_left_out(tmp_path: Path) -> None:

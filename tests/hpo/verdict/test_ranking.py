@@ -10,7 +10,7 @@ from hpo.space.space import make_space
 from hpo.study.contract import require_same
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
-from hpo.verdict.ranking import Level, frontier, frontier_text, headline, is_meaningful, rank, ranking_json
+from hpo.verdict.ranking import SizeClassRanking, frontier, frontier_text, headline, is_meaningful, rank, ranking_json
 from objectives.errors import InputError
 from objectives.paired import paired_difference
 from objectives.results import keep_result
@@ -64,7 +64,7 @@ class Study:
             changes = {"name": name or one.name, "result": f"result-{number}", "bits_per_weight": bits}
             self.references.append(replace(one, **changes))
 
-    def levels(self) -> list[Level]:
+    def levels(self) -> list[SizeClassRanking]:
         record = StudyRecord(name="s", contract={}, references=tuple(self.references), trials=tuple(self.trials))
         return rank(record, Scores(self.store))
 
@@ -135,7 +135,7 @@ def test_only_equal_group_sizes_are_compared(study: Study) -> None:
     study.add(Setting(method="gw-awq", group_size=32), shifted(0), searched=False)
     study.add(Setting(beta=0.2, group_size=32), shifted(0.5), searched=True)
     levels = study.levels()
-    assert [level.footprint.group_size for level in levels] == [32, 128]
+    assert [level.size_class.group_size for level in levels] == [32, 128]
     assert [len(level.rows) for level in levels] == [2, 2]
     assert headline(levels) is levels[0]
     assert levels[1].best.measured.name == "trial 1"
@@ -153,7 +153,7 @@ def test_only_equal_shares_of_kept_rows_are_compared(study: Study) -> None:
         study.add(kept(ratio, beta_risk=2), shifted(percent), searched=True, bits=bits)
         study.add(kept(ratio, beta_risk=1), shifted(percent + 0.2), searched=True, bits=bits)
     levels = study.levels()
-    assert [level.footprint.keep_ratio for level in levels] == [0.05, 0.1, 0.2]
+    assert [level.size_class.keep_ratio for level in levels] == [0.05, 0.1, 0.2]
     assert [len(level.rows) for level in levels] == [3, 3, 3]
     assert all(level.best_reference.measured.name == "awq-mixed" for level in levels if level.best_reference)
     assert levels[0].verdict().startswith("One scale per row, 5 % of rows in 16 bit: trial 1 (")

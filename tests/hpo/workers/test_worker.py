@@ -387,10 +387,10 @@ def test_references_are_measured_once_and_at_every_group_size(make: Make, monkey
 
 
 def names(worker: Worker, method: str, **given: object) -> list[tuple[str, str]]:
-    """What is measured beside a study of that method, with its footprint."""
+    """What is measured beside a study of that method, with its size class."""
     space = make_space(Setting(method=method, n_calib=8), {"n_calib": 8, **given})
     measured = measure_references(worker.bench, worker.store, space, TEXT, silent)
-    return [(one.name, str(one.footprint)) for one in measured[1:]]
+    return [(one.name, str(one.size_class)) for one in measured[1:]]
 
 
 def test_rows_with_one_scale_have_references_of_at_most_their_bits(make: Make) -> None:
@@ -425,10 +425,10 @@ def test_kept_rows_are_pruned_against_trials_of_equal_bits(make: Make, monkeypat
     record = read_study(worker.study)
     first: dict[object, int] = {}
     for trial in record.trials:
-        first.setdefault(trial.footprint, trial.number)
+        first.setdefault(trial.size_class, trial.number)
     assert len(first) > 1
     assert {trial.number for trial in record.complete} == set(first.values())
-    assert all(trial.estimate and trial.estimate.against == first[trial.footprint] for trial in record.pruned)
+    assert all(trial.estimate and trial.estimate.against == first[trial.size_class] for trial in record.pruned)
 
 
 def test_a_machine_that_scores_differently_may_not_join(make: Make) -> None:

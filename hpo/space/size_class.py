@@ -1,7 +1,7 @@
 """What may be compared with what: settings whose quantized weights take equally many bits.
 
-Responsible for the footprint of a setting, by which trials are pruned, ranked and shown. Knows settings alone: of one
-model under one kind of grid and scale sharing, equal footprints are equal bits per weight.
+Responsible for the size class of a setting, by which trials are pruned, ranked and shown. Knows settings alone: of one
+model under one kind of grid and scale sharing, equal size classes are equal bits per weight.
 """
 
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from quant.setting import Setting
 
 # The fields of a setting that decide it.
-FOOTPRINT_FIELDS = ("group_size", "keep_ratio")
+SIZE_CLASS_FIELDS = ("group_size", "keep_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint:
+class SizeClass:
     """What a setting's bits depend on.
 
     Attributes:
@@ -42,10 +42,10 @@ class Footprint:
         return "one scale per row" + (f", {100 * self.keep_ratio:g} % of rows in 16 bit" if self.keep_ratio else "")
 
 
-def footprint_of(setting: Setting) -> Footprint:
-    """The footprint of a setting."""
+def size_class_of(setting: Setting) -> SizeClass:
+    """The size class of a setting."""
     method = setting.definition
-    return Footprint(
+    return SizeClass(
         group_size=None if method.per_row else setting.group_size,
         keep_ratio=setting.keep_ratio if method.keeps_rows else 0.0,
     )
