@@ -4,6 +4,7 @@ Responsible for each of these standing in one place. Checks, search space, comma
 read it. A row is a field of `Parameters`, so its type and its default are what Python sees, too.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -113,7 +114,7 @@ class Parameters:
         "τ, temperature of the error weights",
         "temperature of the error weights; large values make them equal",
         symbol="τ",
-        legal=(SMALLEST, LARGEST),
+        legal=(SMALLEST, math.inf),
         search=Range(low=0.1, high=5.0, scale="log"),
     )
     n_grid: int = row(

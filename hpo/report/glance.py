@@ -15,6 +15,7 @@ from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict.ranking import SizeClassRanking, is_meaningful, percent_text
 from hpo.verdict.snapshot import Study
+from quant.parameters import PARAMETERS
 
 UNCONFIRMED = (
     "Nothing was confirmed on other text yet; the text that was searched on makes the best of many trials look better "
@@ -139,12 +140,11 @@ def _edges(lead: SizeClassRanking, data: ChartData) -> Iterator[str]:
             continue
         value = float(getattr(trial.measured.setting, axis.name))
         for end, bound in (("lower", axis.low), ("upper", axis.high)):
-            possible = (0.0, 1.0) if axis.name == "beta" else (0.0, float("inf"))
-            if abs(axis.fraction(value) - axis.fraction(bound)) <= EDGE and bound not in possible:
-                flag = f"--{axis.name.replace('_', '-')}"
+            parameter = PARAMETERS[axis.name]
+            if abs(axis.fraction(value) - axis.fraction(bound)) <= EDGE and bound not in (parameter.legal or ()):
                 yield (
-                    f"The best {axis.symbol} found, {value:g}, lies at the {end} end of its range: widen {flag} "
-                    "in a new study."
+                    f"The best {axis.symbol} found, {value:g}, lies at the {end} end of its range: widen "
+                    f"{parameter.flag} in a new study."
                 )
 
 

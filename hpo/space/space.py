@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution
 
 from hpo.space.dimension import DECIMALS, DIMENSIONS, Dimension, Number
 from objectives.errors import InputError
-from quant.parameters import PARAMETERS, SMALLEST, bound_text
+from quant.parameters import LARGEST, LARGEST_COUNT, PARAMETERS, SMALLEST, bound_text
 from quant.setting import Setting
 
 SYNTAX = "write 0.3 to fix it, 0.2..0.8 for a range, 32,64 for sizes"
@@ -192,10 +192,13 @@ def _parse(dimension: Dimension, value: object) -> Dimension | Number:
 def _require_legal(dimension: Dimension, numbers: Sequence[float]) -> None:
     """The default range may be left on purpose, what a setting can hold at all may not.
 
-    A setting may have values that no scale of logarithms has.
+    A setting may have values that a search cannot: infinite ones, and on a scale of logarithms those not above 0.
     """
     low, high = PARAMETERS[dimension.name].legal or (-math.inf, math.inf)
-    low = max(low, SMALLEST) if dimension.scale == "log" else low
+    low, high = (
+        max(low, SMALLEST if dimension.scale == "log" else -LARGEST),
+        min(high, LARGEST_COUNT if dimension.integer else LARGEST),
+    )
     outside = [f"{number:g}" for number in numbers if not low <= number <= high]
     if outside:
         raise InputError(f"{dimension.name} {', '.join(outside)} is outside {bound_text(low)}..{bound_text(high)}")

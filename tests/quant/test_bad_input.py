@@ -85,9 +85,9 @@ def test_output_statistics_that_are_not_finite_are_refused(attention: LinearSet,
         ("beta", -0.1, ("beta", "-0.1", "0..1")),
         ("beta", 1.5, ("beta", "1.5", "0..1")),
         ("beta", float("nan"), ("beta", "nan", "0..1")),
-        ("tau", 0.0, ("tau", "0.0", "0.001..1e+06")),
-        ("tau", -2.0, ("tau", "-2.0", "0.001..1e+06")),
-        ("tau", float("nan"), ("tau", "nan", "0.001..1e+06")),
+        ("tau", 0.0, ("tau", "0.0", "0.001..inf")),
+        ("tau", -2.0, ("tau", "-2.0", "0.001..inf")),
+        ("tau", float("nan"), ("tau", "nan", "0.001..inf")),
         ("n_grid", True, ("n_grid", "True", "whole number")),
         ("n_grid", 2.5, ("n_grid", "2.5", "whole number")),
         ("n_grid", 0, ("n_grid", "0", "1..1048576")),
@@ -100,7 +100,7 @@ def test_output_statistics_that_are_not_finite_are_refused(attention: LinearSet,
         ("keep_ratio", float("nan"), ("keep_ratio", "nan", "0..1")),
         ("beta_risk", float("inf"), ("beta_risk", "inf", "-1e+06..1e+06")),
         ("beta_risk", float("nan"), ("beta_risk", "nan", "-1e+06..1e+06")),
-        ("tau_risk", float("-inf"), ("tau_risk", "-inf", "finite")),
+        ("tau_risk", float("-inf"), ("tau_risk", "-inf", "-1e+06..1e+06")),
         ("noise_factor", -0.1, ("noise_factor", "-0.1", "0..1e+06")),
         ("noise_factor", float("inf"), ("noise_factor", "inf", "0..1e+06")),
         ("variance_penalty", -1.0, ("variance_penalty", "-1.0", "0..100")),
@@ -130,7 +130,7 @@ def test_all_problems_of_a_setting_are_named_together() -> None:
         "keep_ratio 2 is outside 0..1; beta_risk inf is outside -1e+06..1e+06; tau_risk nan is outside -1e+06..1e+06; "
         "noise_factor -1 is outside 0..1e+06; variance_penalty -2 is outside 0..100"
     )
-    with pytest.raises(QuantizationError, match=r"^beta 3 is outside 0\.\.1; tau 0 is outside 0\.001\.\.1e\+06$"):
+    with pytest.raises(QuantizationError, match=r"^beta 3 is outside 0\.\.1; tau 0 is outside 0\.001\.\.inf$"):
         Setting(beta=3, tau=0)
 
 
