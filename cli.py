@@ -278,11 +278,11 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _optimize(options: argparse.Namespace) -> None:
-    from hpo.launch.launch import launch
     from hpo.optimize import optimize
     from hpo.study.events import Notice
     from hpo.study.finding import find_study
     from hpo.terminal import study_display
+    from hpo.together import optimize_together
     from hpo.verdict.snapshot import read
     from hpo.workers.worker import Budget
     from objectives.model.memory import keep_freed_memory
@@ -301,7 +301,7 @@ def _optimize(options: argparse.Namespace) -> None:
         if fleet is None:
             study = optimize(plan, open_storage(url), paths, budget, listen, progress, options.worker_name)
         else:
-            notes = launch(plan, url, paths, fleet, budget, listen)
+            notes = optimize_together(plan, url, paths, fleet, budget, listen)
             study = read(find_study(open_storage(url), plan.name), paths)
             study = replace(study, notes=[*study.notes, *notes])
     _conclude(options, study, None if plan.presets_only else _report_directory(options, study))
@@ -782,7 +782,7 @@ def _verdicts(study: "Study") -> list[str]:
 
 
 def _ranking_tables(study: "Study") -> list[Table]:
-    from hpo.verdict.ranking import percent_text
+    from hpo.verdict.words import percent_text
 
     tables = []
     for level in study.ranking:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hpo.verdict.ranking import percent_text
+from hpo.verdict.words import percent_text
 from hpo.workers.measuring import measure
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.model.loading import ModelPlan

@@ -1,6 +1,7 @@
 """The house rules: who may import whom, how modules look, and what never appears in them."""
 
 import ast
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,27 @@ BELOW = {
     "objectives": {"quant", "storage"},
     "hpo": {"objectives", "quant", "storage"},
     "cli": {"hpo", "objectives", "quant", "storage"},
+}
+# The rooms of a layer, the lowest first: a room imports those below it and none beside it.
+ORDER: dict[str, tuple[set[str], ...]] = {
+    "hpo": (
+        {"space"},
+        {"study"},
+        {"search"},
+        {"workers"},
+        {"launch"},
+        {"verdict"},
+        {"deploy"},
+        {"optimize", "report", "terminal"},
+        {"together", "comparison", "dashboard", "notebook"},
+        {"commands"},
+    ),
+    "storage": (
+        {"errors", "strict_json"},
+        {"files", "paths"},
+        {"lease", "model_directory", "artifacts"},
+        {"cache", "results", "studies"},
+    ),
 }
 NEVER_IN_QUANT = {
     "optuna",
@@ -75,6 +97,35 @@ def test_imports_point_down(path: Path) -> None:
     """A module imports its own layer and the layers below it, and nothing else that is ours."""
     layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
     assert (set(imports(path)) & ours()) - {layer} <= BELOW[layer]
+
+
+def rooms(path: Path, layer: str) -> Iterator[str]:
+    """The rooms of its own layer that a module imports."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom):
+            first, _, rest = str(node.module).partition(".")
+            if first == layer:
+                yield from [rest.partition(".")[0]] if rest else (alias.name for alias in node.names)
+
+
+def test_rooms_import_only_rooms_below_them() -> None:
+    """Whoever breaks the order of its layer, or has no place in it, is named."""
+    offenders = []
+    for layer, order in ORDER.items():
+        heights = {room: height for height, row in enumerate(order) for room in row}
+        for path in modules_of(layer):
+            place = path.relative_to(ROOT / layer).with_suffix("").parts
+            room = place[0]
+            if place == ("__init__",):
+                continue
+            wrong = {
+                found
+                for found in set(rooms(path, layer)) - {room}
+                if heights.get(found, math.inf) >= heights.get(room, -math.inf)
+            }
+            offenders += [f"{layer}/{'/'.join(place)} imports {found}" for found in sorted(wrong)]
+            offenders += [] if room in heights else [f"{layer}/{room} has no place in the order"]
+    assert not offenders, "\n".join(offenders)
 
 
 @pytest.mark.parametrize("path", modules_of("quant"), ids=lambda path: path.name)

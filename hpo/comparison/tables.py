@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from hpo.comparison.export import rows
 from hpo.comparison.verdict import Comparison
-from hpo.report.tables import NOTHING, Table, interval_text, number
+from hpo.report.tables import Table
+from hpo.verdict.words import NOTHING, interval_text, number
 
 SPEED = "tokens/s of the dense model"
 

@@ -10,14 +10,8 @@ from typing import Any
 
 from hpo.comparison.entries import Entry, equal_bits
 from hpo.comparison.statistics import Gap, Pair, all_pairs, gaps, ranked
-from hpo.verdict.ranking import (
-    INDIFFERENT_PERCENT,
-    MEANINGFUL_PERCENT,
-    SIGNIFICANT,
-    percent_text,
-    recommend,
-    simplicity,
-)
+from hpo.verdict.ranking import INDIFFERENT_PERCENT, MEANINGFUL_PERCENT, SIGNIFICANT, recommend, simplicity
+from hpo.verdict.words import percent_text
 from objectives.paired import Difference, paired_difference
 
 EQUAL_BITS = "Only rows of equal bits per weight are weighed against each other."

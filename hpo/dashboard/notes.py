@@ -12,10 +12,11 @@ from hpo.report.axes import label_of
 from hpo.report.evidence import find_row
 from hpo.report.glance import confirmed_text
 from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
-from hpo.report.tables import NOTHING, Table, number, setting_text, short_source
+from hpo.report.tables import Table
 from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
-from hpo.verdict.ranking import SizeClassRanking, percent_text
+from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.snapshot import Study
+from hpo.verdict.words import NOTHING, number, percent_text, setting_text, short_source
 from objectives.quantization import LayerResult
 
 WORST = 5

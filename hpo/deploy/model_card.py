@@ -9,10 +9,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from hpo.report.tables import interval_text
 from hpo.study.record import FULL_PRECISION, StudyRecord, TrialRecord
-from hpo.verdict.ranking import Ranked, SizeClassRanking, percent_text
+from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
+from hpo.verdict.words import interval_text, percent_text
 from quant.setting import Setting
 
 

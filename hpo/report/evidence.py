@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hpo.report.tables import is_shown, short_source
+from hpo.report.tables import is_shown
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
+from hpo.verdict.words import short_source
 
 Kind = Literal["reference", "trial", "recommended"]
 BEST_TRIAL = "best trial"

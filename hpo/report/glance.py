@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from hpo.deploy.reproduce import can_be_repeated, quantize_command, repeat_command
 from hpo.report.charts import ChartData
 from hpo.report.layer_grid import LayerGrid
-from hpo.report.tables import number, setting_text, short_source
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.study.record import StudyRecord, TrialRecord
-from hpo.verdict.ranking import SizeClassRanking, is_meaningful, percent_text
+from hpo.verdict.ranking import SizeClassRanking, is_meaningful
 from hpo.verdict.snapshot import Study
+from hpo.verdict.words import number, percent_text, setting_text, short_source
 from quant.parameters import PARAMETERS
 
 UNCONFIRMED = (

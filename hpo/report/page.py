@@ -18,13 +18,12 @@ from hpo.report.tables import (
     cost_table,
     failure_table,
     importance_tables,
-    number,
     ranking_tables,
-    setting_text,
 )
 from hpo.study.record import StudyRecord
 from hpo.verdict.ranking import INDIFFERENT_PERCENT, SizeClassRanking
 from hpo.verdict.snapshot import Study
+from hpo.verdict.words import number, setting_text
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 NO_VERDICT = "No trial is complete, so there is no verdict yet."

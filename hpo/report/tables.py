@@ -6,19 +6,17 @@ Responsible for what they say; the page and the Markdown file lay out the same t
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from hpo.report.export import phases
 from hpo.space.size_class import SizeClass
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.importance import Importances
-from hpo.verdict.ranking import Ranked, SizeClassRanking, percent_text
+from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
+from hpo.verdict.words import NOTHING, interval_text, number, percent_text, setting_text, short_source
 
-NOTHING = "–"
 SHOWN_TRIALS = 12
-LONGEST_NAME = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,23 +181,6 @@ def _unquantized(one: Measured, level: SizeClassRanking) -> tuple[str, ...]:
     best = level.best.score.perplexity
     above = f"{100 * (one.perplexity / best - 1):+.2f} %" if one.perplexity and math.isfinite(best) else NOTHING
     return (FULL_PRECISION, "", number(one.perplexity), above, number(one.bits_per_weight))
-
-
-def setting_text(measured: Measured) -> str:
-    """The setting's label, with the calibration samples where its method reads them."""
-    setting = measured.setting
-    if setting is None or setting.definition.salience is None:
-        return measured.label
-    return f"{measured.label} n_calib={setting.n_calib}"
-
-
-def interval_text(value: object, low: object, high: object) -> str:
-    """`-0.42 % [-0.61, -0.23]`, with dashes for what is not finite."""
-    return f"{_signed(value)} % [{_signed(low)}, {_signed(high)}]"
-
-
-def _signed(value: object) -> str:
-    return f"{value:+.2f}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
 
 
 def _cost(members: Sequence[Measured], named: Sequence[str]) -> tuple[str, ...]:

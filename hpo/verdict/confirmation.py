@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.study.record import FULL_PRECISION, TrialRecord
-from hpo.verdict.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Ranked, SizeClassRanking, percent_text
+from hpo.verdict.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Ranked, SizeClassRanking
+from hpo.verdict.words import percent_text
 from hpo.workers.measuring import measure_all
 from objectives.paired import Difference, holm, paired_difference
 from objectives.progress import Progress

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hpo.space.size_class import SizeClass
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
+from hpo.verdict.words import percent_text
 from objectives.paired import Difference, paired_difference
 from objectives.scoring import Score
 from quant.methods import METHODS
@@ -165,12 +166,6 @@ def headline(levels: Sequence[SizeClassRanking]) -> SizeClassRanking | None:
 def is_meaningful(difference: Difference) -> bool:
     """Whether the first of two settings is better by more than 0.1 % and significantly."""
     return difference.percent()[0] < -MEANINGFUL_PERCENT and difference.p_value < SIGNIFICANT
-
-
-def percent_text(difference: Difference) -> str:
-    """`-0.42 % [-0.61, -0.23]`, of perplexity."""
-    value, low, high = difference.percent()
-    return f"{value:+.2f} % [{low:+.2f}, {high:+.2f}]"
 
 
 def simplicity(measured: Measured) -> tuple[int, bool, int, int]:

@@ -1,0 +1,50 @@
+"""Words of numbers, settings and texts, as every table, card and sentence for people has them.
+
+Responsible for how many digits there are and for the dash where there is no number.
+"""
+
+import math
+from pathlib import PurePath
+
+from hpo.study.record import Measured
+from objectives.paired import Difference
+
+NOTHING = "–"
+LONGEST_NAME = 24
+
+
+def number(value: object, digits: int = 3) -> str:
+    """A number for people: fixed digits, powers of ten for the very large, a dash for what is not one."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return NOTHING
+    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def percent_text(difference: Difference) -> str:
+    """`-0.42 % [-0.61, -0.23]`, of perplexity."""
+    value, low, high = difference.percent()
+    return f"{value:+.2f} % [{low:+.2f}, {high:+.2f}]"
+
+
+def interval_text(value: object, low: object, high: object) -> str:
+    """`-0.42 % [-0.61, -0.23]`, with dashes for what is not finite."""
+    return f"{_signed(value)} % [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(value: object) -> str:
+    return f"{value:+.2f}" if isinstance(value, int | float) and math.isfinite(value) else NOTHING
+
+
+def short_source(source: str) -> str:
+    """A text's name as figures have room for: of a file its name without the folders, and no more than 24 letters."""
+    path = PurePath(source)
+    name = path.name if path.suffix and not source.startswith("hub:") else source
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def setting_text(measured: Measured) -> str:
+    """The setting's label, with the calibration samples where its method reads them."""
+    setting = measured.setting
+    if setting is None or setting.definition.salience is None:
+        return measured.label
+    return f"{measured.label} n_calib={setting.n_calib}"
