@@ -135,20 +135,6 @@ def contract_table(contract: Mapping[str, object]) -> Table:
     return Table(title="Contract", columns=("what", "value"), rows=tuple(_flat(contract, "")), words=2)
 
 
-def short_source(source: str) -> str:
-    """A text's name as figures have room for: of a file its name without the folders, and no more than 24 letters."""
-    path = PurePath(source)
-    name = path.name if path.suffix and not source.startswith("hub:") else source
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-
-
-def number(value: object, digits: int = 3) -> str:
-    """A number for people: fixed digits, powers of ten for the very large, a dash for what is not one."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return NOTHING
-    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
-
-
 def _ranking(record: StudyRecord, level: SizeClassRanking) -> Table:
     rows = [(row, _ranked(level, row)) for row in level.rows]
     shown = [cells for place, (row, cells) in enumerate(rows) if is_shown(level, place, row)]

@@ -1,28 +1,27 @@
-"""Optuna's journal as a study storage: a file on one machine or a shared disk, or Redis.
+"""Optuna's journal in a file as a storage: on one machine or a shared disk.
 
-Responsible for a file that a process killed in the middle of a line does not spoil, and for never unpickling anything
-that comes from Redis. May assume that every writer of a file uses this module.
+Responsible for a file that a process killed in the middle of a line does not spoil. May assume that every writer of a
+file uses this module.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import (
-    BaseJournalBackend,
     JournalFileBackend,
     JournalFileSymlinkLock,
-    JournalRedisBackend,
 )
 
+from storage.errors import StorageError
 from storage.files import disk_errors
-
-REDIS_LOCK_SECONDS = 120.0
+from storage.paths import Paths
+from storage.studies.backend import JOURNAL
 
 
 class FileJournal(JournalFileBackend):
@@ -60,42 +59,37 @@ class FileJournal(JournalFileBackend):
             self._write_lock.release()
 
 
-class Redis(BaseJournalBackend):
-    """Optuna's journal in Redis without its snapshots.
+class JournalFile:
+    """The backend for `journal:`."""
 
-    Optuna pickles a snapshot of the study into Redis now and then, and unpickles what it finds there: whoever may
-    write to the server could run code in every worker. A backend without snapshots replays the whole log instead.
-    """
+    def open(self, url: str) -> JournalStorage:
+        """One file, made where needed."""
+        return JournalStorage(FileJournal(_file(url)))
 
-    def __init__(self, url: str) -> None:
-        self._journal = JournalRedisBackend(url)
+    def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
+        """A locked file beside the journal."""
+        if not (isinstance(storage, JournalStorage) and isinstance(storage._backend, FileJournal)):
+            raise StorageError(f"{type(storage).__name__} is no journal in a file")
+        return FileLock(f"{storage._backend._path}.{name}.lock")
 
-    def read_logs(self, log_number_from: int) -> Iterable[Mapping[str, Any]]:  # type: ignore[override]
-        """Entries from a number on."""
-        return self._journal.read_logs(log_number_from)
+    def limits(self) -> list[str]:
+        """Its length."""
+        return ["a journal file as a storage is read by every worker as a whole: good for some hundred trials"]
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add entries."""
-        self._journal.append_logs(logs)
+    def heal(self, url: str) -> int:
+        """Cut off a last line whose writer died in the middle of it."""
+        path = _file(url)
+        with disk_errors(path):
+            return FileJournal(path).heal()
 
-    def lock(self, name: str) -> AbstractContextManager[Any]:
-        """A lock that everyone on this server shares; it ends by itself when its holder died."""
-        lock: AbstractContextManager[Any] = self._journal._redis.lock(name, timeout=REDIS_LOCK_SECONDS)
-        return lock
+    def upgrade(self, url: str) -> None:
+        """There are no tables."""
 
 
-class Journal(JournalStorage):
-    """A journal that also has a lock."""
-
-    def __init__(self, backend: FileJournal | Redis) -> None:
-        super().__init__(backend)
-        self.backend = backend
-
-    def exclusive(self, name: str) -> AbstractContextManager[Any]:
-        """One process at a time; other names do not wait."""
-        if isinstance(self.backend, Redis):
-            return self.backend.lock(f"praqtune-{name}")
-        return FileLock(f"{self.backend._path}.{name}.lock")
+def _file(url: str) -> Path:
+    path = Path(url.removeprefix(JOURNAL).removeprefix("//"))
+    Paths.create(path.parent)
+    return path
 
 
 def _cut_torn_line(path: Path) -> int:

@@ -1,0 +1,60 @@
+"""SQLite as a storage: one file, many processes of one machine.
+
+Responsible for transactions that wait for each other. May assume that the file lies on a local disk: its locks do not
+work on network file systems.
+"""
+
+import os
+import sqlite3
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, make_url
+
+from storage.errors import AddressError, StorageError
+from storage.paths import Paths
+from storage.studies.backend import ALLOWED, REMEDY
+from storage.studies.database import Database, engine_of, with_tables
+
+WAIT_SECONDS = 60.0
+
+
+class Sqlite(Database):
+    """SQLite that takes its write lock when a transaction begins.
+
+    By default it takes it at the first write, and two processes that have both read then fail instead of waiting: the
+    same queued trial is run twice, or a database is called locked.
+    """
+
+    def open(self, url: str) -> RDBStorage:
+        """One file, made where needed."""
+        parsed = make_url(url)
+        if parsed.database is None or parsed.database == ":memory:":
+            raise AddressError(f"storage {parsed} lives in one process's memory; {ALLOWED}")
+        path = Path(parsed.database)
+        Paths.create(path.parent)
+        if path.exists() and not os.access(path, os.W_OK):
+            raise StorageError(f"storage {parsed} cannot be used: {path} may not be written; {REMEDY}")
+        storage = with_tables(str(parsed), {"creator": lambda: _connection(path)})
+        event.listen(storage.engine, "begin", _begin_immediate)
+        return storage
+
+    def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
+        """A locked file beside the database."""
+        return FileLock(f"{engine_of(storage).url.database}.{name}.lock")
+
+
+def _connection(path: Path) -> sqlite3.Connection:
+    # Transactions begin where SQLAlchemy says, not where Python's driver guesses.
+    connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
