@@ -25,7 +25,7 @@ from objectives.paired import paired_difference
 from objectives.text.sequences import Sequences, TextPlan, tokenize
 from objectives.text.sources import read_documents
 from objectives.trial import Bench, run_trial
-from quant import grid
+from quant import scheme
 from quant.plan import Plan
 from quant.setting import Setting
 from storage.cache import TensorCache
@@ -86,7 +86,7 @@ def laid_out(options: argparse.Namespace) -> tuple[Bench, Sequences]:
     """The model with its calibration, and the blocks that are scored."""
     keep_freed_memory()
     if options.float32_scales:
-        grid._stored = lambda scale, _: scale.clamp_(min=1e-30)  # type: ignore[assignment]
+        scheme._stored = lambda scale, _: scale.clamp_(min=1e-30)  # type: ignore[assignment]
     model = load_model(ModelPlan(name=options.model))
     found = find_blocks(model.module)
     scored = blocks_of(options.eval_text, model.tokenizer, "tuning")[-SCORED:]

@@ -31,10 +31,10 @@ from objectives.model.roles import Block, LinearRole, find_blocks
 from objectives.progress import silent
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
-from quant.grid import effective_weight
 from quant.plan import Plan
 from quant.scaling.salience import normalise
 from quant.scaling.search import candidate_scales
+from quant.scheme import effective_weight
 from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.paths import Paths
@@ -86,7 +86,7 @@ def importances(block: Block, linear: LinearRole, kind: str, inputs: Tensor) -> 
 
 def search(weight: Tensor, inputs: Tensor, salience: Tensor, weights: Tensor) -> Tensor:
     """The best effective weight `[O, I]`, every alpha judged by a forward product on sampled inputs `[I, tokens]`."""
-    rounding = partial(effective_weight, grid=SETTING.grid(torch.bfloat16))
+    rounding = partial(effective_weight, scheme=SETTING.scheme(torch.bfloat16))
     best, chosen = torch.inf, weight
     output = torch.empty(len(weight), inputs.shape[1])
     for scale in candidate_scales(salience, SETTING.n_grid):

@@ -19,9 +19,9 @@ from objectives.model.loading import Model
 from objectives.model.roles import Block, InputSite, LinearRole
 from objectives.progress import Progress
 from objectives.suitability import site_parts
-from quant.grid import IntWeight
 from quant.layers import LinearInput, LinearSet, QuantizedLinear, quantize_set, require_finite
 from quant.plan import Plan
+from quant.scheme import IntWeight
 from quant.sizes import ModelSize, input_scale_bits, matrix_bits
 
 
@@ -134,7 +134,7 @@ def model_size(model: Model, blocks: Sequence[Block], plan: Plan | None) -> Mode
             rest += own_bits * outputs * inputs
             continue
         setting = plan.setting_for(linear.name)
-        bits = matrix_bits(outputs, inputs, setting.grid(model.dtype), setting.kept_rows(outputs))
+        bits = matrix_bits(outputs, inputs, setting.scheme(model.dtype), setting.kept_rows(outputs))
         codes += bits.codes
         scales += bits.scales + input_scale_bits(inputs, setting)
         rest += bits.kept

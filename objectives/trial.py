@@ -21,8 +21,8 @@ from objectives.scoring import FIRST_LOOK, Score, score
 from objectives.stopwatch import Stopwatch
 from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences
-from quant.grid import IntWeight
 from quant.plan import Plan
+from quant.scheme import IntWeight
 from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.errors import DamagedEntryError

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantizationError
-from quant.grid import IntWeight, effective_weight, loaded, quantize
+from quant.rounding.rounding import ROUNDINGS, ScaledInputs
 from quant.scaling.folding import NormWeight
 from quant.scaling.salience import Kind, error_weights, importance, input_salience, kept_rows
 from quant.scaling.search import Problem, QuadraticForm, candidate_scales, losses
+from quant.scheme import IntWeight, effective_weight, loaded, undivided
 from quant.setting import Setting
 from quant.statistics import InputStatistics, OutputStatistics
 
@@ -26,7 +27,7 @@ class HeadTie:
     """Inputs of an output projection that must share a scale: the query heads of one key/value head.
 
     The inputs are laid out as `[kv_heads, repeats, head_dim]`; a scale that folds into the value projection is equal
-    along `repeats` (DESIGN 3, `foldable`).
+    along `repeats` (docs/methods.md).
     """
 
     kv_heads: int
@@ -148,23 +149,25 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
         for problem, rows in zip(problems, kept, strict=True)
     ]
     scales = _candidates(linears, setting, weights, importances)
-    grid = setting.grid(linears.stored or linears.linears[0].weight.dtype)
-    rounding = partial(effective_weight, grid=grid)
-    found = losses(remaining, form, scales, rounding)
-    nearest = losses(problems, form, scales[:1], rounding) if setting.definition.keeps_rows else found
+    scheme = setting.scheme(linears.stored or linears.linears[0].weight.dtype)
+    proxy = partial(effective_weight, scheme=scheme)
+    found = losses(remaining, form, scales, proxy)
+    nearest = losses(problems, form, scales[:1], proxy) if setting.definition.keeps_rows else found
     # A loss that overflowed is no choice; argmin alone would prefer it.
     best = int(found.sum(0).nan_to_num(nan=torch.inf).argmin())
+    scale = scales[best]
+    rounding, inputs = ROUNDINGS[setting.rounding], ScaledInputs(statistics=linears.inputs, scale=scale)
     stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
     quantized = []
     for linear, problem, rows, unsearched, loss in zip(linears.linears, problems, kept, nearest, found, strict=True):
-        codes = quantize(problem.weight * scales[best], grid) if stored_as_codes else None
-        rounded = rounding(problem.weight, scales[best]) if codes is None else loaded(codes)
+        codes = rounding(problem.weight * scale, scheme, inputs, setting)
+        rounded = loaded(codes) if stored_as_codes else undivided(codes, scale)
         quantized.append(
             QuantizedLinear(
                 name=linear.name,
                 weight=torch.where(rows[:, None], problem.weight, rounded).to(linear.weight.dtype),
-                codes=codes,
-                scale=scales[best] if len(scales) > 1 else None,
+                codes=codes if stored_as_codes else None,
+                scale=scale if len(scales) > 1 else None,
                 alpha=best / (len(scales) - 1) if best else 0.0,
                 nearest_loss=float(unsearched[0]),
                 loss=float(loss[best]),

@@ -51,7 +51,7 @@ class Method:
             "scales": self.salience is not None,
             "placement": weighs_outputs and self.importance == "activation",
         }
-        return frozenset({"method", "symmetric", *self.parameters}) | {
+        return frozenset({"method", "symmetric", "rounding", *self.parameters}) | {
             name for name, read in conditional.items() if read
         }
 

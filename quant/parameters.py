@@ -145,6 +145,7 @@ class Parameters:
         search=Range(low=32, high=256, scale="log2"),
     )
     symmetric: bool = row(True, "symmetric", "codes around zero, or codes with a zero point")
+    rounding: str = row("nearest", "rounding", "how codes are chosen once the input scale is")
     scales: Scales = row(
         "foldable",
         "input scales",

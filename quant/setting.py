@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from quant.errors import QuantizationError
-from quant.grid import Grid, scale_type
 from quant.methods import METHODS, Method
 from quant.parameters import PARAMETERS, Parameters
+from quant.rounding.rounding import ROUNDINGS
+from quant.scheme import Scheme, scale_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,11 @@ class Setting(Parameters):
     """
 
     def __post_init__(self) -> None:
-        unknown = f"method {self.method!r} is unknown; choose one of {', '.join(METHODS)}"
-        problems = [] if self.method in METHODS else [unknown]
+        problems = [
+            f"{name} {value!r} is unknown; choose one of {', '.join(known)}"
+            for name, value, known in (("method", self.method, METHODS), ("rounding", self.rounding, ROUNDINGS))
+            if value not in known
+        ]
         problems += [
             problem
             for name, parameter in PARAMETERS.items()
@@ -44,9 +48,9 @@ class Setting(Parameters):
         """Whether inputs have to be divided by a scale where the model runs: one of its own for every Linear."""
         return self.scales == "linear" and self.definition.salience is not None
 
-    def grid(self, dtype: torch.dtype) -> Grid:
-        """The grid for weights of a model that is stored in `dtype`."""
-        return Grid(
+    def scheme(self, dtype: torch.dtype) -> Scheme:
+        """The scheme for weights of a model that is stored in `dtype`."""
+        return Scheme(
             group_size=None if self.definition.per_row else self.group_size,
             symmetric=self.symmetric,
             scale_dtype=scale_type(dtype),

@@ -1,13 +1,12 @@
 """How many bits quantized Linears take, counted from shapes and a setting.
 
-Responsible for the bookkeeping of DESIGN 3 (`bits_per_weight`): codes, 16-bit scales, 4-bit zero points, rows kept in
-16 bit, and input scales that do not fold away. May assume nothing is stored that is not listed here; packing tests
-count real bytes.
+Responsible for `bits_per_weight` (docs/methods.md): codes, 16-bit scales, zero points, rows kept in 16 bit, and input
+scales that do not fold away. May assume nothing is stored that is not listed here; packing tests count real bytes.
 """
 
 from dataclasses import dataclass
 
-from quant.grid import BITS, SCALE_BITS, Grid
+from quant.scheme import SCALE_BITS, Scheme
 from quant.setting import Setting
 
 KEPT_BITS = 16
@@ -62,15 +61,14 @@ class ModelSize:
         return int(self.codes + self.scales + self.rest + self.outside)
 
 
-def matrix_bits(outputs: int, inputs: int, grid: Grid, kept: int = 0) -> MatrixBits:
-    """Bits of one matrix `[O, I]`: codes, scales and zero points on a grid, but for `kept` rows in 16 bit.
+def matrix_bits(outputs: int, inputs: int, scheme: Scheme, kept: int = 0) -> MatrixBits:
+    """Bits of one matrix `[O, I]`: codes, scales and zero points on a scheme, but for `kept` rows in 16 bit.
 
     Where those rows are, at most a bit per row, is not counted.
     """
-    groups = (outputs - kept) * grid.groups(inputs)
     return MatrixBits(
-        codes=BITS * (outputs - kept) * inputs,
-        scales=groups * (SCALE_BITS + (0 if grid.symmetric else BITS)),
+        codes=scheme.code_bits(outputs - kept, inputs),
+        scales=scheme.scale_bits(outputs - kept, inputs),
         kept=KEPT_BITS * kept * inputs,
     )
 

@@ -23,9 +23,9 @@ from objectives.progress import Progress
 from objectives.scoring import score_all
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, quantized
-from quant.grid import BITS, Grid, IntWeight
 from quant.packing import interleaved, packed_tensors
 from quant.plan import Plan
+from quant.scheme import IntWeight, Scheme
 from quant.setting import Setting
 from storage.files import write_file
 from storage.model_directory import new_directory, require_vacant, tensor_bytes
@@ -141,7 +141,7 @@ def quantization_config(module: Any, blocks: Sequence[Block], plan: Plan) -> dic
     """What `config.json` says of the weights: every Linear but those that stay as they are, one group per scheme."""
     packed = {linear.module for block in blocks for linear in block.linears}
     linears = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
-    targets: dict[Grid, list[str]] = {}
+    targets: dict[Scheme, list[str]] = {}
     for name, slices in _packed_modules(blocks).items():
         targets.setdefault(_scheme(plan.setting_for(slices[0].name)), []).append(name)
     return {
@@ -159,9 +159,9 @@ def quantization_config(module: Any, blocks: Sequence[Block], plan: Plan) -> dic
     }
 
 
-def _weights(scheme: Grid) -> dict[str, Any]:
+def _weights(scheme: Scheme) -> dict[str, Any]:
     return {
-        "num_bits": BITS,
+        "num_bits": scheme.bits,
         "type": "int",
         "symmetric": scheme.symmetric,
         "strategy": "group" if scheme.group_size else "channel",
@@ -170,9 +170,9 @@ def _weights(scheme: Grid) -> dict[str, Any]:
     }
 
 
-def _scheme(setting: Setting) -> Grid:
-    """The grid of a setting; the type of its scales is the whole model's."""
-    return setting.grid(torch.float16)
+def _scheme(setting: Setting) -> Scheme:
+    """The scheme of a setting; the type of its scales is the whole model's."""
+    return setting.scheme(torch.float16)
 
 
 def _packed_modules(blocks: Sequence[Block]) -> dict[str, list[LinearRole]]:

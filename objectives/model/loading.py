@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.errors import InputError
 from objectives.model.hub import hub_errors
-from quant.grid import SCALE_TYPES
 from quant.matmul import fast_dtype
+from quant.scheme import SCALE_TYPES
 
 BUNDLED = "bundled"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -20,7 +20,7 @@ from objectives.model.roles import Block, find_blocks
 from objectives.progress import Progress
 from objectives.scoring import Score, score_all
 from objectives.text.sequences import Sequences
-from quant.grid import Grid, effective_weight, scale_type
+from quant.scheme import Scheme, effective_weight, scale_type
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 
@@ -111,15 +111,15 @@ def _scores(
     """Scores in full precision and after nearest rounding."""
     phase = f"comparing {module.dtype} with float32".replace("torch.", "")
     exact = score_all(module, sequences, phase, progress)
-    with _rounded(blocks, Grid(group_size=GROUP_SIZE, scale_dtype=scale_type(dtype))):
+    with _rounded(blocks, Scheme(group_size=GROUP_SIZE, scale_dtype=scale_type(dtype))):
         return [exact, score_all(module, sequences, phase, progress)]
 
 
 @contextmanager
-def _rounded(blocks: Sequence[Block], grid: Grid) -> Iterator[None]:
+def _rounded(blocks: Sequence[Block], scheme: Scheme) -> Iterator[None]:
     linears = [linear for block in blocks for linear in block.linears]
     with weights_restored([linear.module for linear in linears]), torch.inference_mode():
         for linear in linears:
             weight = linear.weight().float()
-            linear.set_weight(effective_weight(weight, torch.ones_like(weight[0]), grid))
+            linear.set_weight(effective_weight(weight, torch.ones_like(weight[0]), scheme))
         yield

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from objectives.suitability import require_suitable, suitable_group_sizes
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, TrialResult, quantized, run_trial
 from quant.errors import QuantizationError
-from quant.grid import effective_weight, round_to_grid
 from quant.methods import METHODS
 from quant.plan import Plan
+from quant.scheme import IntWeight, dequantize, round_nearest
 from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.paths import Paths
@@ -343,9 +342,14 @@ def test_the_bundled_model_is_far_better_than_chance(real: Callable[[Setting | N
     assert real(None).score.perplexity < 300
 
 
-def without_inverse(weight: torch.Tensor, scale: torch.Tensor, grid: Any) -> torch.Tensor:
+def without_inverse(weight: torch.Tensor, scale: torch.Tensor, scheme: Any) -> torch.Tensor:
     """The known catastrophic bug: weights scaled before rounding, and never scaled back."""
-    return round_to_grid(weight * scale, grid)
+    return round_nearest(weight * scale, scheme)
+
+
+def still_scaled(weight: IntWeight, scale: torch.Tensor) -> torch.Tensor:
+    """The same bug where codes become weights."""
+    return dequantize(weight)
 
 
 @pytest.mark.parametrize("method", ["gw-awq", "gwh-praq-v2"])
@@ -354,14 +358,8 @@ def test_leaving_out_the_inverse_scale_is_catastrophic(
 ) -> None:
     """At the alphas that the right search chooses, weights that are scaled and not scaled back ruin the model."""
     setting = Setting(method=method, group_size=32, n_calib=16, scales="linear")
-    losses = quant.layers.losses
-
-    def of_a_runtime(problems: Any, form: Any, scales: Any, rounding: Any) -> torch.Tensor:
-        return losses(problems, form, scales, partial(effective_weight, **rounding.keywords))
-
-    monkeypatch.setattr(quant.layers, "losses", of_a_runtime)
     full, right = real(None), real(setting)
-    monkeypatch.setattr(quant.layers, "effective_weight", without_inverse)
+    monkeypatch.setattr(quant.layers, "undivided", still_scaled)
     wrong = real(setting)
     assert [layer.alpha for layer in wrong.layers] == [layer.alpha for layer in right.layers]
     assert right.score.perplexity < 1.1 * full.score.perplexity

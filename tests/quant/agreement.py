@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant.grid import dequantize, loaded
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
+from quant.scheme import dequantize, loaded
 from quant.setting import Setting
 from tests.quant import reference
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from quant import grid, layers, matmul, methods, packing, setting, statistics
+from quant import layers, matmul, methods, packing, scheme, setting, statistics
 from quant.scaling import folding, salience, search
 from tests.quant import synthetic
 from tests.quant.synthetic import CPU, seeded
@@ -40,24 +40,31 @@ TIED = synthetic.linear_set(synthetic.layers("tied", 0, torch.float32))
 WEIGHTS = [linear.weight for linear in GATE_UP.linears]
 IMPORTANCES = [linear.outputs.activated for linear in GATE_UP.linears]
 OUTPUTS = GATE_UP.linears[0].outputs
-GRIDS = [
-    grid.Grid(group_size=size, symmetric=symmetric, scale_dtype=dtype)
+SCHEMES = [
+    scheme.Scheme(group_size=size, symmetric=symmetric, scale_dtype=dtype)
     for size in (None, 1, 8, 10)
     for symmetric in (True, False)
-    for dtype in grid.SCALE_TYPES
+    for dtype in scheme.SCALE_TYPES
 ]
 
 CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
-    **{f"quantize-{number}": (grid.quantize, (WEIGHT, one)) for number, one in enumerate(GRIDS)},
-    **{f"round_to_grid-{number}": (grid.round_to_grid, (WEIGHT, one)) for number, one in enumerate(GRIDS)},
-    **{f"dequantize-{number}": (grid.dequantize, (grid.quantize(WEIGHT, one),)) for number, one in enumerate(GRIDS)},
-    **{f"loaded-{number}": (grid.loaded, (grid.quantize(WEIGHT, one),)) for number, one in enumerate(GRIDS)},
+    **{f"quantize-{number}": (scheme.quantize, (WEIGHT, one)) for number, one in enumerate(SCHEMES)},
+    **{f"round_nearest-{number}": (scheme.round_nearest, (WEIGHT, one)) for number, one in enumerate(SCHEMES)},
     **{
-        f"effective_weight-{number}": (grid.effective_weight, (WEIGHT, SALIENCE, one))
-        for number, one in enumerate(GRIDS)
+        f"dequantize-{number}": (scheme.dequantize, (scheme.quantize(WEIGHT, one),))
+        for number, one in enumerate(SCHEMES)
     },
-    **{f"group_scales-{number}": (grid.group_scales, (WEIGHT[:, None], one)) for number, one in enumerate(GRIDS)},
-    "group_scales-of-one": (grid.group_scales, (-WEIGHT[..., None], grid.Grid(group_size=1, symmetric=False))),
+    **{
+        f"undivided-{number}": (scheme.undivided, (scheme.quantize(WEIGHT, one), SALIENCE))
+        for number, one in enumerate(SCHEMES)
+    },
+    **{f"loaded-{number}": (scheme.loaded, (scheme.quantize(WEIGHT, one),)) for number, one in enumerate(SCHEMES)},
+    **{
+        f"effective_weight-{number}": (scheme.effective_weight, (WEIGHT, SALIENCE, one))
+        for number, one in enumerate(SCHEMES)
+    },
+    **{f"group_scales-{number}": (scheme.group_scales, (WEIGHT[:, None], one)) for number, one in enumerate(SCHEMES)},
+    "group_scales-of-one": (scheme.group_scales, (-WEIGHT[..., None], scheme.Scheme(group_size=1, symmetric=False))),
     **{
         f"quantize_set-{method}-{sharing}": (
             partial(layers.quantize_set, setting=setting.Setting(method=method, scales=sharing, group_size=12)),
@@ -96,16 +103,16 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     "pack": (packing.pack, (torch.arange(30).view(2, 15) % 16,)),
     "unpack": (packing.unpack, (torch.tensor([[-1, 2**31 - 1]], dtype=torch.int32), 13)),
     **{
-        f"packed_tensors-{number}": (packing.packed_tensors, (grid.quantize(WEIGHT, one),))
-        for number, one in enumerate(GRIDS)
+        f"packed_tensors-{number}": (packing.packed_tensors, (scheme.quantize(WEIGHT, one),))
+        for number, one in enumerate(SCHEMES)
     },
     **{
-        f"unpacked-{number}": (packing.unpacked, (packing.packed_tensors(grid.quantize(WEIGHT, one)),))
-        for number, one in enumerate(GRIDS)
+        f"unpacked-{number}": (packing.unpacked, (packing.packed_tensors(scheme.quantize(WEIGHT, one)),))
+        for number, one in enumerate(SCHEMES)
     },
     "interleaved": (
         packing.interleaved,
-        ([(torch.arange(start, 8, 2), grid.quantize(WEIGHT, grid.Grid(group_size=8))) for start in (0, 1)],),
+        ([(torch.arange(start, 8, 2), scheme.quantize(WEIGHT, scheme.Scheme(group_size=8))) for start in (0, 1)],),
     ),
     "gram_sum": (matmul.gram_sum, (WEIGHT,)),
     "gram_sum-bfloat16": (matmul.gram_sum, (WEIGHT.bfloat16(),)),
@@ -143,7 +150,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     ),
     "candidate_scales": (search.candidate_scales, (SALIENCE, 5)),
     "losses": (
-        partial(search.losses, rounding=partial(grid.effective_weight, grid=grid.Grid(group_size=8))),
+        partial(search.losses, rounding=partial(scheme.effective_weight, scheme=scheme.Scheme(group_size=8))),
         (
             [search.Problem(weight=WEIGHT, error_weights=torch.ones(4))],
             search.QuadraticForm(square(24)),
@@ -176,7 +183,7 @@ def test_every_public_function_is_called() -> None:
     without_tensors = {"fast_dtype", "scale_type"}
     public = {
         name
-        for module in (folding, grid, layers, matmul, packing, salience, search, statistics)
+        for module in (folding, scheme, layers, matmul, packing, salience, search, statistics)
         for name, value in vars(module).items()
         if callable(value) and not isinstance(value, type) and getattr(value, "__module__", "") == module.__name__
         if not name.startswith("_") and not name.endswith("_")

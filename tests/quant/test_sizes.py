@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant.grid import Grid, quantize
 from quant.methods import METHODS
+from quant.scheme import Scheme, quantize
 from quant.setting import Setting
 from quant.sizes import input_scale_bits, matrix_bits
 from tests.quant.synthetic import seeded
@@ -15,10 +15,10 @@ from tests.quant.synthetic import seeded
 @pytest.mark.parametrize("group_size", [None, 1, 8, 10, 64])
 def test_matrix_bits_are_those_of_its_tensors(symmetric: bool, group_size: int | None) -> None:
     """Four bits a code and a zero point, sixteen a scale, for as many of them as rounding makes."""
-    grid = Grid(group_size=group_size, symmetric=symmetric)
-    packed = quantize(torch.ones(3, 24), grid)
+    scheme = Scheme(group_size=group_size, symmetric=symmetric)
+    packed = quantize(torch.ones(3, 24), scheme)
     zeros = 0 if packed.zero is None else packed.zero.numel()
-    assert matrix_bits(3, 24, grid).total == 4 * packed.codes.numel() + 16 * packed.scale.numel() + 4 * zeros
+    assert matrix_bits(3, 24, scheme).total == 4 * packed.codes.numel() + 16 * packed.scale.numel() + 4 * zeros
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -40,7 +40,7 @@ def packed_bytes(weight: Tensor, setting: Setting, kept: Tensor) -> int:
     stored = [weight[kept].bfloat16()]
     if kept.all():
         return stored[0].numel() * stored[0].itemsize
-    rounded = quantize(weight[~kept].float(), setting.grid(weight.dtype))
+    rounded = quantize(weight[~kept].float(), setting.scheme(weight.dtype))
     stored += [nibbles(rounded.codes), rounded.scale]
     if rounded.zero is not None:
         stored.append(nibbles(rounded.zero))
@@ -57,5 +57,5 @@ def test_matrix_bits_are_the_bytes_of_a_packed_file(method: str, keep_ratio: flo
     count = setting.kept_rows(40)
     assert count == (40 * keep_ratio if METHODS[method].keeps_rows else 0)
     kept = torch.arange(40) < count
-    bits = matrix_bits(40, 48, setting.grid(weight.dtype), count).total
+    bits = matrix_bits(40, 48, setting.scheme(weight.dtype), count).total
     assert bits == 8 * packed_bytes(weight, setting, kept)

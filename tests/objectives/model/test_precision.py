@@ -15,7 +15,7 @@ from objectives.model.roles import find_blocks
 from objectives.progress import silent
 from objectives.scoring import score_all
 from objectives.text.sequences import Sequences, TextPlan
-from quant.grid import Grid, round_to_grid
+from quant.scheme import Scheme, round_nearest
 from storage.paths import Paths
 from storage.results import ResultStore
 from tests.objectives import tiny
@@ -48,12 +48,12 @@ def test_agreement_is_the_difference_from_float32(
     config = tiny.LAYOUTS[layout]()
     agreement = check(tiny.model(config, dtype=dtype), text, store)
     first = text[:16]
-    grid = Grid(group_size=64, scale_dtype=dtype)
+    scheme = Scheme(group_size=64, scale_dtype=dtype)
     own, wide = tiny.module(config, dtype=dtype), tiny.module(config, dtype=dtype).float()
     exact = [mean(own, first), mean(wide, first)]
     for module in (own, wide):
         for linear in (linear for block in find_blocks(module) for linear in block.linears):
-            linear.set_weight(round_to_grid(linear.weight().float(), grid))
+            linear.set_weight(round_nearest(linear.weight().float(), scheme))
     rounded = [mean(own, first), mean(wide, first)]
     assert agreement.dtype == str(dtype).removeprefix("torch.")
     assert agreement.mean_nll == pytest.approx(exact[0] - exact[1], abs=1e-9)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quant.grid import dequantize, effective_weight
 from quant.layers import HeadTie, quantize_set
 from quant.scaling.folding import NormWeight
 from quant.scaling.search import QuadraticForm
+from quant.scheme import dequantize, effective_weight
 from quant.setting import Setting
 from tests.quant import synthetic
 from tests.quant.agreement import effective
@@ -101,7 +101,7 @@ def test_rows_take_a_divisor_before_they_are_rounded(symmetric: bool) -> None:
     setting = replace(AWQ, symmetric=symmetric)
     _, found = quantize_set(divided, setting, torch.float32)
     rows = second.weight.float() / divisor[:, None]
-    expected = effective_weight(rows, found.scale, setting.grid(torch.bfloat16))
+    expected = effective_weight(rows, found.scale, setting.scheme(torch.bfloat16))
     assert torch.equal(effective(found), expected.bfloat16())
     error = expected * divisor[:, None] - second.weight.float()
     form = QuadraticForm(given_set.inputs.gram, torch.float32)

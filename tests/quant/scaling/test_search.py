@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quant.grid import Grid, dequantize, effective_weight, quantize, round_to_grid
 from quant.layers import LinearSet, quantize_set
 from quant.methods import METHODS
 from quant.scaling.salience import error_weights, importance, input_salience, normalise
 from quant.scaling.search import Problem, QuadraticForm, Rounding, candidate_scales, losses
+from quant.scheme import Scheme, dequantize, effective_weight, quantize, round_nearest
 from quant.setting import Setting
 from tests.quant import reference, synthetic
 from tests.quant.synthetic import seeded
 
-GROUPS_OF_12 = partial(effective_weight, grid=Grid(group_size=12))
+GROUPS_OF_12 = partial(effective_weight, scheme=Scheme(group_size=12))
 
 
 def exact_losses(rows: Tensor, problem: Problem, scales: list[Tensor], rounding: Rounding) -> Tensor:
@@ -67,7 +67,7 @@ def test_quadratic_form_needs_only_the_upper_triangle() -> None:
 def test_gram_loss_is_the_output_error(seed: int, symmetric: bool) -> None:
     """On correlated inputs with outlier channels the Gram loss is the brute-force output error to 1e-4."""
     rows, problem, scales = made_up(seed, 200, 20, 60)
-    rounding = partial(effective_weight, grid=Grid(group_size=16, symmetric=symmetric))
+    rounding = partial(effective_weight, scheme=Scheme(group_size=16, symmetric=symmetric))
     [found] = losses([problem], QuadraticForm(synthetic.input_statistics(rows).gram, torch.float32), scales, rounding)
     assert found.dtype == torch.float64
     for scale, loss in zip(scales, found.tolist(), strict=True):
@@ -86,7 +86,7 @@ def test_gram_loss_is_the_output_error_of_a_real_layer(real_mlp: dict[str, Tenso
     problem = Problem(weight=weight, error_weights=error_weights(Setting(tau=0.5), "mlp", h))
     statistics = synthetic.input_statistics(rows)
     scales = candidate_scales(normalise(statistics.magnitude, "mean"), 4)
-    rounding = partial(effective_weight, grid=Grid(group_size=32, symmetric=False))
+    rounding = partial(effective_weight, scheme=Scheme(group_size=32, symmetric=False))
     [found] = losses([problem], QuadraticForm(statistics.gram, torch.float32), scales, rounding)
     for scale, loss in zip(scales, found.tolist(), strict=True):
         delta = rounding(weight, scale) - weight
@@ -100,7 +100,7 @@ def test_bfloat16_product_chooses_well_on_a_real_layer(real_mlp: dict[str, Tenso
     problem = Problem(weight=weight, error_weights=torch.ones(len(weight)))
     statistics = synthetic.input_statistics(rows)
     scales = candidate_scales(normalise(statistics.magnitude, "mean"), 20)
-    rounding = partial(effective_weight, grid=Grid(group_size=32))
+    rounding = partial(effective_weight, scheme=Scheme(group_size=32))
     exact = exact_losses(rows, problem, scales, rounding)
     [found] = losses([problem], QuadraticForm(statistics.gram, torch.bfloat16), scales, rounding)
     assert exact[found.argmin()] <= exact.min() * (1 + 1e-3)
@@ -110,7 +110,7 @@ def test_bfloat16_product_chooses_well_on_a_real_layer(real_mlp: dict[str, Tenso
 def test_bfloat16_product_chooses_well(seed: int) -> None:
     """The exact loss of the scale chosen with a bfloat16 product is within 1e-3 of the best candidate's."""
     rows, problem, scales = made_up(seed, 400, 64, 200)
-    rounding = partial(effective_weight, grid=Grid(group_size=32))
+    rounding = partial(effective_weight, scheme=Scheme(group_size=32))
     gram = synthetic.input_statistics(rows).gram
     exact = exact_losses(rows, problem, scales, rounding)
     [found] = losses([problem], QuadraticForm(gram, torch.bfloat16), scales, rounding)
@@ -136,7 +136,7 @@ def test_losses_do_not_depend_on_how_rows_are_cut() -> None:
         Problem(weight=weight, error_weights=weights)
         for weight, weights in zip(problem.weight.split(100), problem.error_weights.split(100), strict=True)
     ]
-    rounding = partial(effective_weight, grid=Grid(group_size=64))
+    rounding = partial(effective_weight, scheme=Scheme(group_size=64))
     [whole] = losses([problem], QuadraticForm(gram, torch.float32), tried, rounding)
     parts = losses(pieces, QuadraticForm(gram, torch.float32), tried, rounding)
     assert parts.shape == (6, 3)
@@ -194,12 +194,12 @@ def test_alpha_zero_is_nearest_rounding() -> None:
     """The first candidate gives exactly the nearest rounding and its loss."""
     given_set = synthetic.linear_set(synthetic.layers("down", 2, torch.bfloat16))
     weight = given_set.linears[0].weight.float()
-    grid = Setting(group_size=12).grid(torch.bfloat16)
+    scheme = Setting(group_size=12).scheme(torch.bfloat16)
     first = candidate_scales(given_set.inputs.magnitude, 20)[0]
-    assert torch.equal(effective_weight(weight, first, grid), round_to_grid(weight, grid))
+    assert torch.equal(effective_weight(weight, first, scheme), round_nearest(weight, scheme))
     [nearest] = quantize_set(given_set, Setting(method="rtn", group_size=12))
     [awq] = quantize_set(given_set, Setting(method="gw-awq", group_size=12))
-    assert torch.equal(nearest.weight, round_to_grid(weight, grid).bfloat16())
+    assert torch.equal(nearest.weight, round_nearest(weight, scheme).bfloat16())
     assert nearest.alpha == 0
     assert nearest.scale is None
     assert nearest.loss == nearest.nearest_loss == awq.nearest_loss
@@ -240,7 +240,7 @@ def test_leaving_out_the_inverse_scale_is_a_catastrophe(method: str) -> None:
         form = QuadraticForm(given_set.inputs.gram, torch.float32)
         assert found.alpha > 0
         torch.testing.assert_close(found.scale, salience.pow(found.alpha))
-        without = round_to_grid(linear.weight * found.scale, setting.grid(torch.float32))
+        without = round_nearest(linear.weight * found.scale, setting.scheme(torch.float32))
         catastrophe = float(form(without - linear.weight) @ weights)
         assert catastrophe > 100 * found.loss
         assert catastrophe > 50 * found.nearest_loss
@@ -255,6 +255,6 @@ def test_chosen_scale_reproduces_the_weight_from_its_codes(scales: str) -> None:
     given_set = synthetic.linear_set(synthetic.layers("gate-up", 4, torch.bfloat16))
     setting = Setting(method="gw-awq", group_size=12, symmetric=False, scales=scales)
     for linear, found in zip(given_set.linears, quantize_set(given_set, setting), strict=True):
-        stored = dequantize(quantize(linear.weight.float() * found.scale, setting.grid(torch.bfloat16)))
+        stored = dequantize(quantize(linear.weight.float() * found.scale, setting.scheme(torch.bfloat16)))
         assert torch.equal((stored if scales == "foldable" else stored / found.scale).bfloat16(), found.weight)
         assert (found.codes is None) == (scales == "linear")

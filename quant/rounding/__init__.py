@@ -1,0 +1,1 @@
+"""How a matrix becomes codes: one protocol, and its inhabitants by name."""
