@@ -306,7 +306,7 @@ class Bundle:
         original = getattr(hpo.workers.measuring, name)
 
         def run(first: Any, second: Any, *others: Any) -> Any:
-            self.work.append(name if name == "score_all" else f"quantized {second and second.method}")
+            self.work.append(name if name == "score_all" else f"quantized {second and second.only.method}")
             return original(first, second, *others)
 
         return run
