@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Two test processes with one thread each are faster than one with two, and as deterministic.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
 
-.PHONY: demo test check-all lint install lock clean
+.PHONY: demo test test-rest check-all lint install lock clean
 
 demo: install
 	$(BIN)/python cli.py optimize --trials 24
@@ -14,8 +14,11 @@ demo: install
 test: lint
 	$(TESTS) -m "not slow"
 
-check-all: lint
-	$(TESTS)
+# What `test` leaves out.
+test-rest: install
+	$(TESTS) -m slow
+
+check-all: test test-rest
 
 lint: install
 	$(BIN)/ruff check .

@@ -18,9 +18,17 @@ GROUP_SIZES = (12, 16, 64)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-@pytest.mark.parametrize("sharing", ["linear", "foldable"])
+ONCE = {("foldable", True, 12), ("linear", False, 16)}
+"""Every formula on both ways of sharing and both kinds of codes; the other combinations are for `make check-all`."""
+
+
+@pytest.mark.parametrize(
+    ("sharing", "symmetric", "group_size"),
+    [
+        pytest.param(*case, marks=() if case in ONCE else pytest.mark.slow)
+        for case in product(["linear", "foldable"], [True, False], GROUP_SIZES)
+    ],
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", METHODS)
 def test_method_equals_reference(method: str, layout: Layout, sharing: str, symmetric: bool, group_size: int) -> None:
