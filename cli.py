@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from objectives.export.formats import DEFAULT_FORMAT, formats_help
+
 if TYPE_CHECKING:
     import optuna
 
@@ -1070,7 +1072,7 @@ def _quantize_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--study", metavar="S", help="quantize as one of its trials was; gives model and text as well")
     group.add_argument("--trial", metavar="N", help="best (default) or a number")
     group.add_argument("--storage", metavar="URL", help="where the study is ($PRAQTUNE_STORAGE)")
-    group.add_argument("--format", default="dense", help="dense (default), or packed: INT4, proven to score the same")
+    group.add_argument("--format", default=DEFAULT_FORMAT, help=formats_help())
     group.add_argument("--output-dir", metavar="DIR", required=True, help="must not exist, or be empty")
     # Not given and given as usual differ: what is not given comes from the study.
     usual = {name: parser.get_default(name) for name in STUDY_GIVES}

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo.deploy.deploy import Chosen, Format, Written, deploy
+from hpo.deploy.deploy import Chosen, Written, deploy
 from hpo.report.charts import chart_data
 from hpo.report.export import trials_frame
 from hpo.study.choosing import BEST, chosen_trial, require_same_bench, study_flags
@@ -21,6 +21,7 @@ from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.measuring import measure
 from objectives.evaluation import BenchPlan, load_bench
+from objectives.export.formats import DEFAULT_FORMAT
 from objectives.model.loading import ModelPlan
 from objectives.progress import silent
 from objectives.text.sequences import Sequences, TextPlan
@@ -90,10 +91,11 @@ class LoadedStudy:
         setting = replace(best.setting, **changes)
         return measure(bench, self.study.store, setting, [tuning], silent)[0]
 
-    def quantize(self, directory: str | Path, trial: str = BEST, format: Format = "dense") -> Written:
+    def quantize(self, directory: str | Path, trial: str = BEST, format: str = DEFAULT_FORMAT) -> Written:
         """Write a trial's model, by its number or the best one's, as a directory that loads like any other.
 
-        `packed` is INT4 for transformers and vLLM, `dense` the same values in the model's own type.
+        `packed` is INT4 for transformers and vLLM, `dense` the same values in the model's own type; all
+        formats are in `objectives.export.formats`.
 
         Raises:
             InputError: If there is no such trial, or model or text are not the study's any more.

@@ -31,7 +31,7 @@ def require_suitable(blocks: Sequence[Block], plan: Plan, allow_partial_groups: 
 
 
 def _require_all_named(blocks: Sequence[Block], plan: Plan) -> None:
-    names = [linear.name for block in blocks for linear in block.linears]
+    names = {linear.name: linear for block in blocks for linear in block.linears}
     unknown = [name for name in plan.named if name not in names]
     if unknown:
         raise InputError(f"the plan has settings for {_listed(unknown)}, which this model does not have")

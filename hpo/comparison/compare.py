@@ -18,7 +18,7 @@ from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
 from hpo.workers.measuring import measure
 from objectives.errors import InputError, RunError
 from objectives.evaluation import BenchPlan, LaidOut, lay_out, load_bench
-from objectives.export.dense import read_record
+from objectives.export.manifest import read_record
 from objectives.progress import Progress
 from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences

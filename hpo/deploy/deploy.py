@@ -3,19 +3,17 @@
 Responsible for refusing early what cannot be written, and for making sure that a trial is written as it was measured.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hpo.deploy.model_card import model_card
 from hpo.study.choosing import require_same_bench, require_same_text
 from hpo.study.record import TrialRecord
 from hpo.verdict.snapshot import Study
-from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, load_bench
-from objectives.export.dense import write_quantized
-from objectives.export.packed import Proof, require_packable, write_packed
-from objectives.model.roles import kept_in_16_bit, unscaled_inputs
+from objectives.export.formats import Export, Proof, find_format
+from objectives.model.roles import kept_in_16_bit
 from objectives.progress import Progress
 from objectives.results import measurement_key, recall_result
 from objectives.text.sequences import Sequences
@@ -25,9 +23,6 @@ from quant.setting import Setting
 from storage.model_directory import disk_bytes, require_vacant
 from storage.paths import Paths
 from storage.results import ResultStore
-
-Format = Literal["dense", "packed"]
-FORMATS: tuple[Format, ...] = ("dense", "packed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,66 +57,57 @@ class Written:
     notes: list[str]
 
 
-def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, form: str, paths: Paths, progress: Progress) -> Written:
+def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, name: str, paths: Paths, progress: Progress) -> Written:
     """Write the model quantized by a setting to `directory`.
 
     Args:
-        plan: Model and text; the first data set is what a packed model is scored on.
+        plan: Model and text; the first data set is what a written model is scored on, where its format is proven.
         chosen: How to quantize.
         directory: Must not exist, or be empty.
-        form: `dense`: 4-bit values in the model's own type. `packed`: INT4, and proven to score what was measured.
+        name: The name of a format in `objectives.export.formats`.
         paths: Where calibration and results are kept.
         progress: Told how far each phase is.
 
     Raises:
         InputError: If model, text, setting, study and format do not suit each other.
-        RunError: If a packed model does not score what was measured.
+        RunError: If a model of a proven format does not score what was measured.
         StorageError: If something is at `directory` already, or the disk is full or refuses.
     """
-    if form not in FORMATS:
-        raise InputError(f"format {form!r} is unknown; choose {' or '.join(FORMATS)}")
+    form, settled = find_format(name), Plan.uniform(chosen.setting)
     require_vacant(directory, 0)
-    if form == "packed":
-        require_packable([], Plan.uniform(chosen.setting))
+    form.require_holds([], settled)
     bench, (tuning, *_) = load_bench(plan, paths)
     if chosen.study is not None:
         require_same_bench(chosen.study.record, bench)
-    if form == "packed":
-        record = _packed(plan, bench, tuning, chosen, directory, ResultStore(paths.results), progress)
-    else:
-        record = write_quantized(bench, Plan.uniform(chosen.setting), directory, progress)
-    found = (kept_in_16_bit(bench.blocks), unscaled_inputs(bench.blocks) if form == "packed" else None)
+    export = Export(bench=bench, plan=settled, directory=directory)
+    if form.proven:
+        export = _with_proof(export, chosen, tuning, ResultStore(paths.results), plan.model.trust_remote_code)
+    record = form.write(export, progress)
+    kept = kept_in_16_bit(bench.blocks)
     return Written(
         directory=directory,
         record=record,
         disk_bytes=disk_bytes(directory),
-        notes=[note for note in found if note is not None],
+        notes=[*([] if kept is None else [kept]), *form.notes(bench.blocks)],
     )
 
 
-def _packed(
-    plan: BenchPlan,
-    bench: Bench,
-    tuning: Sequences,
-    chosen: Chosen,
-    directory: Path,
-    store: ResultStore,
-    progress: Progress,
-) -> dict[str, Any]:
+def _with_proof(
+    export: Export, chosen: Chosen, tuning: Sequences, store: ResultStore, trust_remote_code: bool
+) -> Export:
+    """What the model has to score, and its card, which says what was measured."""
     setting, study, trial = chosen.setting, chosen.study, chosen.trial
     if study is not None:
         require_same_text(study.record, tuning)
     perplexity = trial.perplexity if trial is not None else None
-    proof = Proof(
-        text=tuning,
-        perplexity=_known(bench, setting, tuning, store) if perplexity is None else perplexity,
-        trust_remote_code=plan.model.trust_remote_code,
-    )
+    if perplexity is None:
+        perplexity = _known(export.bench, setting, tuning, store)
 
     def card(record: Any) -> str:
         return model_card(record, setting, study, trial)
 
-    return write_packed(bench, Plan.uniform(setting), directory, proof, card, progress)
+    proof = Proof(text=tuning, perplexity=perplexity, trust_remote_code=trust_remote_code)
+    return replace(export, proof=proof, card=card)
 
 
 def _known(bench: Bench, setting: Setting, tuning: Sequences, store: ResultStore) -> float | None:

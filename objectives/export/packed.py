@@ -6,8 +6,7 @@ assume that the bench was laid out for the model; `storage.model_directory` make
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from objectives.errors import InputError, RunError
-from objectives.export.dense import RECORD, configuration_kept, make_record
+from objectives.export.dense import configuration_kept
+from objectives.export.formats import Export
+from objectives.export.manifest import make_record, write_record
 from objectives.export.rescoring import rescore
 from objectives.model.loading import Model
-from objectives.model.roles import Block, LinearRole
+from objectives.model.roles import Block, LinearRole, unscaled_inputs
 from objectives.progress import Progress
-from objectives.scoring import score_all
+from objectives.scoring import Score, score_all
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, quantized
 from quant.packing import interleaved, packed_tensors
@@ -36,68 +37,52 @@ MOST_APART = 1e-3
 DENSE = "write it with --format dense"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """What a packed model has to score.
+class Packed:
+    """The `pack-quantized` format of compressed-tensors: codes and scales for transformers and vLLM."""
 
-    Attributes:
-        text: What it is scored on.
-        perplexity: What was measured there; None to measure it now.
-        trust_remote_code: Run Python code that comes with the model.
-    """
+    proven = True
 
-    text: Sequences
-    perplexity: float | None
-    trust_remote_code: bool = False
+    def require_holds(self, blocks: Sequence[Block], plan: Plan) -> None:
+        """Refuse rows in 16 bit, scales at run time, partial groups and slices of different schemes."""
+        require_packable(blocks, plan)
 
+    def write(self, export: Export, progress: Progress) -> dict[str, Any]:
+        """Write codes and scales, and prove them in a fresh process; see `Format.write`."""
+        bench, plan, proof = export.bench, export.plan, export.proof
+        assert proof is not None
+        self.require_holds(bench.blocks, plan)
+        model = bench.model
+        require_vacant(export.directory, sum(parameter.numel() for parameter in model.module.parameters()))
+        with quantized(bench, plan, progress, with_codes=True) as made:
+            expected = proof.perplexity
+            if expected is None:
+                expected = score_all(model.module, proof.text, f"scoring on {proof.text.source}", progress).perplexity
+            tensors = _state(model, bench.blocks, made.codes)
+        with new_directory(export.directory) as place:
+            _write_model(model, tensors, quantization_config(model.module, bench.blocks, plan), place)
+            found = self.score(place, proof.text, model, progress, proof.trust_remote_code).perplexity
+            _require_equal(found, expected)
+            source = {"source": proof.text.source, "sequences": len(proof.text)}
+            record = {
+                **make_record(bench, plan, made.layers, weights="packed"),
+                "stored_bits_per_weight": _stored_bits(bench, place),
+                "proof": {**source, "measured": expected, "packed": found},
+            }
+            write_record(place, record)
+            if export.card is not None:
+                write_file(place / CARD, export.card(record).encode())
+        return record
 
-def write_packed(
-    bench: Bench,
-    plan: Plan,
-    directory: Path,
-    proof: Proof,
-    card: Callable[[Mapping[str, Any]], str],
-    progress: Progress,
-) -> dict[str, Any]:
-    """Write the model quantized by `plan` to `directory`, which appears whole and proven or not at all.
+    def score(
+        self, directory: Path, text: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
+    ) -> Score:
+        """Score a directory in a fresh process; see `Format.score`."""
+        return rescore(directory, text, model, progress, trust_remote_code)
 
-    Args:
-        bench: Model, roles and calibration.
-        plan: How to quantize.
-        directory: Must not exist, or be empty; missing parents are made.
-        proof: What the result has to score, loaded by transformers in a fresh process.
-        card: Makes the model card, in Markdown, of the record.
-        progress: Told how far each phase is.
-
-    Returns:
-        The contents of `praqtune.json`.
-
-    Raises:
-        InputError: If the plan cannot be packed, or does not suit the model or the text.
-        QuantizationError: If a weight is not finite.
-        RunError: If the result does not score what was measured.
-        StorageError: If something is at `directory` already, or the disk is full or refuses.
-    """
-    require_packable(bench.blocks, plan)
-    model = bench.model
-    require_vacant(directory, sum(parameter.numel() for parameter in model.module.parameters()))
-    with quantized(bench, plan, progress, with_codes=True) as made:
-        expected = proof.perplexity
-        if expected is None:
-            expected = score_all(model.module, proof.text, f"scoring on {proof.text.source}", progress).perplexity
-        tensors = _state(model, bench.blocks, made.codes)
-    with new_directory(directory) as place:
-        _write_model(model, tensors, quantization_config(model.module, bench.blocks, plan), place)
-        found = rescore(place, proof.text, model, progress, proof.trust_remote_code).perplexity
-        _require_equal(found, expected)
-        record = {
-            **make_record(bench, plan, made.layers, weights="packed"),
-            "stored_bits_per_weight": _stored_bits(bench, place),
-            "proof": {"source": proof.text.source, "sequences": len(proof.text), "measured": expected, "packed": found},
-        }
-        write_file(place / RECORD, json.dumps(record, indent=1).encode())
-        write_file(place / CARD, card(record).encode())
-    return record
+    def notes(self, blocks: Sequence[Block]) -> list[str]:
+        """Which inputs are not scaled: here a scale has to fold."""
+        note = unscaled_inputs(blocks)
+        return [] if note is None else [note]
 
 
 def require_packable(blocks: Sequence[Block], plan: Plan) -> None:
@@ -115,6 +100,12 @@ def require_packable(blocks: Sequence[Block], plan: Plan) -> None:
                 f"packed INT4 holds {module} as one matrix, which has {len(schemes)} schemes here; give its slices the "
                 f"same one, or {DENSE}"
             )
+    schemes = {_scheme(setting) for setting in plan.settings}
+    if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
+        raise InputError(
+            f"transformers does not read packed INT4 of {len(schemes)} schemes where one has zero points; use "
+            f"--symmetric for all Linears, or {DENSE}"
+        )
     linears = [linear for block in blocks for linear in block.linears]
     for setting in plan.settings:
         size = _scheme(setting).group_size
@@ -149,8 +140,9 @@ def quantization_config(module: Any, blocks: Sequence[Block], plan: Plan) -> dic
         "format": "pack-quantized",
         "quantization_status": "compressed",
         # Transformers has no INT4 kernel and unpacks on first use in any case; told to do so while it loads, it also
-        # reads packed zero points, which it otherwise takes for a wrong shape. Other runtimes do not know the key.
-        "dequantize": True,
+        # reads packed zero points, which it otherwise takes for a wrong shape, but takes the first scheme for all.
+        # Other runtimes do not know the key.
+        **({"dequantize": True} if len(targets) == 1 else {}),
         "ignore": [name for name, child in linears.items() if child not in packed],
         "config_groups": {
             f"group_{index}": {"targets": ["Linear"] if len(targets) == 1 else names, "weights": _weights(scheme)}

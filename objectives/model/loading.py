@@ -109,6 +109,7 @@ def load_model(plan: ModelPlan) -> Model:
         )
     module, report = loaded
     _require_complete(plan, report)
+    _require_unpacked(plan, module)
     module = module.to(device).eval().requires_grad_(False)
     return Model(
         name=plan.name,
@@ -175,6 +176,19 @@ def _require_complete(plan: ModelPlan, report: Mapping[str, Any]) -> None:
         raise InputError(
             f"model {plan.name} lacks {len(lacking)} weights that its config.json describes, or has them in another "
             f"shape (first: {lacking[0]}); get its files again"
+        )
+
+
+def _require_unpacked(plan: ModelPlan, module: nn.Module) -> None:
+    packed = [
+        name
+        for name, child in module.named_modules()
+        if isinstance(child, nn.Linear) and getattr(child, "weight", None) is None
+    ]
+    if packed:
+        raise InputError(
+            f"model {plan.name} has {len(packed)} Linears whose weights stay packed when it is loaded (first: "
+            f"{packed[0]}); give the model with dense weights"
         )
 
 

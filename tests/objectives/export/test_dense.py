@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from objectives.calibration.calibration import Calibration
 from objectives.errors import InputError
-from objectives.export.dense import RECORD, write_quantized
+from objectives.export.dense import Dense
+from objectives.export.formats import Export
+from objectives.export.manifest import RECORD
 from objectives.model.loading import Model, ModelPlan, load_model
 from objectives.model.roles import find_blocks
 from objectives.progress import silent
@@ -50,6 +52,10 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "models" / "mine"
+
+
+def write_quantized(bench: Bench, plan: Plan, directory: Path, progress: Any = silent) -> dict[str, Any]:
+    return Dense().write(Export(bench=bench, plan=plan, directory=directory), progress)
 
 
 def quantized_state(bench: Bench, setting: Setting) -> tuple[dict[str, Tensor], tuple[LayerResult, ...]]:
@@ -225,7 +231,7 @@ def fail_at_tokenizer(monkeypatch: pytest.MonkeyPatch, bench: Bench, error: Base
 
 
 def fail_at_record(monkeypatch: pytest.MonkeyPatch, bench: Bench, error: BaseException) -> None:
-    monkeypatch.setattr("objectives.export.dense.write_file", raising(error))
+    monkeypatch.setattr("objectives.export.manifest.write_file", raising(error))
 
 
 def raising(error: BaseException) -> Callable[..., None]:

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import objectives.export.packed
 from objectives.errors import InputError, RunError
-from objectives.export.dense import read_record
-from objectives.export.packed import Proof, write_packed
+from objectives.export.formats import Export, Proof
+from objectives.export.manifest import read_record
+from objectives.export.packed import Packed
 from objectives.export.rescoring import rescore
 from objectives.model.loading import DTYPES, Model, ModelPlan, load_model
 from objectives.progress import silent
@@ -70,8 +71,13 @@ def card(record: Mapping[str, Any]) -> str:
     return f"# {record['method']}"
 
 
+def export(bench: Bench, plan: Plan, target: Path, perplexity: float | None = None) -> Export:
+    proof = Proof(text=TEXT, perplexity=perplexity)
+    return Export(bench=bench, plan=plan, directory=target, proof=proof, card=card)
+
+
 def write(bench: Bench, setting: Setting, target: Path, perplexity: float | None = None) -> dict[str, Any]:
-    return write_packed(bench, Plan.uniform(setting), target, Proof(text=TEXT, perplexity=perplexity), card, silent)
+    return Packed().write(export(bench, Plan.uniform(setting), target, perplexity), silent)
 
 
 def measured_state(bench: Bench, setting: Setting) -> Stored:
@@ -210,12 +216,8 @@ def test_a_packed_model_can_be_the_model_of_a_bench(bench: Bench, target: Path) 
 def test_a_fresh_process_scores_the_same(bench: Bench, target: Path) -> None:
     """Values per sequence from another process are those of this one; progress is told."""
     told: list[tuple[int, int]] = []
-    write_packed(
-        bench,
-        Plan.uniform(replace(AWQ, symmetric=False)),
-        target,
-        Proof(text=TEXT, perplexity=None),
-        card,
+    Packed().write(
+        export(bench, Plan.uniform(replace(AWQ, symmetric=False)), target),
         lambda phase, done, total: told.append((done, total)) if "fresh" in phase else None,
     )
     here = score_all(reload(target).eval(), TEXT, "", silent)
@@ -223,6 +225,55 @@ def test_a_fresh_process_scores_the_same(bench: Bench, target: Path) -> None:
     torch.testing.assert_close(there.nll, here.nll)
     assert torch.equal(there.tokens, here.tokens)
     assert told == [(8, 10), (10, 10)]
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("layout", ["llama", "phi3", "opt"])
+def test_different_schemes_come_back_bit_by_bit(layout: str, tmp_path: Path, target: Path) -> None:
+    """Each scheme is a group of its own that names its Linears, and every weight is the one that was measured."""
+    bench = tiny.bench(made(layout), tmp_path / "home")
+    first, second = ({linear.name: linear for linear in block.linears} for block in bench.blocks)
+    coarse = replace(AWQ, group_size=64)
+    plan = Plan(named={**dict.fromkeys(first, AWQ), **dict.fromkeys(second, coarse)})
+    with quantized(bench, plan):
+        expected = tiny.state(bench.model.module)
+    record = Packed().write(export(bench, plan, target), silent)
+    reloaded = reload(target)
+    # Of several schemes each is unpacked when its Linear is used first.
+    reloaded(TEXT.ids[0][None])
+    state = {name: tensor for name, tensor in tiny.state(reloaded).items() if name in expected}
+    assert tiny.same_bits(expected, state)
+    groups = json.loads((target / "config.json").read_text())["quantization_config"]["config_groups"]
+    assert [group["weights"]["group_size"] for group in groups.values()] == [32, 64]
+    assert [set(group["targets"]) for group in groups.values()] == [
+        {name.partition(":")[0] for name in block} for block in (first, second)
+    ]
+    assert 0 < record["stored_bits_per_weight"] - record["bits_per_weight"] < 0.05
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_model_that_stays_packed_is_not_the_model_of_a_bench(bench: Bench, target: Path) -> None:
+    """Several schemes are unpacked on first use only: there are no weights to calibrate or to count."""
+    plan = Plan(named={"model.layers.0.mlp.down_proj": replace(AWQ, group_size=64)}, others=AWQ)
+    Packed().write(export(bench, plan, target), silent)
+    with pytest.raises(InputError, match=r"has 14 Linears whose weights stay packed .*; give the model with dense"):
+        load_model(ModelPlan(name=str(target), dtype="bfloat16"))
+
+
+def test_slices_of_one_matrix_have_one_scheme(tmp_path: Path) -> None:
+    """A fused projection is packed as one matrix; the line names it."""
+    blocks = tiny.bench(made("phi3"), tmp_path / "home").blocks
+    rtn = Setting(method="rtn", group_size=32, n_calib=8)
+    plan = Plan(named={"model.layers.0.self_attn.qkv_proj:k": replace(rtn, group_size=64)}, others=rtn)
+    with pytest.raises(InputError, match=r"holds model\.layers\.0\.self_attn\.qkv_proj as one matrix, .* 2 schemes"):
+        Packed().require_holds(blocks, plan)
+
+
+def test_several_schemes_with_zero_points_are_refused(bench: Bench) -> None:
+    """Transformers would not read them; nothing has to be computed to know."""
+    plan = Plan(named={"model.layers.0.mlp.down_proj": replace(AWQ, symmetric=False)}, others=AWQ)
+    with pytest.raises(InputError, match="2 schemes where one has zero points; use --symmetric for all Linears"):
+        Packed().require_holds([], plan)
 
 
 # What is refused, and what fails

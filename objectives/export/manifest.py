@@ -1,0 +1,92 @@
+"""Say of a model directory what it is and how it came about.
+
+Responsible for the record `praqtune.json`, whatever the format of the weights. May assume that the bench was laid out
+for the model.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from objectives.quantization import LayerResult, model_size
+from objectives.trial import Bench
+from quant.plan import MIXED, Plan
+from quant.setting import Setting
+from quant.sizes import ModelSize
+from storage.files import write_file
+
+FORMAT = 2
+RECORD = "praqtune.json"
+VERSIONS_OF = ("praqtune", "torch", "transformers")
+
+
+def write_record(directory: Path, record: dict[str, Any]) -> None:
+    """Put a record into a model directory.
+
+    Raises:
+        StorageError: If the disk is full or refuses.
+    """
+    write_file(directory / RECORD, json.dumps(record, indent=1).encode())
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote about a model directory; None for one that was made otherwise."""
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+
+
+def make_record(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weights: str) -> dict[str, Any]:
+    """Everything needed to know the model again and to make it again, JSON-able; `weights` says how they are stored."""
+    text = bench.calibration.text[: plan.n_calib]
+    return {
+        "format": FORMAT,
+        "weights": weights,
+        **_settings(plan, [layer.name for layer in layers]),
+        **_size(model_size(bench.model, bench.blocks, plan)),
+        "model": {
+            "name": bench.model.name,
+            "commit": bench.model.commit,
+            "dtype": str(bench.model.dtype).removeprefix("torch."),
+            "stored_as": str(bench.model.stored_dtype).removeprefix("torch."),
+            "fingerprint": bench.model.fingerprint,
+        },
+        "calibration": {"source": text.source, "samples": len(text), "fingerprint": text.fingerprint()},
+        "versions": {package: _version(package) for package in VERSIONS_OF},
+        "layers": [asdict(layer) for layer in layers],
+    }
+
+
+def _settings(plan: Plan, linears: Sequence[str]) -> dict[str, object]:
+    if plan.only is not None:
+        return _setting(plan.only)
+    return {
+        "method": MIXED,
+        "parameters": {},
+        "settings": [
+            {**_setting(setting), "linears": [name for name in linears if plan.setting_for(name) == setting]}
+            for setting in plan.settings
+        ],
+    }
+
+
+def _setting(setting: Setting) -> dict[str, object]:
+    reads = setting.definition.reads - {"method"}
+    parameters = {name: value for name, value in setting.as_dict().items() if name in reads}
+    return {"method": setting.method, "parameters": parameters}
+
+
+def _size(size: ModelSize) -> dict[str, object]:
+    return {"bits_per_weight": size.bits_per_weight, "model_bytes": size.model_bytes, "size": asdict(size)}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

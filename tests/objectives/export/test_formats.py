@@ -1,0 +1,74 @@
+"""Every format in the registry writes a directory that scores what was measured."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from objectives.errors import InputError
+from objectives.export.formats import DEFAULT_FORMAT, FORMATS, Export, Proof, find_format, formats_help
+from objectives.progress import silent
+from objectives.trial import Bench, run_trial
+from quant.plan import Plan
+from quant.setting import Setting
+from tests.objectives import tiny
+
+AWQ = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=5)
+TEXT = tiny.sequences([20] * 10, seed=2)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return tiny.bench(tiny.complete(dtype=torch.bfloat16), tmp_path / "home")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_a_format_wrote_scores_what_was_measured(name: str, bench: Bench, tmp_path: Path) -> None:
+    """Loaded as the format loads it; the model in memory is as it was."""
+    form, plan, before = find_format(name), Plan.uniform(AWQ), tiny.state(bench.model.module)
+    form.require_holds([], plan)
+    form.require_holds(bench.blocks, plan)
+    proof = Proof(text=TEXT, perplexity=None) if form.proven else None
+    record = form.write(Export(bench=bench, plan=plan, directory=tmp_path / "out", proof=proof), silent)
+    assert (record["weights"], record["method"]) == (name, "gw-awq")
+    expected = run_trial(bench, plan, TEXT).score
+    found = form.score(tmp_path / "out", TEXT, bench.model, silent)
+    assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-6)
+    assert tiny.same_bits(before, tiny.state(bench.model.module))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_holds_linears_of_different_settings(name: str, bench: Bench, tmp_path: Path) -> None:
+    """The record lists each setting with its Linears."""
+    fine = [linear.name for linear in bench.blocks[0].linears]
+    plan = Plan(named=dict.fromkeys(fine, AWQ), others=replace(AWQ, group_size=64))
+    form = find_format(name)
+    proof = Proof(text=TEXT, perplexity=None) if form.proven else None
+    record = form.write(Export(bench=bench, plan=plan, directory=tmp_path / "out", proof=proof), silent)
+    assert record["method"] == "mixed"
+    assert [(one["parameters"]["group_size"], len(one["linears"])) for one in record["settings"]] == [(64, 7), (32, 7)]
+    assert record["settings"][1]["linears"] == fine
+    found = form.score(tmp_path / "out", TEXT, bench.model, silent)
+    assert found.perplexity == pytest.approx(run_trial(bench, plan, TEXT).score.perplexity, rel=1e-6)
+
+
+def test_an_unknown_format_is_refused_with_those_there_are() -> None:
+    """In one line."""
+    with pytest.raises(InputError, match="format 'gguf' is unknown; choose dense or packed"):
+        find_format("gguf")
+
+
+def test_help_names_every_format() -> None:
+    """And says which is usual."""
+    assert DEFAULT_FORMAT in FORMATS
+    assert all(f"{name}" in formats_help() and one.summary in formats_help() for name, one in FORMATS.items())
+    assert f"{DEFAULT_FORMAT} (default)" in formats_help()
+
+
+def test_listing_formats_costs_no_time() -> None:
+    """A command line that lists them does not load torch."""
+    check = "import sys, objectives.export.formats as f; f.formats_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -1,0 +1,47 @@
+"""A plan says which setting quantizes which Linear, and is stored and read back as it was."""
+
+import json
+
+import pytest
+
+from quant.errors import QuantizationError
+from quant.plan import Plan
+from quant.setting import Setting
+
+COARSE, FINE = Setting(method="rtn", group_size=64, n_calib=16), Setting(method="rtn", group_size=32, n_calib=32)
+
+
+def test_a_uniform_plan_has_one_setting_for_every_linear() -> None:
+    """Whatever the Linears are called."""
+    plan = Plan.uniform(COARSE)
+    assert plan.setting_for("model.layers.0.mlp.up_proj") is COARSE
+    assert (plan.only, plan.is_uniform, plan.settings, plan.n_calib) == (COARSE, True, (COARSE,), 16)
+    assert plan.label() == COARSE.label()
+    assert plan == Plan.uniform(COARSE)
+
+
+def test_a_linear_that_is_named_has_its_own_setting() -> None:
+    """All others have that of the others; the most samples are those that any setting needs."""
+    plan = Plan(named={"a": FINE}, others=COARSE)
+    assert (plan.setting_for("a"), plan.setting_for("b")) == (FINE, COARSE)
+    assert (plan.only, plan.is_uniform, plan.settings, plan.n_calib) == (None, False, (COARSE, FINE), 32)
+
+
+def test_naming_every_linear_alike_is_uniform() -> None:
+    """It does not matter how it was said."""
+    plan = Plan(named={"a": FINE, "b": Setting(**FINE.as_dict())})
+    assert plan.only == FINE
+    with pytest.raises(QuantizationError, match="the plan has no setting for c; name it"):
+        plan.setting_for("c")
+
+
+def test_a_plan_without_settings_is_refused() -> None:
+    """There would be nothing to do."""
+    with pytest.raises(QuantizationError, match="at least one setting"):
+        Plan()
+
+
+@pytest.mark.parametrize("plan", [Plan.uniform(FINE), Plan(named={"a": FINE}), Plan(named={"a": FINE}, others=COARSE)])
+def test_a_plan_is_read_back_as_it_was_stored(plan: Plan) -> None:
+    """As JSON."""
+    assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
