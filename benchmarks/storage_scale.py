@@ -119,7 +119,7 @@ def fill(study: optuna.Study, store: ResultStore, space: Space, count: int) -> N
 
 
 def vars_of(perplexity: float) -> dict[str, float]:
-    return {"perplexity": perplexity, "low": perplexity - 1, "high": perplexity + 1, "against": 1}
+    return {"mean_nll": math.log(perplexity), "standard_error": 0.5 / perplexity, "degrees": 50.0, "against": 1}
 
 
 def worker_on(study: optuna.Study, storage: Any, store: ResultStore, sampler: str, name: str = "w0") -> Worker:

@@ -6,10 +6,10 @@ numbers that JSON has not.
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from hpo.study.record import Measured, StudyRecord, TrialRecord
+from hpo.study.record import Estimate, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import ranking_json
 from hpo.verdict.snapshot import Study
 from quant.setting import Setting
@@ -123,7 +123,18 @@ def _trial(trial: TrialRecord) -> dict[str, object]:
         "model_bytes": trial.model_bytes,
         "seconds": trial.seconds,
         "tokens": trial.tokens,
-        "estimate": asdict(trial.estimate) if trial.estimate else None,
+        "estimate": _estimate(trial.estimate) if trial.estimate else None,
         "outcome": trial.outcome,
         "reason": trial.reason,
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, object]:
+    return {
+        "perplexity": estimate.perplexity,
+        "low": estimate.low,
+        "high": estimate.high,
+        "standard_error": estimate.standard_error,
+        "degrees": estimate.degrees,
+        "against": estimate.against,
     }

@@ -22,7 +22,6 @@ from objectives.scoring import FIRST_LOOK, Score, look_sizes
 
 PrunerName = Literal["paired", "wilcoxon", "median", "hyperband", "none"]
 PRUNERS: tuple[PrunerName, ...] = ("paired", "wilcoxon", "median", "hyperband", "none")
-CONFIDENCE = 0.95
 # Of a trial, in the storage: dashboards read all of them every few seconds.
 MOST_POINTS = 32
 # Comparisons that it takes to know how they scatter, and the most that this may be worth: settings that were compared
@@ -174,19 +173,15 @@ def is_hopeless(look: Score, incumbent: Incumbent, pruner: Pruner) -> bool:
 
 
 def estimate(look: Score, incumbent: Incumbent) -> Estimate:
-    """The perplexity that a pruned trial would have on all text: the incumbent's, moved by the lag.
+    """What a pruned trial would score on all text: as the incumbent, moved by the lag.
 
     Far more exact than the trial's own running mean, because text that is hard for one setting is hard for all.
     """
     behind = lag(look, incumbent)
-    middle = incumbent.score.mean_nll + behind.value
-    reach = 0.0
-    if behind.standard_error > 0:
-        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, behind.degrees)) * behind.standard_error
     return Estimate(
-        perplexity=math.exp(middle),
-        low=math.exp(middle - reach),
-        high=math.exp(min(middle + reach, 700.0)),
+        mean_nll=incumbent.score.mean_nll + behind.value,
+        standard_error=behind.standard_error if math.isfinite(behind.standard_error) else None,
+        degrees=behind.degrees,
         against=incumbent.number,
     )
 

@@ -1,5 +1,6 @@
 """Trials and scores made up for tests of what only reads them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def pruned(number: int, space: Space, setting: Setting, estimate: float) -> Tria
         state="PRUNED",
         outcome="stopped",
         running={8: 50.0},
-        estimate=Estimate(perplexity=estimate, low=estimate - 1, high=estimate + 1, against=0),
+        estimate=Estimate(mean_nll=math.log(estimate), standard_error=0.5 / estimate, degrees=50.0, against=0),
     )
 
 

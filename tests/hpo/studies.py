@@ -190,9 +190,7 @@ class Maker:
             state="PRUNED",
             seconds={"quantize": 2.0, "score": 0.75},
             outcome="stopped",
-            estimate=Estimate(
-                perplexity=score.perplexity, low=0.97 * score.perplexity, high=1.05 * score.perplexity, against=0
-            ),
+            estimate=Estimate(mean_nll=score.mean_nll, standard_error=0.0168, degrees=7.0, against=0),
             running=_running(score, read),
             tokens=read * TOKENS,
             started="2025-01-01T00:00:00",

@@ -301,14 +301,14 @@ def test_numbers_that_json_has_not_become_null(small: Study, tmp_path: Path) -> 
     """An infinite estimate, and numpy's numbers in a contract, are written so that every reader takes them."""
     spoilt = next(trial for trial in small.record.pruned if trial.estimate)
     assert spoilt.estimate is not None
-    broken = replace(spoilt, estimate=replace(spoilt.estimate, high=math.inf), seconds={"score": math.nan})
+    broken = replace(spoilt, estimate=replace(spoilt.estimate, mean_nll=math.inf), seconds={"score": math.nan})
     trials = tuple(broken if trial is spoilt else trial for trial in small.record.trials)
     record = replace(small.record, trials=trials, contract={"seed": np.int64(3), "limit": np.float64("inf")})
     written(small, tmp_path, record)
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
     entry = result["trials"][spoilt.number]
-    assert (entry["estimate"]["high"], entry["seconds"]) == (None, {"score": None})
-    assert entry["estimate"]["low"] == spoilt.estimate.low
+    assert (entry["estimate"]["perplexity"], entry["seconds"]) == (None, {"score": None})
+    assert entry["estimate"]["standard_error"] == spoilt.estimate.standard_error
     assert result["contract"] == {"seed": 3, "limit": None}
 
 

@@ -105,8 +105,9 @@ def test_what_others_are_at_promises_less() -> None:
 def test_a_vague_estimate_leaves_more_to_hope_for_than_an_exact_one() -> None:
     """Of two pruned trials with the same estimate."""
     trials, setting = history(FLAT, 12), FLAT.at([0.9, 0.4])
-    near, far = {"low": 101.99, "high": 102.01}, {"low": 0.0, "high": 1e300}
-    estimates = [Estimate(perplexity=102.0, against=0, **reach) for reach in (near, far)]
+    estimates = [
+        Estimate(mean_nll=math.log(102), standard_error=error, degrees=9.0, against=0) for error in (5e-5, None)
+    ]
     exact, vague = (replace(pruned(12, FLAT, setting, 102.0), estimate=estimate) for estimate in estimates)
     gains = [promises(FLAT, [*trials, one], [setting])[0].improvement for one in (exact, vague)]
     assert gains[0] < gains[1]

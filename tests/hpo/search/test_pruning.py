@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 import cli
 from hpo.search.pruning import (
@@ -105,6 +106,21 @@ def test_an_estimate_is_far_closer_than_the_running_mean() -> None:
         running += abs(prefix(trial, 16).perplexity - trial.perplexity)
     assert 0.90 <= covered / 200 <= 0.99
     assert estimated < running / 10
+
+
+def test_an_estimate_keeps_the_error_that_its_interval_comes_from() -> None:
+    """Student's t of the stored degrees of freedom; unbounded, and as good as unknown, where there is one document."""
+    trial, full = texts(4, shift=0.05)
+    found = estimate(prefix(trial, 16), against(full))
+    behind = lag(prefix(trial, 16), against(full))
+    assert (found.standard_error, found.degrees) == (behind.standard_error, behind.degrees)
+    reach = stats.t.ppf(0.975, behind.degrees) * behind.standard_error
+    assert math.log(found.high / found.perplexity) == pytest.approx(reach)
+    assert math.log(found.perplexity / found.low) == pytest.approx(reach)
+    assert found.variance == pytest.approx((reach / stats.norm.ppf(0.975)) ** 2, rel=1e-4)
+    alone = estimate(score([3.0]), against(score([2.9, 3.1])))
+    assert (alone.standard_error, alone.low, alone.variance) == (None, 0.0, 1.0)
+    assert alone.high > 1e300
 
 
 def test_an_estimate_of_all_text_is_exact() -> None:

@@ -25,11 +25,9 @@ def made(store: Path, truth: Truth, trials: int, sizes: str = "64") -> tuple[Stu
 
 
 def known(trial: TrialRecord, reach: float) -> TrialRecord:
-    """A pruned trial whose estimate's interval reaches so many nats to either side."""
+    """A pruned trial whose estimate's interval reaches about so many nats to either side."""
     assert trial.estimate is not None
-    middle = trial.estimate.perplexity
-    found = replace(trial.estimate, low=middle * math.exp(-reach), high=middle * math.exp(reach))
-    return replace(trial, estimate=found)
+    return replace(trial, estimate=replace(trial.estimate, standard_error=reach / 2, degrees=50.0))
 
 
 def by_beta(setting: Setting) -> float:
