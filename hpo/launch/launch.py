@@ -17,7 +17,7 @@ from hpo.launch.processes import Processes
 from hpo.workers.interrupts import Interrupts
 from objectives.errors import InputError, RunError
 
-LAUNCHERS: Mapping[str, type[Launcher]] = {"loky": Processes, "dask": Dask}
+LAUNCHERS: dict[str, type[Launcher]] = {"loky": Processes, "dask": Dask}
 POLL_SECONDS = 0.5
 # Deaths in a row, while no trial ends anywhere, after which workers are not started again.
 MOST_DEATHS = 10
