@@ -1,8 +1,8 @@
 """Sufficient statistics of calibration: what every method needs to know of a Linear's inputs and outputs.
 
-Responsible for accumulating means over tokens and for merging the means of consecutive token runs. May assume rows
-without padding. Sums are float32 within a batch and float64 across batches (DESIGN 3). Shape letters: `O` outputs,
-`I` inputs, `N` tokens.
+Responsible for accumulating means over tokens, which docs/methods.md has the formulas on, and for merging the means of
+consecutive token runs. May assume rows without padding. Sums are float32 within a batch and float64 across batches.
+Shape letters: `O` outputs, `I` inputs, `N` tokens.
 """
 
 from collections.abc import Callable, Sequence

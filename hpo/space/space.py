@@ -1,6 +1,6 @@
 """The search space: which fields of a `Setting` a study varies, and between which bounds.
 
-Responsible for the space of each method (DESIGN 5), for narrowing it, and for the way to and from Optuna's
+Responsible for the space of each method (docs/methods.md), for narrowing it, and for the way to and from Optuna's
 parameters. May assume nothing about the model: sizes that do not suit it, or for which there is no text, are taken out
 by `limited`.
 """

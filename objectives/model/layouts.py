@@ -1,6 +1,6 @@
 """What is known of the field's layouts: names of projections, fused rows, norms and how they work, activations.
 
-Responsible for the tables that `roles` reads a decoder block with (DESIGN 4). May assume a transformers
+Responsible for the tables that `roles` reads a decoder block with. May assume a transformers
 configuration. Shape letters: `O` outputs.
 """
 

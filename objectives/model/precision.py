@@ -1,6 +1,6 @@
 """Is the model's own 16-bit type good enough to measure differences of a few thousandths of a nat?
 
-Responsible for the check of DESIGN 4: on 16 sequences the mean NLL must agree with float32 within 0.002, and the
+Responsible for the check: on 16 sequences the mean NLL must agree with float32 within 0.002, and the
 difference between nearest rounding and full precision must move by at most 0.002. May assume a model whose weights
 are original. The answer is kept, because it only depends on the model and the text.
 """

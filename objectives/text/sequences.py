@@ -1,6 +1,6 @@
 """Token sequences: from documents to what a model is calibrated on and scored on, in one fixed seeded order.
 
-Responsible for the two protocols (DESIGN 4) and for parts that share no document. `documents`: each text truncated
+Responsible for the two protocols and for parts that share no document. `documents`: each text truncated
 to `length` tokens, texts under 100 characters skipped, special tokens as the tokenizer adds them. `packed`: texts
 joined by two newlines and cut into blocks of `length`, without special tokens. May assume a fast tokenizer.
 """

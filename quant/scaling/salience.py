@@ -1,7 +1,8 @@
 """Which inputs and which outputs matter: importances, saliences, their normalisation, error weights, kept rows.
 
-Responsible for the formulas of DESIGN 3 (AWQ: Lin et al. 2023, arXiv:2306.00978, section 3.2; PRAQ and the hybrid:
-DESIGN 3) as pure functions of statistics. May assume finite float32 tensors. Shape letters: `O` outputs, `I` inputs.
+Responsible for the formulas of docs/methods.md (AWQ: Lin et al. 2023, arXiv:2306.00978, section 3.2; PRAQ and the
+hybrids are this project's own) as pure functions of statistics. May assume finite float32 tensors. Shape letters: `O`
+outputs, `I` inputs.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def importance(
 
 
 def risk(setting: Setting, inputs: InputStatistics, outputs: OutputStatistics, weight: Tensor) -> Tensor:
-    """`risk_o = sigmoid(β_r (upper_o - τ_r)) · (E|z_o| + std z_o)`, `[O]` (DESIGN 3).
+    """`risk_o = sigmoid(β_r (upper_o - τ_r)) · (E|z_o| + std z_o)`, `[O]` (docs/methods.md).
 
     `upper_o = E z_o + 3 std z_o + noise · E|x| · mean_j |W_oj|` bounds what rounding may make of an output; `E|x|` is
     the mean over all inputs.

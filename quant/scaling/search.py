@@ -1,6 +1,6 @@
 """The search for the exponent alpha: quadratic losses of candidate input scales in Gram form.
 
-Responsible for `Σ_o w_o Δ_o G Δ_oᵀ` with `Δ = Q(W S) / S - W` (DESIGN 3). This equals the weighted mean squared
+Responsible for `Σ_o w_o Δ_o G Δ_oᵀ` with `Δ = Q(W S) / S - W` (docs/methods.md). This equals the weighted mean squared
 output error over all calibration tokens, so no activations are kept and no forward pass is made. May assume finite
 float32 weights. Shape letters: `O` outputs, `I` inputs.
 """
