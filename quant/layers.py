@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantizationError
-from quant.rounding.rounding import ROUNDINGS, ScaledInputs
+from quant.rounding.rounding import PROXY, ROUNDINGS, ScaledInputs
 from quant.scaling.folding import NormWeight
 from quant.scaling.salience import Kind, error_weights, importance, input_salience, kept_rows
-from quant.scaling.search import Problem, QuadraticForm, candidate_scales, losses
+from quant.scaling.search import Problem, QuadraticForm, candidate_scales, loss, losses
 from quant.scheme import IntWeight, effective_weight, loaded, undivided
 from quant.setting import Setting
 from quant.statistics import InputStatistics, OutputStatistics
@@ -101,8 +101,9 @@ class QuantizedLinear:
         scale: `S` `[I]`, float32; None where inputs are not scaled.
         alpha: The chosen exponent; 0 where none was searched.
         nearest_loss: Loss of nearest rounding of all rows under this method's error weights.
-        loss: Loss of the choice, to which rows in 16 bit add nothing; summed over the Linears that share a scale,
-            never above their `nearest_loss`.
+        loss: Loss of the search's choice, rounded to nearest, to which rows in 16 bit add nothing; summed over the
+            Linears that share a scale, never above their `nearest_loss`.
+        final_loss: Loss of the codes that the setting's rounding chose; `loss` where that is nearest.
     """
 
     name: str
@@ -112,6 +113,7 @@ class QuantizedLinear:
     alpha: float
     nearest_loss: float
     loss: float
+    final_loss: float
 
 
 def quantize_set(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype | None = None) -> list[QuantizedLinear]:
@@ -159,8 +161,9 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
     rounding, inputs = ROUNDINGS[setting.rounding], ScaledInputs(statistics=linears.inputs, scale=scale)
     stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
     quantized = []
-    for linear, problem, rows, unsearched, loss in zip(linears.linears, problems, kept, nearest, found, strict=True):
+    for linear, problem, rows, unsearched, row in zip(linears.linears, remaining, kept, nearest, found, strict=True):
         codes = rounding(problem.weight * scale, scheme, inputs, setting)
+        searched = float(row[best])
         rounded = loaded(codes) if stored_as_codes else undivided(codes, scale)
         quantized.append(
             QuantizedLinear(
@@ -170,7 +173,9 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
                 scale=scale if len(scales) > 1 else None,
                 alpha=best / (len(scales) - 1) if best else 0.0,
                 nearest_loss=float(unsearched[0]),
-                loss=float(loss[best]),
+                loss=searched,
+                # The search has rounded to nearest already.
+                final_loss=searched if setting.rounding == PROXY else loss(problem, form, undivided(codes, scale)),
             )
         )
     return quantized

@@ -48,3 +48,5 @@ class Rounding(Protocol):
 
 ROUNDINGS: dict[str, Rounding] = {"nearest": nearest}
 """The roundings by name."""
+PROXY = "nearest"
+"""The one that the search for input scales stands in for all others with."""

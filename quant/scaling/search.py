@@ -80,6 +80,12 @@ def losses(problems: Sequence[Problem], form: QuadraticForm, scales: Sequence[Te
     return torch.stack([_losses(problem, form, scales, rounding) for problem in problems]).cpu()
 
 
+def loss(problem: Problem, form: QuadraticForm, effective: Tensor) -> float:
+    """Compute the loss of one matrix `W_eff` `[O, I]`, float32, in place of a Linear's weight; `effective` stays."""
+    errors = (effective - problem.weight).to(form.dtype)
+    return float(form(errors).double() @ problem.error_weights.double())
+
+
 def _losses(problem: Problem, form: QuadraticForm, scales: Sequence[Tensor], rounding: Rounding) -> Tensor:
     total = torch.zeros(len(scales), dtype=torch.float64, device=problem.weight.device)
     for rows, weights in _row_chunks(problem):

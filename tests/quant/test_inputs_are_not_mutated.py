@@ -149,6 +149,14 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         (square(24), WEIGHT.bfloat16()),
     ),
     "candidate_scales": (search.candidate_scales, (SALIENCE, 5)),
+    "loss": (
+        search.loss,
+        (
+            search.Problem(weight=WEIGHT, error_weights=torch.ones(4)),
+            search.QuadraticForm(square(24), torch.float32),
+            WEIGHT + 1,
+        ),
+    ),
     "losses": (
         partial(search.losses, rounding=partial(scheme.effective_weight, scheme=scheme.Scheme(group_size=8))),
         (

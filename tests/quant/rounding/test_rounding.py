@@ -8,6 +8,7 @@ from quant.errors import QuantizationError
 from quant.layers import quantize_set
 from quant.rounding import rounding
 from quant.rounding.rounding import ROUNDINGS, ScaledInputs
+from quant.scaling.salience import error_weights, importance, kept_rows
 from quant.scheme import IntWeight, Scheme, dequantize, quantize
 from quant.setting import Setting
 from tests.quant.synthetic import seeded
@@ -44,7 +45,7 @@ def towards_zero(monkeypatch: pytest.MonkeyPatch) -> TowardsZero:
 
 
 @pytest.mark.parametrize("scales", ["foldable", "linear"])
-def test_another_rounding_decides_the_codes_and_nothing_else(towards_zero: TowardsZero, scales: str) -> None:
+def test_another_rounding_decides_the_codes_and_their_loss(towards_zero: TowardsZero, scales: str) -> None:
     """Input scales are those of the search, whose proxy stays nearest rounding; weights never grow in magnitude."""
     usual = quantize_set(GATE_UP, Setting(**SETTING, scales=scales))
     other = quantize_set(GATE_UP, Setting(**SETTING, scales=scales, rounding="towards-zero"))
@@ -52,9 +53,31 @@ def test_another_rounding_decides_the_codes_and_nothing_else(towards_zero: Towar
         assert torch.equal(before.scale, after.scale)
         assert (before.alpha, before.loss, before.nearest_loss) == (after.alpha, after.loss, after.nearest_loss)
         assert not torch.equal(before.weight, after.weight)
+        assert before.final_loss == before.loss < after.final_loss
         assert (before.codes is None) == (after.codes is None)
         if before.codes is not None and after.codes is not None:
             assert (after.codes.codes.abs() <= before.codes.codes.abs()).all()
+
+
+@pytest.mark.parametrize("method", ["gw-awq", "gwh-praq-v2", "awq-mixed"])
+@pytest.mark.parametrize("scales", ["foldable", "linear"])
+def test_the_final_loss_is_that_of_the_codes(towards_zero: TowardsZero, method: str, scales: str) -> None:
+    """It is the weighted output error of the weight that comes out, rows in 16 bit left out."""
+    setting = Setting(method=method, group_size=12, n_grid=4, scales=scales, rounding="towards-zero")
+    found = quantize_set(GATE_UP, setting, loss_dtype=torch.float32)
+    for linear, quantized, (weight, scheme, inputs, _) in zip(GATE_UP.linears, found, towards_zero.seen, strict=True):
+        h = importance(setting, GATE_UP.kind, GATE_UP.inputs, linear.outputs, linear.weight.float())
+        weights = error_weights(setting, GATE_UP.kind, h) * ~kept_rows(h, setting.kept_rows(len(h)))
+        codes = TowardsZero()(weight, scheme, inputs, setting)
+        delta = (dequantize(codes) / inputs.scale - linear.weight.float()).double()
+        errors = ((delta @ GATE_UP.inputs.gram.double()) * delta).sum(1)
+        assert quantized.final_loss == pytest.approx(float(errors @ weights.double()), rel=1e-4)
+
+
+def test_nearest_rounding_computes_no_loss_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the search found is what is reported."""
+    monkeypatch.setattr("quant.layers.loss", lambda *given: pytest.fail("the loss was computed again"))
+    assert all(found.final_loss == found.loss for found in quantize_set(GATE_UP, Setting(**SETTING)))
 
 
 def test_a_rounding_is_handed_the_scaled_weight_and_the_statistics(towards_zero: TowardsZero) -> None:
