@@ -872,7 +872,7 @@ def _output(
 # Arguments
 
 SEARCHED_FLAGS = ("beta", "tau", "n_grid", "n_calib", "group_size")
-FIXED_FLAGS = ("symmetric", "scales", "placement")
+FIXED_FLAGS = ("symmetric", "rounding", "scales", "placement")
 ROW_FLAGS = ("keep_ratio", "beta_risk", "tau_risk", "noise_factor", "variance_penalty")
 SETTING_FLAGS = (*SEARCHED_FLAGS, *FIXED_FLAGS, *ROW_FLAGS)
 STUDY_GIVES = ("model", "dtype", "protocol", "eval_samples", "seed")
@@ -1116,6 +1116,7 @@ def _grid_flags(group: Any) -> None:
     zero.add_argument("--asymmetric", dest="symmetric", action="store_false", help="codes with a zero point")
     group.add_argument("--scales", help="foldable (default) or linear")
     group.add_argument("--placement", help="original (default) or structural")
+    group.add_argument("--rounding", help="how codes are chosen: nearest (default)")
 
 
 if __name__ == "__main__":

@@ -66,9 +66,13 @@ class Setting(Parameters):
         return replace(self, **unread)  # type: ignore[arg-type]
 
     def label(self) -> str:
-        """The method with the parameters it reads, for tables: `gwh-praq-v2 beta=0.5 tau=2 n_grid=20`."""
+        """The method with the parameters it reads, and a rounding that is not the usual one, for tables.
+
+        `gwh-praq-v2 beta=0.5 tau=2 n_grid=20`, for example.
+        """
         read = [f"{name}={getattr(self, name):g}" for name in self.definition.parameters]
-        return " ".join([self.method, *read])
+        rounding = [] if self.rounding == PARAMETERS["rounding"].default else [f"rounding={self.rounding}"]
+        return " ".join([self.method, *read, *rounding])
 
     def as_dict(self) -> dict[str, object]:
         """Every field by name, JSON-able."""

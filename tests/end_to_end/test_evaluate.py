@@ -158,6 +158,7 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
         "n_calib": 4,
         "group_size": 64,
         "symmetric": False,
+        "rounding": "nearest",
         "scales": "linear",
         "placement": "structural",
         "keep_ratio": 0.2,

@@ -29,6 +29,7 @@ def test_the_original_space_is_the_designs() -> None:
     assert FULL.describe() == {
         "method": "gwh-praq-v2",
         "symmetric": "True",
+        "rounding": "nearest",
         "scales": "foldable",
         "placement": "original",
         "beta": "0..1",
@@ -157,6 +158,7 @@ def test_what_a_study_is_has_what_its_method_reads() -> None:
     assert make_space(Setting(method="awq-mixed"), {"keep_ratio": 0.3}).describe() == {
         "method": "awq-mixed",
         "symmetric": "True",
+        "rounding": "nearest",
         "keep_ratio": "0.3",
         "n_calib": "16,32,64,128,256,512",
     }
@@ -179,7 +181,7 @@ def test_every_method_is_searched_in_all_that_it_declares(method: str, names: li
     space = make_space(Setting(method=method), {})
     assert [one.name for one in space.dimensions] == names
     assert space.project(Setting(method=method)) == Setting(method=method)
-    reads = space.base.definition.reads - {"method", "symmetric", "scales", "placement"}
+    reads = space.base.definition.reads - {"method", "symmetric", "rounding", "scales", "placement"}
     assert reads == set(names)
 
 

@@ -1,5 +1,7 @@
 """A rounding of one's own goes through the same door as nearest rounding."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -93,6 +95,12 @@ def test_a_rounding_is_handed_the_scaled_weight_and_the_statistics(towards_zero:
         scale = quantized.scale.double()
         expected = GATE_UP.inputs.gram.double() / torch.outer(scale, scale)
         torch.testing.assert_close(inputs.gram().double(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_label_tells_roundings_apart(towards_zero: Any) -> None:
+    """The usual one is not mentioned."""
+    assert Setting(**SETTING).label() == "gw-awq n_grid=4"
+    assert Setting(**SETTING, rounding="towards-zero").label() == "gw-awq n_grid=4 rounding=towards-zero"
 
 
 def test_an_unknown_rounding_is_refused_with_the_known_ones() -> None:
