@@ -527,7 +527,7 @@ def _cache_rm(options: argparse.Namespace) -> None:
 
 def _study_plan(options: argparse.Namespace) -> "StudyPlan":
     from hpo.optimize import StudyPlan
-    from hpo.search.pruning import Pruner
+    from hpo.search.pruners.registry import Pruning
     from hpo.search.stopping import Stopping
 
     space = _space(options)
@@ -541,7 +541,7 @@ def _study_plan(options: argparse.Namespace) -> "StudyPlan":
         bench=replace(bench, data=(tuning, *_confirmation_texts(options, tuning))),
         space=space,
         sampler=options.sampler,
-        pruner=Pruner(name=options.pruner, error=options.prune_error, first_look=options.first_look),
+        pruning=Pruning(name=options.pruner, error=options.prune_error, first_look=options.first_look),
         stopping=Stopping(converged=options.until == "converged", patience=options.patience),
         max_bits=options.max_bits,
         presets_only=options.presets_only,

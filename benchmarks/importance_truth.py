@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.replay import Ours, field, proposer, replay
 from benchmarks.truth import Truth, tables
-from hpo.search.pruning import Pruner
+from hpo.search.pruners.registry import Pruning
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict.importance import Shares, importances
 
@@ -41,7 +41,7 @@ def shares(truth: Truth, trials: list[TrialRecord]) -> Shares:
 def whole(truth: Truth) -> Shares:
     """Over all settings of a table, as if each were a complete trial."""
     where = field(truth, 0)
-    study = Ours(where, 0, proposer("random"), Pruner(name="none"))
+    study = Ours(where, 0, proposer("random"), Pruning(name="none"))
     replay(study, where, float("inf"), len(truth.settings))
     return shares(truth, study.trials)
 
@@ -66,7 +66,7 @@ def main() -> None:
         rows: dict[str, list[tuple[float, bool, float, bool]]] = {"with pruned trials": [], "complete trials alone": []}
         for seed in range(options.replicates):
             where = field(truth, seed)
-            study = Ours(where, seed, proposer("gp"), Pruner())
+            study = Ours(where, seed, proposer("gp"), Pruning())
             replay(study, where, float("inf"), options.trials)
             alone = [trial if trial.state == "COMPLETE" else replace(trial, estimate=None) for trial in study.trials]
             for kind, trials in zip(rows, (study.trials, alone), strict=True):

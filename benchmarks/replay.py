@@ -2,8 +2,8 @@
 
 A search suggests a setting, which snaps to the nearest setting of the table that it has not had; its sequences are
 then read from the table, look by look, as a worker would measure them. Ours is the product's own code, `propose` and
-`is_hopeless`; the others are Optuna's samplers and pruners as they come. Every replicate has its own seed and its own
-order of the sequences.
+its paired pruner; the others are Optuna's samplers and pruners as they come. Every replicate has its own seed and its
+own order of the sequences.
 """
 
 import heapq
@@ -19,8 +19,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState, create_trial
 
 from benchmarks.truth import Text, Truth
+from hpo.search.incumbent import Incumbent, estimate, usual_spread
 from hpo.search.proposal import SamplerName, propose
-from hpo.search.pruning import Incumbent, Pruner, estimate, is_hopeless, optuna_pruner, reports, usual_spread
+from hpo.search.pruners.pruner import Case
+from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import COMPARED, has_converged, usual_error
 from hpo.space.space import Space
 from hpo.study.record import RESULT, SETTING, TrialRecord, trial_record
@@ -130,10 +132,10 @@ class Ours:
         field: Field,
         seed: int,
         suggest: Proposer,
-        pruner: Pruner,
+        pruning: Pruning,
         with_presets: bool = True,
     ) -> None:
-        self._field, self._seed, self._suggest, self._pruner = field, seed, suggest, pruner
+        self._field, self._seed, self._suggest, self._pruning = field, seed, suggest, pruning
         self._snap = Snap(field.truth)
         self.trials: list[TrialRecord] = []
         self._queue = list(range(field.truth.presets)) if with_presets else []
@@ -151,11 +153,9 @@ class Ours:
         return row
 
     def go_on(self, row: int, read: int) -> bool:
-        incumbent = self._incumbent()
-        if incumbent is None or self._pruner.name == "none":
-            return True
         look = self._field.text.score(row).first(read)
-        return not is_hopeless(look, incumbent, self._pruner)
+        case = Case(look=look, incumbent=self._incumbent, optuna_prunes=lambda: False)
+        return not self._pruning.pruner.gives_up(case, self._pruning)
 
     def tell(self, row: int, read: int) -> None:
         number = next(index for index, trial in enumerate(self.trials) if trial.result == str(row))
@@ -204,11 +204,11 @@ class Until:
 class Optunas:
     """One of Optuna's samplers with one of its pruners, in a study of its own, as their documentation uses them."""
 
-    def __init__(self, field: Field, seed: int, sampler: BaseSampler, pruner: Pruner) -> None:
-        self._field, self._pruner = field, pruner
+    def __init__(self, field: Field, seed: int, sampler: BaseSampler, pruning: Pruning) -> None:
+        self._field, self._pruner = field, pruning.pruner
         self._snap = Snap(field.truth)
         # Hyperband deals trials to its brackets by a hash of the name.
-        judge = optuna_pruner(pruner, field.sequences)
+        judge = pruning.pruner.in_optuna(pruning, field.sequences)
         self._study = optuna.create_study(study_name=f"replay {seed}", sampler=sampler, pruner=judge)
         self._running: dict[int, Trial] = {}
         self._told: dict[int, set[int]] = {}
@@ -241,7 +241,7 @@ class Optunas:
     def _report(self, row: int, read: int) -> None:
         told = self._told.setdefault(row, set())
         look = self._field.text.score(row).first(read)
-        for step, value in reports(self._pruner.name, look, self._field.sequences).items():
+        for step, value in self._pruner.reports(look, self._field.sequences).items():
             if step not in told:
                 told.add(step)
                 self._running[row].report(value, step)

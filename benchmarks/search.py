@@ -45,7 +45,7 @@ from benchmarks.replay import (
 )
 from benchmarks.truth import load, table_path
 from hpo.search.proposal import STARTUP_TRIALS, Model, propose, suggestion
-from hpo.search.pruning import Pruner, PrunerName
+from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import without_improvement
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
@@ -63,7 +63,7 @@ MOST = {"pruners": (math.inf, 40), "samplers": (MOST_TOKENS, 80), "stopping": (m
 AT = np.arange(1.0, MOST_TOKENS + 0.5, 0.5)
 TARGET = 0.05
 SHOWN = (5, 10, 20)
-OPTUNA_PRUNERS: tuple[PrunerName, ...] = ("median", "wilcoxon", "hyperband")
+OPTUNA_PRUNERS: tuple[str, ...] = ("median", "wilcoxon", "hyperband")
 
 
 def _random(number: int) -> optuna.samplers.BaseSampler:
@@ -78,12 +78,12 @@ def _gp(number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.GPSampler(seed=number, warn_independent_sampling=False)
 
 
-def _optuna(sampler: MakeSampler, pruner: PrunerName, where: Field, seed: int) -> Search:
-    return Optunas(where, seed, sampler(seed), Pruner(name=pruner))
+def _optuna(sampler: MakeSampler, pruner: str, where: Field, seed: int) -> Search:
+    return Optunas(where, seed, sampler(seed), Pruning(name=pruner))
 
 
-def _ours(suggest: Proposer, pruner: Pruner, where: Field, seed: int) -> Search:
-    return Ours(where, seed, suggest, pruner)
+def _ours(suggest: Proposer, pruning: Pruning, where: Field, seed: int) -> Search:
+    return Ours(where, seed, suggest, pruning)
 
 
 def optunas_gp(space: Space, trials: list[TrialRecord], seed: int) -> Setting:
@@ -105,19 +105,19 @@ def pruner_searches() -> dict[str, Make]:
 
 
 def _paired(error: float, where: Field, seed: int) -> Search:
-    return Ours(where, seed, proposer("random"), Pruner(error=error), with_presets=False)
+    return Ours(where, seed, proposer("random"), Pruning(error=error), with_presets=False)
 
 
 def sampler_searches() -> dict[str, Make]:
     """Whole searches, ours and Optuna's."""
     found: dict[str, Make] = {
-        "ours": partial(_ours, proposer("gp"), Pruner()),
-        "ours, error .3": partial(_ours, proposer("gp"), Pruner(error=0.3)),
-        "ours, no presets": lambda where, seed: Ours(where, seed, proposer("gp"), Pruner(), with_presets=False),
-        "ours, Optuna GP": partial(_ours, optunas_gp, Pruner()),
-        "ours, TPE": partial(_ours, proposer("tpe"), Pruner()),
-        "ours, random": partial(_ours, proposer("random"), Pruner()),
-        "ours, no pruner": partial(_ours, proposer("gp"), Pruner(name="none")),
+        "ours": partial(_ours, proposer("gp"), Pruning()),
+        "ours, error .3": partial(_ours, proposer("gp"), Pruning(error=0.3)),
+        "ours, no presets": lambda where, seed: Ours(where, seed, proposer("gp"), Pruning(), with_presets=False),
+        "ours, Optuna GP": partial(_ours, optunas_gp, Pruning()),
+        "ours, TPE": partial(_ours, proposer("tpe"), Pruning()),
+        "ours, random": partial(_ours, proposer("random"), Pruning()),
+        "ours, no pruner": partial(_ours, proposer("gp"), Pruning(name="none")),
         "presets": lambda where, seed: Fixed(list(range(where.truth.presets))),
         "random": partial(_optuna, _random, "none"),
     }
@@ -136,7 +136,7 @@ def stopped_searches() -> dict[str, Make]:
 
 
 def _until(rule: Callable[[Ours], bool], where: Field, seed: int) -> Search:
-    return Until(Ours(where, seed, proposer("gp"), Pruner()), rule)
+    return Until(Ours(where, seed, proposer("gp"), Pruning()), rule)
 
 
 def _is_out_of_patience(patience: int, ours: Ours) -> bool:

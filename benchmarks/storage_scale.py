@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from optuna.trial import TrialState, create_trial  # noqa: E402
 
 from benchmarks.servers import postgresql  # noqa: E402
-from hpo.search.pruning import Pruner  # noqa: E402
+from hpo.search.pruners.registry import Pruning  # noqa: E402
 from hpo.space.space import Space, make_space  # noqa: E402
 from hpo.study import record as names  # noqa: E402
 from hpo.study.record import read_study  # noqa: E402
@@ -124,7 +124,7 @@ def vars_of(perplexity: float) -> dict[str, float]:
 
 def worker_on(study: optuna.Study, storage: Any, store: ResultStore, sampler: str, name: str = "w0") -> Worker:
     queue = Queue(study=study, storage=storage, space=SPACE, owner=Owner.this(name=name))
-    fields: dict[str, Any] = {"sampler": sampler, "pruner": Pruner(), "seed": 0, "bench": None}
+    fields: dict[str, Any] = {"sampler": sampler, "pruning": Pruning(), "seed": 0, "bench": None}
     return Worker(queue=queue, store=store, tuning=TEXT, listen=lambda event: None, progress=silent, **fields)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from optuna.storages import BaseStorage
 
 from hpo.search.proposal import SAMPLERS, SamplerName, presets
-from hpo.search.pruning import Pruner
+from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import Stopping
 from hpo.space.dimension import Number
 from hpo.space.size_class import SIZE_CLASS_FIELDS
@@ -49,7 +49,7 @@ class StudyPlan:
         bench: Model and text; its data are the tuning text and the confirmation texts, in this order.
         space: What is searched, before it is fitted to the model and the text.
         sampler: Who proposes.
-        pruner: Who gives trials up.
+        pruning: Who gives trials up, and when.
         stopping: When the study has seen enough.
         max_bits: Most bits per weight a setting may cost; None for any.
         presets_only: Measure the presets and nothing else.
@@ -60,7 +60,7 @@ class StudyPlan:
     bench: BenchPlan
     space: Space
     sampler: SamplerName = "gp"
-    pruner: Pruner = field(default_factory=Pruner)
+    pruning: Pruning = field(default_factory=Pruning)
     stopping: Stopping = field(default_factory=Stopping)
     max_bits: float | None = None
     presets_only: bool = False
@@ -115,7 +115,7 @@ def optimize(
             bench=bench,
             tuning=tuning,
             sampler=plan.sampler,
-            pruner=Pruner(name="none") if plan.presets_only else plan.pruner,
+            pruning=Pruning(name="none") if plan.presets_only else plan.pruning,
             stopping=plan.stopping,
             seed=plan.bench.seed,
             listen=listen,
@@ -135,9 +135,9 @@ def how_it_searches(plan: StudyPlan) -> dict[str, str | bool | float | None]:
     """What the contract leaves open, for whoever wants to repeat the study; every worker may have its own."""
     return {
         "sampler": plan.sampler,
-        "pruner": plan.pruner.name,
-        "prune_error": plan.pruner.error,
-        "first_look": plan.pruner.first_look,
+        "pruner": plan.pruning.name,
+        "prune_error": plan.pruning.error,
+        "first_look": plan.pruning.first_look,
         "until": "converged" if plan.stopping.converged else None,
         "patience": plan.stopping.patience,
         "presets_only": plan.presets_only,

@@ -11,7 +11,7 @@ from benchmarks.honesty import honesty
 from benchmarks.replay import Fixed, Ours, Snap, Until, best_was_pruned, field, proposer, regret_curve, replay
 from benchmarks.search import pruner_searches, sampler_searches, stopped_searches, summary
 from benchmarks.truth import Text, Truth, drawn, load, save
-from hpo.search.pruning import Pruner
+from hpo.search.pruners.registry import Pruning
 from hpo.space.space import make_space
 from quant.setting import Setting
 
@@ -96,7 +96,7 @@ def test_regret_falls_when_a_better_trial_is_complete(made: Truth) -> None:
 def test_workers_share_the_tokens_and_know_less(made: Truth) -> None:
     """Four at a time evaluate as much as one does, but for what is under way when the budget is used up."""
     where = field(made, 3)
-    ended = replay(Ours(where, 3, proposer("gp"), Pruner()), where, 8.0, 100, workers=4)
+    ended = replay(Ours(where, 3, proposer("gp"), Pruning()), where, 8.0, 100, workers=4)
     assert 7.0 <= ended[-1].tokens <= 9.0
     assert len({one.row for one in ended}) == len(ended)
 
@@ -115,7 +115,7 @@ def test_the_paired_pruner_saves_tokens_and_keeps_the_best(made: Truth) -> None:
 def test_a_study_ends_when_its_rule_says_so(made: Truth) -> None:
     """After as many trials as it had when the rule first held; patience ends one before it has tried everything."""
     where = field(made, 0)
-    ours = Ours(where, 0, proposer("random"), Pruner())
+    ours = Ours(where, 0, proposer("random"), Pruning())
     assert len(replay(Until(ours, lambda one: len(one.trials) >= 7), where, 100.0, 30)) == 7
     ended = replay(stopped_searches()["patience 5"](where, 0), where, 100.0, len(made.settings))
     best = min((one for one in ended if one.complete), key=lambda one: float(where.text.mean_nll[one.row]))

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo.search.pruning import Pruner
+from hpo.search.pruners.registry import Pruning
 from hpo.study.choosing import study_flags
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from quant.setting import Setting
@@ -18,8 +18,8 @@ ALLOWED = ("presets_only", "trust_remote_code", "allow_partial", "allow_partial_
 USUAL = {
     "sampler": "gp",
     "pruner": "paired",
-    "prune_error": Pruner().error,
-    "first_look": Pruner().first_look,
+    "prune_error": Pruning().error,
+    "first_look": Pruning().first_look,
     "until": None,
     "patience": None,
 }

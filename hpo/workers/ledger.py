@@ -7,13 +7,15 @@ someone else has ended the trial. May assume that a result is kept before it is 
 import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from hpo.search.pruning import Incumbent, Pruner, estimate, is_hopeless, reports, usual_spread
+from hpo.search.incumbent import Incumbent, estimate, usual_spread
+from hpo.search.pruners.pruner import Case
+from hpo.search.pruners.registry import Pruning
 from hpo.space.size_class import SizeClass, size_class_of
 from hpo.study.events import Listener, Notice
 from hpo.study.record import (
@@ -52,7 +54,7 @@ class Ledger:
     queue: Queue
     store: ResultStore
     tuning: Sequences
-    pruner: Pruner
+    pruning: Pruning
     listen: Listener
 
     @cached_property
@@ -65,10 +67,8 @@ class Ledger:
 
     def is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
         """Whether the pruner lets a trial go on after a look."""
-        if self.pruner.name != "paired":
-            return not trial.should_prune()
-        incumbent = self.incumbent(setting)
-        return incumbent is None or not is_hopeless(look, incumbent, self.pruner)
+        case = Case(look=look, incumbent=partial(self.incumbent, setting), optuna_prunes=trial.should_prune)
+        return not self.pruning.pruner.gives_up(case, self.pruning)
 
     def incumbent(self, setting: Setting) -> Incumbent | None:
         """The best completed trial that a trial of this setting is compared with; None before there is one."""
@@ -88,7 +88,7 @@ class Ledger:
     def look(self, trial: Trial, look: Score) -> None:
         """Tell Optuna of a look, unless it was told already."""
         told = self.queue.storage.get_trial(trial._trial_id).intermediate_values
-        for step, value in reports(self.pruner.name, look, len(self.tuning)).items():
+        for step, value in self.pruning.pruner.reports(look, len(self.tuning)).items():
             if step not in told and math.isfinite(value):
                 try:
                     trial.report(value, step)
@@ -103,7 +103,7 @@ class Ledger:
         if not self.queue.owns(trial):
             self._say_taken(trial)
             return
-        for size in self.pruner.looks(len(score.nll)):
+        for size in self.pruning.looks(len(score.nll)):
             self.look(trial, score.first(size))
         self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
         if result.outcome == "complete":

@@ -19,7 +19,8 @@ import optuna
 from optuna.trial import Trial
 
 from hpo.search.proposal import SamplerName, propose
-from hpo.search.pruning import Pruner, optuna_pruner
+from hpo.search.pruners.pruner import Rule
+from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import Stopping, reason_to_stop
 from hpo.space.space import Space
 from hpo.study.events import Finished, Listener, Looked, Notice
@@ -78,7 +79,7 @@ class Worker:
         bench: Model, roles, calibration.
         tuning: What trials are scored on.
         sampler: Who proposes.
-        pruner: Who gives trials up.
+        pruning: Who gives trials up, and when.
         seed: Of the study.
         listen: Told of every look and every trial.
         progress: Told how far everything is.
@@ -92,7 +93,7 @@ class Worker:
     bench: Bench
     tuning: Sequences
     sampler: SamplerName
-    pruner: Pruner
+    pruning: Pruning
     seed: int
     listen: Listener
     progress: Progress
@@ -113,7 +114,7 @@ class Worker:
     @cached_property
     def ledger(self) -> Ledger:
         """What it writes about trials."""
-        return Ledger(queue=self.queue, store=self.store, tuning=self.tuning, pruner=self.pruner, listen=self.listen)
+        return Ledger(queue=self.queue, store=self.store, tuning=self.tuning, pruning=self.pruning, listen=self.listen)
 
     def work(self, budget: Budget) -> None:
         """Work until the budget is used up or the space has no other setting, and the others have ended theirs.
@@ -122,7 +123,7 @@ class Worker:
             KeyboardInterrupt: When interrupted; the running trial is back in the queue.
             RunError: If the first trials all fail, or most of the last ones.
         """
-        self.study.pruner = optuna_pruner(self.pruner, len(self.tuning))
+        self.study.pruner = self.pruning.pruner.in_optuna(self.pruning, len(self.tuning))
         started, done_here = monotonic(), 0
         try:
             while (trial := self._next(budget)) is not None:
@@ -221,9 +222,9 @@ class Worker:
 
         known = self._known(setting)
         if known is not None:
-            return _replayed(known, self.pruner, go_on)
+            return _replayed(known, self.pruning, go_on)
         listening = heartbeat.listening(self.progress)
-        return run_trial(self.bench, Plan.uniform(setting), self.tuning, go_on, listening, self.pruner.first_look)
+        return run_trial(self.bench, Plan.uniform(setting), self.tuning, go_on, listening, self.pruning.first_look)
 
     def _known(self, setting: Setting) -> TrialResult | None:
         """What is already measured of a setting to the end: by a worker that died before it told, or another study."""
@@ -277,10 +278,10 @@ def finished_event(
     )
 
 
-def _replayed(known: TrialResult, pruner: Pruner, go_on: Callable[[Score], bool]) -> TrialResult:
+def _replayed(known: TrialResult, rule: Rule, go_on: Callable[[Score], bool]) -> TrialResult:
     """A known result as the trial would have ended, pruned where it would have been: equal studies get equal trials."""
     assert known.score is not None
-    for size in pruner.looks(len(known.score.nll))[:-1]:
+    for size in rule.looks(len(known.score.nll))[:-1]:
         look = known.score.first(size)
         if not go_on(look):
             return replace(known, outcome="stopped", score=look)

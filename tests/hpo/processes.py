@@ -9,7 +9,7 @@ import optuna
 import torch
 from optuna.trial import Trial
 
-from hpo.search.pruning import Pruner
+from hpo.search.pruners.registry import Pruning
 from hpo.space.space import make_space
 from hpo.workers.owner import Owner
 from hpo.workers.queue import Queue
@@ -33,7 +33,7 @@ def queue_of(url: str, name: str | None = None) -> Queue:
 def asker(url: str, home: Path) -> Worker:
     """A worker that can ask; it has no model."""
     torch.set_num_threads(1)
-    fields: dict[str, Any] = {"bench": None, "sampler": "random", "pruner": Pruner(name="none"), "seed": 0}
+    fields: dict[str, Any] = {"bench": None, "sampler": "random", "pruning": Pruning(name="none"), "seed": 0}
     tuning: Any = SimpleNamespace(clusters=(), scored=())
     store = ResultStore(home / "results")
     return Worker(queue=queue_of(url), store=store, tuning=tuning, listen=lambda event: None, progress=silent, **fields)

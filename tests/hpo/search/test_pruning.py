@@ -9,25 +9,15 @@ import torch
 from scipy import stats
 
 import cli
-from hpo.search.pruning import (
-    PRUNERS,
-    Incumbent,
-    Pruner,
-    PrunerName,
-    Spread,
-    estimate,
-    is_hopeless,
-    lag,
-    optuna_pruner,
-    reports,
-    usual_spread,
-)
+from hpo.search.incumbent import Incumbent, Spread, estimate, lag, usual_spread
+from hpo.search.pruners.paired import is_hopeless
+from hpo.search.pruners.registry import PRUNERS, Pruning
 from objectives.errors import InputError
 from objectives.scoring import Score, look_sizes
 from tests.hpo.made import score
 
 COUNT = 64
-STRICT = Pruner(error=0.02)
+STRICT = Pruning(error=0.02)
 
 
 def prefix(full: Score, count: int) -> Score:
@@ -71,8 +61,8 @@ def test_a_trial_that_is_clearly_worse_is_given_up_at_the_first_look() -> None:
 def test_what_cannot_win_any_more_is_given_up_for_certain() -> None:
     """No NLL is negative: a trial that lost more than the incumbent in all is beaten, even where errors are unknown."""
     incumbent = score([1.0] * 8)
-    assert is_hopeless(score([9.0]), against(incumbent), Pruner())
-    assert not is_hopeless(score([7.0]), against(incumbent), Pruner())
+    assert is_hopeless(score([9.0]), against(incumbent), Pruning())
+    assert not is_hopeless(score([7.0]), against(incumbent), Pruning())
 
 
 def test_the_error_vanishes_as_the_text_is_read() -> None:
@@ -135,32 +125,32 @@ def test_an_estimate_of_all_text_is_exact() -> None:
 def test_optuna_is_told_running_perplexities_and_for_wilcoxon_every_sequence() -> None:
     """At most one point per look; Optuna's Wilcoxon pruner compares sequence by sequence."""
     look = score([1.0, 2.0])
-    assert reports("median", look, 64) == {2: pytest.approx(math.exp(1.5))}
-    assert reports("wilcoxon", look, 32) == {1: pytest.approx(math.e), 2: pytest.approx(math.exp(2))}
+    assert PRUNERS["median"].reports(look, 64) == {2: pytest.approx(math.exp(1.5))}
+    assert PRUNERS["wilcoxon"].reports(look, 32) == {1: pytest.approx(math.e), 2: pytest.approx(math.exp(2))}
 
 
 def test_long_texts_are_reported_in_at_most_32_pieces() -> None:
     """Each under the sequences that were read then; all but the last are whole; later looks add to earlier ones."""
     full = score([float(value) for value in range(70)])
-    pieces = reports("wilcoxon", full, 70)
+    pieces = PRUNERS["wilcoxon"].reports(full, 70)
     assert len(pieces) == 24
     assert pieces[3] == pytest.approx(math.exp(1))
     assert pieces[70] == pytest.approx(math.exp(69))
-    assert reports("wilcoxon", full.first(8), 70) == {3: pieces[3], 6: pieces[6]}
+    assert PRUNERS["wilcoxon"].reports(full.first(8), 70) == {3: pieces[3], 6: pieces[6]}
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_every_pruner_can_be_made_for_short_and_long_texts(name: PrunerName) -> None:
+def test_every_pruner_can_be_made_for_short_and_long_texts(name: str) -> None:
     """Also where there is only one look."""
     for count in (4, 8, 64):
-        assert optuna_pruner(Pruner(name=name), count) is not None
+        assert PRUNERS[name].in_optuna(Pruning(name=name), count) is not None
 
 
 def test_a_smaller_error_gives_up_less() -> None:
     """Trials a little behind: the more certain the pruner has to be, the fewer it gives up."""
     pairs = [texts(seed, 0.01) for seed in range(100)]
     gone = [
-        sum(is_hopeless(looks(trial)[1], against(incumbent), Pruner(error=error)) for trial, incumbent in pairs)
+        sum(is_hopeless(looks(trial)[1], against(incumbent), Pruning(error=error)) for trial, incumbent in pairs)
         for error in (0.2, 0.02, 0.002)
     ]
     assert gone[0] > gone[1] > gone[2] > 0
@@ -168,8 +158,8 @@ def test_a_smaller_error_gives_up_less() -> None:
 
 def test_looks_double_from_the_first_on() -> None:
     """Up to all that is read."""
-    assert Pruner(first_look=4).looks(20) == [4, 8, 16, 20]
-    assert Pruner().looks(16) == [8, 16]
+    assert Pruning(first_look=4).looks(20) == [4, 8, 16, 20]
+    assert Pruning().looks(16) == [8, 16]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +169,7 @@ def test_looks_double_from_the_first_on() -> None:
 def test_a_pruner_that_cannot_work_is_refused(fields: dict[str, Any], message: str) -> None:
     """One line with what was given."""
     with pytest.raises(InputError, match=message):
-        Pruner(**fields)
+        Pruning(**fields)
 
 
 def compared(count: int, noise: float = 0.02) -> tuple[list[Score], Score]:
@@ -242,4 +232,4 @@ def test_others_that_scatter_almost_alike_are_no_special_case() -> None:
 def test_the_command_line_has_the_same_defaults() -> None:
     """They are written there once more, so that help answers at once."""
     options = cli._parser().parse_args(["optimize"])
-    assert Pruner(name=options.pruner, error=options.prune_error, first_look=options.first_look) == Pruner()
+    assert Pruning(name=options.pruner, error=options.prune_error, first_look=options.first_look) == Pruning()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from hpo.search.pruning import PRUNERS, Pruner, PrunerName
+from hpo.search.pruners.pruner import Case, Rule
+from hpo.search.pruners.registry import PRUNERS, Pruning
 from hpo.space.space import make_space
 from hpo.study.events import Event, Finished, Looked, Notice
 from hpo.study.record import OWNER, read_study
@@ -62,7 +63,7 @@ def make(bench: Bench, tmp_path: Path) -> Make:
             "bench": bench,
             "tuning": TEXT,
             "sampler": "gp",
-            "pruner": Pruner(),
+            "pruning": Pruning(),
             "seed": 0,
             "listen": listen,
             "progress": silent,
@@ -73,10 +74,10 @@ def make(bench: Bench, tmp_path: Path) -> Make:
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
-def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: PrunerName) -> None:
+def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: str) -> None:
     """Twelve trials, complete or pruned, each with setting, outcome, sizes, seconds and values; no setting twice."""
     events: list[Event] = []
-    worker = make(pruner=Pruner(name=pruner), listen=events.append)
+    worker = make(pruning=Pruning(name=pruner), listen=events.append)
     worker.work(Budget(trials=12))
     record = read_study(worker.study)
     assert len(record.trials) == 12
@@ -99,6 +100,39 @@ def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: Prune
     assert any(isinstance(event, Looked) for event in events)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Second:
+    """A pruner of somebody else: whatever has an incumbent ends at its second look."""
+
+    seen: list[int]
+
+    def in_optuna(self, rule: Rule, sequences: int) -> optuna.pruners.BasePruner:
+        return optuna.pruners.NopPruner()
+
+    def reports(self, look: Score, total: int) -> dict[int, float]:
+        return {len(look.nll): float(total)}
+
+    def gives_up(self, case: Case, rule: Rule) -> bool:
+        self.seen.append(len(case.look.nll))
+        return len(case.look.nll) == 2 * rule.first_look and case.incumbent() is not None
+
+
+def test_a_pruner_that_was_registered_gives_trials_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line in the table is enough: it can be chosen, is named where others are, is asked, and reports."""
+    seen: list[int] = []
+    monkeypatch.setitem(PRUNERS, "second", Second(seen=seen))
+    with pytest.raises(InputError, match="choose one of paired, wilcoxon, median, hyperband, none, second"):
+        Pruning(name="third")
+    worker = make(pruning=Pruning(name="second", first_look=4))
+    worker.work(Budget(trials=6))
+    record = read_study(worker.study)
+    # The first trial of each of two size classes has no incumbent.
+    assert (len(record.complete), len(record.pruned)) == (2, 4)
+    assert {tuple(trial.running.items()) for trial in record.pruned} == {((4, 40.0), (8, 40.0))}
+    assert all(trial.estimate is not None for trial in record.pruned)
+    assert set(seen) == {4, 8, 16, 32}
+
+
 def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(make: Make) -> None:
     """A study of nine trials equals one of four that went on to nine; another seed gives another one."""
     whole, parts, other = make("whole"), make("parts"), make("other", seed=1)
@@ -117,7 +151,7 @@ def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(mak
 
 def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that is given up after the first look says what it would probably have scored, against whom."""
-    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, pruner: True)
+    monkeypatch.setattr("hpo.search.pruners.paired.is_hopeless", lambda look, incumbent, rule: True)
     worker = make()
     worker.work(Budget(trials=6))
     record = read_study(worker.study)
@@ -136,7 +170,7 @@ def test_a_trial_whose_rivals_values_are_damaged_is_measured_to_the_end(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """There is nobody to compare it with: a notice says so, and nothing fails."""
-    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, pruner: True)
+    monkeypatch.setattr("hpo.search.pruners.paired.is_hopeless", lambda look, incumbent, rule: True)
     events: list[Event] = []
     make().work(Budget(trials=3))
     for file in (tmp_path / "results-s").glob("*.safetensors"):
@@ -189,7 +223,7 @@ def test_what_another_study_measured_is_not_measured_again_and_pruned_all_the_sa
     alone = make("alone")
     alone.work(Budget(trials=8))
     shared = ResultStore(tmp_path / "shared")
-    everything, beside = make("everything", pruner=Pruner(name="none"), store=shared), make("beside", store=shared)
+    everything, beside = make("everything", pruning=Pruning(name="none"), store=shared), make("beside", store=shared)
     everything.work(Budget(trials=8))
     measured: list[Setting] = []
     run_trial = worker_module.run_trial
@@ -279,7 +313,7 @@ def test_a_storage_that_comes_back_costs_no_result(make: Make, monkeypatch: pyte
 
 def test_most_of_twenty_failures_stop_a_study(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """One success at first does not keep a broken study alive."""
-    worker = make(sampler="random", pruner=Pruner(name="none"))
+    worker = make(sampler="random", pruning=Pruning(name="none"))
     worker.work(Budget(trials=2))
     monkeypatch.setattr(worker_module, "run_trial", results("non-finite"))
     with pytest.raises(RunError, match="of the last 20 trials of study 's' failed"):
@@ -417,7 +451,7 @@ def test_kept_rows_are_measured_against_the_plain_choice_and_against_groups_of_n
 
 def test_kept_rows_are_pruned_against_trials_of_equal_bits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first trial of every share is measured to the end, whatever trials with more rows in 16 bit have reached."""
-    monkeypatch.setattr("hpo.workers.ledger.is_hopeless", lambda look, incumbent, pruner: True)
+    monkeypatch.setattr("hpo.search.pruners.paired.is_hopeless", lambda look, incumbent, rule: True)
     worker = make()
     space = make_space(Setting(method="praq-mixed", n_calib=8), {"n_calib": 8, "keep_ratio": "0.1,0.2,0.3"})
     mixed = make(queue=Queue(study=worker.study, storage=worker.queue.storage, space=space))

@@ -1,63 +1,23 @@
-"""Is a trial worth its next sequences?
+"""How far a partly measured trial is behind the incumbent, and what it would probably have scored.
 
-Responsible for the paired pruner, for handing looks to Optuna's pruners, and for what a pruned trial would probably
-have scored. May assume that all trials are scored on the same sequences in the same order.
+Responsible for the paired comparison that prunes trials and for the estimates that pruned ones carry. May assume that
+all trials are scored on the same sequences in the same order.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, WilcoxonPruner
 from scipy import optimize, special, stats
 
 from hpo.study.record import Estimate
-from objectives.errors import InputError
 from objectives.paired import paired_difference
-from objectives.scoring import FIRST_LOOK, Score, look_sizes
+from objectives.scoring import Score
 
-PrunerName = Literal["paired", "wilcoxon", "median", "hyperband", "none"]
-PRUNERS: tuple[PrunerName, ...] = ("paired", "wilcoxon", "median", "hyperband", "none")
-# Of a trial, in the storage: dashboards read all of them every few seconds.
-MOST_POINTS = 32
 # Comparisons that it takes to know how they scatter, and the most that this may be worth: settings that were compared
 # so far need not be like the next one.
 FEWEST_COMPARED, MOST_DEGREES = 3, 50.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruner:
-    """Who gives trials up, and when it may.
-
-    Attributes:
-        name: `paired` compares with the incumbent on the same sequences; the others are Optuna's.
-        error: Of `paired`: the chance, over all looks of a trial together, of giving up one that is as good as the
-            incumbent.
-        first_look: Sequences after which a trial is judged first; from there on their number doubles.
-    """
-
-    name: PrunerName = "paired"
-    error: float = 0.05
-    first_look: int = FIRST_LOOK
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.name not in PRUNERS:
-            problems.append(f"pruner {self.name!r} is unknown; choose one of {', '.join(PRUNERS)}")
-        if not 0 < self.error < 0.5:
-            problems.append(f"--prune-error {self.error:g} is not between 0 and 0.5")
-        if self.first_look < 2:
-            problems.append(f"--first-look {self.first_look} is not at least 2")
-        if problems:
-            raise InputError("; ".join(problems))
-
-    def looks(self, read: int) -> list[int]:
-        """After how many sequences a trial that read so many was, or is, judged."""
-        return look_sizes(read, self.first_look)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,21 +117,6 @@ def lag(look: Score, incumbent: Incumbent) -> Lag:
     return Lag(value=difference.value, standard_error=error, degrees=max(1.0, degrees))
 
 
-def is_hopeless(look: Score, incumbent: Incumbent, pruner: Pruner) -> bool:
-    """Whether a trial may be given up after a look.
-
-    Either it has already lost more than the incumbent lost on all text (no NLL is negative, so this is certain), or it
-    is behind by more than chance explains at this look's part of the error, which all looks share equally.
-    """
-    if float(look.nll.sum()) > float(incumbent.score.nll.sum()):
-        return True
-    behind = lag(look, incumbent)
-    if not math.isfinite(behind.standard_error):
-        return False
-    looks = max(1, len(pruner.looks(len(incumbent.score.nll))) - 1)
-    return behind.value > float(stats.t.isf(pruner.error / looks, behind.degrees)) * behind.standard_error
-
-
 def estimate(look: Score, incumbent: Incumbent) -> Estimate:
     """What a pruned trial would score on all text: as the incumbent, moved by the lag.
 
@@ -184,39 +129,3 @@ def estimate(look: Score, incumbent: Incumbent) -> Estimate:
         degrees=behind.degrees,
         against=incumbent.number,
     )
-
-
-def optuna_pruner(pruner: Pruner, sequences: int) -> BasePruner:
-    """Optuna's pruner of that name for trials of so many sequences; for `paired` one that never prunes."""
-    first = pruner.first_look
-    if pruner.name == "median":
-        return MedianPruner(n_startup_trials=5, n_warmup_steps=first)
-    if pruner.name == "hyperband":
-        return HyperbandPruner(min_resource=first, max_resource=max(sequences, first + 1))
-    if pruner.name == "wilcoxon":
-        with warnings.catch_warnings():
-            # It was asked for by name: that Optuna may still change it is no news.
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return WilcoxonPruner(p_threshold=0.1)
-    return NopPruner()
-
-
-def reports(name: PrunerName, look: Score, total: int) -> dict[int, float]:
-    """What Optuna is told of a look: the running perplexity by the number of sequences.
-
-    Its Wilcoxon pruner compares trials piece by piece; for it the sequences are reported in their order, each on its
-    own, or several together where there are more than a dashboard can bear, under the number of sequences that
-    were read then.
-
-    Args:
-        name: Who will judge.
-        look: The first sequences.
-        total: Sequences of a whole trial.
-    """
-    if name != "wilcoxon":
-        return {len(look.nll): look.perplexity}
-    size = math.ceil(total / MOST_POINTS)
-    starts = [start for start in range(0, total, size) if min(start + size, total) <= len(look.nll)]
-    pieces = [look.part(start, start + size) for start in starts]
-    ends = [min(start + size, total) for start in starts]
-    return {end: math.exp(min(piece.mean_nll, 700.0)) for end, piece in zip(ends, pieces, strict=True)}

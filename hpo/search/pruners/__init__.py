@@ -1,0 +1,1 @@
+"""Who gives trials up: one protocol, and its inhabitants by name."""

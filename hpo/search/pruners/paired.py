@@ -1,0 +1,45 @@
+"""The paired pruner: is a trial behind the best of its size class, on the same sequences, by more than chance?
+
+Responsible for what a look's part of the error is. May assume that looks of a trial come in their order.
+"""
+
+import math
+
+from optuna.pruners import BasePruner, NopPruner
+from scipy import stats
+
+from hpo.search.incumbent import Incumbent, lag
+from hpo.search.pruners.pruner import Case, Rule, running_perplexity
+from objectives.scoring import Score
+
+
+class Paired:
+    """Compares with the incumbent; where there is none yet, every trial goes on."""
+
+    def in_optuna(self, rule: Rule, sequences: int) -> BasePruner:
+        """One that never prunes: Optuna knows no sequences to compare."""
+        return NopPruner()
+
+    def reports(self, look: Score, total: int) -> dict[int, float]:
+        """The running perplexity, for people."""
+        return running_perplexity(look)
+
+    def gives_up(self, case: Case, rule: Rule) -> bool:
+        """Whether the trial is hopeless beside the incumbent."""
+        incumbent = case.incumbent()
+        return incumbent is not None and is_hopeless(case.look, incumbent, rule)
+
+
+def is_hopeless(look: Score, incumbent: Incumbent, rule: Rule) -> bool:
+    """Whether a trial may be given up after a look.
+
+    Either it has already lost more than the incumbent lost on all text (no NLL is negative, so this is certain), or it
+    is behind by more than chance explains at this look's part of the error, which all looks share equally.
+    """
+    if float(look.nll.sum()) > float(incumbent.score.nll.sum()):
+        return True
+    behind = lag(look, incumbent)
+    if not math.isfinite(behind.standard_error):
+        return False
+    looks = max(1, len(rule.looks(len(incumbent.score.nll))) - 1)
+    return behind.value > float(stats.t.isf(rule.error / looks, behind.degrees)) * behind.standard_error
