@@ -20,7 +20,7 @@ from optuna.trial import Trial, TrialState, create_trial
 
 from benchmarks.truth import Text, Truth
 from hpo.search.incumbent import Incumbent, estimate, usual_spread
-from hpo.search.proposal import SamplerName, propose
+from hpo.search.proposal import propose
 from hpo.search.pruners.pruner import Case
 from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import COMPARED, has_converged, usual_error
@@ -119,7 +119,7 @@ class Snap:
 Proposer = Callable[[Space, list[TrialRecord], int], Setting | None]
 
 
-def proposer(sampler: SamplerName) -> Proposer:
+def proposer(sampler: str) -> Proposer:
     """The product's, with one of its samplers."""
     return lambda space, trials, seed: propose(space, trials, sampler, seed)
 

@@ -44,8 +44,9 @@ from benchmarks.replay import (
     replay,
 )
 from benchmarks.truth import load, table_path
-from hpo.search.proposal import STARTUP_TRIALS, Model, propose, suggestion
+from hpo.search.proposal import STARTUP_TRIALS, propose
 from hpo.search.pruners.registry import Pruning
+from hpo.search.samplers.optunas import FromOptuna, suggestion
 from hpo.search.stopping import without_improvement
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
@@ -92,7 +93,8 @@ def optunas_gp(space: Space, trials: list[TrialRecord], seed: int) -> Setting:
         found = propose(space, trials, "qmc", seed)
         assert found is not None
         return found
-    return suggestion(space, trials, Model(make=_gp, pruned_as=TrialState.COMPLETE, most=100), seed + len(trials))
+    sampler = FromOptuna(make=_gp, learns=True, pruned_as=TrialState.COMPLETE, most=100)
+    return suggestion(space, trials, sampler, seed + len(trials))
 
 
 def pruner_searches() -> dict[str, Make]:

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpo.search.proposal import presets, sobol
+from hpo.search.proposal import presets
+from hpo.search.samplers.qmc import sobol
 from hpo.space.space import Space, make_space
 from hpo.workers.measuring import REFERENCE_METHODS, measure_all
 from objectives.evaluation import BenchPlan, load_bench

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from optuna.storages import BaseStorage
 
-from hpo.search.proposal import SAMPLERS, SamplerName, presets
+from hpo.search.proposal import presets
 from hpo.search.pruners.registry import Pruning
+from hpo.search.samplers.registry import SAMPLERS
 from hpo.search.stopping import Stopping
 from hpo.space.dimension import Number
 from hpo.space.size_class import SIZE_CLASS_FIELDS
@@ -59,7 +60,7 @@ class StudyPlan:
     name: str
     bench: BenchPlan
     space: Space
-    sampler: SamplerName = "gp"
+    sampler: str = "gp"
     pruning: Pruning = field(default_factory=Pruning)
     stopping: Stopping = field(default_factory=Stopping)
     max_bits: float | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpo.search.acquisition import is_informative
-from hpo.search.proposal import promising
+from hpo.search.samplers.gp import promising
 from hpo.space.size_class import SizeClass, size_class_of
 from hpo.space.space import Space
 from hpo.study.record import ENDED, StudyRecord, TrialRecord

@@ -18,7 +18,7 @@ from typing import TypeVar
 import optuna
 from optuna.trial import Trial
 
-from hpo.search.proposal import SamplerName, propose
+from hpo.search.proposal import propose
 from hpo.search.pruners.pruner import Rule
 from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import Stopping, reason_to_stop
@@ -92,7 +92,7 @@ class Worker:
     store: ResultStore
     bench: Bench
     tuning: Sequences
-    sampler: SamplerName
+    sampler: str
     pruning: Pruning
     seed: int
     listen: Listener

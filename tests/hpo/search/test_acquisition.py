@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hpo.search.acquisition import consider, flattened, nats, promises, telling
-from hpo.search.proposal import sobol
+from hpo.search.samplers.qmc import sobol
 from hpo.space.size_class import size_class_of
 from hpo.space.space import Space, make_space
 from hpo.study.record import Estimate, TrialRecord
@@ -141,7 +141,7 @@ def test_what_is_considered_is_the_same_in_every_process() -> None:
     """Also where a size class has no group size, whose hash is another one in every process."""
     code = (
         "from itertools import islice; from hpo.search.acquisition import consider;"
-        "from hpo.search.proposal import sobol;"
+        "from hpo.search.samplers.qmc import sobol;"
         "from hpo.space.space import make_space; from quant.setting import Setting; from tests.hpo.made import trial;"
         "space = make_space(Setting(method='praq-mixed'), {});"
         "trials = [trial(n, space, one, 20.0 + n) for n, one in enumerate(islice(sobol(space, 0), 12))];"

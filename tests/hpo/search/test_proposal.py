@@ -8,8 +8,9 @@ import numpy as np
 import optuna
 import pytest
 
-from hpo.search import proposal
-from hpo.search.proposal import SAMPLERS, STARTUP_TRIALS, SamplerName, presets, propose
+from hpo.search.proposal import STARTUP_TRIALS, presets, propose
+from hpo.search.samplers.optunas import TPE
+from hpo.search.samplers.registry import SAMPLERS
 from hpo.space.space import Space, make_space
 from hpo.study.record import TrialRecord
 from quant.setting import PRESETS, Setting
@@ -38,7 +39,7 @@ def history(count: int, prune: bool, seed: int, space: Space = FLAT) -> list[Tri
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_proposal_depends_on_seed_and_history_alone(sampler: SamplerName) -> None:
+def test_a_proposal_depends_on_seed_and_history_alone(sampler: str) -> None:
     """The same study proposes the same setting again, whoever asks; a start-up of another seed another one."""
     trials = history(12, prune=False, seed=3)
     assert propose(FLAT, trials, sampler, seed=5) == propose(FLAT, list(trials), sampler, seed=5)
@@ -46,7 +47,7 @@ def test_a_proposal_depends_on_seed_and_history_alone(sampler: SamplerName) -> N
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_nothing_is_proposed_twice_and_a_small_space_is_used_up(sampler: SamplerName) -> None:
+def test_nothing_is_proposed_twice_and_a_small_space_is_used_up(sampler: str) -> None:
     """All settings of a finite space come, each once, then none; also where the sampler has long converged."""
     sizes = {"n_grid": "5..6", "n_calib": "16..64", "group_size": "64,128"}
     space = make_space(Setting(), {"beta": 0.5, "tau": 2, **sizes})
@@ -69,7 +70,7 @@ def test_a_converged_process_looks_around_its_optimum() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe"])
-def test_a_learning_sampler_leaves_chance_although_most_trials_were_pruned(sampler: SamplerName) -> None:
+def test_a_learning_sampler_leaves_chance_although_most_trials_were_pruned(sampler: str) -> None:
     """With 80 % pruned trials it still proposes far better settings than random search does."""
     found, chance = [], []
     for seed in range(6):
@@ -143,11 +144,10 @@ def test_presets_that_become_equal_are_tried_once() -> None:
     assert [origin for origin, _ in presets(fixed)] == ["preset balanced"]
 
 
-@pytest.mark.parametrize("sampler", ["tpe"])
-def test_a_large_study_is_shown_in_part(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_study_is_shown_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sampler sees what runs, the best trials, and others down to the worst, and no more than it can bear."""
     shown: list[float] = []
-    monkeypatch.setattr(proposal, "MODELS", {sampler: replace(proposal.MODELS[sampler], most=20)})
+    monkeypatch.setitem(SAMPLERS, "tpe", replace(TPE, most=20))
     add_trial = optuna.Study.add_trial
 
     def counted(study: optuna.Study, frozen: optuna.trial.FrozenTrial) -> None:
@@ -158,7 +158,7 @@ def test_a_large_study_is_shown_in_part(sampler: str, monkeypatch: pytest.Monkey
     settings = [FULL.at([(index + 0.5) / 120] * len(FULL.dimensions)) for index in range(120)]
     trials = [trial(index, FULL, setting, 20.0 + index % 60) for index, setting in enumerate(settings)]
     trials[5] = replace(trials[5], state="RUNNING", perplexity=None)
-    assert propose(FULL, trials, sampler, 0) not in settings  # type: ignore[arg-type]
+    assert propose(FULL, trials, "tpe", 0) not in settings
     assert len(shown) == 21
     assert 0.0 in shown
     values = sorted(math.exp(value) for value in shown if value)

@@ -1,7 +1,7 @@
 """The ask/tell loop on real trials of a tiny model: every trial ends, nothing is lost, nothing is done twice."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
+from hpo.search.proposal import STARTUP_TRIALS
 from hpo.search.pruners.pruner import Case, Rule
 from hpo.search.pruners.registry import PRUNERS, Pruning
-from hpo.space.space import make_space
+from hpo.search.samplers.registry import SAMPLERS
+from hpo.space.space import Space, make_space
 from hpo.study.events import Event, Finished, Looked, Notice
-from hpo.study.record import OWNER, read_study
+from hpo.study.record import OWNER, TrialRecord, read_study
 from hpo.workers import worker as worker_module
 from hpo.workers.administration import retry_failed
 from hpo.workers.ledger import Ledger
@@ -131,6 +133,33 @@ def test_a_pruner_that_was_registered_gives_trials_up(make: Make, monkeypatch: p
     assert {tuple(trial.running.items()) for trial in record.pruned} == {((4, 40.0), (8, 40.0))}
     assert all(trial.estimate is not None for trial in record.pruned)
     assert set(seen) == {4, 8, 16, 32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backwards:
+    """A sampler of somebody else: the space from its end."""
+
+    learns: bool = False
+
+    def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
+        return iter([space.at([(9 - step) / 10] * len(space.dimensions)) for step in range(10)])
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_sampler_that_was_registered_chooses(make: Make, monkeypatch: pytest.MonkeyPatch, learns: bool) -> None:
+    """A line in the table is enough; one that learns is asked after start-up; what it repeats is left out."""
+    sampler = Backwards(learns=learns)
+    monkeypatch.setitem(SAMPLERS, "backwards", sampler)
+    ours = list(sampler.settings(SPACE, [], 0))
+    worker = make(sampler="backwards", pruning=Pruning(name="none"))
+    worker.work(Budget(trials=9))
+    trials = read_study(worker.study).trials
+    start_up = STARTUP_TRIALS if learns else 0
+    tried = [trial.setting for trial in trials]
+    assert len(set(tried)) == 9
+    assert tried[start_up:] == [one for one in ours if one not in tried[:start_up]][: 9 - start_up]
+    assert not set(tried[:start_up]) & set(ours)
+    assert {trial.origin for trial in trials} == {"backwards"}
 
 
 def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(make: Make) -> None:

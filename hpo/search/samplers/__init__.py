@@ -1,0 +1,1 @@
+"""Who chooses the next setting: one protocol, and its inhabitants by name."""
