@@ -154,7 +154,7 @@ SEARCHES: Mapping[str, Callable[[], dict[str, Make]]] = {
 
 def version(name: str) -> int:
     """Of what a replay runs: a changed search is another one."""
-    used = ("space", "dimension", "pruning") if "," in name and not name.startswith("ours") else ("*",)
+    used = ("space/*", "search/pruners/*") if "," in name and not name.startswith("ours") else ("**/*",)
     shared = [ROOT / "objectives" / "paired.py", ROOT / "benchmarks" / "replay.py"]
     files = [*shared, *(file for one in used for file in sorted(ROOT.glob(f"hpo/{one}.py")))]
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
