@@ -9,7 +9,8 @@ import sys
 from dataclasses import replace
 
 from hpo.notebook import load
-from hpo.optimize import StudyPlan, optimize
+from hpo.optimize import optimize
+from hpo.plan import StudyPlan
 from hpo.space.space import make_space
 from hpo.study.events import Event, Finished
 from hpo.workers.worker import Budget

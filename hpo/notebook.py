@@ -4,7 +4,7 @@ Responsible for what people do with a finished or running study from a notebook 
 the study. May assume that its results and its calibration cache are where its workers kept them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 from hpo.deploy.deploy import Chosen, Written, deploy
 from hpo.report.charts import chart_data
 from hpo.report.export import trials_frame
-from hpo.study.choosing import BEST, chosen_trial, require_same_bench, study_flags
+from hpo.study.bench import stored_bench_plan
+from hpo.study.choosing import BEST, chosen_trial, require_same_bench
 from hpo.study.finding import find_study
 from hpo.study.record import StudyRecord
 from hpo.verdict.importance import Importances
 from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.measuring import measure
-from objectives.evaluation import BenchPlan, load_bench
+from objectives.evaluation import load_bench
 from objectives.export.formats import DEFAULT_FORMAT
-from objectives.model.loading import ModelPlan
 from objectives.progress import silent
-from objectives.text.sequences import Sequences, TextPlan
+from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
 from storage.paths import Paths
 from storage.studies.opening import chosen_url, open_storage
@@ -103,13 +103,13 @@ class LoadedStudy:
         """
         chosen, _ = chosen_trial(self.record, trial)
         assert chosen.setting is not None
-        plan = bench_plan(self.record.contract, self.device)
+        plan = stored_bench_plan(self.record.contract, device=self.device)
         what = Chosen(setting=chosen.setting, study=self.study, trial=chosen)
         return deploy(plan, what, Path(directory), format, self.paths, silent)
 
     @cached_property
     def _bench(self) -> tuple[Bench, Sequences]:
-        bench, (tuning, *_) = load_bench(bench_plan(self.record.contract, self.device), self.paths)
+        bench, (tuning, *_) = load_bench(stored_bench_plan(self.record.contract, device=self.device), self.paths)
         require_same_bench(self.record, bench)
         return bench, tuning
 
@@ -132,24 +132,3 @@ def load(
     paths = Paths(Path(home)) if home is not None else Paths.default()
     found = read(find_study(open_storage(chosen_url(storage, paths)), study), paths)
     return LoadedStudy(study=found, paths=paths, device=device)
-
-
-def bench_plan(contract: Mapping[str, Any], device: str = "cpu") -> BenchPlan:
-    """The plan that lays out a study's model and text again."""
-    flags = study_flags(contract)
-    tuning = TextPlan(
-        source=flags["eval_data"],
-        part="tuning",
-        count=flags["eval_samples"],
-        protocol=flags["protocol"],
-        length=flags["seq_len"],
-    )
-    held_out = replace(tuning, part="confirmation", minimum=1)
-    second = flags["confirm_data"]
-    samples = contract["calibration"]["sequences"]
-    return BenchPlan(
-        model=ModelPlan(name=flags["model"], revision=flags["revision"], dtype=flags["dtype"], device=device),
-        calibration=replace(tuning, source=flags["calib_data"], part="calibration", count=samples),
-        data=(tuning, held_out, *([replace(held_out, source=second)] if second else [])),
-        seed=flags["seed"],
-    )

@@ -5,14 +5,13 @@ validated when they were made.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from optuna.storages import BaseStorage
 
+from hpo.plan import StudyPlan, how_it_searches
 from hpo.search.proposal import presets
 from hpo.search.pruners.registry import Pruning
-from hpo.search.samplers.registry import SAMPLERS
-from hpo.search.stopping import Stopping
 from hpo.space.dimension import Number
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
@@ -27,7 +26,7 @@ from hpo.workers.preparation import open_study, prepare
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
 from objectives.errors import InputError
-from objectives.evaluation import BenchPlan, LaidOut, lay_out
+from objectives.evaluation import LaidOut, lay_out
 from objectives.progress import Progress
 from objectives.quantization import model_size
 from objectives.results import pin
@@ -39,42 +38,6 @@ from storage.results import ResultStore
 
 UNSUITABLE = "it does not divide the input widths of this model"
 TEXTS = ("tuning", "confirmation", "second confirmation")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyPlan:
-    """What a study is to be.
-
-    Attributes:
-        name: Of the study.
-        bench: Model and text; its data are the tuning text and the confirmation texts, in this order.
-        space: What is searched, before it is fitted to the model and the text.
-        sampler: Who proposes.
-        pruning: Who gives trials up, and when.
-        stopping: When the study has seen enough.
-        max_bits: Most bits per weight a setting may cost; None for any.
-        presets_only: Measure the presets and nothing else.
-        trial_timeout: Seconds without progress after which a trial fails; None for any number.
-    """
-
-    name: str
-    bench: BenchPlan
-    space: Space
-    sampler: str = "gp"
-    pruning: Pruning = field(default_factory=Pruning)
-    stopping: Stopping = field(default_factory=Stopping)
-    max_bits: float | None = None
-    presets_only: bool = False
-    trial_timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.sampler not in SAMPLERS:
-            problems.append(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-        if self.trial_timeout is not None and not self.trial_timeout > 0:
-            problems.append(f"--trial-timeout {self.trial_timeout:g} is not above 0")
-        if problems:
-            raise InputError("; ".join(problems))
 
 
 def optimize(
@@ -130,22 +93,6 @@ def optimize(
         if leading is not None and held_out and not plan.presets_only:
             study.set_user_attr(CONFIRMATION, confirm(bench, store, leading, held_out, progress))
     return replace(found, record=read_study(study))
-
-
-def how_it_searches(plan: StudyPlan) -> dict[str, str | bool | float | None]:
-    """What the contract leaves open, for whoever wants to repeat the study; every worker may have its own."""
-    return {
-        "sampler": plan.sampler,
-        "pruner": plan.pruning.name,
-        "prune_error": plan.pruning.error,
-        "first_look": plan.pruning.first_look,
-        "until": "converged" if plan.stopping.converged else None,
-        "patience": plan.stopping.patience,
-        "presets_only": plan.presets_only,
-        "trust_remote_code": plan.bench.model.trust_remote_code,
-        "allow_partial": plan.bench.allow_partial,
-        "allow_partial_groups": plan.bench.allow_partial_groups,
-    }
 
 
 def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:

@@ -13,7 +13,8 @@ from hpo.launch.devices import AUTO, own
 from hpo.launch.following import Follower
 from hpo.launch.launch import Fleet, launch
 from hpo.launch.launcher import Job, Report
-from hpo.optimize import StudyPlan, optimize
+from hpo.optimize import optimize
+from hpo.plan import StudyPlan
 from hpo.study.events import Event, Listener, Notice
 from hpo.workers.worker import Budget
 from objectives.errors import InputError, RunError

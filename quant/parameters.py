@@ -52,6 +52,7 @@ class Parameter:
         legal: Least and greatest value, both allowed; None where values are names or truths.
         choices: The allowed names; empty where values are numbers or truths.
         search: What is searched by default; None for what no study varies.
+        opposite: Of what is true by default: the name and the help of the flag that makes it false.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Parameter:
     legal: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     search: Range | None = None
+    opposite: tuple[str, str] | None = None
 
     @property
     def flag(self) -> str:
@@ -144,7 +146,7 @@ class Parameters:
         legal=(1, LARGEST_COUNT),
         search=Range(low=32, high=256, scale="log2"),
     )
-    symmetric: bool = row(True, "symmetric", "codes around zero, or codes with a zero point")
+    symmetric: bool = row(True, "symmetric", "codes around zero", opposite=("asymmetric", "codes with a zero point"))
     rounding: str = row("nearest", "rounding", "how codes are chosen once the input scale is")
     scales: Scales = row(
         "foldable",

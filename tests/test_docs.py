@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import cli
+from hpo.commands.parser import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -44,7 +44,7 @@ def test_every_documented_command_is_understood(name: str, words: list[str]) -> 
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[:2] == ["python", "cli.py"] or words[0] == "praqtune":
         given = words[1:] if words[0] == "praqtune" else words[2:]
-        assert callable(cli._parser().parse_args(given).run)
+        assert callable(make_parser().parse_args(given).run)
     elif words[0] == "python":
         assert words[1] == "-m" or (ROOT / words[1]).is_file()
     else:

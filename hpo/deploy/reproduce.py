@@ -8,20 +8,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo.search.pruners.registry import Pruning
 from hpo.study.choosing import study_flags
+from hpo.study.options import SearchOptions
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from quant.setting import Setting
 
 PROGRAM, LINE = "python cli.py", 88
 ALLOWED = ("presets_only", "trust_remote_code", "allow_partial", "allow_partial_groups")
 USUAL = {
-    "sampler": "gp",
-    "pruner": "paired",
-    "prune_error": Pruning().error,
-    "first_look": Pruning().first_look,
-    "until": None,
-    "patience": None,
+    name: getattr(SearchOptions, name)
+    for name in ("sampler", "pruner", "prune_error", "first_look", "until", "patience")
 }
 
 

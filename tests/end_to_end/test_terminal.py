@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 import cli
+from hpo.commands import status
 from tests.conftest import SmallStudy
 
 ESCAPE = "\x1b["
@@ -26,7 +27,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         if len(pauses) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "sleep", sleep)
+    monkeypatch.setattr(status, "sleep", sleep)
     return pauses
 
 

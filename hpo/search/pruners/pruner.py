@@ -11,8 +11,9 @@ from typing import Protocol
 from optuna.pruners import BasePruner
 
 from hpo.search.incumbent import Incumbent
+from hpo.study.options import SearchOptions
 from objectives.errors import InputError
-from objectives.scoring import FIRST_LOOK, Score, look_sizes
+from objectives.scoring import Score, look_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class Rule:
         first_look: Sequences after which a trial is judged first; from there on their number doubles.
     """
 
-    error: float = 0.05
-    first_look: int = FIRST_LOOK
+    error: float = SearchOptions.prune_error
+    first_look: int = SearchOptions.first_look
 
     def __post_init__(self) -> None:
         if found := self.problems():

@@ -10,6 +10,7 @@ from hpo.search.pruners.none import Never
 from hpo.search.pruners.optunas import HYPERBAND, MEDIAN, WILCOXON
 from hpo.search.pruners.paired import Paired
 from hpo.search.pruners.pruner import Pruner, Rule
+from hpo.study.options import SearchOptions
 
 PRUNERS: dict[str, Pruner] = {
     "paired": Paired(),
@@ -30,7 +31,7 @@ class Pruning(Rule):
             Optuna's; `none` gives nothing up.
     """
 
-    name: str = "paired"
+    name: str = SearchOptions.pruner
 
     def problems(self) -> list[str]:
         """What makes it impossible, each in a few words."""

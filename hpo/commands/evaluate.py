@@ -1,0 +1,95 @@
+"""`evaluate`: measure perplexity, as it is or quantized.
+
+Responsible for the flags and the table of this command.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from hpo.commands.command import Command
+from hpo.commands.flags import add_options, add_setting_flags, options_of
+from hpo.commands.output import make_table, output
+from hpo.commands.settings import evaluated_settings
+from hpo.commands.stores import paths_of
+from hpo.study.options import BenchOptions
+
+if TYPE_CHECKING:
+    from objectives.evaluation import Row
+
+EXAMPLES = """examples:
+  %(prog)s                                        the bundled model: full precision, rtn and the V2 presets
+  %(prog)s --model org/name --eval-data c4,wikitext2
+  %(prog)s --model ./dir --calib-data calib.txt --eval-data eval.jsonl.gz \\
+      --method gwh-praq-v2 --beta 0.3 --tau 2.5 --group-size 64 --json rows.json
+"""
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Add the flags of this command."""
+    add_options(parser, BenchOptions, "model", "text")
+    group = parser.add_argument_group("methods")
+    # Not given and given differ: without a method, the bundled model is measured with the presets.
+    group.add_argument("--method", help="rtn, gw-awq, gwh-praq-v1, gwh-praq-v2, ...; several separated by commas")
+    group.add_argument("--presets", action="store_true", help="rtn and the presets of gwh-praq-v2")
+    add_setting_flags(parser)
+
+
+def run(parsed: Namespace) -> None:
+    """Measure every setting on every data set."""
+    from hpo.study.bench import bench_plan
+    from hpo.terminal import progress_display
+    from objectives.evaluation import evaluate, lay_out
+    from objectives.model.memory import keep_freed_memory
+
+    keep_freed_memory()
+    options = options_of(parsed, BenchOptions)
+    settings = evaluated_settings(parsed, options.model)
+    plan = bench_plan(options, max((setting.n_calib for setting in settings), default=1))
+    with progress_display(parsed.quiet) as progress:
+        laid_out = lay_out(plan, paths_of(parsed), progress)
+        rows = [row_record(row) for row in evaluate(laid_out, settings, progress)]
+    output(parsed, {"rows": rows, "notes": laid_out.notes}, laid_out.notes, evaluation_table(rows))
+
+
+def row_record(row: "Row") -> dict[str, object]:
+    """A row as JSON has it."""
+    difference = row.difference
+    return {
+        "dataset": row.dataset,
+        "method": row.method,
+        "perplexity": row.score.perplexity,
+        "mean_nll": row.score.mean_nll,
+        "tokens": int(row.score.tokens.sum()),
+        "tokens_per_second": float(row.score.tokens.sum()) / row.score_seconds,
+        "bits_per_weight": row.bits_per_weight,
+        "seconds": row.quantize_seconds + row.score_seconds,
+        "model_bytes": row.model_bytes,
+        "setting": row.setting.as_dict() if row.setting else None,
+        "nll_above_full_precision": None
+        if difference is None
+        else {"value": difference.value, "low": difference.low, "high": difference.high},
+    }
+
+
+def evaluation_table(rows: Iterable[dict[str, Any]]) -> Table:
+    """The rows for people."""
+    table = make_table("data", "method", "perplexity", "NLL above full", "bits/weight", "MB", "tokens/s", "s")
+    for row in rows:
+        gap = row["nll_above_full_precision"]
+        table.add_row(
+            row["dataset"],
+            row["method"],
+            f"{row['perplexity']:.3f}",
+            f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]" if gap else "-",
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['model_bytes'] / 1e6:.1f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['seconds']:.1f}",
+        )
+    return table
+
+
+COMMAND = Command(examples=EXAMPLES, add_flags=add_flags, run=run)

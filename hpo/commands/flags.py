@@ -1,0 +1,166 @@
+"""Flags from what declares them: option dataclasses, and the table of parameters.
+
+Responsible for the way from a field to a flag and back. A flag that is not given leaves nothing among the parsed
+options, so that defaults stand in the dataclasses alone and a study's own values can take their place.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args
+
+from quant.parameters import PARAMETERS, SEARCHED, Parameter, Range, bound_text
+
+Options = TypeVar("Options")
+
+STORAGE_HELP = "sqlite:///FILE, postgresql://..., @FILE with it, ... ($PRAQTUNE_STORAGE)"
+SPACE_WORDS = "0.3 fixes a hyperparameter, 0.2..0.8 is a range, 32,64 are sizes"
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what every command has."""
+    parser.add_argument("--cache", metavar="DIR", help="where calibration is kept (default $PRAQTUNE_HOME)")
+    parser.add_argument("--allow-shared-cache", action="store_true", help="accept a directory others may write to")
+    parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON to FILE, or print it")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no warnings: the result and errors only")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_options(parser: argparse.ArgumentParser, options: type, *groups: str) -> None:
+    """Add a flag for every field of an option dataclass.
+
+    Args:
+        parser: Of the command.
+        options: The dataclass; its fields are made by `hpo.study.options.option`.
+        groups: The headings whose fields are wanted, in the order of the help.
+    """
+    for heading in groups:
+        add_group(parser.add_argument_group(heading), options, heading)
+
+
+def add_group(group: Any, options: type, heading: str) -> None:
+    """Add a flag for every field of an option dataclass that stands under this heading."""
+    for one in fields(options):
+        if one.metadata["group"] == heading:
+            _add_option(group, one)
+
+
+def given(parsed: argparse.Namespace, options: type) -> dict[str, Any]:
+    """The fields of an option dataclass that were given, by name."""
+    return {one.name: getattr(parsed, one.name) for one in fields(options) if hasattr(parsed, one.name)}
+
+
+def options_of(parsed: argparse.Namespace, options: type[Options]) -> Options:
+    """An option dataclass with what was given, and its defaults for the rest."""
+    return options(**given(parsed, options))
+
+
+def add_study_flag(group: Any) -> None:
+    """Add the flag that names a study."""
+    group.add_argument("--study", help="its name (default: the model's; elsewhere the study begun last)")
+
+
+def add_storage_flag(group: Any) -> None:
+    """Add the flag that says where studies are."""
+    group.add_argument("--storage", metavar="URL", help=STORAGE_HELP)
+
+
+def add_study_flags(parser: argparse.ArgumentParser) -> Any:
+    """Add which study is meant, and where it is; returns the group."""
+    group = parser.add_argument_group("study")
+    add_study_flag(group)
+    add_storage_flag(group)
+    return group
+
+
+def add_report_flag(group: Any) -> None:
+    """Add the flag that says where a report goes."""
+    group.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: reports/STUDY)")
+
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every parameter of a setting but its method, each with one value."""
+    group = parser.add_argument_group("setting")
+    for parameter in _all_but_method():
+        if parameter.name in SEARCHED:
+            text = f"{parameter.help} (default {bound_text(float(parameter.default))})"  # type: ignore[arg-type]
+            group.add_argument(parameter.flag, type=parameter.type, default=argparse.SUPPRESS, help=text)
+        else:
+            _add_fixed(group, parameter)
+
+
+def add_space_flags(group: Any) -> None:
+    """Add a flag for every parameter of a setting: a value, a range or several values of those that are searched."""
+    group.add_argument("--space", metavar="FILE", help="TOML file with the same names and values")
+    method = PARAMETERS["method"]
+    searched = f"the method that is searched (default {method.default})"
+    group.add_argument(method.flag, default=argparse.SUPPRESS, help=searched)
+    for parameter in _all_but_method():
+        if parameter.search is not None:
+            text = f"{parameter.help} (default {range_text(parameter.search)}{_minus(parameter)})"
+            group.add_argument(parameter.flag, default=argparse.SUPPRESS, help=text)
+        else:
+            _add_fixed(group, parameter)
+
+
+def given_parameters(parsed: argparse.Namespace, names: Iterable[str] = tuple(PARAMETERS)) -> dict[str, Any]:
+    """The parameters among these that were given, by name."""
+    return {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
+
+
+def range_text(search: Range) -> str:
+    """A range as it can be typed: `0.1..5`; powers of two as sizes, `32,64,...,256`."""
+    if search.scale == "log2":
+        return f"{search.low:g},{2 * search.low:g},...,{search.high:g}"
+    return f"{bound_text(search.low)}..{bound_text(search.high)}"
+
+
+def _all_but_method() -> Iterator[Parameter]:
+    return (parameter for name, parameter in PARAMETERS.items() if name != "method")
+
+
+def _add_fixed(group: Any, parameter: Parameter) -> None:
+    """A flag of a parameter that no study varies: a name, or one of two flags."""
+    fixed = {"dest": parameter.name, "default": argparse.SUPPRESS}
+    if parameter.opposite is not None:
+        opposite, words = parameter.opposite
+        either = group.add_mutually_exclusive_group()
+        either.add_argument(parameter.flag, action="store_true", help=f"{parameter.help} (default)", **fixed)
+        either.add_argument(f"--{opposite}", action="store_false", help=words, **fixed)
+        return
+    listed = f": {' or '.join(parameter.choices)}" if parameter.choices and ":" not in parameter.help else ""
+    group.add_argument(parameter.flag, help=f"{parameter.help}{listed} (default {parameter.default})", **fixed)
+
+
+def _minus(parameter: Parameter) -> str:
+    """How to give values that argparse would take for flags."""
+    search = parameter.search
+    if search is None or search.low >= 0:
+        return ""
+    return f"; write {parameter.flag}={range_text(search)}"
+
+
+def _add_option(group: Any, one: "Field[Any]") -> None:
+    flag, said = f"--{one.name.replace('_', '-')}", one.metadata
+    if one.type is bool:
+        group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=said["help"])
+        return
+    usual = "" if one.default in (None, MISSING) else f" (default {one.default})"
+    group.add_argument(
+        flag,
+        type=_converter(one.type),
+        default=argparse.SUPPRESS,
+        metavar=said["metavar"],
+        choices=said["choices"],
+        help=said["help"] + usual,
+    )
+
+
+def _converter(declared: Any) -> type:
+    """What turns a word into a value of the declared type; None is what is not given."""
+    if isinstance(declared, UnionType):
+        (declared,) = (kind for kind in get_args(declared) if kind is not type(None))
+    found: type = declared
+    return found

@@ -1,0 +1,108 @@
+"""`quantize`: write a quantized model directory.
+
+Responsible for the flags and the table of this command.
+"""
+
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from hpo.commands.command import Command
+from hpo.commands.flags import add_options, add_setting_flags, add_storage_flag, given, options_of
+from hpo.commands.output import make_table, output
+from hpo.commands.settings import one_setting
+from hpo.commands.stores import opened_study, paths_of
+from hpo.study.options import BenchOptions
+from objectives.export.formats import DEFAULT_FORMAT, formats_help
+
+if TYPE_CHECKING:
+    from hpo.deploy.deploy import Chosen, Written
+    from objectives.evaluation import BenchPlan
+    from storage.paths import Paths
+
+EXAMPLES = """examples:
+  %(prog)s --method gw-awq --group-size 64 --output-dir awq-64
+  %(prog)s --model org/name --calib-data wikitext2 --method gwh-praq-v2 --beta 0.3 --tau 2.5 --output-dir ./v2
+  %(prog)s --study mine --output-dir ./best       the best trial, as the study measured it
+  %(prog)s --study mine --format packed --output-dir ./best-int4    as INT4 that transformers and vLLM load
+  %(prog)s --study mine --trial 17 --storage sqlite:///study.db --output-dir ./trial-17
+"""
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Add the flags of this command; what is not given of model and text comes from the study, where there is one."""
+    add_options(parser, BenchOptions, "model", "text")
+    add_setting_flags(parser)
+    group = parser.add_argument_group("what to write")
+    group.add_argument("--method", default=SUPPRESS, help="rtn, gw-awq, gwh-praq-v2, ...")
+    group.add_argument("--study", metavar="S", help="quantize as one of its trials was; gives model and text as well")
+    group.add_argument("--trial", metavar="N", help="best (default) or a number")
+    add_storage_flag(group)
+    group.add_argument("--format", default=DEFAULT_FORMAT, help=formats_help())
+    group.add_argument("--output-dir", metavar="DIR", type=Path, required=True, help="must not exist, or be empty")
+
+
+def run(parsed: Namespace) -> None:
+    """Write the model and print what it became."""
+    from hpo.deploy.deploy import deploy
+    from hpo.terminal import progress_display
+    from objectives.model.memory import keep_freed_memory
+
+    keep_freed_memory()
+    paths = paths_of(parsed)
+    chosen, plan, notes = what_to_write(parsed, paths)
+    with progress_display(parsed.quiet) as progress:
+        written = deploy(plan, chosen, parsed.output_dir, parsed.format, paths, progress)
+    notes = [*notes, *written.notes]
+    facts = {"directory": str(written.directory), **written.record, "disk_bytes": written.disk_bytes, "notes": notes}
+    output(parsed, facts, notes, written_table(chosen, written))
+
+
+def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPlan", list[str]]:
+    """What is quantized, with which model and text, and what a person should know of it."""
+    from hpo.deploy.deploy import Chosen
+    from hpo.study.bench import bench_plan, stored_bench_plan
+    from hpo.study.choosing import BEST, chosen_trial
+    from hpo.verdict.snapshot import read_ranked_if_possible
+
+    setting = one_setting(parsed)
+    if setting is not None:
+        return Chosen(setting=setting), bench_plan(options_of(parsed, BenchOptions), setting.n_calib), []
+    with opened_study(parsed) as found:
+        study = read_ranked_if_possible(found, paths)
+    trial, notes = chosen_trial(study.record, parsed.trial or BEST)
+    assert trial.setting is not None
+    plan = stored_bench_plan(study.record.contract, **given(parsed, BenchOptions))
+    return Chosen(setting=trial.setting, study=study, trial=trial), plan, notes
+
+
+def written_table(chosen: "Chosen", written: "Written") -> Table:
+    """What a person reads of a written model."""
+    record, table = written.record, make_table("", "")
+    for name, text in (
+        ("written to", str(written.directory)),
+        ("method", chosen.setting.label()),
+        ("bits per weight", f"{record['bits_per_weight']:.3f}"),
+        *proof_rows(record),
+        ("MB when packed", f"{record['model_bytes'] / 1e6:.2f}"),
+        (f"MB on disk, {record['weights']}", f"{written.disk_bytes / 1e6:.2f}"),
+    ):
+        table.add_row(name, text)
+    return table
+
+
+def proof_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What only a packed model has: bits in its file, and what it scores there against what was measured."""
+    if "proof" not in record:
+        return []
+    proof = record["proof"]
+    return [
+        ("bits per weight, in the file", f"{record['stored_bits_per_weight']:.3f}"),
+        ("perplexity, measured", f"{proof['measured']:.4f} on {proof['sequences']} sequences of {proof['source']}"),
+        ("perplexity, reloaded", f"{proof['packed']:.4f} in a fresh process"),
+    ]
+
+
+COMMAND = Command(examples=EXAMPLES, add_flags=add_flags, run=run)

@@ -1,0 +1,98 @@
+"""`status`: where a study stands, once or until Ctrl-C.
+
+Responsible for the flags, the table and the line of this command.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from contextlib import suppress
+from time import sleep
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from hpo.commands.command import Command
+from hpo.commands.flags import add_study_flags
+from hpo.commands.output import make_table, output
+from hpo.commands.stores import opened_study
+from objectives.errors import InputError
+
+EXAMPLES = """examples:
+  %(prog)s                                        the study that was begun last
+  %(prog)s --watch                                again and again, until Ctrl-C
+  %(prog)s --study mine --storage sqlite:///study.db --json
+"""
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Add the flags of this command."""
+    add_study_flags(parser)
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="renew it every 2 seconds, or as many"
+    )
+
+
+def run(parsed: Namespace) -> None:
+    """Print where the study stands."""
+    from hpo.study.record import read_study
+    from hpo.study.status import summary
+
+    with opened_study(parsed) as study:
+        if parsed.watch is not None:
+            watch(parsed, lambda: summary(read_study(study)))
+            return
+        facts = summary(read_study(study))
+    output(parsed, facts, [], status_table(facts))
+
+
+def watch(parsed: Namespace, look: Callable[[], dict[str, Any]]) -> None:
+    """Show the study until Ctrl-C: renewed on a terminal, a line whenever it changes elsewhere.
+
+    Raises:
+        InputError: If the seconds are none, or JSON is wanted.
+    """
+    if parsed.json or not parsed.watch > 0:
+        raise InputError("--watch takes seconds above 0 and goes without --json; call status --json again instead")
+    console = Console(highlight=False)
+    with suppress(KeyboardInterrupt):
+        if console.is_terminal:
+            with Live(status_table(look()), console=console, auto_refresh=False) as live:
+                while True:
+                    sleep(parsed.watch)
+                    live.update(status_table(look()), refresh=True)
+        said = ""
+        while True:
+            line = status_line(look())
+            if line != said:
+                print(line, flush=True)
+            said = line
+            sleep(parsed.watch)
+
+
+def status_table(facts: dict[str, Any]) -> Table:
+    """The facts for people, a row each."""
+    table = make_table("", "")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _text(value))
+    return table
+
+
+def status_line(facts: dict[str, Any]) -> str:
+    """The facts that change, in one line."""
+    trials = ", ".join(f"{count} {state.lower()}" for state, count in facts["trials"].items()) or "no trials"
+    running = ", ".join(f"trial {one['number']} after {one['sequences_read']} sequences" for one in facts["running"])
+    best = "; ".join(f"{size}: {text}" for size, text in facts["best"].items())
+    return " | ".join(part for part in (f"{facts['study']}: {trials}", running, best) if part)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_text(part)}" for name, part in value.items()) or "-"
+    if isinstance(value, list):
+        return "\n".join(_text(part) for part in value) or "-"
+    return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+COMMAND = Command(examples=EXAMPLES, add_flags=add_flags, run=run)

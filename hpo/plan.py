@@ -1,0 +1,95 @@
+"""What a study is to be, from what a person says of it.
+
+Responsible for what decides about a study before anything is read; command line and workers share it. May assume that
+spaces and benches check their own values.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpo.search.pruners.registry import Pruning
+from hpo.search.samplers.registry import SAMPLERS
+from hpo.search.stopping import Stopping
+from hpo.space.space import Space
+from hpo.study.bench import new_bench_plan
+from hpo.study.options import BenchOptions, SearchOptions
+from objectives.errors import InputError
+from objectives.evaluation import BenchPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """What a study is to be.
+
+    Attributes:
+        name: Of the study.
+        bench: Model and text; its data are the tuning text and the confirmation texts, in this order.
+        space: What is searched, before it is fitted to the model and the text.
+        sampler: Who proposes.
+        pruning: Who gives trials up, and when.
+        stopping: When the study has seen enough.
+        max_bits: Most bits per weight a setting may cost; None for any.
+        presets_only: Measure the presets and nothing else.
+        trial_timeout: Seconds without progress after which a trial fails; None for any number.
+    """
+
+    name: str
+    bench: BenchPlan
+    space: Space
+    sampler: str = SearchOptions.sampler
+    pruning: Pruning = field(default_factory=Pruning)
+    stopping: Stopping = field(default_factory=Stopping)
+    max_bits: float | None = None
+    presets_only: bool = False
+    trial_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.sampler not in SAMPLERS:
+            problems.append(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+        if self.trial_timeout is not None and not self.trial_timeout > 0:
+            problems.append(f"--trial-timeout {self.trial_timeout:g} is not above 0")
+        if problems:
+            raise InputError("; ".join(problems))
+
+
+def plan_study(bench: BenchOptions, search: SearchOptions, space: Space, name: str | None = None) -> StudyPlan:
+    """Plan a study.
+
+    Args:
+        bench: Which model and text.
+        search: How it searches.
+        space: What it searches.
+        name: Of the study; None for the model's.
+
+    Raises:
+        InputError: If a value cannot be.
+    """
+    usual = Path(bench.model).name + ("-presets" if search.presets_only else "")
+    return StudyPlan(
+        name=name or usual,
+        bench=new_bench_plan(bench, space.sizes("n_calib")),
+        space=space,
+        sampler=search.sampler,
+        pruning=Pruning(name=search.pruner, error=search.prune_error, first_look=search.first_look),
+        stopping=Stopping(converged=search.until == "converged", patience=search.patience),
+        max_bits=search.max_bits,
+        presets_only=search.presets_only,
+        trial_timeout=search.trial_timeout,
+    )
+
+
+def how_it_searches(plan: StudyPlan) -> dict[str, str | bool | float | None]:
+    """What the contract leaves open, for whoever wants to repeat the study; every worker may have its own."""
+    return {
+        "sampler": plan.sampler,
+        "pruner": plan.pruning.name,
+        "prune_error": plan.pruning.error,
+        "first_look": plan.pruning.first_look,
+        "until": "converged" if plan.stopping.converged else None,
+        "patience": plan.stopping.patience,
+        "presets_only": plan.presets_only,
+        "trust_remote_code": plan.bench.model.trust_remote_code,
+        "allow_partial": plan.bench.allow_partial,
+        "allow_partial_groups": plan.bench.allow_partial_groups,
+    }
