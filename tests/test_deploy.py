@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import cli
+from hpo.commands.parser import make_parser
 
 DEPLOY = Path(cli.__file__).parent / "deploy"
 
@@ -16,7 +17,7 @@ DEPLOY = Path(cli.__file__).parent / "deploy"
 def understood(words: list[str]) -> bool:
     """Whether the words after `python cli.py` are a command."""
     start = words.index("cli.py") + 1
-    return callable(cli._parser().parse_args(words[start:]).run)
+    return callable(make_parser().parse_args(words[start:]).run)
 
 
 def test_the_slurm_script_is_a_script_and_its_command_parses() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpo.commands.parser import make_parser
+from quant.parameters import PARAMETERS, Range
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -24,7 +25,11 @@ def commands(path: Path) -> list[list[str]]:
     """Every command of a document's shell blocks, in words, without the variables that it is given."""
     text = "\n".join(blocks(path, "bash")).replace("\\\n", " ")
     lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    return [strip_variables(line) for line in lines if line]
+    return [without_redirection(strip_variables(line)) for line in lines if line]
+
+
+def without_redirection(words: list[str]) -> list[str]:
+    return words[: words.index(">")] if ">" in words else words
 
 
 def strip_variables(words: list[str]) -> list[str]:
@@ -113,3 +118,21 @@ def test_continuous_integration_runs_the_readmes_test_command() -> None:
     """What CI checks is what a reader is told to run."""
     assert "make test" in (ROOT / ".ci/run").read_text()
     assert ["make", "test"] in [words[:2] for words in README]
+
+
+def shown(search: Range) -> str:
+    """A range as the README shows it."""
+    if search.scale == "log2" or search.step is not None:
+        second = 2 * search.low if search.step is None else search.low + search.step
+        return f"{search.low:g}, {second:g}, ..., {search.high:g}"
+    return f"{search.low:g} .. {search.high:g}" + (", log" if search.scale == "log" else "")
+
+
+def test_the_readme_has_the_table_of_parameters() -> None:
+    """Every hyperparameter with its label, its range and its flag, in the order of the table."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    rows = [tuple(map(str.strip, line)) for line in lines if len(line) == 3 and "`--" in line[2]]
+    found = [(label, values, re.findall(r"--[a-z-]+[a-z]", flags)[0]) for label, values, flags in rows]
+    wanted = [(one.label, shown(one.search), one.flag) for one in PARAMETERS.values() if one.search is not None]
+    assert found == wanted

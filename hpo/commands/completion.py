@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from hpo.commands.command import Command
 
 EXAMPLES = """examples:
-  eval "$(praqtune completion bash)"              for this shell; put it into ~/.bashrc for every one
+  praqtune completion bash > ~/.local/share/bash-completion/completions/praqtune
   praqtune completion zsh > ~/.zfunc/_praqtune    in a directory of $fpath
 """
 SHELLS = ("bash", "zsh", "tcsh")

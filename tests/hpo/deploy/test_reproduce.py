@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 import cli
+from hpo.commands.flags import options_of
+from hpo.commands.parser import make_parser
 from hpo.deploy.reproduce import can_be_repeated, quantize_command, repeat_command
 from hpo.notebook import load
+from hpo.study.options import BenchOptions, SearchOptions
 from hpo.study.record import StudyRecord
 from tests.conftest import SmallStudy
 from tests.hpo.studies import CONTRACT
@@ -74,15 +77,15 @@ def test_a_trial_is_named_by_study_and_number(small: SmallStudy) -> None:
     best = study.record.best
     assert best is not None
     found = words(quantize_command(study.record, best, "my 4bit", "sqlite:///x.db"))
-    options = cli._parser().parse_args(found)
+    options = make_parser().parse_args(found)
     assert (options.study, options.trial, options.storage) == ("small", str(best.number), "sqlite:///x.db")
-    assert options.output_dir == "my 4bit"
+    assert options.output_dir == Path("my 4bit")
 
 
 def test_what_a_shell_would_split_is_quoted() -> None:
     """Names and paths with spaces and quotes; ranges and sizes as they are."""
     odd = record(model={"name": "./it's here", "commit": None, "dtype": "float32"})
-    options = cli._parser().parse_args(words(repeat_command(odd, 60, "sqlite:///a b.db")))
+    options = make_parser().parse_args(words(repeat_command(odd, 60, "sqlite:///a b.db")))
     assert (options.model, options.study, options.storage) == ("./it's here", "a study", "sqlite:///a b.db")
     assert (options.trials, options.beta, options.tau, options.group_size) == (60, "0..1", "0.1..5", "32,64")
     assert options.symmetric is True
@@ -99,15 +102,16 @@ def test_calibration_sizes_are_those_that_were_asked_for() -> None:
     """300 samples were all there were where 512 were asked for: asking for 256 would read other text."""
     space = {**CONTRACT["space"], "n_calib": "16,32,64,128,256"}  # type: ignore[dict-item]
     calibration = {"source": "c4", "sequences": 300, "fingerprint": "x"}
-    options = cli._parser().parse_args(words(repeat_command(record(space=space, calibration=calibration), None)))
+    options = make_parser().parse_args(words(repeat_command(record(space=space, calibration=calibration), None)))
     assert options.n_calib == "16,32,64,128,256,512"
 
 
 def test_how_it_searched_is_part_of_the_command() -> None:
     """Where it is not as usual, and where older studies do not say it."""
     searched = replace(record(), search={"sampler": "tpe", "pruner": "paired", "trust_remote_code": True})
-    options = cli._parser().parse_args(words(repeat_command(searched, None)))
-    assert (options.sampler, options.pruner, options.trust_remote_code) == ("tpe", "paired", True)
+    options = make_parser().parse_args(words(repeat_command(searched, None)))
+    search, bench = options_of(options, SearchOptions), options_of(options, BenchOptions)
+    assert (search.sampler, search.pruner, bench.trust_remote_code) == ("tpe", "paired", True)
     assert "--sampler" not in repeat_command(record(), None)
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy import stats
 
-import cli
 from hpo.search.incumbent import Incumbent, Spread, estimate, lag, usual_spread
 from hpo.search.pruners.paired import is_hopeless
 from hpo.search.pruners.registry import PRUNERS, Pruning
@@ -227,9 +226,3 @@ def test_others_that_scatter_almost_alike_are_no_special_case() -> None:
         found = usual_spread((others * 20)[:count], incumbent)
         assert found is not None
         assert 0 < found.degrees <= 50
-
-
-def test_the_command_line_has_the_same_defaults() -> None:
-    """They are written there once more, so that help answers at once."""
-    options = cli._parser().parse_args(["optimize"])
-    assert Pruning(name=options.pruner, error=options.prune_error, first_look=options.first_look) == Pruning()
