@@ -1,9 +1,10 @@
 """What several end-to-end tests read: a small study of the bundled model, made once."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -11,6 +12,8 @@ import transformers
 
 import cli
 from tests.servers import Database
+
+PICTURES = "hpo.report.write._pictures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,11 @@ class SmallStudy:
     home: Path
     flags: tuple[str, ...] = ("--eval-samples", "8", "--seq-len", "64", "--n-calib", "16", "--n-grid", "5")
 
+    @property
+    def json(self) -> Path:
+        """What `optimize` printed of it."""
+        return self.home / "small.json"
+
 
 @pytest.fixture(scope="session")
 def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
@@ -28,9 +36,22 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
     huggingface_hub.utils.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     study = SmallStudy(home=tmp_path_factory.mktemp("small"))
-    size = ["--group-size", "128", "--study", "small", "--cache", str(study.home)]
-    assert cli.main(["optimize", "--presets-only", *study.flags, *size]) == 0
+    where = ["--study", "small", "--cache", str(study.home), "--json", str(study.json)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PICTURES, blank)
+        assert cli.main(["optimize", "--presets-only", *study.flags, *where]) == 0
     return study
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without pictures, for tests that look at none: they take longer to draw than a small study to make."""
+    monkeypatch.setattr(PICTURES, blank)
+
+
+def blank(said: Sequence[Any], data: object) -> dict[str, bytes | None]:
+    """No pictures."""
+    return {f"{caption.key}.{ending}": None for caption in said for ending in ("png", "svg")}
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Targets must be importable functions, so they live in modules beside the tests a
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -22,6 +23,9 @@ CONTEXT.set_forkserver_preload(
         "objectives.model.loading",
         "objectives.text.sequences",
         "transformers.models.llama.modeling_llama",
+        "hpo.optimize",
+        "hpo.report.write",
+        "tests.preloaded",
         "tests.storage.workers",
     ]
 )
@@ -61,6 +65,8 @@ def run_cli(arguments: Sequence[str], output: Path) -> None:
 
     import cli
 
+    # Whoever runs the tests in the background may have them ignore SIGINT, and what they start inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # The command line asks for this by a variable that is read when transformers is imported, which is long ago here.
     transformers.utils.logging.disable_progress_bar()
     sys.exit(cli.main(arguments))

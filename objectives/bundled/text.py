@@ -16,6 +16,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -102,8 +103,9 @@ def word_runs(text: str, length: int = RUN_WORDS) -> Iterator[tuple[str, ...]]:
     return zip(*(words[start:] for start in range(length)), strict=False)
 
 
-def _split(family: Family, *, held: bool) -> dict[str, str]:
-    """Name to text of the held-out documents of a family, or of the others, in order of name."""
+@cache
+def _split(family: Family, *, held: bool) -> Mapping[str, str]:
+    """Name to text of the held-out documents of a family, or of the others, in order of name; parsed once."""
 
     def wanted(name: str) -> bool:
         return is_held_out(family, name) is held
@@ -179,7 +181,7 @@ def _fraction(purpose: str, name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _without_contained(documents: dict[str, str]) -> dict[str, str]:
+def _without_contained(documents: Mapping[str, str]) -> dict[str, str]:
     """Drop documents of which more than half repeats longer ones (`compound` includes `try`, ...)."""
     kept: dict[str, str] = {}
     seen: set[tuple[str, ...]] = set()

@@ -2,28 +2,30 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
 import transformers
 
 import cli
+from storage.results import ResultStore
+from storage.studies.opening import open_storage
+from tests.conftest import SmallStudy
+from tests.hpo.studies import mixed_study
+from tests.processes import finish, run_cli, start, wait_until
 
 ROOT = Path(cli.__file__).parent
-# Two group sizes, small calibration and 16 sequences: a trial takes a second.
-SMALL = ["--group-size", "64,128", "--n-calib", "16,32", "--n-grid", "5..10", "--eval-samples", "16"]
-SMALL += ["--dtype", "float32"]
-# Whoever runs the tests in the background may have them ignore SIGINT, and what they start inherits that.
-START = "import cli, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(cli.main())"
-PATIENCE = 120.0
+# Small calibration and 16 short sequences: a trial takes half a second.
+QUICK = ["--n-grid", "2..6", "--eval-samples", "16", "--seq-len", "64", "--dtype", "float32"]
+SMALL = ["--group-size", "64,128", "--n-calib", "16,32", *QUICK]
+ONE_SIZE = ["--group-size", "128", "--n-calib", "16", *QUICK, "--confirm-data", "bundled:docstrings"]
 ENDED = {"COMPLETE", "PRUNED", "FAIL"}
 
 
@@ -90,34 +92,27 @@ def shown(run: Run) -> dict[str, Any]:
     return found
 
 
-def started(environment: dict[str, str], directory: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A study in a process that the test can stop."""
-    return subprocess.Popen(
-        [sys.executable, "-c", START, "optimize", *SMALL, *arguments],
-        env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def started(directory: Path, *arguments: str) -> BaseProcess:
+    """A study in a process that the test can stop, with its storage and its home in `directory`."""
+    where = ["--storage", f"sqlite:///{directory}/study.db", "--cache", f"{directory}/home"]
+    return start(run_cli, ["optimize", *ONE_SIZE, *where, *arguments], directory / "started")
 
 
 def wait_for_trials(directory: Path, ended: int) -> None:
     """Until so many trials have ended and another one runs."""
-    deadline = monotonic() + PATIENCE
-    while monotonic() < deadline:
-        sleep(0.1)
+
+    def so_far() -> bool:
         try:
             with sqlite3.connect(f"file:{directory}/study.db?mode=ro", uri=True) as database:
                 states = [state for (state,) in database.execute("select state from trials")]
         except sqlite3.OperationalError:
-            continue
-        if sum(state in ENDED for state in states) >= ended and "RUNNING" in states:
-            return
-    raise AssertionError("the study did not get so far")
+            return False
+        return sum(state in ENDED for state in states) >= ended and "RUNNING" in states
+
+    wait_until(so_far, f"a trial after {ended} others")
 
 
-def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path) -> None:
+def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """One command: references, presets, trials, ranking at equal bits, confirmation, report; then going on with it."""
     first = run("optimize", *SMALL, "--trials", "7")
     assert first.returncode == 0, first.stderr
@@ -147,6 +142,7 @@ def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path) -> None:
     assert {"index.html", "trials.csv", "result.json", "report.md"} <= {path.name for path in report.iterdir()}
     assert list(report.glob("*.png"))
 
+    request.getfixturevalue("no_pictures")
     second = run("optimize", *SMALL, "--trials", "9", "--json", "again.json")
     assert second.returncode == 0, second.stderr
     assert "[8/9]" in second.stderr
@@ -177,17 +173,16 @@ def test_one_seed_gives_identical_trials_twice(run: Run) -> None:
     assert studies[0] == studies[1]
 
 
-@pytest.mark.usefixtures("unknown")
+@pytest.mark.usefixtures("unknown", "no_pictures")
 @pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupt_ends_cleanly_and_the_study_goes_on(
-    run: Run, environment: dict[str, str], tmp_path: Path, stop: signal.Signals
-) -> None:
+def test_an_interrupt_ends_cleanly_and_the_study_goes_on(run: Run, tmp_path: Path, stop: signal.Signals) -> None:
     """The running trial goes back to the queue at once; afterwards no trial is lost, running, or tried twice."""
-    process = started(environment, tmp_path, "--trials", "8")
+    process = started(tmp_path, "--trials", "6")
     wait_for_trials(tmp_path, 2)
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.pid is not None
+    os.kill(process.pid, stop)
+    assert finish(process) == [130]
+    errors = (tmp_path / "started.err").read_text()
     assert "Traceback" not in errors
     states = [trial["state"] for trial in shown(run)["trials"]]
     assert "RUNNING" not in states
@@ -195,21 +190,21 @@ def test_an_interrupt_ends_cleanly_and_the_study_goes_on(
     assert_goes_on(run)
 
 
-@pytest.mark.usefixtures("unknown")
-def test_a_study_survives_kill_9(run: Run, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("unknown", "no_pictures")
+def test_a_study_survives_kill_9(run: Run, tmp_path: Path) -> None:
     """Twice killed without warning: the trial that was running is queued again, and the study is completed."""
     for ended in (1, 3):
-        process = started(environment, tmp_path, "--trials", "8")
+        process = started(tmp_path, "--trials", "6")
         wait_for_trials(tmp_path, ended)
         process.kill()
-        process.communicate()
+        assert finish(process) == [-signal.SIGKILL]
     assert_goes_on(run)
 
 
 def assert_goes_on(run: Run) -> None:
     """A further run completes the study; what had ended before is untouched, under the same contract."""
     before = shown(run)
-    resumed = run("optimize", *SMALL, "--trials", "8")
+    resumed = run("optimize", *ONE_SIZE, "--trials", "6")
     assert resumed.returncode == 0, resumed.stderr
     after = shown(run)
     assert after["contract"] == before["contract"]
@@ -217,45 +212,46 @@ def assert_goes_on(run: Run) -> None:
     kept = [trial for trial in before["trials"] if trial["state"] in ENDED]
     assert kept
     assert [after["trials"][trial["number"]] for trial in kept] == kept
-    assert len(after["trials"]) == 8
+    assert len(after["trials"]) == 6
     assert {trial["state"] for trial in after["trials"]} <= {"COMPLETE", "PRUNED"}
     settings = [json.dumps(trial["params"], sort_keys=True) for trial in after["trials"]]
-    assert len(set(settings)) == 8
+    assert len(set(settings)) == 6
 
 
-def test_another_contract_is_refused_with_the_differences(run: Run) -> None:
+def test_another_contract_is_refused_with_the_differences(
+    run: Run, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Space, text, protocol, length and seed: each is named, exit code 2, and the study is untouched."""
-    assert run("optimize", *SMALL, "--trials", "1").returncode == 0
+    monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
+    shutil.copy(small_study.home / "studies.db", tmp_path / "study.db")
     before = shown(run)
     changes = [
         (
-            "--beta 0.1..0.4 --eval-samples 24 --protocol documents --seed 5 --asymmetric",
+            "--beta 0.1..0.4 --eval-samples 24 --protocol documents --seed 5 --asymmetric --dtype bfloat16",
             "space.beta is 0.1..0.4, in the study 0..1",
-            "tuning.sequences is 24, in the study 16",
+            "tuning.sequences is 24, in the study 8",
             "tuning.protocol is documents, in the study packed",
             "seed is 5, in the study 0",
             "space.symmetric is False, in the study True",
         ),
         (
-            "--eval-data bundled:topics --dtype bfloat16",
+            "--eval-data bundled:topics --dtype float32",
             "tuning.source is bundled:topics, in the study bundled:docstrings",
-            "model.dtype is bfloat16, in the study float32",
+            "model.dtype is float32, in the study bfloat16",
         ),
     ]
     for flags, *differences in changes:
-        refused = run("optimize", *SMALL, *flags.split(), "--trials", "2")
+        refused = run("optimize", "--study", "small", *small_study.flags, *flags.split())
         assert refused.returncode == 2, (flags, refused.stderr)
-        assert refused.stderr.strip().splitlines()[-1].startswith("praqtune: study 'bundled' was begun with another")
+        assert refused.stderr.strip().splitlines()[-1].startswith("praqtune: study 'small' was begun with another")
         for difference in differences:
             assert difference in refused.stderr
     assert shown(run) == before
 
 
-def test_presets_only_ranks_presets_and_references_as_json(run: Run) -> None:
+def test_presets_only_ranks_presets_and_references_as_json(small_study: SmallStudy) -> None:
     """Four presets and three references of their group size, all measured to the end, with a recommendation."""
-    result = run("optimize", "--presets-only", "--eval-samples", "16", "--n-calib", "32", "--json", "-")
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
+    found = json.loads(small_study.json.read_text())
     (level,) = found["ranking"]
     assert level["group_size"] == 128
     names = [row["name"].removesuffix(" (projected)") for row in level["rows"]]
@@ -333,9 +329,10 @@ def test_max_bits_leaves_out_shares_of_kept_rows_that_cost_more(run: Run) -> Non
     assert "awq: it costs more than 4.0 bits per weight; give a larger --max-bits" in refused.stderr
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_study_whose_patience_has_ended_is_over(run: Run) -> None:
     """Two trials in a row without an improvement: it stops, says so, and does not go on when it is called again."""
-    command = ["optimize", *SMALL, "--group-size", "128", "--trials", "40", "--patience", "2", "--json", "-"]
+    command = ["optimize", *ONE_SIZE, "--trials", "40", "--patience", "2", "--json", "-"]
     first = run(*command)
     assert first.returncode == 0, first.stderr
     trials = json.loads(first.stdout)["trials"]
@@ -347,6 +344,7 @@ def test_a_study_whose_patience_has_ended_is_over(run: Run) -> None:
     assert json.loads(run(*command).stdout)["trials"] == trials
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run) -> None:
     """A notice says which; every trial keeps to the limit."""
     result = run("optimize", *SMALL, "--trials", "2", "--max-bits", "4.2", "--json", "-")
@@ -422,10 +420,10 @@ def test_a_password_of_a_storage_is_never_shown(run: Run) -> None:
     assert "hushhush" not in result.stdout + result.stderr
 
 
-def test_studies_that_are_not_there_are_named(run: Run) -> None:
+def test_studies_that_are_not_there_are_named(run: Run, home: Path, environment: dict[str, str]) -> None:
     """An empty storage and an unknown name each say what to do."""
     assert "the storage holds no study; begin one with `optimize`" in run("show").stderr
-    assert run("optimize", *SMALL, "--trials", "1", "--study", "mine").returncode == 0
+    mixed_study(ResultStore(home / "results")).stored(open_storage(environment["PRAQTUNE_STORAGE"]))
     result = run("status", "--study", "yours")
     assert result.returncode == 2
-    assert "there is no study 'yours'; there are: mine" in result.stderr
+    assert "there is no study 'yours'; there are: study" in result.stderr
