@@ -17,5 +17,9 @@ class DamagedEntryError(StorageError):
         self.key = key
 
 
+class StoredValueError(StorageError):
+    """A stored value is not of the type that this program writes; the message names where it stands."""
+
+
 class LeaseLostError(StorageError):
     """Another process took over the computation because this one showed no sign of life for too long."""

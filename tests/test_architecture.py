@@ -35,7 +35,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     ),
     "storage": (
         {"errors", "strict_json"},
-        {"files", "paths"},
+        {"files", "paths", "typed_json"},
         {"lease", "model_directory", "artifacts"},
         {"cache", "results", "studies"},
     ),
