@@ -22,20 +22,13 @@ import numpy as np
 from benchmarks.replay import Ours, field, proposer, replay
 from benchmarks.truth import Truth, tables
 from hpo.search.pruners.registry import Pruning
-from hpo.study.record import StudyRecord, TrialRecord
+from hpo.study.record import TrialRecord
 from hpo.verdict.importance import Shares, importances
 
 
 def shares(truth: Truth, trials: list[TrialRecord]) -> Shares:
     """The product's, over these trials."""
-    record = StudyRecord(
-        name="replay",
-        contract={},
-        references=(),
-        trials=tuple(trials),
-        distributions=truth.space.distributions,
-    )
-    return importances(record).overall
+    return importances(truth.space, trials).overall
 
 
 def whole(truth: Truth) -> Shares:

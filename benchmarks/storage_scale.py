@@ -32,8 +32,10 @@ from benchmarks.servers import postgresql  # noqa: E402
 from hpo.search.pruners.registry import Pruning  # noqa: E402
 from hpo.space.space import Space, make_space  # noqa: E402
 from hpo.study import record as names  # noqa: E402
+from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract  # noqa: E402
 from hpo.study.record import read_study  # noqa: E402
 from hpo.workers.owner import Owner  # noqa: E402
+from hpo.workers.preparation import open_study  # noqa: E402
 from hpo.workers.queue import Queue  # noqa: E402
 from hpo.workers.worker import Budget, Settled, Worker  # noqa: E402
 from objectives.progress import silent  # noqa: E402
@@ -79,6 +81,21 @@ def result_of(setting: Setting, seed: int) -> TrialResult:
         layers=(),
         seconds={"calibrate": 1.0, "quantize": 10.0, "score": 20.0},
         peak_bytes=10**9,
+    )
+
+
+def made_contract() -> Contract:
+    """The contract of a study of which nothing is measured."""
+    fingerprint = TEXT.fingerprint()
+    model = {"name": MADE, "commit": None, "fingerprint": MADE, "dtype": "float32", "stored_as": "float32"}
+    return Contract(
+        model=ModelContract(**model, input_scales=MADE),
+        calibration=CalibrationContract(source=TEXT.source, sequences=SEQUENCES, fingerprint=fingerprint),
+        tuning=TextContract(
+            source=TEXT.source, sequences=SEQUENCES, fingerprint=fingerprint, protocol="packed", seq_len=TOKENS + 1
+        ),
+        space=SPACE,
+        seed=0,
     )
 
 
@@ -153,7 +170,7 @@ def one_trial(worker: Worker, budget: Budget, pause: float = 0.0) -> dict[str, f
 def grown(url: str, home: Path, sampler: str, sizes: Sequence[int], repeats: int) -> list[dict[str, Any]]:
     """Milliseconds per trial at each size."""
     storage, store = open_storage(url), ResultStore(home / sampler)
-    study = optuna.create_study(storage=storage, study_name=f"scale-{sampler}")
+    study = open_study(storage, f"scale-{sampler}", made_contract())
     rows = []
     for size in sizes:
         fill(study, store, SPACE, size)
@@ -182,7 +199,7 @@ def together(url: str, home: Path, workers: int, each: int, pause: float) -> dic
     storage = open_storage(url)
     if "many" in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name="many", storage=storage)
-    study = optuna.create_study(storage=storage, study_name="many")
+    study = open_study(storage, "many", made_contract())
     fill(study, ResultStore(home / "many"), SPACE, 100)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -15,14 +15,13 @@ from hpo.search.pruners.registry import Pruning
 from hpo.space.dimension import Number
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
-from hpo.study.contract import make_contract
 from hpo.study.events import Listener, Notice
 from hpo.study.record import CONFIRMATION, SEARCH, read_study
 from hpo.verdict.confirmation import confirm
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.interrupts import Interrupts
 from hpo.workers.owner import Owner
-from hpo.workers.preparation import open_study, prepare
+from hpo.workers.preparation import make_contract, open_study, prepare
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
 from objectives.errors import InputError
@@ -37,7 +36,6 @@ from storage.paths import Paths
 from storage.results import ResultStore
 
 UNSUITABLE = "it does not divide the input widths of this model"
-TEXTS = ("tuning", "confirmation", "second confirmation")
 
 
 def optimize(
@@ -61,7 +59,7 @@ def optimize(
     laid_out = lay_out(plan.bench, paths, progress)
     bench, (tuning, *held_out) = laid_out.bench, laid_out.data
     space = fit(plan, laid_out, listen)
-    texts = dict(zip(TEXTS, zip(plan.bench.data, laid_out.data, strict=True), strict=False))
+    texts = list(zip(plan.bench.data, laid_out.data, strict=True))
     contract = make_contract(bench.model, bench.blocks, space, bench.calibration.text, texts, plan.bench.seed)
     study = open_study(storage, plan.name, contract)
     if SEARCH not in study.user_attrs:

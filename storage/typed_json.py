@@ -34,11 +34,15 @@ class _Mismatch(Exception):
 def encode(value: object) -> Any:
     """The value in the types that JSON has: dataclasses and mappings as objects, tuples as arrays.
 
+    A dataclass with fields that follow from the others may leave those out by a method `as_json` of its own.
+
     Raises:
         TypeError: If something in it has no JSON form.
     """
     if value is None or isinstance(value, str | int | float):
         return value
+    if hasattr(value, "as_json"):
+        return value.as_json()
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -59,8 +63,9 @@ def decode(kind: type[T], stored: object, where: str) -> T:
     Raises:
         StoredValueError: Naming the field whose value is missing, unknown or of another type.
     """
+    expected: Any = kind
     try:
-        found: T = _decoder(kind)(stored)
+        found: T = _decoder(expected)(stored)
     except _Mismatch as error:
         place = f"{where}: {error.path.lstrip('.')}" if error.path else where
         raise StoredValueError(f"{place} {error.problem}") from None
@@ -73,7 +78,8 @@ def decode_known(kind: type[T], stored: Mapping[str, object], where: str) -> T:
     Raises:
         StoredValueError: As `decode`.
     """
-    names = _hints(kind)
+    expected: Any = kind
+    names = _hints(expected)
     return decode(kind, {name: value for name, value in stored.items() if name in names}, where)
 
 
@@ -138,7 +144,10 @@ def _instance(kind: Any) -> Decoder:
         missing = [name for name in needed if name not in values]
         if missing:
             raise _Mismatch(f"lacks {', '.join(missing)}")
-        return kind(**values)
+        try:
+            return kind(**values)
+        except ValueError as error:
+            raise _Mismatch(f"cannot be used: {error}") from None
 
     return decoded
 

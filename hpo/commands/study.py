@@ -69,11 +69,11 @@ def add_rm_flags(parser: ArgumentParser) -> None:
 
 def remove(parsed: Namespace) -> None:
     """Remove a study; its results are kept."""
-    from hpo.study.finding import find_study
+    from hpo.study.finding import find_study_of_any_format
     from hpo.workers.administration import remove_study
 
     with opened_storage(parsed) as storage:
-        remove_study(find_study(storage, parsed.study), storage, parsed.force)
+        remove_study(find_study_of_any_format(storage, parsed.study), storage, parsed.force)
     output(parsed, {"removed": parsed.study}, [f"study {parsed.study} is removed; its results are kept"])
 
 
@@ -164,9 +164,10 @@ def add_named_flags(parser: ArgumentParser) -> None:
 
 
 def _names(storage: "optuna.storages.BaseStorage") -> list[str]:
+    from hpo.study.contract import FORMAT
     from hpo.workers.administration import list_studies
 
-    return [study.name for study in list_studies(storage) if study.model is not None]
+    return [study.name for study in list_studies(storage) if study.format == FORMAT]
 
 
 COMMAND = Group(

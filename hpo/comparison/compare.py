@@ -165,9 +165,9 @@ def _study_notes(plan: ComparePlan, laid_out: LaidOut) -> Iterator[str]:
         return
     trial, contract = plan.trial, plan.study.contract
     assert trial is not None
-    if contract["model"]["fingerprint"] != laid_out.bench.model.fingerprint:
-        yield f"{trial.name} was found on {contract['model']['name']}, other weights or another type than these"
-    tuned = contract["tuning"]["source"]
+    if contract.model.fingerprint != laid_out.bench.model.fingerprint:
+        yield f"{trial.name} was found on {contract.model.name}, other weights or another type than these"
+    tuned = contract.tuning.source
     if any(text.source == tuned for text in laid_out.data):
         yield f"{trial.name} was chosen for its perplexity on text of {tuned}, which flatters it there"
 

@@ -5,14 +5,16 @@ interval, how to attach a worker; of a trial how it went and where it hurts. May
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from hpo.deploy.reproduce import can_be_repeated, repeat_command
+from hpo.deploy.reproduce import repeat_command
 from hpo.report.axes import label_of
 from hpo.report.evidence import find_row
 from hpo.report.glance import confirmed_text
 from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
 from hpo.report.tables import Table
+from hpo.space.dimension import Dimension
+from hpo.space.space import Space
+from hpo.study.contract import CalibrationContract, Contract, TextContract
 from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
 from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.snapshot import Study
@@ -53,9 +55,9 @@ def study_facts(study: Study) -> dict[str, str]:
     record, lead = study.record, study.lead
     contract = record.contract
     facts = {
-        "what is quantized": str(contract.get("model", {}).get("name", "")),
-        "tuned on": _text(contract.get("tuning", {})),
-        "calibrated on": _text(contract.get("calibration", {})),
+        "what is quantized": contract.model.name,
+        "tuned on": _text(contract.tuning),
+        "calibrated on": _text(contract.calibration),
         "verdict": lead.verdict() if lead else NO_VERDICT,
         "recommended": recommendation_text(lead) if lead else "",
         "on other text": confirmed_text(record) if record.confirmation else "",
@@ -78,13 +80,12 @@ def _study_lines(study: Study, address: str, links: Mapping[str, str], problems:
     yield "### References"
     yield from table_lines(_references(record.references))
     yield "### What is tuned"
-    yield "\n".join(f"- {escaped(line)}" for line in _space(record.contract.get("space", {})))
+    yield "\n".join(f"- {escaped(line)}" for line in _space(record.contract.space))
     yield "### What the numbers mean"
     yield "\n".join(f"- {escaped(line)}" for line in _meaning(record.contract))
-    if can_be_repeated(record):
-        yield "### Attach a worker"
-        yield "On any machine that reaches the storage and has the model and the text (`--trials N` raises the budget):"
-        yield code_lines(repeat_command(record, None, address))
+    yield "### Attach a worker"
+    yield "On any machine that reaches the storage and has the model and the text (`--trials N` raises the budget):"
+    yield code_lines(repeat_command(record, None, address))
 
 
 def _best(levels: Sequence[SizeClassRanking]) -> Table:
@@ -125,36 +126,29 @@ def _references(references: Sequence[Measured]) -> Table:
     return Table(title="Measured beside the trials", columns=columns, rows=rows, note=note)
 
 
-def _space(space: Mapping[str, str]) -> Iterator[str]:
-    for name, value in space.items():
-        varies = ".." in value or "," in value
-        yield f"{label_of(name)}: {value}" + ("" if varies else ", fixed")
+def _space(space: Space) -> Iterator[str]:
+    for name, part in space.parts.items():
+        yield f"{label_of(name)}: {part}" + ("" if isinstance(part, Dimension) else ", fixed")
 
 
-def _meaning(contract: Mapping[str, Any]) -> Iterator[str]:
-    model = contract.get("model", {})
-    if model:
-        commit = f" at commit {model['commit']}" if model.get("commit") else ""
-        yield f"Model {model.get('name')}{commit}, run in {model.get('dtype')}."
-    for purpose, words in (
-        ("tuning", "The value of a trial is its perplexity on {}; lower is better."),
-        ("calibration", "Statistics come from up to {}, of other documents."),
-        ("confirmation", "The winner is confirmed on {} that had no part in choosing it."),
-        ("second confirmation", "And on {}."),
-    ):
-        text = _text(contract.get(purpose, {}))
-        if text:
-            yield words.format(text)
-    if "seed" in contract:
-        yield f"Seed {contract['seed']}; only settings of equal group size are compared."
+def _meaning(contract: Contract) -> Iterator[str]:
+    model = contract.model
+    commit = f" at commit {model.commit}" if model.commit else ""
+    yield f"Model {model.name}{commit}, run in {model.dtype}."
+    yield f"The value of a trial is its perplexity on {_text(contract.tuning)}; lower is better."
+    yield f"Statistics come from up to {_text(contract.calibration)}, of other documents."
+    if contract.confirmation:
+        yield f"The winner is confirmed on {_text(contract.confirmation)} that had no part in choosing it."
+    if contract.second_confirmation:
+        yield f"And on {_text(contract.second_confirmation)}."
+    yield f"Seed {contract.seed}; only settings of equal group size are compared."
 
 
-def _text(entry: Mapping[str, Any]) -> str:
-    if not entry:
-        return ""
-    length = f" of {entry['seq_len']} tokens" if "seq_len" in entry else ""
-    protocol = f" ({entry['protocol']})" if "protocol" in entry else ""
-    return f"{entry.get('sequences')} sequences{length} from {short_source(str(entry.get('source')))}{protocol}"
+def _text(text: CalibrationContract | TextContract) -> str:
+    if isinstance(text, CalibrationContract):
+        return f"{text.sequences} sequences from {short_source(text.source)}"
+    length = f"{text.sequences} sequences of {text.seq_len} tokens"
+    return f"{length} from {short_source(text.source)} ({text.protocol})"
 
 
 def _trial_lines(

@@ -19,6 +19,7 @@ from optuna_dashboard import wsgi
 
 from hpo.dashboard.board import Board
 from hpo.dashboard.study_page import StudyPage
+from hpo.study.contract import require_format
 from hpo.study.record import CONTRACT
 from hpo.workers.interrupts import Interrupts
 from objectives.errors import InputError
@@ -121,6 +122,7 @@ class Refresher:
             study = optuna.load_study(storage=self._storage, study_name=name)
             if CONTRACT not in study.user_attrs:
                 return None
+            require_format(study.user_attrs[CONTRACT], name)
             self._pages[name] = StudyPage(Board(study, self._storage, self._files), self._paths, self._address)
         return self._pages[name]
 

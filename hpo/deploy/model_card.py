@@ -76,12 +76,12 @@ def _proof(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _study(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
-    tuning = study.contract["tuning"]
+    tuning = study.contract.tuning
     yield from ("## The study", "")
     yield (
         f"{trial.name.capitalize()} of the study `{study.name}`, which measured {len(study.complete)} settings to the "
-        f"end and gave {len(study.pruned)} up, on {tuning['sequences']} sequences of {tuning['seq_len']} tokens of "
-        f"{tuning['source']} ({tuning['protocol']})."
+        f"end and gave {len(study.pruned)} up, on {tuning.sequences} sequences of {tuning.seq_len} tokens of "
+        f"{tuning.source} ({tuning.protocol})."
     )
     yield ""
 

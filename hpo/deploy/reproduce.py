@@ -1,7 +1,7 @@
 """The command lines of a study: what repeats it, what joins it, what writes its best setting.
 
-Responsible for flags that give the stored contract again. May assume that the contract is complete; what it leaves
-open (sampler, pruner, what was allowed) is stored beside it by newer versions, and is as usual where it is not.
+Responsible for flags that give the stored contract again. What that leaves open (sampler, pruner, what was allowed) is
+stored beside it, and is as usual before it is.
 """
 
 import shlex
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo.study.choosing import study_flags
+from hpo.study.contract import Contract
 from hpo.study.options import SearchOptions
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from quant.setting import Setting
@@ -19,11 +20,6 @@ USUAL = {
     name: getattr(SearchOptions, name)
     for name in ("sampler", "pruner", "prune_error", "first_look", "until", "patience")
 }
-
-
-def can_be_repeated(record: StudyRecord) -> bool:
-    """Whether the contract says all that a command needs; that of a study made by hand may not."""
-    return {"model", "calibration", "tuning", "space", "seed"} <= set(record.contract)
 
 
 def repeat_command(record: StudyRecord, trials: int | None, storage: str | None = None) -> str:
@@ -55,17 +51,18 @@ def quantize_command(record: StudyRecord, chosen: Measured, directory: str, stor
     return _folded([f"{PROGRAM} quantize", *_words(given), f"--output-dir {shlex.quote(directory)}"])
 
 
-def _space_flags(contract: Mapping[str, Any]) -> dict[str, str | None]:
-    space: dict[str, str | None] = {name: text.removesuffix(" (log)") for name, text in contract["space"].items()}
-    sizes = space.get("n_calib")
-    if sizes is not None:
-        space["n_calib"] = _asked_for(sizes, contract["calibration"]["sequences"])
-    return space
+def _space_flags(contract: Contract) -> dict[str, Any]:
+    space = contract.space
+    typed = {dimension.name: dimension.typed for dimension in space.dimensions}
+    flags = {**space.fixed, **typed}
+    if "n_calib" in flags:
+        flags["n_calib"] = _asked_for(space.sizes("n_calib"), contract.calibration.sequences)
+    return flags
 
 
-def _asked_for(sizes: str, read: int) -> str:
+def _asked_for(sizes: Sequence[int], read: int) -> str:
     """Calibration sizes as they were asked for, where there was text for more than the largest that was kept."""
-    numbers = [int(size) for size in sizes.split(",")]
+    numbers = list(sizes)
     while numbers[-1] < read:
         numbers.append(2 * numbers[-1])
     return ",".join(map(str, numbers))
@@ -80,7 +77,7 @@ def _words(flags: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in flags.items():
         if name == "symmetric":
-            words.append("--symmetric" if str(value) == "True" else "--asymmetric")
+            words.append("--symmetric" if value else "--asymmetric")
         else:
             # A value that begins with a minus would be taken for a flag.
             glue = "=" if str(value).startswith("-") else " "

@@ -1,19 +1,15 @@
 """The hyperparameters that vary, as the axes of figures.
 
-Responsible for their labels, scales and ticks. May assume Optuna's distributions as `hpo.space.space` makes them:
-sizes are exponents of two under a name that says so.
+Responsible for their labels, scales and ticks. May assume that every dimension of a space has several values.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from hpo.verdict.importance import EXPONENT, decoded_name
-from quant.parameters import PARAMETERS
+from hpo.space.space import Space
+from quant.parameters import PARAMETERS, Scale
 
 NICE = (1.0, 2.0, 5.0)
 MARGIN = 0.04
@@ -26,7 +22,7 @@ class Axis:
     name: str
     low: float
     high: float
-    scale: Literal["linear", "log", "log2"]
+    scale: Scale
     whole: bool
 
     @property
@@ -75,17 +71,15 @@ def label_of(name: str) -> str:
     return PARAMETERS[name].label if name in PARAMETERS else name
 
 
-def varied_axes(distributions: Mapping[str, BaseDistribution]) -> tuple[Axis, ...]:
-    """The axes of Optuna's parameters, without those that can take one value only."""
-    found = (_axis(name, one) for name, one in distributions.items())
-    return tuple(axis for axis in found if axis is not None)
-
-
-def _axis(parameter: str, distribution: BaseDistribution) -> Axis | None:
-    if distribution.single() or not isinstance(distribution, IntDistribution | FloatDistribution):
-        return None
-    name, low, high = decoded_name(parameter), distribution.low, distribution.high
-    whole = isinstance(distribution, IntDistribution)
-    if parameter.startswith(EXPONENT):
-        return Axis(name=name, low=2.0**low, high=2.0**high, scale="log2", whole=True)
-    return Axis(name=name, low=low, high=high, scale="log" if distribution.log else "linear", whole=whole)
+def varied_axes(space: Space) -> tuple[Axis, ...]:
+    """The axes of what a study searches."""
+    return tuple(
+        Axis(
+            name=dimension.name,
+            low=dimension.low,
+            high=dimension.high,
+            scale=dimension.scale,
+            whole=dimension.integer,
+        )
+        for dimension in space.dimensions
+    )

@@ -114,7 +114,7 @@ class ChartData:
 def chart_data(study: Study) -> ChartData:
     """Everything that the figures of a study show."""
     record, lead = study.record, study.lead
-    axes = varied_axes(record.distributions)
+    axes = varied_axes(record.contract.space)
     measured = [point for trial in record.trials if (point := _measured(trial, axes)) is not None]
     estimated = [point for trial in record.trials if (point := _estimated(trial, axes)) is not None]
     reference = lead.best_reference if lead else None

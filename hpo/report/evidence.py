@@ -194,7 +194,7 @@ def _elsewhere(record: StudyRecord, levels: Sequence[SizeClassRanking]) -> Elsew
     for dataset in datasets:
         on = {row["name"]: row["perplexity"] for row in found["rows"] if row["dataset"] == dataset}
         columns.append(_above(on, on.get(FULL_PRECISION), names))
-    tuning = short_source(str(record.contract.get("tuning", {}).get("source", "tuning text")))
+    tuning = short_source(record.contract.tuning.source)
     purposes = ("tuned on", "held out", *["second data set"] * len(datasets))
     texts = tuple(zip(purposes, (tuning, *map(short_source, datasets)), strict=False))
     rows = tuple((name, tuple(column[place] for column in columns)) for place, name in enumerate(names))

@@ -14,6 +14,7 @@ from hpo.verdict.ranking import ranking_json
 from hpo.verdict.snapshot import Study
 from quant.setting import Setting
 from storage.strict_json import plain
+from storage.typed_json import encode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ def study_json(study: Study) -> dict[str, object]:
         str(key): plain(value)
         for key, value in {
             "study": record.name,
-            "contract": record.contract,
+            "contract": encode(record.contract),
             "references": [_reference(one) for one in record.references],
             "trials": [_trial(trial) for trial in record.trials],
             "best": None if record.best is None else _trial(record.best),

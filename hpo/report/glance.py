@@ -7,7 +7,7 @@ study; what is not known yet is said in the answer.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hpo.deploy.reproduce import can_be_repeated, quantize_command, repeat_command
+from hpo.deploy.reproduce import quantize_command, repeat_command
 from hpo.report.charts import ChartData
 from hpo.report.layer_grid import LayerGrid
 from hpo.space.size_class import SIZE_CLASS_FIELDS
@@ -115,8 +115,6 @@ def _cells(grid: LayerGrid) -> Iterator[tuple[float, int, str]]:
 
 
 def _next(record: StudyRecord, lead: SizeClassRanking, data: ChartData) -> Iterator[Answer]:
-    if not can_be_repeated(record):
-        return
     chosen = lead.recommended.measured
     deploy = quantize_command(record, chosen, f"{record.name}-4bit")
     text = f"Write {chosen.name} as a model:"
@@ -159,5 +157,5 @@ def _openings(record: StudyRecord, lead: SizeClassRanking) -> Iterator[str]:
             f"The interval is {(high - low) / 2:.2f} % to either side: four times as many --eval-samples would halve "
             "it."
         )
-    if value > 0 and str(record.contract["space"].get("symmetric")) == "True":
+    if value > 0 and record.contract.space.fixed.get("symmetric"):
         yield "Zero points (--asymmetric) often gain more than scales do, for 4 bits a group."

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpo.deploy.reproduce import can_be_repeated, repeat_command
+from hpo.deploy.reproduce import repeat_command
 from hpo.report.captions import Caption
 from hpo.report.charts import ChartData
 from hpo.report.glance import Answer, confirmed_text, glance
@@ -47,7 +47,7 @@ class Page:
         cost: Table.
         failures: Table; without rows where nothing failed.
         contract: Table.
-        command: What begins the study anew; None where the contract does not say it.
+        command: What begins the study anew.
     """
 
     study: str
@@ -62,7 +62,7 @@ class Page:
     cost: Table
     failures: Table
     contract: Table
-    command: str | None
+    command: str
 
 
 def make_page(study: Study, data: ChartData) -> Page:
@@ -86,8 +86,8 @@ def make_page(study: Study, data: ChartData) -> Page:
         importances=tuple(importance_tables(data.importances)),
         cost=cost_table(study),
         failures=failure_table(record),
-        contract=contract_table(record.contract),
-        command=repeat_command(record, len(record.trials) or None) if can_be_repeated(record) else None,
+        contract=contract_table(record.contract.parts),
+        command=repeat_command(record, len(record.trials) or None),
     )
 
 
@@ -126,8 +126,7 @@ def _blocks(page: Page, said: Sequence[Caption]) -> Iterator[str]:
     yield from table_lines(page.cost)
     yield from table_lines(page.failures)
     yield "## Contract"
-    if page.command is not None:
-        yield code_lines(page.command)
+    yield code_lines(page.command)
     yield from table_lines(page.contract)
 
 

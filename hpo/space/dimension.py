@@ -11,7 +11,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from objectives.errors import InputError
-from quant.parameters import PARAMETERS, SEARCHED, Parameter, Scale
+from quant.parameters import PARAMETERS, SEARCHED, Parameter, Scale, bound_text
 
 GRID_LEVELS = 5
 # What settings are rounded to: finer differences change nothing, and a rounded setting can be typed again.
@@ -25,7 +25,7 @@ class Dimension:
 
     Attributes:
         name: The field of `Setting`.
-        low: Smallest value, included.
+        low: Smallest value, included, in the type of its values.
         high: Largest value, included.
         scale: `log2` holds powers of two only; what Optuna sees of them is the exponent, so their order is kept.
         integer: Whether values are whole; those of `log2` are, and whole ones on a `log` scale do not occur.
@@ -33,8 +33,8 @@ class Dimension:
     """
 
     name: str
-    low: float
-    high: float
+    low: Number
+    high: Number
     scale: Scale = "linear"
     integer: bool = False
     step: float | None = None
@@ -95,7 +95,7 @@ class Dimension:
             found = float(f"{value:.{DIGITS}g}")
         else:
             found = round(float(value), DECIMALS)
-        return min(max(found, self._bound(self.low)), self._bound(self.high))
+        return min(max(found, self.low), self.high)
 
     def at(self, fraction: float) -> Number:
         """The value at `fraction` of the way from low to high, on its scale; `fraction` in `[0, 1)`."""
@@ -132,13 +132,15 @@ class Dimension:
         """The values that a grid visits: all sizes, or a few values from end to end."""
         return sorted({self.at(min(step / (GRID_LEVELS - 1), math.nextafter(1, 0))) for step in range(GRID_LEVELS)})
 
-    def __str__(self) -> str:
+    @property
+    def typed(self) -> str:
+        """The dimension as `make_space` reads it: `0.2..0.8`, `32,64,128`."""
         if self.lists:
-            return ",".join(f"{value:g}" for value in self.every())
-        return f"{self.low:g}..{self.high:g}" + (" (log)" if self.scale == "log" else "")
+            return ",".join(map(bound_text, self.every()))
+        return f"{bound_text(self.low)}..{bound_text(self.high)}"
 
-    def _bound(self, value: float) -> Number:
-        return round(value) if self.integer else value
+    def __str__(self) -> str:
+        return f"{self.typed} (log)" if self.scale == "log" else self.typed
 
 
 def _dimension(parameter: Parameter) -> Dimension:

@@ -1,8 +1,8 @@
 """The search space: which fields of a `Setting` a study varies, and between which bounds.
 
-Responsible for the space of each method (docs/methods.md), for narrowing it, and for the way to and from Optuna's
-parameters. May assume nothing about the model: sizes that do not suit it, or for which there is no text, are taken out
-by `limited`.
+Responsible for the space of each method (docs/methods.md), for narrowing it, and for the ways to and from Optuna's
+parameters and what is stored. May assume nothing about the model: sizes that do not suit it, or for which there is no
+text, are taken out by `limited`.
 """
 
 import itertools
@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 
@@ -18,6 +19,7 @@ from hpo.space.dimension import DECIMALS, DIMENSIONS, Dimension, Number
 from objectives.errors import InputError
 from quant.parameters import LARGEST, LARGEST_COUNT, PARAMETERS, SMALLEST, bound_text
 from quant.setting import Setting
+from storage.typed_json import encode
 
 SYNTAX = "write 0.3 to fix it, 0.2..0.8 for a range, 32,64 for sizes"
 
@@ -27,7 +29,7 @@ class Space:
     """What a study searches, and what it holds fixed.
 
     Attributes:
-        base: The fixed part of every setting.
+        base: The fixed part of every setting; what varies or is not read by its method is at its default there.
         dimensions: What varies, in a fixed order.
     """
 
@@ -111,11 +113,21 @@ class Space:
         notice = f"{name} {', '.join(dropped)} left out: {reason}"
         return self._with(name, _listed(DIMENSIONS[name], kept)), notice
 
-    def describe(self) -> dict[str, str]:
-        """Every field that the method reads as the range or the value it has, for people and for the contract."""
-        ranges = {dimension.name: str(dimension) for dimension in self.dimensions}
-        fixed = self.base.definition.reads - ranges.keys()
-        return {**{name: f"{value}" for name, value in self.base.as_dict().items() if name in fixed}, **ranges}
+    @property
+    def fixed(self) -> dict[str, object]:
+        """The values of everything that the method reads and that does not vary."""
+        varied = {dimension.name for dimension in self.dimensions}
+        reads = self.base.definition.reads - varied
+        return {name: value for name, value in self.base.as_dict().items() if name in reads}
+
+    @property
+    def parts(self) -> dict[str, object]:
+        """What the space consists of: the values that are fixed and the dimensions that are searched, by field."""
+        return {**self.fixed, **{dimension.name: dimension for dimension in self.dimensions}}
+
+    def as_json(self) -> dict[str, Any]:
+        """What is stored: of the base only what is fixed, since everything else has its default."""
+        return {"base": self.fixed, "dimensions": [encode(dimension) for dimension in self.dimensions]}
 
     def _with(self, name: str, found: Dimension | Number) -> "Space":
         others = tuple(dimension for dimension in self.dimensions if dimension.name != name)
@@ -138,7 +150,8 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
     """
     read = base.definition.reads
     dimensions = tuple(dimension for name, dimension in DIMENSIONS.items() if name in read)
-    space = Space(base=base, dimensions=dimensions)
+    usual = {dimension.name: PARAMETERS[dimension.name].default for dimension in dimensions}
+    space = Space(base=replace(base.canonical(), **usual), dimensions=dimensions)  # type: ignore[arg-type]
     problems = []
     for name, value in given.items():
         if name not in DIMENSIONS:
@@ -171,14 +184,16 @@ def read_space_file(path: Path) -> dict[str, object]:
 def _parse(dimension: Dimension, value: object) -> Dimension | Number:
     name, text = dimension.name, ",".join(map(str, value)) if isinstance(value, list) else str(value)
     try:
-        numbers = [float(part) for part in text.replace("..", ",").split(",")]
+        numbers: list[Number] = [float(part) for part in text.replace("..", ",").split(",")]
     except ValueError:
         raise InputError(f"{name} {text!r} cannot be read; {SYNTAX}") from None
     if dimension.integer and any(number != round(number) for number in numbers):
         raise InputError(f"{name} {text!r} is not whole; {SYNTAX}")
     _require_legal(dimension, numbers)
+    if dimension.integer:
+        numbers = [round(number) for number in numbers]
     if len(numbers) == 1:
-        return round(numbers[0]) if dimension.integer else numbers[0]
+        return numbers[0]
     if dimension.lists and ".." not in text:
         return _listed(dimension, sorted(set(numbers)))
     if ".." not in text or len(numbers) != 2:
@@ -211,7 +226,7 @@ def _listed(dimension: Dimension, values: Sequence[Number]) -> Dimension | Numbe
         InputError: If they are not consecutive powers of two, or not evenly spaced where there are steps.
     """
     if len(values) == 1:
-        return round(values[0]) if dimension.integer else values[0]
+        return values[0]
     rule, step = "consecutive powers of two, such as 32,64,128", dimension.step
     if dimension.step is not None:
         rule, step = "evenly spaced in thousandths, such as 0.1,0.2,0.3", round(values[1] - values[0], DECIMALS)

@@ -19,6 +19,7 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.study.contract import require_format
 from hpo.study.record import CONTRACT, read_study
 from objectives.errors import InputError
 from objectives.results import text_key
@@ -60,7 +61,7 @@ def import_study(storage: BaseStorage, store: ResultStore, source: Path, name: s
     """Make the study of a file in another storage, under its own name or another one.
 
     Raises:
-        InputError: If the file is none of a study, or the name is taken.
+        InputError: If the file is none of a study, or of one of another format, or the name is taken.
         DamagedEntryError: If a result in it is damaged.
     """
     described, results = _read(source)
@@ -71,6 +72,7 @@ def import_study(storage: BaseStorage, store: ResultStore, source: Path, name: s
         trials = [_trial(values) for values in described["trials"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{source} holds a trial that cannot be read ({error}); export the study again") from error
+    require_format(described["attributes"].get(CONTRACT, {}), name)
     for key, encoded in results.items():
         store.adopt(key, encoded)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -91,7 +93,7 @@ def _results(study: optuna.Study) -> list[str]:
     """Keys of everything that a study refers to."""
     record = read_study(study)
     measured = [str(one.result) for one in (*record.references, *record.trials) if one.result]
-    return list(dict.fromkeys([*measured, text_key(record.contract["tuning"]["fingerprint"])]))
+    return list(dict.fromkeys([*measured, text_key(record.contract.tuning.fingerprint)]))
 
 
 def _described(trial: FrozenTrial) -> dict[str, Any]:

@@ -4,11 +4,11 @@ Responsible for what decides about a study's text before anything is read; comma
 assume that plans check their own values.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 from hpo.study.choosing import study_flags
+from hpo.study.contract import Contract
 from hpo.study.options import BenchOptions
 from objectives.evaluation import BenchPlan
 from objectives.model.loading import BUNDLED, ModelPlan
@@ -80,7 +80,7 @@ def new_bench_plan(options: BenchOptions, sizes: list[int]) -> BenchPlan:
     return confirmed(plan, options.confirm_data or SECOND_DATA.get(plan.data[0].source))
 
 
-def stored_bench_plan(contract: Mapping[str, Any], **given: Any) -> BenchPlan:
+def stored_bench_plan(contract: Contract, **given: Any) -> BenchPlan:
     """Plan the bench of a study again, from its contract.
 
     Args:
@@ -90,4 +90,4 @@ def stored_bench_plan(contract: Mapping[str, Any], **given: Any) -> BenchPlan:
     # A commit belongs to the model that it was stored with.
     other = {"revision": None} if given.get("model") is not None else {}
     options = BenchOptions(**{**study_flags(contract), **other, **given})
-    return confirmed(bench_plan(options, contract["calibration"]["sequences"]), options.confirm_data)
+    return confirmed(bench_plan(options, contract.calibration.sequences), options.confirm_data)

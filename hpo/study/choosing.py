@@ -7,6 +7,7 @@ flags that lay out its model and text again. May assume a study of ours.
 from collections.abc import Mapping
 from typing import Any
 
+from hpo.study.contract import Contract
 from hpo.study.record import StudyRecord, TrialRecord
 from objectives.errors import InputError
 from objectives.text.sequences import Sequences
@@ -34,21 +35,20 @@ def chosen_trial(record: StudyRecord, which: str) -> tuple[TrialRecord, list[str
     return trial, _notes(trial)
 
 
-def study_flags(contract: Mapping[str, Any]) -> dict[str, Any]:
+def study_flags(contract: Contract) -> dict[str, Any]:
     """The flags, by name, that lay out the model and the text of a study again; None where none is needed."""
-    model, tuning = contract["model"], contract["tuning"]
-    second = contract.get("second confirmation")
+    model, tuning, second = contract.model, contract.tuning, contract.second_confirmation
     return {
-        "model": model["name"],
-        "revision": model["commit"],
-        "dtype": model["dtype"],
-        "calib_data": contract["calibration"]["source"],
-        "eval_data": tuning["source"],
-        "confirm_data": second["source"] if second else None,
-        "eval_samples": tuning["sequences"],
-        "protocol": tuning["protocol"],
-        "seq_len": tuning["seq_len"],
-        "seed": contract["seed"],
+        "model": model.name,
+        "revision": model.commit,
+        "dtype": model.dtype,
+        "calib_data": contract.calibration.source,
+        "eval_data": tuning.source,
+        "confirm_data": second.source if second else None,
+        "eval_samples": tuning.sequences,
+        "protocol": tuning.protocol,
+        "seq_len": tuning.seq_len,
+        "seed": contract.seed,
     }
 
 
@@ -61,13 +61,13 @@ def require_same_bench(record: StudyRecord, bench: Bench) -> None:
     contract = record.contract
     flags = study_flags(contract)
     checks = (
-        ("model", contract["model"], bench.model.fingerprint, MODEL_FLAGS),
-        ("calibration text", contract["calibration"], bench.calibration.text.fingerprint(), TEXT_FLAGS),
+        ("model", contract.model.fingerprint, bench.model.fingerprint, MODEL_FLAGS),
+        ("calibration text", contract.calibration.fingerprint, bench.calibration.text.fingerprint(), TEXT_FLAGS),
     )
     problems = [
         f"the {what} that was loaded is not the study's: give {_spelled(flags, names)}"
         for what, known, fingerprint, names in checks
-        if known["fingerprint"] != fingerprint
+        if known != fingerprint
     ]
     if problems:
         raise InputError(
@@ -81,7 +81,7 @@ def require_same_text(record: StudyRecord, tuning: Sequences) -> None:
     Raises:
         InputError: With the flags that give the study's.
     """
-    if record.contract["tuning"]["fingerprint"] != tuning.fingerprint():
+    if record.contract.tuning.fingerprint != tuning.fingerprint():
         given = _spelled(study_flags(record.contract), TEXT_FLAGS)
         raise InputError(
             f"study {record.name!r}: the tuning text that was loaded is not the study's: give {given}; where these are "

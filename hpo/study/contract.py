@@ -1,66 +1,139 @@
-"""What the numbers of a study mean, so that numbers of different meaning never meet.
+"""What the numbers of a study mean, as a value that is stored with it, so that numbers of different meaning never meet.
 
-Responsible for writing it down and for refusing a worker whose contract differs. May assume JSON-able values.
+Responsible for the version of what is stored, for refusing studies of another one, and for refusing a worker whose
+contract differs. Imports little: whoever asks where a study stands reads its contract.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hpo.space.space import Space
 from objectives.errors import InputError
-from objectives.model.loading import Model
-from objectives.model.roles import Block, unscaled_inputs
-from objectives.text.sequences import Sequences, TextPlan
+from storage.typed_json import decode, encode
 
-FORMAT = 2
+FORMAT = 3
+"""Version of a study's attributes and of its trials'."""
 LONGEST_VALUE = 80
 
 
-def make_contract(
-    model: Model,
-    blocks: Sequence[Block],
-    space: Space,
-    calibration: Sequences,
-    texts: Mapping[str, tuple[TextPlan, Sequences]],
-    seed: int,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ModelContract:
+    """What is quantized.
+
+    Attributes:
+        name: On the hub, or its directory.
+        commit: Of a hub model.
+        fingerprint: Of its weights.
+        dtype: What it is run in.
+        stored_as: The type of its stored weights.
+        input_scales: Which input scales fold, and which stay 1.
+    """
+
+    name: str
+    commit: str | None
+    fingerprint: str
+    dtype: str
+    stored_as: str
+    input_scales: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationContract:
+    """All the calibration text.
+
+    Attributes:
+        source: As it was asked for.
+        sequences: How many there are.
+        fingerprint: Of their tokens.
+    """
+
+    source: str
+    sequences: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextContract:
+    """A text that is scored.
+
+    Attributes:
+        source: As it was asked for.
+        sequences: How many there are.
+        fingerprint: Of their tokens.
+        protocol: How text becomes sequences.
+        seq_len: Tokens per sequence at most.
+    """
+
+    source: str
+    sequences: int
+    fingerprint: str
+    protocol: str
+    seq_len: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
     """The contract of a study.
 
-    Args:
+    Attributes:
+        format: Version of what is stored.
         model: What is quantized.
-        blocks: Its layer roles.
+        calibration: Where statistics come from.
+        tuning: The text whose perplexity is a trial's value.
+        confirmation: Other documents of it.
+        second_confirmation: Another text that the winner is confirmed on.
         space: What is searched and what is fixed.
-        calibration: All the calibration text.
-        texts: Plan and tokens of the tuning text and of each confirmation text, by what they are for.
         seed: Of the text's order and of the proposals.
     """
-    return {
-        "format": FORMAT,
-        "model": {
-            "name": model.name,
-            "commit": model.commit,
-            "fingerprint": model.fingerprint,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "stored as": str(model.stored_dtype).removeprefix("torch."),
-            "input scales": _input_scales(space, blocks),
-        },
-        "calibration": _text(calibration),
-        **{
-            purpose: {**_text(sequences), "protocol": plan.protocol, "seq_len": plan.length}
-            for purpose, (plan, sequences) in texts.items()
-        },
-        "space": space.describe(),
-        "seed": seed,
-    }
+
+    format: int = FORMAT
+    model: ModelContract
+    calibration: CalibrationContract
+    tuning: TextContract
+    confirmation: TextContract | None = None
+    second_confirmation: TextContract | None = None
+    space: Space
+    seed: int
+
+    @property
+    def parts(self) -> dict[str, object]:
+        """What it consists of, by name, for people: of the space the values and dimensions by field."""
+        stored = {name: part for name, part in encode(self).items() if part is not None}
+        return {**stored, "space": self.space.parts}
 
 
-def require_same(stored: Mapping[str, Any], own: Mapping[str, Any], study: str) -> None:
+def require_format(stored: Mapping[str, Any], study: str) -> None:
+    """Refuse a contract of another version.
+
+    Raises:
+        InputError: Naming both versions.
+    """
+    if stored.get("format") != FORMAT:
+        raise InputError(
+            f"study {study!r} is of format {stored.get('format')}, and this version of praqtune reads format {FORMAT}; "
+            "read it with the version that made it, or begin another with --study NAME"
+        )
+
+
+def stored_contract(stored: Mapping[str, Any], study: str) -> Contract:
+    """The contract that a study's attributes hold.
+
+    Raises:
+        InputError: If it is of another version.
+        StoredValueError: If it is damaged.
+    """
+    require_format(stored, study)
+    return decode(Contract, stored, f"the contract of study {study!r}")
+
+
+def require_same(stored: Contract, own: Contract, study: str) -> None:
     """Refuse to mix measurements that mean different things.
 
     Raises:
         InputError: Naming every difference.
     """
-    theirs, ours = dict(_flat(stored)), dict(_flat(own))
+    theirs, ours = dict(_flat(stored.parts)), dict(_flat(own.parts))
     differences = [
         f"{name} is {_short(ours.get(name))}, in the study {_short(theirs.get(name))}"
         for name in sorted({*theirs, *ours})
@@ -73,21 +146,11 @@ def require_same(stored: Mapping[str, Any], own: Mapping[str, Any], study: str) 
         )
 
 
-def _input_scales(space: Space, blocks: Sequence[Block]) -> str:
-    if space.base.scales == "linear":
-        return "one for every Linear, applied at run time"
-    return unscaled_inputs(blocks) or "all fold into what produces the inputs"
-
-
-def _text(sequences: Sequences) -> dict[str, Any]:
-    return {"source": sequences.source, "sequences": len(sequences), "fingerprint": sequences.fingerprint()}
-
-
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, part in value.items():
         if isinstance(part, Mapping):
             yield from _flat(part, f"{prefix}{key}.")
-        else:
+        elif part is not None:
             yield f"{prefix}{key}", part
 
 

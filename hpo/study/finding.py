@@ -7,12 +7,24 @@ for the packages that run one.
 import optuna
 from optuna.storages import BaseStorage
 
+from hpo.study.contract import require_format
 from hpo.study.record import CONTRACT
 from objectives.errors import InputError
 
 
 def find_study(storage: BaseStorage, name: str | None) -> optuna.Study:
     """An existing study; without a name the one that was begun last.
+
+    Raises:
+        InputError: If there is none, listing those there are, or if it is of another format.
+    """
+    study = find_study_of_any_format(storage, name)
+    require_format(study.user_attrs[CONTRACT], study.study_name)
+    return study
+
+
+def find_study_of_any_format(storage: BaseStorage, name: str | None) -> optuna.Study:
+    """The same for whoever does not read what it holds.
 
     Raises:
         InputError: If there is none, listing those there are.

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.space.size_class import SizeClass, size_class_of
+from hpo.study.contract import Contract, stored_contract
 from quant.setting import Setting
 from quant.sizes import ModelSize
 
@@ -173,17 +173,15 @@ class TrialRecord(Measured):
 class StudyRecord:
     """A study: its contract, what is measured beside it, and its trials in order of their numbers.
 
-    `distributions` are those of Optuna's parameters; empty before a trial has begun. `retried` are the numbers of
-    failed trials whose settings were queued again. `search` is how it was begun, beyond its contract: sampler, pruner,
-    and what was allowed; empty in studies of before that was kept.
+    `retried` are the numbers of failed trials whose settings were queued again. `search` is how it was begun, beyond
+    its contract: sampler, pruner, and what was allowed; empty before that is written.
     """
 
     name: str
-    contract: Mapping[str, Any]
+    contract: Contract
     references: tuple[Measured, ...]
     trials: tuple[TrialRecord, ...]
     confirmation: Mapping[str, Any] | None = None
-    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
     retried: frozenset[int] = frozenset()
     search: Mapping[str, Any] = field(default_factory=dict)
 
@@ -234,16 +232,19 @@ def write_failure(storage: BaseStorage, trial_id: int, outcome: str, reason: str
 
 
 def read_study(study: optuna.Study) -> StudyRecord:
-    """What the storage knows of a study now."""
+    """What the storage knows of a study of ours now.
+
+    Raises:
+        InputError: If it is of another format.
+    """
     attributes = study.user_attrs
     trials = study.get_trials(deepcopy=False)
     return StudyRecord(
         name=study.study_name,
-        contract=attributes.get(CONTRACT, {}),
+        contract=stored_contract(attributes[CONTRACT], study.study_name),
         references=read_references(study),
         trials=tuple(map(trial_record, trials)),
         confirmation=attributes.get(CONFIRMATION),
-        distributions=next((trial.distributions for trial in trials if trial.distributions), {}),
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
         search=attributes.get(SEARCH, {}),
     )

@@ -10,13 +10,13 @@ from hpo.study.record import StudyRecord, TrialRecord
 def summary(record: StudyRecord) -> dict[str, Any]:
     """JSON-able facts: what is studied, trials by state, the best at equal bits, who works on what."""
     contract = record.contract
-    tuning = contract["tuning"]
+    tuning = contract.tuning
     complete = record.complete
     size_classes = {trial.size_class for trial in complete if trial.size_class is not None}
     return {
         "study": record.name,
-        "model": contract["model"]["name"],
-        "tuning_text": f"{tuning['sequences']} sequences of {tuning['source']} ({tuning['protocol']})",
+        "model": contract.model.name,
+        "tuning_text": f"{tuning.sequences} sequences of {tuning.source} ({tuning.protocol})",
         "trials": dict(Counter(trial.state for trial in record.trials)),
         "references": {one.full_name: one.perplexity for one in record.references},
         "best": {

@@ -2,7 +2,7 @@
 
 Responsible for giving the shares twice where the bits vary - over everything, and at equal bits, since more bits
 explain most of a perplexity - and for saying so where there is too little to say. May assume that every trial was drawn
-from the record's distributions.
+from the space.
 """
 
 import math
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import pvariance
 
-from optuna.distributions import BaseDistribution
-
+from hpo.space.dimension import Dimension
 from hpo.space.size_class import SIZE_CLASS_FIELDS, SizeClass
-from hpo.study.record import StudyRecord, TrialRecord
+from hpo.space.space import Space
+from hpo.study.record import TrialRecord
 from hpo.verdict.bootstrap import Share, evaluate
 
 # With fewer, the best tenth that PED-ANOVA looks at is a single trial and a forest fits every trial by itself.
@@ -25,7 +25,6 @@ FEW_TRIALS = 20
 # Share of the variance of all values that the error of an estimate may be. On a table of 404 settings that hardly
 # differ, studies of 40 trials found the leading parameter in all cases without such trials and in 80 % with them.
 LARGEST_ERROR = 0.1
-EXPONENT = "log2_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,25 +121,21 @@ class Importances:
         return {"overall": self.overall.as_dict(), "equal_group_size": equal}
 
 
-def importances(record: StudyRecord) -> Importances:
+def importances(space: Space, trials: Sequence[TrialRecord]) -> Importances:
     """Shares of the hyperparameters that vary, over the complete trials and pruned ones that are known well enough.
 
     Without the pruned ones they would tell what matters among good settings only; where settings differ by less than
     estimates err, these are noise.
     """
-    varied = {name: one for name, one in record.distributions.items() if not one.single()}
-    valued = [trial for trial in record.trials if _has_value(trial) and set(varied) <= set(trial.params)]
+    varied = space.dimensions
+    parameters = {dimension.parameter for dimension in varied}
+    valued = [trial for trial in trials if _has_value(trial) and parameters <= set(trial.params)]
     usable = sorted(valued, key=lambda trial: (_value(trial), trial.number))
-    by_size = any(decoded_name(name) in SIZE_CLASS_FIELDS for name in varied)
+    by_size = any(dimension.name in SIZE_CLASS_FIELDS for dimension in varied)
     return Importances(
         overall=_shares("all trials", usable, varied),
         equal_size=_at_equal_size(usable, varied) if by_size else None,
     )
-
-
-def decoded_name(parameter: str) -> str:
-    """The field of a setting that one of Optuna's parameters stands for."""
-    return parameter.removeprefix(EXPONENT)
 
 
 def usual_size_class(trials: Sequence[TrialRecord]) -> SizeClass | None:
@@ -149,17 +144,17 @@ def usual_size_class(trials: Sequence[TrialRecord]) -> SizeClass | None:
     return max(found, key=lambda one: found[one], default=None)
 
 
-def _at_equal_size(trials: Sequence[TrialRecord], varied: Mapping[str, BaseDistribution]) -> Shares:
+def _at_equal_size(trials: Sequence[TrialRecord], varied: Sequence[Dimension]) -> Shares:
     size_classes = dict.fromkeys(trial.size_class for trial in trials)
     alike = ([trial for trial in trials if trial.size_class == one] for one in size_classes)
     kept = [trial for members in alike for trial in _exact_enough(members)]
     usual = usual_size_class(sorted(kept, key=lambda trial: (_value(trial), trial.number)))
-    others = {name: one for name, one in varied.items() if decoded_name(name) not in SIZE_CLASS_FIELDS}
+    others = [dimension for dimension in varied if dimension.name not in SIZE_CLASS_FIELDS]
     scope = "equal bits" if usual is None else str(usual)
     return _shares(scope, [trial for trial in trials if trial.size_class == usual], others)
 
 
-def _shares(scope: str, trials: Sequence[TrialRecord], varied: Mapping[str, BaseDistribution]) -> Shares:
+def _shares(scope: str, trials: Sequence[TrialRecord], varied: Sequence[Dimension]) -> Shares:
     trials = _exact_enough(trials)
     complete = sum(trial.state == "COMPLETE" for trial in trials)
     pruned = len(trials) - complete
@@ -167,7 +162,8 @@ def _shares(scope: str, trials: Sequence[TrialRecord], varied: Mapping[str, Base
     if reason is not None:
         return Shares(scope=scope, complete=complete, pruned=pruned, reason=reason)
     # Sorted, so that the order in which a space was written down moves no forest.
-    space = tuple(sorted(varied.items()))
+    space = tuple(sorted((dimension.parameter, dimension.distribution) for dimension in varied))
+    names = {dimension.parameter: dimension.name for dimension in varied}
     found = evaluate(
         tuple(tuple(trial.params[name] for name, _ in space) for trial in trials),
         # Logarithms, so that one catastrophic setting does not explain all the variance.
@@ -178,9 +174,9 @@ def _shares(scope: str, trials: Sequence[TrialRecord], varied: Mapping[str, Base
         scope=scope,
         complete=complete,
         pruned=pruned,
-        ped_anova=_decoded(found.ped_anova),
-        fanova=_decoded(found.fanova),
-        mean=dict(sorted(_decoded(found.mean).items(), key=lambda entry: -entry[1].value)),
+        ped_anova=_renamed(found.ped_anova, names),
+        fanova=_renamed(found.fanova, names),
+        mean=dict(sorted(_renamed(found.mean, names).items(), key=lambda entry: -entry[1].value)),
     )
 
 
@@ -191,10 +187,10 @@ def _exact_enough(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in trials if trial.estimate is None or trial.estimate.variance <= most]
 
 
-def _too_little(scope: str, trials: Sequence[TrialRecord], varied: Mapping[str, BaseDistribution]) -> str | None:
+def _too_little(scope: str, trials: Sequence[TrialRecord], varied: Sequence[Dimension]) -> str | None:
     where = f"{scope[:1].upper()}{scope[1:]}"
     if len(varied) < 2:
-        only = f"only {decoded_name(*varied)} varies" if varied else "no hyperparameter varies"
+        only = f"only {varied[0].name} varies" if varied else "no hyperparameter varies"
         return f"{where}: {only}, so there are no importances to compare."
     if len(trials) < FEWEST_TRIALS:
         return (
@@ -206,8 +202,8 @@ def _too_little(scope: str, trials: Sequence[TrialRecord], varied: Mapping[str, 
     return None
 
 
-def _decoded(shares: Mapping[str, Share]) -> dict[str, Share]:
-    return {decoded_name(name): share for name, share in shares.items()}
+def _renamed(shares: Mapping[str, Share], names: Mapping[str, str]) -> dict[str, Share]:
+    return {names[parameter]: share for parameter, share in shares.items()}
 
 
 def _has_value(trial: TrialRecord) -> bool:

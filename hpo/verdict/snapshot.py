@@ -56,7 +56,7 @@ class Study:
         # Imported here: `show` has no use for it, and scikit-learn takes a second.
         from hpo.verdict.importance import importances
 
-        return importances(self.record)
+        return importances(self.record.contract.space, self.record.trials)
 
 
 def read(study: optuna.Study, paths: Paths) -> Study:

@@ -14,7 +14,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
-from hpo.study.record import ORIGIN, RETRY_OF, SETTING, read_study
+from hpo.study.record import CONTRACT, ORIGIN, RETRY_OF, SETTING, read_study
 from hpo.workers.heartbeat import GRACE_SECONDS
 from hpo.workers.owner import Owner
 from hpo.workers.queue import Watch, take_back
@@ -26,16 +26,17 @@ POLL_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """One study of a storage; what another program made has no model."""
+    """One study of a storage, of whatever format; what another program made has no model and no format."""
 
     name: str
     model: str | None
+    format: int | None
     trials: dict[str, int]
     best: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"name": self.name, "model": self.model, "trials": self.trials, "best": self.best}
+        return {"name": self.name, "model": self.model, "format": self.format, "trials": self.trials, "best": self.best}
 
 
 def list_studies(storage: BaseStorage) -> list[Listed]:
@@ -43,13 +44,15 @@ def list_studies(storage: BaseStorage) -> list[Listed]:
     found = []
     for name in sorted(optuna.get_all_study_names(storage)):
         study = optuna.load_study(storage=storage, study_name=name)
-        record = read_study(study)
+        contract, trials = study.user_attrs.get(CONTRACT, {}), study.get_trials(deepcopy=False)
+        values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
         found.append(
             Listed(
                 name=name,
-                model=record.contract.get("model", {}).get("name"),
-                trials=dict(Counter(trial.state for trial in record.trials)),
-                best=record.best.perplexity if record.best else None,
+                model=contract.get("model", {}).get("name"),
+                format=contract.get("format"),
+                trials=dict(Counter(trial.state.name for trial in trials)),
+                best=min(values, default=None),
             )
         )
     return found

@@ -4,7 +4,7 @@ Responsible for the one way in which a study comes to be, in steps that can each
 of them leaves a study that the next process completes. May assume that equal plans give equal contracts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,35 +14,101 @@ from optuna.storages import BaseStorage
 
 from hpo.search.proposal import presets
 from hpo.space.space import Space
-from hpo.study.contract import require_same
+from hpo.study.contract import (
+    CalibrationContract,
+    Contract,
+    ModelContract,
+    TextContract,
+    require_same,
+    stored_contract,
+)
 from hpo.study.record import CONTRACT, QUEUED, REFERENCES, StudyRecord, read_study
 from hpo.study.scores import Scores
 from hpo.workers.measuring import measure_references, require_same_machine_result
 from hpo.workers.queue import Queue
 from objectives.errors import InputError
+from objectives.model.loading import Model
+from objectives.model.roles import Block, unscaled_inputs
 from objectives.progress import Progress
-from objectives.text.sequences import Sequences
+from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import Bench
 from storage.results import ResultStore
+from storage.typed_json import encode
 
 
-def open_study(storage: BaseStorage, name: str, contract: Mapping[str, Any]) -> optuna.Study:
+def make_contract(
+    model: Model,
+    blocks: Sequence[Block],
+    space: Space,
+    calibration: Sequences,
+    texts: Sequence[tuple[TextPlan, Sequences]],
+    seed: int,
+) -> Contract:
+    """The contract of a study.
+
+    Args:
+        model: What is quantized.
+        blocks: Its layer roles.
+        space: What is searched and what is fixed.
+        calibration: All the calibration text.
+        texts: Plan and tokens of the tuning text, and of the confirmation texts that there are.
+        seed: Of the text's order and of the proposals.
+    """
+    tuning, *held_out = (_text(plan, sequences) for plan, sequences in texts)
+    confirmation, second, *_ = (*held_out, None, None)
+    return Contract(
+        model=ModelContract(
+            name=model.name,
+            commit=model.commit,
+            fingerprint=model.fingerprint,
+            dtype=str(model.dtype).removeprefix("torch."),
+            stored_as=str(model.stored_dtype).removeprefix("torch."),
+            input_scales=_input_scales(space, blocks),
+        ),
+        calibration=CalibrationContract(
+            source=calibration.source, sequences=len(calibration), fingerprint=calibration.fingerprint()
+        ),
+        tuning=tuning,
+        confirmation=confirmation,
+        second_confirmation=second,
+        space=space,
+        seed=seed,
+    )
+
+
+def _text(plan: TextPlan, sequences: Sequences) -> TextContract:
+    return TextContract(
+        source=sequences.source,
+        sequences=len(sequences),
+        fingerprint=sequences.fingerprint(),
+        protocol=plan.protocol,
+        seq_len=plan.length,
+    )
+
+
+def _input_scales(space: Space, blocks: Sequence[Block]) -> str:
+    if space.base.scales == "linear":
+        return "one for every Linear, applied at run time"
+    return unscaled_inputs(blocks) or "all fold into what produces the inputs"
+
+
+def open_study(storage: BaseStorage, name: str, contract: Contract) -> optuna.Study:
     """The study of that name under that contract, created where there is none.
 
     Raises:
-        InputError: If it exists under another contract, or is no study of ours.
+        InputError: If it exists under another contract or in another format, or is no study of ours.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
-        study.set_user_attr(CONTRACT, dict(contract))
+        study.set_user_attr(CONTRACT, encode(contract))
     except DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=name)
         if study.trials and CONTRACT not in study.user_attrs:
             raise InputError(f"study {name!r} was not made by praqtune; choose another --study") from None
         if CONTRACT not in study.user_attrs:
-            study.set_user_attr(CONTRACT, dict(contract))
-    require_same(study.user_attrs[CONTRACT], contract, name)
+            study.set_user_attr(CONTRACT, encode(contract))
+    require_same(stored_contract(study.user_attrs[CONTRACT], name), contract, name)
     return study
 
 

@@ -273,7 +273,8 @@ def test_a_study_of_kept_rows_is_ranked_and_confirmed_at_equal_bits(run: Run, tm
     assert result.returncode == 0, result.stderr
     assert "Perplexity at bits per weight, where nothing of no more bits is better: " in result.stdout
     study = shown(run)
-    assert study["contract"]["space"]["keep_ratio"] == "0.05,0.1"
+    searched = {one["name"]: one for one in study["contract"]["space"]["dimensions"]}
+    assert [searched["keep_ratio"][name] for name in ("low", "high", "step")] == [0.05, 0.1, 0.05]
     assert [one["name"] for one in study["references"][:3]] == ["full precision", "awq-mixed", "awq-mixed"]
     assert {one["name"].split(" g")[0] for one in study["references"][3:]} == {"rtn", "gw-awq", "gwh-praq-v1"}
     settings = [trial["params"] for trial in study["trials"]]

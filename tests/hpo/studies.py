@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.space.space import Space, make_space
+from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract
 from hpo.study.record import (
     BITS,
     BYTES,
@@ -48,6 +49,7 @@ from quant.plan import Plan
 from quant.setting import PRESETS, Setting
 from quant.sizes import ModelSize
 from storage.results import ResultStore
+from storage.typed_json import encode
 
 SEQUENCES, TOKENS, DEPTH = 32, 100, 6
 LINEARS: Mapping[str, Role] = {
@@ -66,30 +68,22 @@ TEXT = Sequences(
     scored=tuple(torch.arange(TOKENS + 1) > 0 for _ in range(SEQUENCES)),
     clusters=tuple(range(SEQUENCES)),
 )
-CONTRACT = {
-    "format": 1,
-    "model": {"name": "tiny/llama", "commit": None, "fingerprint": "0" * 32, "dtype": "bfloat16"},
-    "calibration": {"source": "wikitext2", "sequences": 512, "fingerprint": "1" * 32},
-    "tuning": {
-        "source": "C4",
-        "sequences": SEQUENCES,
-        "fingerprint": TEXT.fingerprint(),
-        "protocol": "packed",
-        "seq_len": TOKENS + 1,
-    },
-    "space": {
-        "method": "gwh-praq-v2",
-        "symmetric": "True",
-        "scales": "foldable",
-        "placement": "original",
-        "beta": "0..1",
-        "tau": "0.1..5 (log)",
-        "n_grid": "5..40",
-        "n_calib": "16,32,64,128,256,512",
-        "group_size": "32,64",
-    },
-    "seed": 0,
-}
+CONTRACT = Contract(
+    model=ModelContract(
+        name="tiny/llama",
+        commit=None,
+        fingerprint="0" * 32,
+        dtype="bfloat16",
+        stored_as="bfloat16",
+        input_scales="all fold into what produces the inputs",
+    ),
+    calibration=CalibrationContract(source="wikitext2", sequences=512, fingerprint="1" * 32),
+    tuning=TextContract(
+        source="C4", sequences=SEQUENCES, fingerprint=TEXT.fingerprint(), protocol="packed", seq_len=TOKENS + 1
+    ),
+    space=make_space(Setting(), {"group_size": "32,64"}),
+    seed=0,
+)
 Truth = Callable[[Setting], float]
 
 
@@ -124,11 +118,11 @@ class Study:
         pin(self.store, TEXT)
         record = self.record
         study = optuna.create_study(storage=storage, study_name=record.name, direction="minimize")
-        study.set_user_attr(CONTRACT_KEY, dict(record.contract))
+        study.set_user_attr(CONTRACT_KEY, encode(record.contract))
         study.set_user_attr(REFERENCES, [asdict(one) for one in record.references])
         if record.confirmation is not None:
             study.set_user_attr(CONFIRMATION, dict(record.confirmation))
-        study.add_trials([_frozen(trial, record.distributions) for trial in record.trials])
+        study.add_trials([_frozen(trial, record.contract.space.distributions) for trial in record.trials])
         return study
 
 
@@ -305,10 +299,9 @@ def study_of(maker: Maker, trials: Sequence[TrialRecord], **changes: object) -> 
     references = [maker.reference(Setting(method=name, group_size=size)) for size in sizes for name in methods]
     record = StudyRecord(
         name="study",
-        contract=CONTRACT,
+        contract=replace(CONTRACT, space=maker.space),
         references=(maker.reference(None), *references),
         trials=tuple(trials),
-        distributions=maker.space.distributions,
     )
     return Study(record=replace(record, **changes), store=maker.store, space=maker.space)  # type: ignore[arg-type]
 

@@ -38,6 +38,7 @@ from quant.setting import Setting
 from storage.paths import Paths
 from storage.strict_json import json_text
 from tests.hpo.made import score, trial
+from tests.hpo.studies import CONTRACT
 from tests.objectives import tiny
 
 SPACE = make_space(Setting(), {})
@@ -398,7 +399,8 @@ def test_ready_made_models_that_cannot_be_compared_are_left_out(
 def test_a_studys_best_trial_is_a_row_with_what_flatters_it(bundle: Bundle) -> None:
     """Measured here under its own name, with a note on other weights and on text that it was chosen on."""
     setting = Setting(group_size=32, n_calib=4, n_grid=3)
-    contract = {"model": {"name": "m", "fingerprint": "another"}, "tuning": {"source": bundle.data[0].source}}
+    model, tuning = replace(CONTRACT.model, name="m"), replace(CONTRACT.tuning, source=bundle.data[0].source)
+    contract = replace(CONTRACT, model=model, tuning=tuning)
     record = StudyRecord(name="s", contract=contract, references=(), trials=(trial(3, SPACE, setting, 9.0),))
     found = bundle.compare("rtn", study=record)
     row = found.entries[-1]

@@ -26,6 +26,7 @@ from storage.artifacts import ArtifactFiles, attached
 from storage.paths import Paths
 from storage.results import ResultStore
 from storage.studies.opening import open_storage
+from storage.typed_json import encode
 from tests.hpo.studies import Study, confirmation, mixed_study
 
 ADDRESS = "sqlite:///shown.db"
@@ -112,7 +113,7 @@ def test_attributes_can_be_read(shown: Shown) -> None:
     attributes = shown.study.user_attrs
     assert attributes["what is quantized"] == "tiny/llama"
     assert attributes["verdict"].startswith("Group size")
-    assert attributes["contract"] == shown.made.record.contract
+    assert attributes["contract"] == encode(shown.made.record.contract)
 
 
 def test_every_ended_trial_has_a_note(shown: Shown) -> None:

@@ -11,10 +11,12 @@ import pytest
 import cli
 from hpo.commands.flags import options_of
 from hpo.commands.parser import make_parser
-from hpo.deploy.reproduce import can_be_repeated, quantize_command, repeat_command
+from hpo.deploy.reproduce import quantize_command, repeat_command
 from hpo.notebook import load
+from hpo.space.space import make_space
 from hpo.study.options import BenchOptions, SearchOptions
 from hpo.study.record import StudyRecord
+from quant.setting import Setting
 from tests.conftest import SmallStudy
 from tests.hpo.studies import CONTRACT
 
@@ -28,7 +30,7 @@ def words(command: str) -> list[str]:
 
 
 def record(**changes: Any) -> StudyRecord:
-    return StudyRecord(name="a study", contract={**CONTRACT, **changes}, references=(), trials=())
+    return StudyRecord(name="a study", contract=replace(CONTRACT, **changes), references=(), trials=())
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_a_reference_is_written_as_it_was_measured(small: SmallStudy, tmp_path: 
     assert written["method"] == "gw-awq"
     assert written["parameters"] == {name: setting[name] for name in written["parameters"]}
     assert written["bits_per_weight"] == awq.bits_per_weight
-    assert written["model"]["fingerprint"] == study.record.contract["model"]["fingerprint"]
+    assert written["model"]["fingerprint"] == study.record.contract.model.fingerprint
 
 
 def test_a_trial_is_named_by_study_and_number(small: SmallStudy) -> None:
@@ -84,7 +86,7 @@ def test_a_trial_is_named_by_study_and_number(small: SmallStudy) -> None:
 
 def test_what_a_shell_would_split_is_quoted() -> None:
     """Names and paths with spaces and quotes; ranges and sizes as they are."""
-    odd = record(model={"name": "./it's here", "commit": None, "dtype": "float32"})
+    odd = record(model=replace(CONTRACT.model, name="./it's here"))
     options = make_parser().parse_args(words(repeat_command(odd, 60, "sqlite:///a b.db")))
     assert (options.model, options.study, options.storage) == ("./it's here", "a study", "sqlite:///a b.db")
     assert (options.trials, options.beta, options.tau, options.group_size) == (60, "0..1", "0.1..5", "32,64")
@@ -93,15 +95,16 @@ def test_what_a_shell_would_split_is_quoted() -> None:
 
 def test_a_value_that_begins_with_a_minus_is_no_flag() -> None:
     """Ranges of other methods' parameters may be negative."""
-    command = repeat_command(record(space={"method": "praq-real", "symmetric": "False", "tau_risk": "-6..0"}), None)
+    space = make_space(Setting(method="praq-real", symmetric=False), {"tau_risk": "-6..0"})
+    command = repeat_command(record(space=space), None)
     assert "--tau-risk=-6..0" in command
     assert "--asymmetric" in command
 
 
 def test_calibration_sizes_are_those_that_were_asked_for() -> None:
     """300 samples were all there were where 512 were asked for: asking for 256 would read other text."""
-    space = {**CONTRACT["space"], "n_calib": "16,32,64,128,256"}  # type: ignore[dict-item]
-    calibration = {"source": "c4", "sequences": 300, "fingerprint": "x"}
+    space = make_space(Setting(), {"n_calib": "16,32,64,128,256"})
+    calibration = replace(CONTRACT.calibration, source="c4", sequences=300)
     options = make_parser().parse_args(words(repeat_command(record(space=space, calibration=calibration), None)))
     assert options.n_calib == "16,32,64,128,256,512"
 
@@ -113,9 +116,3 @@ def test_how_it_searched_is_part_of_the_command() -> None:
     search, bench = options_of(options, SearchOptions), options_of(options, BenchOptions)
     assert (search.sampler, search.pruner, bench.trust_remote_code) == ("tpe", "paired", True)
     assert "--sampler" not in repeat_command(record(), None)
-
-
-def test_an_incomplete_contract_gives_no_command() -> None:
-    """Of a study that was made by hand."""
-    assert can_be_repeated(record())
-    assert not can_be_repeated(StudyRecord(name="x", contract={"seed": 0}, references=(), trials=()))

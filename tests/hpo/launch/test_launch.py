@@ -21,6 +21,7 @@ from hpo.workers.worker import Budget, Settled
 from objectives.errors import InputError, RunError
 from storage.studies.opening import open_storage
 from tests.hpo.processes import asker
+from tests.hpo.studies import CONTRACT
 
 BUDGET = Budget(trials=6)
 
@@ -87,7 +88,7 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
 def url(tmp_path: Path) -> str:
     """A study with nothing in it."""
     address = f"sqlite:///{tmp_path}/study.db"
-    open_study(open_storage(address), "s", {"model": {"name": "m"}, "tuning": {"fingerprint": "f"}})
+    open_study(open_storage(address), "s", CONTRACT)
     return address
 
 

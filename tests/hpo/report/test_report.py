@@ -24,7 +24,7 @@ from hpo.verdict.ranking import headline
 from hpo.verdict.snapshot import Study as Snapshot
 from quant.setting import Setting
 from storage.results import ResultStore
-from tests.hpo.studies import SEQUENCES, TOKENS, Maker, Study, confirmation, kept_study, mixed_study, study_of
+from tests.hpo.studies import CONTRACT, SEQUENCES, TOKENS, Maker, Study, confirmation, kept_study, mixed_study, study_of
 
 FIGURES = ("forest", "bits", "elsewhere", "importances", "beta-tau", "slices", "parallel", "history", "running")
 FIGURES += ("remaining", "loss", "alpha", "memory")
@@ -249,7 +249,7 @@ def test_layers_of_the_best_trial_are_laid_out_by_depth_and_role(page: Reader) -
 
 def test_what_mattered_has_intervals_and_a_warning(mixed: Study, page: Reader) -> None:
     """Bars with error bars, a table, how many trials they are over; what cannot be told apart is said, too."""
-    found = importances(mixed.record)
+    found = importances(mixed.record.contract.space, mixed.record.trials)
     for shares, bars in zip(found.scopes, traces(page, "fANOVA"), strict=True):
         reach = bars["error_x"]
         for name, value, below, above in zip(bars["y"], bars["x"], reach["arrayminus"], reach["array"], strict=True):
@@ -298,18 +298,19 @@ def test_the_study_as_json_has_settings_and_estimates(mixed: Study) -> None:
 
 
 def test_numbers_that_json_has_not_become_null(small: Study, tmp_path: Path) -> None:
-    """An infinite estimate, and numpy's numbers in a contract, are written so that every reader takes them."""
+    """An infinite estimate, and numpy's numbers in what confirmed, are written so that every reader takes them."""
     spoilt = next(trial for trial in small.record.pruned if trial.estimate)
     assert spoilt.estimate is not None
     broken = replace(spoilt, estimate=replace(spoilt.estimate, mean_nll=math.inf), seconds={"score": math.nan})
     trials = tuple(broken if trial is spoilt else trial for trial in small.record.trials)
-    record = replace(small.record, trials=trials, contract={"seed": np.int64(3), "limit": np.float64("inf")})
+    spoilt_numbers = {**confirmation(), "seed": np.int64(3), "limit": np.float64("inf")}
+    record = replace(small.record, trials=trials, confirmation=spoilt_numbers)
     written(small, tmp_path, record)
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
     entry = result["trials"][spoilt.number]
     assert (entry["estimate"]["perplexity"], entry["seconds"]) == (None, {"score": None})
     assert entry["estimate"]["standard_error"] == spoilt.estimate.standard_error
-    assert result["contract"] == {"seed": 3, "limit": None}
+    assert (result["confirmation"]["seed"], result["confirmation"]["limit"]) == (3, None)
 
 
 def test_trials_are_a_table(mixed: Study, folder: Path) -> None:
@@ -361,7 +362,7 @@ def test_levels_of_very_different_length_are_drawn(tmp_path: Path) -> None:
 
 def test_a_study_without_anything_has_a_report(tmp_path: Path) -> None:
     """A study that was only created."""
-    record = StudyRecord(name="new", contract={}, references=(), trials=())
+    record = StudyRecord(name="new", contract=CONTRACT, references=(), trials=())
     unranked = Snapshot(record=record, ranking=[], scores=Scores(ResultStore(tmp_path / "store")))
     path = write_report(unranked, tmp_path / "report")
     page = Reader(path.read_text(encoding="utf-8"))
@@ -388,9 +389,8 @@ def test_names_are_shown_as_they_are(small: Study, tmp_path: Path) -> None:
     """What looks like markup in a data set's or a study's name is text, in the page and in Markdown tables."""
     name = "</script><b>C4</b> & 'co' | \"x\""
     trials = tuple(replace(trial, name=name) for trial in small.record.trials)
-    record = replace(
-        small.record, name=name, trials=trials, confirmation=confirmation(name), contract={name: {"source": name}}
-    )
+    contract = replace(CONTRACT, calibration=replace(CONTRACT.calibration, source=name))
+    record = replace(small.record, name=name, trials=trials, confirmation=confirmation(name), contract=contract)
     page = written(small, tmp_path, record)
     assert page.text.count(name) >= 2
     assert page.text[1].startswith(f"Study {name}: ")
@@ -417,7 +417,7 @@ def test_a_lost_result_costs_the_figures_of_layers_only(tmp_path: Path) -> None:
 
 def test_axes_keep_the_scale_of_the_search() -> None:
     """Sizes and temperatures are drawn on the scale they were drawn from; ticks lie inside the bounds."""
-    axes = {axis.name: axis for axis in varied_axes(make_space(Setting(), {"tau": "1.1..1.9"}).distributions)}
+    axes = {axis.name: axis for axis in varied_axes(make_space(Setting(), {"tau": "1.1..1.9"}))}
     assert axes["group_size"].ticks == [32, 64, 128, 256]
     assert axes["n_calib"].fraction(64) == pytest.approx(2 / 5)
     assert axes["tau"].ticks == [1.1, 1.9]

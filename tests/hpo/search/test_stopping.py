@@ -13,7 +13,7 @@ from objectives.errors import InputError
 from quant.setting import Setting
 from storage.results import ResultStore
 from tests.hpo.made import trial
-from tests.hpo.studies import TEXT, Maker, study_of
+from tests.hpo.studies import CONTRACT, TEXT, Maker, study_of
 
 SPACE = make_space(Setting(), {"group_size": 64, "n_grid": 20, "n_calib": 16})
 SIZES = make_space(Setting(), {"group_size": "32,64"})
@@ -67,7 +67,7 @@ def test_a_better_trial_of_other_bits_is_an_improvement() -> None:
 @pytest.mark.parametrize(("trials", "stops"), [((30.0, 31.0, None), False), ((30.0, 31.0, None, 30.5), True)])
 def test_patience_ends_after_so_many_trials(trials: tuple[float | None, ...], stops: bool, tmp_path: Path) -> None:
     """And says which flag did it."""
-    record = StudyRecord(name="s", contract={}, references=(), trials=tuple(ended(*trials)))
+    record = StudyRecord(name="s", contract=CONTRACT, references=(), trials=tuple(ended(*trials)))
     reason = reason_to_stop(PATIENT, SIZES, record, Scores(ResultStore(tmp_path)), 0)
     assert (reason is not None) == stops
     assert not stops or "--patience" in str(reason)

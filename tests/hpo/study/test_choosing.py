@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,16 +10,19 @@ from hpo.study.choosing import chosen_trial, require_same_bench, study_flags
 from hpo.study.record import StudyRecord
 from objectives.errors import InputError
 from quant.setting import Setting
+from tests.hpo import studies
 from tests.hpo.made import pruned, trial
 from tests.objectives import tiny
 
 SPACE = make_space(Setting(), {})
-CONTRACT: dict[str, Any] = {
-    "model": {"name": "org/name", "commit": "abc", "fingerprint": "weights", "dtype": "bfloat16"},
-    "calibration": {"source": "wikitext2", "sequences": 8, "fingerprint": "text"},
-    "tuning": {"source": "c4", "sequences": 64, "protocol": "packed", "seq_len": 512},
-    "seed": 3,
-}
+TUNING = replace(studies.CONTRACT.tuning, source="c4", sequences=64, protocol="packed", seq_len=512)
+CONTRACT = replace(
+    studies.CONTRACT,
+    model=replace(studies.CONTRACT.model, name="org/name", commit="abc", fingerprint="weights"),
+    calibration=replace(studies.CONTRACT.calibration, source="wikitext2", sequences=8, fingerprint="text"),
+    tuning=TUNING,
+    seed=3,
+)
 SETTINGS = [Setting(beta=beta) for beta in (0.1, 0.2, 0.3, 0.4, 0.5)]
 TRIALS = (
     trial(0, SPACE, SETTINGS[0], 9.0),
@@ -92,7 +94,8 @@ def test_the_flags_of_a_study_are_what_it_was_begun_with() -> None:
         "seq_len": 512,
         "seed": 3,
     }
-    assert study_flags({**CONTRACT, "second confirmation": {"source": "x.txt"}})["confirm_data"] == "x.txt"
+    second = replace(TUNING, source="x.txt")
+    assert study_flags(replace(CONTRACT, second_confirmation=second))["confirm_data"] == "x.txt"
 
 
 def test_other_weights_or_other_text_are_refused_with_the_flags_that_help(tmp_path: Path) -> None:
@@ -101,10 +104,8 @@ def test_other_weights_or_other_text_are_refused_with_the_flags_that_help(tmp_pa
     own = {"model": bench.model.fingerprint, "calibration": bench.calibration.text.fingerprint()}
 
     def record(*same: str) -> StudyRecord:
-        return replace(
-            RECORD,
-            contract={**CONTRACT, **{part: {**CONTRACT[part], "fingerprint": own[part]} for part in same}},
-        )
+        parts = {part: replace(getattr(CONTRACT, part), fingerprint=own[part]) for part in same}
+        return replace(RECORD, contract=replace(CONTRACT, **parts))
 
     require_same_bench(record("model", "calibration"), bench)
     with pytest.raises(InputError) as caught:

@@ -10,11 +10,16 @@ import pytest
 
 from hpo.space.space import make_space
 from hpo.study.record import StudyRecord, TrialRecord
+from hpo.verdict import importance
 from hpo.verdict.bootstrap import Share, evaluate
-from hpo.verdict.importance import FEW_TRIALS, FEWEST_TRIALS, Importances, importances
+from hpo.verdict.importance import FEW_TRIALS, FEWEST_TRIALS, Importances
 from quant.setting import Setting
 from storage.results import ResultStore
 from tests.hpo.studies import Maker, Truth, study_of
+
+
+def importances(record: StudyRecord) -> Importances:
+    return importance.importances(record.contract.space, record.trials)
 
 
 def made(store: Path, truth: Truth, trials: int, sizes: str = "64") -> tuple[StudyRecord, Importances]:

@@ -21,6 +21,7 @@ from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.results import ResultStore
 from tests.hpo.made import reference, score, trial
+from tests.hpo.studies import CONTRACT
 
 COUNT = 48
 BASE = 4 + 0.3 * torch.randn(COUNT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -65,7 +66,7 @@ class Study:
             self.references.append(replace(one, **changes))
 
     def levels(self) -> list[SizeClassRanking]:
-        record = StudyRecord(name="s", contract={}, references=tuple(self.references), trials=tuple(self.trials))
+        record = StudyRecord(name="s", contract=CONTRACT, references=tuple(self.references), trials=tuple(self.trials))
         return rank(record, Scores(self.store))
 
 
@@ -230,13 +231,16 @@ def test_meaningful_takes_size_and_significance() -> None:
 
 def test_a_contract_that_differs_is_refused_with_every_difference() -> None:
     """Nested values are named by their path, long ones shortened, absent ones said to be."""
-    stored = {"seed": 0, "model": {"name": "a", "commit": None}, "space": {"beta": "0..1"}}
-    require_same(stored, {"seed": 0, "model": {"name": "a", "commit": None}, "space": {"beta": "0..1"}}, "s")
-    other = {"seed": 0, "model": {"name": "b" * 200, "commit": None}, "space": {"beta": "0..1", "tau": "1"}}
+    stored = replace(CONTRACT, model=replace(CONTRACT.model, name="a"), space=make_space(Setting(method="gw-awq"), {}))
+    require_same(stored, replace(stored), "s")
+    model = replace(CONTRACT.model, name="b" * 200)
+    other = replace(CONTRACT, model=model, space=make_space(Setting(), {"tau": 1, "n_grid": "5..9"}))
     with pytest.raises(InputError) as caught:
         require_same(stored, other, "s")
     message = str(caught.value)
     assert "study 's' was begun with another contract" in message
-    assert "in the study a; space.tau is 1, in the study absent" in message
+    assert "in the study a; space.beta is 0..1, in the study absent" in message
+    assert "space.n_grid is 5..9, in the study 5..40; space.placement is original, in the study absent" in message
+    assert "space.tau is 1.0, in the study absent" in message
     assert "seed" not in message
-    assert len(message) < 400
+    assert len(message) < 600

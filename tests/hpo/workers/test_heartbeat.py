@@ -9,13 +9,15 @@ import pytest
 from hpo.study.record import read_study
 from hpo.workers import heartbeat as module
 from hpo.workers.heartbeat import Heartbeat
+from hpo.workers.preparation import open_study
 from storage.studies.opening import open_storage
+from tests.hpo.studies import CONTRACT
 from tests.processes import wait_until
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> optuna.Study:
-    return optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/study.db"), study_name="s")
+    return open_study(open_storage(f"sqlite:///{tmp_path}/study.db"), "s", CONTRACT)
 
 
 def test_signs_say_phase_and_progress_and_go_on_without_progress(

@@ -3,16 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import psutil
 import pytest
 
 from hpo.space.space import make_space
 from hpo.study.record import BEAT, OWNER, read_study
 from hpo.workers.owner import Owner
+from hpo.workers.preparation import open_study
 from hpo.workers.queue import GRACE_SECONDS, MOST_TAKEOVERS, Queue
 from quant.setting import Setting
 from storage.studies.opening import open_storage
+from tests.hpo.studies import CONTRACT
 
 SPACE = make_space(Setting(), {})
 
@@ -25,7 +26,7 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def queue(url: str) -> Queue:
     storage = open_storage(url)
-    study = optuna.create_study(storage=storage, study_name="s")
+    study = open_study(storage, "s", CONTRACT)
     return Queue(study=study, storage=storage, space=SPACE)
 
 

@@ -22,12 +22,18 @@ from objectives.errors import InputError
 from storage.results import ResultStore
 from storage.studies.exclusive import exclusive
 from storage.studies.opening import open_storage
+from storage.typed_json import encode
+from tests.hpo import studies
 from tests.hpo.processes import SPACE, ask_all, claim_all, count_up, hold, queue_of
 from tests.processes import finish, start, wait_until
 from tests.servers import Database
 
 STORAGES = ("sqlite", "postgresql", "journal")
-CONTRACT_OF_S = {"model": {"name": "m"}, "tuning": {"fingerprint": "f"}}
+CONTRACT_OF_S = replace(
+    studies.CONTRACT,
+    model=replace(studies.CONTRACT.model, name="m"),
+    tuning=replace(studies.CONTRACT.tuning, fingerprint="f"),
+)
 
 
 @pytest.fixture(params=STORAGES)
@@ -184,7 +190,7 @@ class TestEveryStorage:
         with pytest.raises(InputError, match="import it under another name"):
             import_study(other, there, tmp_path / "s.zip")
         copy = import_study(other, there, tmp_path / "s.zip", "copy")
-        assert copy.user_attrs[CONTRACT] == CONTRACT_OF_S
+        assert copy.user_attrs[CONTRACT] == encode(CONTRACT_OF_S)
 
 
 def test_a_file_that_is_no_study_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from hpo.workers.administration import retry_failed
 from hpo.workers.ledger import Ledger
 from hpo.workers.measuring import measure_references, require_same_machine_result
 from hpo.workers.owner import Owner
+from hpo.workers.preparation import open_study
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
 from objectives.errors import InputError, RunError
@@ -38,6 +39,7 @@ from quant.setting import Setting
 from storage.errors import StorageError
 from storage.results import ResultStore
 from storage.studies.opening import open_storage
+from tests.hpo.studies import CONTRACT
 from tests.objectives import tiny
 
 SPACE = make_space(Setting(n_calib=8), {"n_calib": 8, "group_size": "32,64", "n_grid": "2..4"})
@@ -58,7 +60,7 @@ def make(bench: Bench, tmp_path: Path) -> Make:
 
     def worker(name: str = "s", listen: Callable[[Event], None] = lambda event: None, **changes: Any) -> Worker:
         storage = open_storage(f"sqlite:///{tmp_path}/{name}.db")
-        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        study = open_study(storage, name, CONTRACT)
         fields: dict[str, Any] = {
             "queue": Queue(study=study, storage=storage, space=SPACE),
             "store": ResultStore(tmp_path / f"results-{name}"),
