@@ -12,7 +12,7 @@ from hpo.study.events import Finished, Looked, Notice, Working
 from hpo.study.record import TrialRecord
 from hpo.terminal import Board, event_text, study_display
 from quant.setting import Setting
-from tests.hpo.made import trial
+from tests.hpo.made_studies import trial
 
 SPACE = make_space(Setting(), {})
 

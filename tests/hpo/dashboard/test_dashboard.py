@@ -28,7 +28,7 @@ from storage.results import ResultStore
 from storage.studies.opening import open_storage
 from storage.typed_json import encode
 from tests.conftest import PICTURES, blank
-from tests.hpo.studies import Study, confirmation, mixed_study
+from tests.hpo.made_studies import Study, confirmation, mixed_study
 
 ADDRESS = "sqlite:///shown.db"
 

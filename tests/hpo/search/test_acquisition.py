@@ -17,7 +17,7 @@ from hpo.space.size_class import size_class_of
 from hpo.space.space import Space, make_space
 from hpo.study.record import Estimate, TrialRecord
 from quant.setting import Setting
-from tests.hpo.made import pruned, trial
+from tests.hpo.made_studies import pruned, trial
 
 ROOT = Path(__file__).resolve().parents[3]
 FLAT = make_space(Setting(), {"n_grid": 20, "n_calib": 16, "group_size": 64})
@@ -145,7 +145,8 @@ def test_what_is_considered_is_the_same_in_every_process() -> None:
     code = (
         "from itertools import islice; from hpo.search.acquisition import consider;"
         "from hpo.search.samplers.qmc import sobol;"
-        "from hpo.space.space import make_space; from quant.setting import Setting; from tests.hpo.made import trial;"
+        "from hpo.space.space import make_space; from quant.setting import Setting;"
+        "from tests.hpo.made_studies import trial;"
         "space = make_space(Setting(method='praq-mixed'), {});"
         "trials = [trial(n, space, one, 20.0 + n) for n, one in enumerate(islice(sobol(space, 0), 12))];"
         "print(consider(space, trials, sobol(space, 1), 1))"

@@ -23,16 +23,16 @@ from storage.results import ResultStore
 from storage.studies.exclusive import exclusive
 from storage.studies.opening import open_storage
 from storage.typed_json import encode
-from tests.hpo import studies
+from tests.hpo import made_studies
 from tests.hpo.processes import SPACE, ask_all, claim_all, count_up, hold, queue_of
 from tests.processes import finish, start, wait_until
 from tests.servers import Database
 
 STORAGES = ("sqlite", "postgresql", "journal")
 CONTRACT_OF_S = replace(
-    studies.CONTRACT,
-    model=replace(studies.CONTRACT.model, name="m"),
-    tuning=replace(studies.CONTRACT.tuning, fingerprint="f"),
+    made_studies.CONTRACT,
+    model=replace(made_studies.CONTRACT.model, name="m"),
+    tuning=replace(made_studies.CONTRACT.tuning, fingerprint="f"),
 )
 # What takes several processes seconds is seen quickly on one of them.
 AT_ONCE = pytest.mark.parametrize(
