@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantizationError
-from quant.rounding.rounding import PROXY, ROUNDINGS, ScaledInputs
+from quant.rounding.inputs import ScaledInputs
+from quant.rounding.matrix import Matrix, Rounded
+from quant.rounding.ranges import find_ranges
+from quant.rounding.rounding import PROXY, ROUNDINGS
 from quant.scaling.folding import NormWeight
 from quant.scaling.salience import Kind, error_weights, importance, input_salience, kept_rows
 from quant.scaling.search import Problem, QuadraticForm, candidate_scales, loss, losses
-from quant.scheme import IntWeight, effective_weight, loaded, undivided
+from quant.scheme import IntWeight, Scheme, effective_weight, loaded, undivided
 from quant.setting import Setting
 from quant.statistics import InputStatistics, OutputStatistics
 
@@ -103,7 +106,8 @@ class QuantizedLinear:
         nearest_loss: Loss of nearest rounding of all rows under this method's error weights.
         loss: Loss of the search's choice, rounded to nearest, to which rows in 16 bit add nothing; summed over the
             Linears that share a scale, never above their `nearest_loss`.
-        final_loss: Loss of the codes that the setting's rounding chose; `loss` where that is nearest.
+        final_loss: Loss of the codes that the setting's ranges and rounding chose; `loss` where these are the search's.
+        damping: What GPTQ had to add to the Gram matrix, as a share of its mean, where that is more than was asked for.
     """
 
     name: str
@@ -114,6 +118,7 @@ class QuantizedLinear:
     nearest_loss: float
     loss: float
     final_loss: float
+    damping: float | None = None
 
 
 def quantize_set(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype | None = None) -> list[QuantizedLinear]:
@@ -158,27 +163,46 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
     # A loss that overflowed is no choice; argmin alone would prefer it.
     best = int(found.sum(0).nan_to_num(nan=torch.inf).argmin())
     scale = scales[best]
-    rounding, inputs = ROUNDINGS[setting.rounding], ScaledInputs(statistics=linears.inputs, scale=scale)
     stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
     quantized = []
-    for linear, problem, rows, unsearched, row in zip(linears.linears, remaining, kept, nearest, found, strict=True):
-        codes = rounding(problem.weight * scale, scheme, inputs, setting)
-        searched = float(row[best])
-        rounded = loaded(codes) if stored_as_codes else undivided(codes, scale)
+    rounded = _round(linears, problems, scale, scheme, setting)
+    for linear, problem, rows, unsearched, row, matrix in zip(
+        linears.linears, remaining, kept, nearest, found, rounded, strict=True
+    ):
+        searched, codes = float(row[best]), matrix.codes
+        values = loaded(codes) if stored_as_codes else undivided(codes, scale)
         quantized.append(
             QuantizedLinear(
                 name=linear.name,
-                weight=torch.where(rows[:, None], problem.weight, rounded).to(linear.weight.dtype),
+                weight=torch.where(rows[:, None], problem.weight, values).to(linear.weight.dtype),
                 codes=codes if stored_as_codes else None,
                 scale=scale if len(scales) > 1 else None,
                 alpha=best / (len(scales) - 1) if best else 0.0,
                 nearest_loss=float(unsearched[0]),
                 loss=searched,
                 # The search has rounded to nearest already.
-                final_loss=searched if setting.rounding == PROXY else loss(problem, form, undivided(codes, scale)),
+                final_loss=searched if _as_searched(setting) else loss(problem, form, undivided(codes, scale)),
+                damping=matrix.damping,
             )
         )
     return quantized
+
+
+def _as_searched(setting: Setting) -> bool:
+    """Whether the codes are those of the search for input scales."""
+    return setting.rounding == PROXY and setting.range_search == "none"
+
+
+def _round(
+    linears: LinearSet, problems: Sequence[Problem], scale: Tensor, scheme: Scheme, setting: Setting
+) -> list[Rounded]:
+    """Find ranges and codes of the divided weights under the input scale that was chosen."""
+    inputs = ScaledInputs(statistics=linears.inputs, scale=scale)
+    weights = [problem.weight * scale for problem in problems]
+    matrices = [
+        Matrix(weight=weight, ranges=find_ranges(weight, scheme, inputs, setting.range_search)) for weight in weights
+    ]
+    return ROUNDINGS[setting.rounding](matrices, scheme, inputs, setting)
 
 
 def _problem(linear: LinearInput, weights: Tensor) -> Problem:
