@@ -304,7 +304,8 @@ class Maker:
                 role=role,
                 alpha=float(self._random.integers(0, 21) / 20),
                 nearest_loss=1.0,
-                loss=float(self._random.uniform(0.4, 1.0)),
+                loss=(loss := float(self._random.uniform(0.4, 1.0))),
+                final_loss=loss,
             )
             for depth in range(DEPTH)
             for linear, role in LINEARS.items()
