@@ -189,7 +189,7 @@ def test_every_method_is_searched_in_all_that_it_declares(method: str, names: li
     space = make_space(Setting(method=method), {})
     assert [one.name for one in space.dimensions] == names
     assert space.project(Setting(method=method)) == Setting(method=method)
-    reads = space.base.definition.reads - {"method", "symmetric", "range_search", "rounding", "scales", "placement"}
+    reads = space.base.reads - {"method", "symmetric", "range_search", "rounding", "scales", "placement"}
     assert reads == set(names)
 
 
