@@ -25,7 +25,8 @@ from hpo.search.pruners.pruner import Case
 from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import COMPARED, has_converged, usual_error
 from hpo.space.space import Space
-from hpo.study.record import RESULT, SETTING, TrialRecord, trial_record
+from hpo.study.attributes import RESULT, SETTING
+from hpo.study.record import TrialRecord, trial_record
 from hpo.workers.ledger import MOST_OTHERS
 from objectives.scoring import Score, look_sizes
 from quant.setting import Setting

@@ -31,10 +31,10 @@ from optuna.trial import TrialState, create_trial  # noqa: E402
 from benchmarks.servers import postgresql  # noqa: E402
 from hpo.search.pruners.registry import Pruning  # noqa: E402
 from hpo.space.space import Space, make_space  # noqa: E402
-from hpo.study import record as names  # noqa: E402
+from hpo.study import attributes as names  # noqa: E402
 from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract  # noqa: E402
+from hpo.study.owner import Owner  # noqa: E402
 from hpo.study.record import read_study  # noqa: E402
-from hpo.workers.owner import Owner  # noqa: E402
 from hpo.workers.preparation import open_study  # noqa: E402
 from hpo.workers.queue import Queue  # noqa: E402
 from hpo.workers.worker import Budget, Settled, Worker  # noqa: E402
@@ -48,6 +48,7 @@ from quant.setting import Setting  # noqa: E402
 from quant.sizes import ModelSize  # noqa: E402
 from storage.results import ResultStore  # noqa: E402
 from storage.studies.opening import open_storage  # noqa: E402
+from storage.typed_json import encode  # noqa: E402
 
 SEQUENCES, TOKENS, TRIAL_SECONDS = 64, 511, 30.0
 MADE = "made"
@@ -119,7 +120,7 @@ def fill(study: optuna.Study, store: ResultStore, space: Space, count: int) -> N
                 user_attrs={
                     names.SETTING: setting.as_dict(),
                     names.ORIGIN: "gp",
-                    names.OWNER: Owner.this().as_dict(),
+                    names.OWNER: encode(Owner.this()),
                     names.RESULT: MADE,
                     names.TOKENS: SEQUENCES * TOKENS,
                     names.OUTCOME: "complete",

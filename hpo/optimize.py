@@ -15,12 +15,13 @@ from hpo.search.pruners.registry import Pruning
 from hpo.space.dimension import Number
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
+from hpo.study.attributes import CONFIRMATION, SEARCH
 from hpo.study.events import Listener, Notice
-from hpo.study.record import CONFIRMATION, SEARCH, read_study
+from hpo.study.owner import Owner
+from hpo.study.record import read_study
 from hpo.verdict.confirmation import confirm
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.interrupts import Interrupts
-from hpo.workers.owner import Owner
 from hpo.workers.preparation import make_contract, open_study, prepare
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
@@ -108,7 +109,7 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
         space, notice = space.limited(name, allowed, reason)
         if notice:
             listen(Notice(text=notice))
-    if space.base.reads.isdisjoint(SIZE_CLASS_FIELDS) and not _affordable(plan, bench, "n_calib"):
+    if space.base.definition.reads.isdisjoint(SIZE_CLASS_FIELDS) and not _affordable(plan, bench, "n_calib"):
         raise InputError(f"{space.base.method}: {too_large}; give a larger --max-bits")
     if plan.presets_only:
         for name in SIZE_CLASS_FIELDS:

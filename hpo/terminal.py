@@ -18,6 +18,7 @@ from rich.progress import Progress as Lanes
 from rich.text import Text
 
 from hpo.study.events import Event, Finished, Listener, Looked, Working, event_json
+from hpo.study.owner import Owner
 from hpo.study.record import TrialRecord
 from hpo.study.status import phase
 from objectives.progress import Progress, silent
@@ -105,11 +106,12 @@ class Board:
 
     def _all(self, trials: tuple[TrialRecord, ...]) -> None:
         # Two machines may give their workers the same names.
-        lanes = {str([trial.owner.get(name) for name in ("host", "machine", "pid")]): trial for trial in trials}
+        lanes = {_process(trial.owner): trial for trial in trials}
         for key in self._tasks.keys() - (lanes.keys() or {NOBODY}):
             self._lanes.remove_task(self._tasks.pop(key))
         for key, trial in lanes.items():
-            self._move(key, worker_text(trial), trial.beat.get("done", 0), trial.beat.get("total"))
+            beat = trial.beat
+            self._move(key, worker_text(trial), beat.done if beat else 0, beat.total if beat else None)
         if not trials:
             self._move(NOBODY, WAITING, 0, None)
 
@@ -190,8 +192,12 @@ def event_text(event: Event) -> str:
 def worker_text(trial: TrialRecord) -> str:
     """What one worker is at: `w1 node7 cuda trial 12 scoring 16/64`."""
     owner = trial.owner
-    who = " ".join(str(owner[name]) for name in ("name", "host", "device") if name in owner) or "?"
+    who = f"{owner.name} {owner.host} {owner.device}" if owner else "?"
     return f"{who} trial {trial.number} {phase(trial)}"
+
+
+def _process(owner: Owner | None) -> str:
+    return "?" if owner is None else f"{owner.host} {owner.machine} {owner.pid}"
 
 
 def ended_text(event: Finished) -> str:
@@ -211,7 +217,7 @@ def trial_text(trial: TrialRecord) -> str:
     """A trial with its setting."""
     assert trial.setting is not None
     size = "" if trial.group_size is None else f"g{trial.group_size} "
-    samples = f" n_calib={trial.setting.n_calib}" if "n_calib" in trial.setting.reads else ""
+    samples = f" n_calib={trial.setting.n_calib}" if "n_calib" in trial.setting.definition.reads else ""
     return f"{trial.name} {size}{trial.label}{samples}"
 
 

@@ -185,7 +185,7 @@ def _trial_rows(
     yield "sequences read", str(max(trial.running, default=0) or "")
     yield "tokens scored", f"{trial.tokens:,}" if trial.tokens else ""
     yield "seconds", ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in trial.seconds.items())
-    yield "worker", ", ".join(f"{name} {value}" for name, value in trial.owner.items() if name in ("host", "pid"))
+    yield "worker", f"host {trial.owner.host}, pid {trial.owner.pid}" if trial.owner else ""
 
 
 def _worst(layers: Sequence[LayerResult]) -> Table:

@@ -19,8 +19,8 @@ from optuna_dashboard import wsgi
 
 from hpo.dashboard.board import Board
 from hpo.dashboard.study_page import StudyPage
+from hpo.study.attributes import CONTRACT
 from hpo.study.contract import require_format
-from hpo.study.record import CONTRACT
 from hpo.workers.interrupts import Interrupts
 from objectives.errors import InputError
 from storage.artifacts import ArtifactFiles

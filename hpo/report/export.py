@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from hpo.study.record import Estimate, Measured, StudyRecord, TrialRecord
+from hpo.study.estimate import Estimate
+from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import ranking_json
 from hpo.verdict.snapshot import Study
 from quant.setting import Setting

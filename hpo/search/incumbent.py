@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from hpo.study.record import Estimate
+from hpo.study.estimate import Estimate
 from objectives.paired import paired_difference
 from objectives.scoring import Score
 

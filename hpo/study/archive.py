@@ -19,8 +19,9 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.study.attributes import CONTRACT
 from hpo.study.contract import require_format
-from hpo.study.record import CONTRACT, read_study
+from hpo.study.record import read_study
 from objectives.errors import InputError
 from objectives.results import text_key
 from storage.files import write_file

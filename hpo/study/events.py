@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hpo.study.record import TrialRecord
 from hpo.study.status import phase
+from storage.typed_json import encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,9 @@ def event_json(event: Event) -> dict[str, object]:
                 "event": "finished",
                 "trial": event.trial.number,
                 "state": event.trial.state,
-                "setting": None if event.trial.setting is None else event.trial.setting.as_dict(),
+                "setting": None if event.trial.setting is None else encode(event.trial.setting),
                 "perplexity": event.trial.perplexity,
-                "worker": event.trial.owner.get("name"),
+                "worker": event.trial.owner and event.trial.owner.name,
                 "best": None if event.best is None else event.best.number,
                 "best_perplexity": None if event.best is None else event.best.perplexity,
                 "done": event.done,
@@ -92,5 +93,11 @@ def event_json(event: Event) -> dict[str, object]:
 
 
 def _at_work(trial: TrialRecord) -> dict[str, object]:
-    owner = {name: trial.owner.get(name) for name in ("name", "host", "device")}
-    return {**owner, "trial": trial.number, "phase": phase(trial)}
+    owner = trial.owner
+    return {
+        "name": owner and owner.name,
+        "host": owner and owner.host,
+        "device": owner and owner.device,
+        "trial": trial.number,
+        "phase": phase(trial),
+    }

@@ -7,8 +7,8 @@ for the packages that run one.
 import optuna
 from optuna.storages import BaseStorage
 
+from hpo.study.attributes import CONTRACT
 from hpo.study.contract import require_format
-from hpo.study.record import CONTRACT
 from objectives.errors import InputError
 
 

@@ -1,10 +1,9 @@
 """A study as it stands: what is stored in Optuna's database and beside it, as frozen values.
 
-Responsible for the names of the attributes that workers write and everyone else reads, and for nothing that decides.
-May assume that the study was created by `hpo.workers.preparation`.
+Responsible for what is known of a study and its trials, and for nothing that decides. May assume that the study was
+created by `hpo.workers.preparation`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,73 +13,26 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.space.size_class import SizeClass, size_class_of
+from hpo.study.attributes import (
+    CONFIRMATION,
+    CONTRACT,
+    OUTCOME,
+    REASON,
+    REFERENCES,
+    RETRY_OF,
+    SEARCH,
+    Beat,
+    trial_attributes,
+)
 from hpo.study.contract import Contract, stored_contract
+from hpo.study.estimate import Estimate
+from hpo.study.owner import Owner
 from quant.setting import Setting
 from quant.sizes import ModelSize
+from storage.typed_json import decode
 
-CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
-SEARCH = "search"
-SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
-BITS, BYTES, SIZE, PEAK = "bits_per_weight", "model_bytes", "size", "peak_bytes"
-SECONDS, TOKENS = "seconds", "tokens"
-OWNER, VERSIONS, BEAT, TAKEOVERS = "owner", "versions", "beat", "takeovers"
-# Of a trial that repeats a failed one: that one's number; the failed one counts no more.
-RETRY_OF = "retry of"
 FULL_PRECISION = "full precision"
-CONFIDENCE, NORMAL_95 = 0.95, 1.96
-# Of an error of which nothing is known, squared nats; and the mean NLL above which a perplexity is not a number.
-VAGUE, MOST_NATS = 1.0, 700.0
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What a pruned trial would probably have scored on all text, by the text it did read.
-
-    Attributes:
-        mean_nll: Nats per token on all tuning text.
-        standard_error: Of `mean_nll`; None where nothing is known of it.
-        degrees: Of freedom of that error.
-        against: Number of the trial that it was compared with.
-    """
-
-    mean_nll: float
-    standard_error: float | None
-    degrees: float
-    against: int
-
-    @property
-    def perplexity(self) -> float:
-        """`exp(mean_nll)`; infinite where that overflows."""
-        return math.exp(self.mean_nll) if self.mean_nll < MOST_NATS else math.inf
-
-    @property
-    def low(self) -> float:
-        """Lower end of the 95 % interval of the perplexity."""
-        return math.exp(min(self.mean_nll - self._reach, MOST_NATS))
-
-    @property
-    def high(self) -> float:
-        """Upper end of that interval."""
-        return math.exp(min(self.mean_nll + self._reach, MOST_NATS))
-
-    @property
-    def variance(self) -> float:
-        """Of a normal error of `mean_nll` with the same 95 % interval, squared nats.
-
-        Student's t of few degrees of freedom is wider than the normal distribution that models take errors for.
-        """
-        return VAGUE if self.standard_error is None else (self._reach / NORMAL_95) ** 2
-
-    @property
-    def _reach(self) -> float:
-        """Half the 95 % interval of `mean_nll`, by Student's t."""
-        # Imported here: `status` has no use for it, and scipy takes its time.
-        from scipy.special import stdtrit
-
-        if self.standard_error is None:
-            return math.inf
-        return float(stdtrit(self.degrees, (1 + CONFIDENCE) / 2)) * self.standard_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +98,8 @@ class TrialRecord(Measured):
         tokens: Scored tokens that were evaluated for it.
         started: ISO time; None while it waits.
         finished: ISO time; None while it runs.
-        owner: The process that works or worked on it (`hpo.workers.owner.Owner`).
-        beat: Its last sign of life: a count, the phase, how far, and when by its machine's clock.
+        owner: The process that works or worked on it.
+        beat: Its last sign of life.
         takeovers: How often its worker died.
         versions: What its numbers may depend on.
     """
@@ -163,8 +115,8 @@ class TrialRecord(Measured):
     tokens: int
     started: str | None
     finished: str | None
-    owner: Mapping[str, Any] = field(default_factory=dict)
-    beat: Mapping[str, Any] = field(default_factory=dict)
+    owner: Owner | None = None
+    beat: Beat | None = None
     takeovers: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -252,47 +204,40 @@ def read_study(study: optuna.Study) -> StudyRecord:
 
 def read_references(study: optuna.Study) -> tuple[Measured, ...]:
     """What was measured beside the trials, as the storage knows it now."""
-    return tuple(_reference(entry) for entry in study.user_attrs.get(REFERENCES, []))
+    stored = study.user_attrs.get(REFERENCES, [])
+    return decode(tuple[Measured, ...], stored, f"the references of study {study.study_name!r}")
 
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:
-    """One trial of Optuna's as a value."""
-    attributes = trial.user_attrs
-    setting = attributes.get(SETTING)
-    estimate = attributes.get(ESTIMATE)
-    origin = str(attributes.get(ORIGIN, "sampler"))
+    """One trial of Optuna's as a value.
+
+    Raises:
+        StoredValueError: If it is damaged.
+    """
+    stored = trial_attributes(trial)
+    preset = stored.origin.startswith("preset ")
     return TrialRecord(
-        name=origin.removeprefix("preset ") if origin.startswith("preset ") else f"trial {trial.number}",
-        setting=None if setting is None else Setting(**setting),
+        name=stored.origin.removeprefix("preset ") if preset else f"trial {trial.number}",
+        setting=stored.setting,
         perplexity=trial.value if trial.state.name == "COMPLETE" else None,
-        result=attributes.get(RESULT),
-        bits_per_weight=attributes.get(BITS),
-        model_bytes=attributes.get(BYTES),
-        seconds=attributes.get(SECONDS, {}),
-        size=_size(attributes.get(SIZE)),
+        result=stored.result,
+        bits_per_weight=stored.bits_per_weight,
+        model_bytes=stored.model_bytes,
+        seconds=stored.seconds,
+        size=stored.size,
         number=trial.number,
         state=trial.state.name,
         params=trial.params,
-        origin=origin,
-        outcome=attributes.get(OUTCOME),
-        estimate=None if estimate is None else Estimate(**estimate),
-        reason=attributes.get(REASON),
+        origin=stored.origin,
+        outcome=stored.outcome,
+        estimate=stored.estimate,
+        reason=stored.reason,
         running=trial.intermediate_values,
-        tokens=attributes.get(TOKENS, 0),
+        tokens=stored.tokens,
         started=trial.datetime_start.isoformat() if trial.datetime_start else None,
         finished=trial.datetime_complete.isoformat() if trial.datetime_complete else None,
-        owner=attributes.get(OWNER, {}),
-        beat=attributes.get(BEAT) or {},
-        takeovers=attributes.get(TAKEOVERS, 0),
-        versions=attributes.get(VERSIONS, {}),
+        owner=stored.owner,
+        beat=stored.beat,
+        takeovers=stored.takeovers,
+        versions=stored.versions,
     )
-
-
-def _reference(entry: Mapping[str, Any]) -> Measured:
-    setting = entry["setting"]
-    known = {"setting": None if setting is None else Setting(**setting), "size": _size(entry.get(SIZE))}
-    return Measured(**{**entry, **known})
-
-
-def _size(stored: Mapping[str, Any] | None) -> ModelSize | None:
-    return None if stored is None else ModelSize(**stored)

@@ -37,15 +37,15 @@ def _best(trial: TrialRecord) -> str:
 
 def _running(trial: TrialRecord) -> dict[str, Any]:
     started = datetime.fromisoformat(trial.started) if trial.started else None
-    beat = datetime.fromisoformat(trial.beat["at"]) if trial.beat else None
+    beat = datetime.fromisoformat(trial.beat.at) if trial.beat else None
     return {
         "number": trial.number,
         "setting": trial.setting.label() if trial.setting else None,
         "seconds": round((datetime.now() - started).total_seconds()) if started else None,
-        "worker": trial.owner.get("name"),
-        "host": trial.owner.get("host"),
-        "pid": trial.owner.get("pid"),
-        "device": trial.owner.get("device"),
+        "worker": trial.owner and trial.owner.name,
+        "host": trial.owner and trial.owner.host,
+        "pid": trial.owner and trial.owner.pid,
+        "device": trial.owner and trial.owner.device,
         "versions": dict(trial.versions),
         "phase": phase(trial),
         "last_sign": f"{(datetime.now(UTC) - beat).total_seconds():.0f} s ago" if beat else None,
@@ -56,6 +56,5 @@ def _running(trial: TrialRecord) -> dict[str, Any]:
 
 def phase(trial: TrialRecord) -> str:
     """What a running trial is at: `scoring 16/64`."""
-    if not trial.beat:
-        return "starting"
-    return f"{trial.beat['phase']} {trial.beat['done']}/{trial.beat['total']}"
+    beat = trial.beat
+    return "starting" if beat is None else f"{beat.phase} {beat.done}/{beat.total}"

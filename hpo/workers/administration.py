@@ -14,9 +14,10 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
-from hpo.study.record import CONTRACT, ORIGIN, RETRY_OF, SETTING, read_study
+from hpo.study.attributes import CONTRACT, ORIGIN, RETRY_OF, SETTING
+from hpo.study.owner import Owner
+from hpo.study.record import read_study
 from hpo.workers.heartbeat import GRACE_SECONDS
-from hpo.workers.owner import Owner
 from hpo.workers.queue import Watch, take_back
 from objectives.errors import InputError
 from storage.studies.exclusive import exclusive

@@ -17,8 +17,10 @@ from types import TracebackType
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 
-from hpo.study.record import BEAT, write_failure
+from hpo.study.attributes import BEAT, Beat
+from hpo.study.record import write_failure
 from objectives.progress import Progress
+from storage.typed_json import encode
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +111,8 @@ class Heartbeat:
         with self._lock:
             phase, done, total = self._state
         self._count += 1
-        sign = {"count": self._count, "phase": phase, "done": done, "total": total}
-        self._storage.set_trial_user_attr(self._trial_id, BEAT, {**sign, "at": datetime.now(UTC).isoformat()})
+        beat = Beat(count=self._count, phase=phase, done=done, total=total, at=datetime.now(UTC).isoformat())
+        self._storage.set_trial_user_attr(self._trial_id, BEAT, encode(beat))
 
     def _pause(self) -> float:
         if self._patience is None:

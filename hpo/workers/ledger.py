@@ -6,7 +6,7 @@ someone else has ended the trial. May assume that a result is kept before it is 
 
 import math
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,22 +17,9 @@ from hpo.search.incumbent import Incumbent, estimate, usual_spread
 from hpo.search.pruners.pruner import Case
 from hpo.search.pruners.registry import Pruning
 from hpo.space.size_class import SizeClass, size_class_of
+from hpo.study.attributes import BITS, BYTES, ESTIMATE, OUTCOME, PEAK, RESULT, SECONDS, SETTING, SIZE, TOKENS
 from hpo.study.events import Listener, Notice
-from hpo.study.record import (
-    BITS,
-    BYTES,
-    ESTIMATE,
-    OUTCOME,
-    PEAK,
-    RESULT,
-    SECONDS,
-    SETTING,
-    SIZE,
-    TOKENS,
-    read_references,
-    trial_record,
-    write_failure,
-)
+from hpo.study.record import read_references, trial_record, write_failure
 from hpo.study.scores import Scores
 from hpo.workers.failures import Failure
 from hpo.workers.queue import Queue
@@ -42,6 +29,7 @@ from objectives.trial import TrialResult
 from quant.setting import Setting
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
+from storage.typed_json import decode, encode
 
 # Completed trials that say how differences scatter.
 MOST_OTHERS = 8
@@ -112,7 +100,7 @@ class Ledger:
         incumbent = self.incumbent(setting)
         if incumbent is not None:
             found = estimate(score, incumbent)
-            self.write(trial, ESTIMATE, vars(found))
+            self.write(trial, ESTIMATE, encode(found))
         self.queue.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
 
     def _say_taken(self, trial: Trial) -> None:
@@ -129,7 +117,7 @@ class Ledger:
             OUTCOME: result.outcome,
             BITS: result.size.bits_per_weight,
             BYTES: result.size.model_bytes,
-            SIZE: asdict(result.size),
+            SIZE: encode(result.size),
             PEAK: result.peak_bytes,
             SECONDS: {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         }
@@ -153,4 +141,4 @@ class Ledger:
 
 
 def _size_class(trial: FrozenTrial) -> SizeClass:
-    return size_class_of(Setting(**trial.user_attrs[SETTING]))
+    return size_class_of(decode(Setting, trial.user_attrs[SETTING], f"trial {trial.number}: setting"))

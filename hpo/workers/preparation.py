@@ -5,8 +5,6 @@ of them leaves a study that the next process completes. May assume that equal pl
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
@@ -14,6 +12,7 @@ from optuna.storages import BaseStorage
 
 from hpo.search.proposal import presets
 from hpo.space.space import Space
+from hpo.study.attributes import CONTRACT, QUEUED, REFERENCES
 from hpo.study.contract import (
     CalibrationContract,
     Contract,
@@ -22,7 +21,7 @@ from hpo.study.contract import (
     require_same,
     stored_contract,
 )
-from hpo.study.record import CONTRACT, QUEUED, REFERENCES, StudyRecord, read_study
+from hpo.study.record import StudyRecord, read_study
 from hpo.study.scores import Scores
 from hpo.workers.measuring import measure_references, require_same_machine_result
 from hpo.workers.queue import Queue
@@ -126,7 +125,7 @@ def prepare(
         require_same_machine_result(bench, Scores(store).of(known[0]), tuning, progress)
     else:
         measured = measure_references(bench, store, queue.space, tuning, progress)
-        study.set_user_attr(REFERENCES, [_entry(asdict(one)) for one in measured])
+        study.set_user_attr(REFERENCES, encode(measured))
     with queue.exclusive():
         if not study.user_attrs.get(QUEUED):
             _queue_presets(queue, read_study(study), queue.space)
@@ -139,7 +138,3 @@ def _queue_presets(queue: Queue, record: StudyRecord, space: Space) -> None:
     for origin, setting in presets(space):
         if setting not in queued:
             queue.add(setting, origin)
-
-
-def _entry(values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "seconds": dict(values["seconds"])}

@@ -16,11 +16,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from hpo.space.space import Space
-from hpo.study.record import BEAT, ORIGIN, OWNER, SETTING, TAKEOVERS, write_failure
+from hpo.study.attributes import BEAT, ORIGIN, OWNER, SETTING, TAKEOVERS, trial_attributes
+from hpo.study.owner import Owner
+from hpo.study.record import write_failure
 from hpo.workers.heartbeat import GRACE_SECONDS
-from hpo.workers.owner import Owner
 from quant.setting import Setting
 from storage.studies.exclusive import exclusive
+from storage.typed_json import encode
 
 # A setting whose workers die again and again is what kills them.
 MOST_TAKEOVERS = 2
@@ -59,7 +61,7 @@ class Queue:
 
     def add(self, setting: Setting, origin: str) -> None:
         """Queue a setting."""
-        attributes = {SETTING: setting.as_dict(), ORIGIN: origin, OWNER: self.owner.as_dict()}
+        attributes = {SETTING: encode(setting), ORIGIN: origin, OWNER: encode(self.owner)}
         fixed = {"fixed_params": self.space.params(setting)}
         self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes, system_attrs=fixed))
 
@@ -68,7 +70,7 @@ class Queue:
         for frozen in self._trials(TrialState.WAITING):
             with suppress(UpdateFinishedTrialError):
                 # Written before the claim: a process that dies right after it leaves its name.
-                self.storage.set_trial_user_attr(frozen._trial_id, OWNER, self.owner.as_dict())
+                self.storage.set_trial_user_attr(frozen._trial_id, OWNER, encode(self.owner))
                 if self.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING):
                     return self._begun(frozen._trial_id)
         return None
@@ -91,7 +93,7 @@ class Queue:
         return sum(1 for _ in self._trials(TrialState.RUNNING))
 
     def _has(self, frozen: FrozenTrial) -> bool:
-        return bool(frozen.user_attrs.get(OWNER) == self.owner.as_dict())
+        return bool(frozen.user_attrs.get(OWNER) == encode(self.owner))
 
     def _wait_again(self, frozen: FrozenTrial) -> bool:
         with suppress(UpdateFinishedTrialError):
@@ -125,7 +127,7 @@ def take_back(study: optuna.Study, storage: BaseStorage, owner: Owner, watch: Wa
 
 def _is_left(frozen: FrozenTrial, own: Owner, watch: Watch) -> str | None:
     """Why nobody is at a running trial any more; None if someone may be."""
-    owner = Owner.of(frozen.user_attrs.get(OWNER, {}))
+    owner = trial_attributes(frozen).owner
     silence = watch.silence(frozen)
     if owner == own:
         return "its claim was interrupted"
@@ -138,7 +140,7 @@ def _is_left(frozen: FrozenTrial, own: Owner, watch: Watch) -> str | None:
 
 
 def _taken(storage: BaseStorage, frozen: FrozenTrial, reason: str) -> str:
-    takeovers = frozen.user_attrs.get(TAKEOVERS, 0) + 1
+    takeovers = trial_attributes(frozen).takeovers + 1
     with suppress(UpdateFinishedTrialError):
         storage.set_trial_user_attr(frozen._trial_id, TAKEOVERS, takeovers)
         if takeovers <= MOST_TAKEOVERS:

@@ -23,8 +23,9 @@ from hpo.search.pruners.pruner import Rule
 from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import Stopping, reason_to_stop
 from hpo.space.space import Space
+from hpo.study.attributes import SETTING, VERSIONS
 from hpo.study.events import Finished, Listener, Looked, Notice
-from hpo.study.record import ENDED, SETTING, VERSIONS, StudyRecord, TrialRecord, read_study, trial_record
+from hpo.study.record import ENDED, StudyRecord, TrialRecord, read_study, trial_record
 from hpo.workers.failures import failure_in, failure_of, require_some_success
 from hpo.workers.heartbeat import Heartbeat
 from hpo.workers.interrupts import Interrupts
@@ -41,6 +42,7 @@ from quant.setting import Setting
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 from storage.studies.patience import patiently
+from storage.typed_json import decode
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +196,7 @@ class Worker:
         return patiently(step, lambda text: self.listen(Notice(text=text)), self.interrupts.check)
 
     def _measure(self, trial: Trial) -> None:
-        setting = Setting(**trial.user_attrs[SETTING])
+        setting = decode(Setting, trial.user_attrs[SETTING], f"trial {trial.number}: setting")
         with Heartbeat(self.queue.storage, trial._trial_id, self.trial_timeout) as heartbeat:
             try:
                 result = self._result(trial, setting, heartbeat)

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from hpo.dashboard.graphs import GRAPHS
 from hpo.dashboard.pictures import PICTURE, TABLE
-from hpo.study.record import RESULT
+from hpo.study.attributes import RESULT
 from storage.studies.opening import open_storage
 from tests.browser.conftest import watched
 from tests.dashboards import Served, dashboard

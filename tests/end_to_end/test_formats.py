@@ -13,8 +13,8 @@ import optuna
 import pytest
 
 import cli
+from hpo.study.attributes import CONTRACT
 from hpo.study.contract import FORMAT
-from hpo.study.record import CONTRACT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OLDER = {"format": 2, "model": {"name": "m"}, "space": {"beta": "0..1", "group_size": "32,64"}, "seed": 0}

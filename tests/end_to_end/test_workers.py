@@ -18,12 +18,12 @@ import transformers
 import cli
 from hpo.study.record import StudyRecord, read_study
 from storage.studies.opening import open_storage
-from tests.processes import finish, run_impatient, run_worker, start, wait_until
+from tests.processes import finish, run_cli, run_impatient, start, wait_until
 from tests.servers import Database
 
 ROOT = Path(cli.__file__).parent
 SMALL = ["--group-size", "128", "--n-calib", "16", "--n-grid", "2..5", "--eval-samples", "8", "--dtype", "float32"]
-SMALL += ["--seq-len", "64", "--study", "s", "--pruner", "none", "--confirm-data", "bundled:docstrings"]
+SMALL += ["--study", "s", "--pruner", "none", "--confirm-data", "bundled:docstrings"]
 Begin = Callable[..., BaseProcess]
 
 
@@ -34,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(no_pictures: None, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRAQTUNE_HOME", str(home))
     transformers.utils.logging.disable_progress_bar()
@@ -61,7 +61,7 @@ def assert_whole(url: str, budget: int) -> None:
     assert len({trial.setting for trial in record.trials}) == budget
 
 
-def worker(url: str, home: Path, output: Path, *flags: str, target: Callable[..., None] = run_worker) -> BaseProcess:
+def worker(url: str, home: Path, output: Path, *flags: str, target: Callable[..., None] = run_cli) -> BaseProcess:
     """One worker, started as on another machine: the same command with the same storage."""
     where = ["--storage", url, "--cache", str(home), "--out", str(output.parent / "report")]
     return start(target, ["optimize", *SMALL, *where, *flags], output)
@@ -75,8 +75,8 @@ def test_one_command_starts_workers_that_share_a_study(
         assert cli.main(["optimize", *SMALL, "--trials", "6", "--workers", "2", "--storage", url]) == 0
         assert_whole(url, 6)
         record = study(url)
-        assert {trial.owner["name"] for trial in record.trials} == {"w0", "w1"}
-        assert {trial.owner["device"] for trial in record.trials} == {"cpu"}
+        assert {trial.owner and trial.owner.name for trial in record.trials} == {"w0", "w1"}
+        assert {trial.owner and trial.owner.device for trial in record.trials} == {"cpu"}
         printed = capsys.readouterr()
         assert "[6/6]" in printed.err
         assert "Recommended at group size 128" in printed.out
@@ -158,7 +158,7 @@ def test_tasks_of_a_dask_cluster_share_a_study(home: Path, tmp_path: Path) -> No
         flags = ["--trials", "5", "--workers", "2", "--backend", "dask", "--scheduler", cluster.scheduler_address]
         assert finish(worker(url, home, tmp_path / "driver", *flags)) == [0], (tmp_path / "driver.err").read_text()
     assert_whole(url, 5)
-    assert {trial.owner["name"] for trial in study(url).trials} <= {"dask-0", "dask-1"}
+    assert {trial.owner and trial.owner.name for trial in study(url).trials} <= {"dask-0", "dask-1"}
 
 
 @pytest.mark.slow

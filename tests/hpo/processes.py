@@ -11,7 +11,7 @@ from optuna.trial import Trial
 
 from hpo.search.pruners.registry import Pruning
 from hpo.space.space import make_space
-from hpo.workers.owner import Owner
+from hpo.study.owner import Owner
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Settled, Worker
 from objectives.progress import silent

@@ -8,11 +8,13 @@ import pytest
 from rich.console import Console
 
 from hpo.space.space import make_space
+from hpo.study.attributes import Beat
 from hpo.study.events import Finished, Looked, Notice, Working
+from hpo.study.owner import Owner
 from hpo.study.record import TrialRecord
 from hpo.terminal import Board, event_text, study_display
 from quant.setting import Setting
-from tests.hpo.made_studies import trial
+from tests.hpo.made import trial
 
 SPACE = make_space(Setting(), {})
 
@@ -20,8 +22,9 @@ SPACE = make_space(Setting(), {})
 def running(number: int, worker: str, done: int, host: str = "here") -> TrialRecord:
     """A trial at work."""
     made = trial(number, SPACE, Setting(), None, state="RUNNING")
-    beat = {"phase": "scoring", "done": done, "total": 64, "beat": 1, "at": "2026-01-01T00:00:00+00:00"}
-    return replace(made, owner={"name": worker, "device": "cuda:0", "host": host, "pid": int(worker[1:])}, beat=beat)
+    beat = Beat(count=1, phase="scoring", done=done, total=64, at="2026-01-01T00:00:00+00:00")
+    owner = Owner(name=worker, device="cuda:0", host=host, machine=host, pid=int(worker[1:]), started=0.0)
+    return replace(made, owner=owner, beat=beat)
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from quant.plan import Plan
 from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.results import ResultStore
-from tests.hpo.made_studies import CONTRACT, reference, score, trial
+from tests.hpo.made import reference, score, trial
+from tests.hpo.studies import CONTRACT
 
 COUNT = 48
 BASE = 4 + 0.3 * torch.randn(COUNT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

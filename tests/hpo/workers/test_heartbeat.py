@@ -6,18 +6,30 @@ from time import monotonic, sleep
 import optuna
 import pytest
 
+from hpo.study.attributes import Beat
 from hpo.study.record import read_study
 from hpo.workers import heartbeat as module
 from hpo.workers.heartbeat import Heartbeat
 from hpo.workers.preparation import open_study
 from storage.studies.opening import open_storage
-from tests.hpo.made_studies import CONTRACT
+from tests.hpo.studies import CONTRACT
 from tests.processes import wait_until
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> optuna.Study:
     return open_study(open_storage(f"sqlite:///{tmp_path}/study.db"), "s", CONTRACT)
+
+
+def last(study: optuna.Study) -> Beat | None:
+    """The newest sign of life."""
+    return read_study(study).trials[0].beat
+
+
+def count(study: optuna.Study) -> int:
+    """How many signs there were."""
+    sign = last(study)
+    return 0 if sign is None else sign.count
 
 
 def test_signs_say_phase_and_progress_and_go_on_without_progress(
@@ -28,13 +40,14 @@ def test_signs_say_phase_and_progress_and_go_on_without_progress(
     trial = study.ask()
     with Heartbeat(study._storage, trial._trial_id) as beat:
         beat.note("quantizing gw-awq", 3, 30)
-        wait_until(lambda: read_study(study).trials[0].beat.get("phase") == "quantizing", "the phase")
-        first = read_study(study).trials[0].beat
-        assert (first["done"], first["total"]) == (3, 30)
-        wait_until(lambda: read_study(study).trials[0].beat["count"] > first["count"] + 2, "more signs")
-    last = read_study(study).trials[0].beat["count"]
+        wait_until(lambda: (sign := last(study)) is not None and sign.phase == "quantizing", "the phase")
+        first = last(study)
+        assert first is not None
+        assert (first.done, first.total) == (3, 30)
+        wait_until(lambda: count(study) > first.count + 2, "more signs")
+    counted = count(study)
     sleep(0.2)
-    assert read_study(study).trials[0].beat["count"] == last
+    assert count(study) == counted
 
 
 def test_a_trial_that_someone_ended_gets_no_signs(study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:

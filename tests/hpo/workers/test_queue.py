@@ -7,13 +7,15 @@ import psutil
 import pytest
 
 from hpo.space.space import make_space
-from hpo.study.record import BEAT, OWNER, read_study
-from hpo.workers.owner import Owner
+from hpo.study.attributes import BEAT, OWNER, Beat
+from hpo.study.owner import Owner
+from hpo.study.record import read_study
 from hpo.workers.preparation import open_study
 from hpo.workers.queue import GRACE_SECONDS, MOST_TAKEOVERS, Queue
 from quant.setting import Setting
 from storage.studies.opening import open_storage
-from tests.hpo.made_studies import CONTRACT
+from storage.typed_json import encode
+from tests.hpo.studies import CONTRACT
 
 SPACE = make_space(Setting(), {})
 
@@ -43,7 +45,7 @@ def test_a_claimed_trial_has_the_queued_setting(queue: Queue) -> None:
     record = read_study(queue.study).trials[0]
     assert (record.state, record.setting, record.name) == ("RUNNING", setting, "balanced")
     assert SPACE.setting(record.params) == setting
-    assert Owner.of(record.owner) == Owner.this()
+    assert record.owner == Owner.this()
     assert queue.claim() is None
 
 
@@ -96,7 +98,7 @@ def test_what_a_dead_process_left_is_queued_again_and_what_lives_is_not(queue: Q
     for owner in owners:
         trial = queue.claim()
         assert trial is not None
-        trial.set_user_attr(OWNER, owner.as_dict())
+        trial.set_user_attr(OWNER, encode(owner))
     taken = queue.take_back()
     assert [number for number, _ in taken] == [0, 1]
     assert all("died; it is queued again" in became for _, became in taken)
@@ -118,10 +120,10 @@ def test_a_worker_elsewhere_is_dead_when_its_heartbeats_stop(queue: Queue, monke
     queue.add(settings(1)[0], "gp")
     trial = queue.claim()
     assert trial is not None
-    trial.set_user_attr(OWNER, replace(queue.owner, machine="another").as_dict())
+    trial.set_user_attr(OWNER, encode(replace(queue.owner, machine="another")))
     assert queue.take_back() == []
     clock[0] += GRACE_SECONDS - 1
-    trial.set_user_attr(BEAT, {"count": 1})
+    trial.set_user_attr(BEAT, encode(Beat(count=1, phase="scoring", done=1, total=2, at="2026-01-01T00:00:00+00:00")))
     assert queue.take_back() == []
     clock[0] += GRACE_SECONDS - 1
     assert queue.take_back() == []
@@ -137,7 +139,7 @@ def test_a_trial_whose_workers_die_again_and_again_fails(queue: Queue) -> None:
     for _ in range(MOST_TAKEOVERS + 1):
         trial = queue.claim()
         assert trial is not None
-        trial.set_user_attr(OWNER, replace(queue.owner, pid=2**22 + 1).as_dict())
+        trial.set_user_attr(OWNER, encode(replace(queue.owner, pid=2**22 + 1)))
         queue.take_back()
     (record,) = read_study(queue.study).trials
     assert (record.state, record.outcome, record.takeovers) == ("FAIL", "worker died", 3)

@@ -18,13 +18,14 @@ from hpo.search.pruners.pruner import Case, Rule
 from hpo.search.pruners.registry import PRUNERS, Pruning
 from hpo.search.samplers.registry import SAMPLERS
 from hpo.space.space import Space, make_space
+from hpo.study.attributes import OWNER
 from hpo.study.events import Event, Finished, Looked, Notice
-from hpo.study.record import OWNER, TrialRecord, read_study
+from hpo.study.owner import Owner
+from hpo.study.record import TrialRecord, read_study
 from hpo.workers import worker as worker_module
 from hpo.workers.administration import retry_failed
 from hpo.workers.ledger import Ledger
 from hpo.workers.measuring import measure_references, require_same_machine_result
-from hpo.workers.owner import Owner
 from hpo.workers.preparation import open_study
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
@@ -39,7 +40,8 @@ from quant.setting import Setting
 from storage.errors import StorageError
 from storage.results import ResultStore
 from storage.studies.opening import open_storage
-from tests.hpo.made_studies import CONTRACT
+from storage.typed_json import encode
+from tests.hpo.studies import CONTRACT
 from tests.objectives import tiny
 
 SPACE = make_space(Setting(n_calib=8), {"n_calib": 8, "group_size": "32,64", "n_grid": "2..4"})
@@ -300,7 +302,7 @@ def test_a_late_result_is_kept_and_told_by_whoever_has_the_trial_now(
     def suspended(bench: Bench, plan: Plan, *others: Any) -> TrialResult:
         result = run_trial(bench, plan, *others)
         (trial,) = worker.study.get_trials(states=(TrialState.RUNNING,))
-        worker.queue.storage.set_trial_user_attr(trial._trial_id, OWNER, Owner.this(name="successor").as_dict())
+        worker.queue.storage.set_trial_user_attr(trial._trial_id, OWNER, encode(Owner.this(name="successor")))
         return result
 
     with monkeypatch.context() as patch:

@@ -1,13 +1,8 @@
-"""Made-up trials, scores and studies for whatever reads them; nothing is measured.
-
-`trial`, `pruned`, `reference` and `score` give single records; a `Maker` keeps real files of values per sequence, and
-`mixed_study`, `kept_study` and `study_of` give whole studies of what it made.
-"""
+"""Made-up studies with real files of values per sequence, for whatever reads a study; nothing is measured."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import optuna
@@ -17,13 +12,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.space.space import Space, make_space
-from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract
-from hpo.study.record import (
+from hpo.study.attributes import (
     BITS,
     BYTES,
     CONFIRMATION,
     ESTIMATE,
-    FULL_PRECISION,
     ORIGIN,
     OUTCOME,
     OWNER,
@@ -33,13 +26,12 @@ from hpo.study.record import (
     SECONDS,
     SETTING,
     SIZE,
-    Estimate,
-    Measured,
-    StudyRecord,
-    TrialRecord,
 )
-from hpo.study.record import CONTRACT as CONTRACT_KEY
-from hpo.study.record import TOKENS as TOKENS_KEY
+from hpo.study.attributes import CONTRACT as CONTRACT_KEY
+from hpo.study.attributes import TOKENS as TOKENS_KEY
+from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract
+from hpo.study.estimate import Estimate
+from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from hpo.verdict.ranking import SizeClassRanking, rank
 from hpo.verdict.snapshot import Study as Snapshot
@@ -90,65 +82,6 @@ CONTRACT = Contract(
     seed=0,
 )
 Truth = Callable[[Setting], float]
-
-
-def trial(number: int, space: Space, setting: Setting, value: float | None, **changes: Any) -> TrialRecord:
-    """A completed trial of that perplexity; `changes` make it something else."""
-    fields: dict[str, Any] = {
-        "name": f"trial {number}",
-        "setting": setting,
-        "perplexity": value,
-        "result": f"result-{number}",
-        "bits_per_weight": 4.25,
-        "model_bytes": 1000,
-        "seconds": {"quantize": 1.0, "score": 2.0},
-        "number": number,
-        "state": "COMPLETE",
-        "params": space.params(setting),
-        "origin": "gp",
-        "outcome": "complete",
-        "estimate": None,
-        "reason": None,
-        "running": {},
-        "tokens": 100,
-        "started": None,
-        "finished": None,
-    }
-    return TrialRecord(**{**fields, **changes})
-
-
-def pruned(number: int, space: Space, setting: Setting, estimate: float) -> TrialRecord:
-    """A pruned trial that would probably have had that perplexity; its running value says nothing of it."""
-    return trial(
-        number,
-        space,
-        setting,
-        None,
-        state="PRUNED",
-        outcome="stopped",
-        running={8: 50.0},
-        estimate=Estimate(mean_nll=math.log(estimate), standard_error=0.5 / estimate, degrees=50.0, against=0),
-    )
-
-
-def reference(setting: Setting) -> Measured:
-    """A reference without values."""
-    return Measured(
-        name=setting.method,
-        setting=setting,
-        perplexity=None,
-        result=None,
-        bits_per_weight=4.25,
-        model_bytes=1000,
-        seconds={},
-    )
-
-
-def score(nats: Sequence[float] | torch.Tensor, tokens: int = 10, clusters: Sequence[int] | None = None) -> Score:
-    """Mean nats per token of each sequence, all of `tokens` targets, each a document of its own unless told else."""
-    values = torch.as_tensor(nats, dtype=torch.float64)
-    documents = torch.arange(len(values)) if clusters is None else torch.tensor(clusters)
-    return Score(nll=values * tokens, tokens=torch.full((len(values),), tokens), clusters=documents)
 
 
 def truth(setting: Setting) -> float:
@@ -262,20 +195,25 @@ class Maker:
 
     def waiting(self, number: int, setting: Setting, origin: str = "sampler") -> TrialRecord:
         """A trial that has not begun."""
-        return trial(
-            number,
-            self.space,
-            setting,
-            None,
+        return TrialRecord(
             name=origin.removeprefix("preset ") if origin.startswith("preset") else f"trial {number}",
-            origin=origin,
-            state="WAITING",
-            outcome=None,
+            setting=setting,
+            perplexity=None,
             result=None,
             bits_per_weight=None,
             model_bytes=None,
             seconds={},
+            number=number,
+            state="WAITING",
+            params=self.space.params(setting),
+            origin=origin,
+            outcome=None,
+            estimate=None,
+            reason=None,
+            running={},
             tokens=0,
+            started=None,
+            finished=None,
         )
 
     def _score(self, setting: Setting | None) -> Score:
@@ -304,8 +242,7 @@ class Maker:
                 role=role,
                 alpha=float(self._random.integers(0, 21) / 20),
                 nearest_loss=1.0,
-                loss=(loss := float(self._random.uniform(0.4, 1.0))),
-                final_loss=loss,
+                loss=float(self._random.uniform(0.4, 1.0)),
             )
             for depth in range(DEPTH)
             for linear, role in LINEARS.items()
@@ -395,7 +332,7 @@ def confirmation(dataset: str = "C4, held out") -> Mapping[str, object]:
 
 def _frozen(trial: TrialRecord, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
     attributes = {
-        SETTING: trial.setting.as_dict() if trial.setting else None,
+        SETTING: encode(trial.setting) if trial.setting else None,
         ORIGIN: trial.origin,
         OUTCOME: trial.outcome,
         RESULT: trial.result,
@@ -406,7 +343,7 @@ def _frozen(trial: TrialRecord, distributions: Mapping[str, BaseDistribution]) -
         SIZE: asdict(trial.size) if trial.size else None,
         SECONDS: dict(trial.seconds),
         TOKENS_KEY: trial.tokens,
-        OWNER: dict(trial.owner),
+        OWNER: encode(trial.owner) if trial.owner else None,
     }
     return create_trial(
         state=TrialState[trial.state],

@@ -6,13 +6,9 @@ are alive as long as their heartbeats come.
 
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 BOOT, NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 
@@ -41,6 +37,9 @@ class Owner:
     @classmethod
     def this(cls, device: str = "cpu", name: str | None = None) -> "Owner":
         """The process that asks."""
+        # Imported here, as below: `status` reads owners, and asks nothing of processes.
+        import psutil
+
         host, pid = platform.node(), os.getpid()
         return cls(
             name=name or f"{host}-{pid}",
@@ -51,17 +50,10 @@ class Owner:
             device=device,
         )
 
-    @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> "Owner | None":
-        """The inverse of `as_dict`; None for what another version wrote, or nobody."""
-        return cls(**stored) if set(stored) == set(cls.__dataclass_fields__) else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
-
     def is_dead(self) -> bool:
         """Whether it certainly runs no more."""
+        import psutil
+
         if self.machine != _machine():
             return False
         try:
@@ -72,6 +64,8 @@ class Owner:
 
 @cache
 def _machine() -> str:
+    import psutil
+
     boot = BOOT.read_text().strip() if BOOT.exists() else str(int(psutil.boot_time()))
     namespace = NAMESPACE.stat().st_ino if NAMESPACE.exists() else 0
     return f"{platform.node()}/{boot}/{namespace}"
