@@ -12,9 +12,9 @@ from time import perf_counter
 
 from objectives.calibration.calibration import Calibration
 from objectives.model.loading import ModelPlan, load_model
-from objectives.model.precision import Agreement, check_agreement
 from objectives.model.roles import find_blocks, kept_in_16_bit, unscaled_inputs
 from objectives.paired import Difference, paired_difference
+from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress
 from objectives.quantization import model_size
 from objectives.scoring import Score, score_all

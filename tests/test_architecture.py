@@ -39,6 +39,24 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"lease", "model_directory", "artifacts"},
         {"cache", "results", "studies"},
     ),
+    "objectives": (
+        {"errors", "progress", "stopwatch", "bundled"},
+        {"model"},
+        {"text", "suitability"},
+        {"scoring", "calibration"},
+        {"paired", "precision", "quantization"},
+        {"trial"},
+        {"results", "evaluation"},
+        {"export"},
+    ),
+    "quant": (
+        {"errors", "matmul", "methods", "parameters"},
+        {"scheme", "statistics"},
+        {"packing", "rounding"},
+        {"setting"},
+        {"plan", "scaling", "sizes"},
+        {"layers"},
+    ),
 }
 NEVER_IN_QUANT = {
     "optuna",

@@ -11,9 +11,9 @@ import torch
 import transformers
 
 import cli
+from objectives import precision
 from objectives.bundled.text import held_out
 from objectives.model import loading as models
-from objectives.model import precision
 from storage.cache import TensorCache
 from storage.paths import Paths
 
