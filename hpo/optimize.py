@@ -109,7 +109,7 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
         space, notice = space.limited(name, allowed, reason)
         if notice:
             listen(Notice(text=notice))
-    if space.base.definition.reads.isdisjoint(SIZE_CLASS_FIELDS) and not _affordable(plan, bench, "n_calib"):
+    if space.base.reads.isdisjoint(SIZE_CLASS_FIELDS) and not _affordable(plan, bench, "n_calib"):
         raise InputError(f"{space.base.method}: {too_large}; give a larger --max-bits")
     if plan.presets_only:
         for name in SIZE_CLASS_FIELDS:

@@ -217,7 +217,7 @@ def trial_text(trial: TrialRecord) -> str:
     """A trial with its setting."""
     assert trial.setting is not None
     size = "" if trial.group_size is None else f"g{trial.group_size} "
-    samples = f" n_calib={trial.setting.n_calib}" if "n_calib" in trial.setting.definition.reads else ""
+    samples = f" n_calib={trial.setting.n_calib}" if "n_calib" in trial.setting.reads else ""
     return f"{trial.name} {size}{trial.label}{samples}"
 
 

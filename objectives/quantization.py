@@ -35,7 +35,11 @@ class LayerResult:
         role: What the block uses it for.
         alpha: The chosen exponent.
         nearest_loss: Loss of nearest rounding.
-        loss: Loss of the choice.
+        loss: Loss of the search's choice, rounded to nearest.
+        final_loss: Loss of the codes.
+        fell_back: Whether nearest rounding was kept because what was asked for would have lost more.
+        damping: What GPTQ had to add to the Gram matrix, as a share of its mean diagonal, where that is more than was
+            asked for.
     """
 
     name: str
@@ -44,6 +48,9 @@ class LayerResult:
     alpha: float
     nearest_loss: float
     loss: float
+    final_loss: float
+    fell_back: bool = False
+    damping: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,4 +180,7 @@ def _layer_result(block: Block, linear: LinearRole, quantized: QuantizedLinear) 
         alpha=quantized.alpha,
         nearest_loss=quantized.nearest_loss,
         loss=quantized.loss,
+        final_loss=quantized.final_loss,
+        fell_back=quantized.fell_back,
+        damping=quantized.damping,
     )

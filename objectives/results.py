@@ -20,7 +20,7 @@ from quant.sizes import ModelSize
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 
-FORMAT = 4
+FORMAT = 5
 
 
 def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> str:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantizationError
-from quant.rounding.rounding import PROXY, ROUNDINGS, ScaledInputs
+from quant.rounding.inputs import ScaledInputs
+from quant.rounding.matrix import Matrix
+from quant.rounding.ranges import find_ranges
+from quant.rounding.rounding import PROXY, ROUNDINGS
 from quant.scaling.folding import NormWeight
 from quant.scaling.salience import Kind, error_weights, importance, input_salience, kept_rows
 from quant.scaling.search import Problem, QuadraticForm, candidate_scales, loss, losses
-from quant.scheme import IntWeight, effective_weight, loaded, undivided
+from quant.scheme import IntWeight, Scheme, effective_weight, loaded, quantize, undivided
 from quant.setting import Setting
 from quant.statistics import InputStatistics, OutputStatistics
 
@@ -103,7 +106,9 @@ class QuantizedLinear:
         nearest_loss: Loss of nearest rounding of all rows under this method's error weights.
         loss: Loss of the search's choice, rounded to nearest, to which rows in 16 bit add nothing; summed over the
             Linears that share a scale, never above their `nearest_loss`.
-        final_loss: Loss of the codes that the setting's rounding chose; `loss` where that is nearest.
+        final_loss: Loss of the codes that the setting's ranges and rounding chose, never above `loss`.
+        fell_back: Whether nearest rounding was kept because what was asked for would have lost more.
+        damping: What GPTQ had to add to the Gram matrix, as a share of its mean, where that is more than was asked for.
     """
 
     name: str
@@ -114,6 +119,8 @@ class QuantizedLinear:
     nearest_loss: float
     loss: float
     final_loss: float
+    fell_back: bool = False
+    damping: float | None = None
 
 
 def quantize_set(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype | None = None) -> list[QuantizedLinear]:
@@ -158,27 +165,77 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
     # A loss that overflowed is no choice; argmin alone would prefer it.
     best = int(found.sum(0).nan_to_num(nan=torch.inf).argmin())
     scale = scales[best]
-    rounding, inputs = ROUNDINGS[setting.rounding], ScaledInputs(statistics=linears.inputs, scale=scale)
     stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
+    rounded = _round(linears, remaining, scale, scheme, setting, form, found[:, best].tolist())
     quantized = []
-    for linear, problem, rows, unsearched, row in zip(linears.linears, remaining, kept, nearest, found, strict=True):
-        codes = rounding(problem.weight * scale, scheme, inputs, setting)
-        searched = float(row[best])
-        rounded = loaded(codes) if stored_as_codes else undivided(codes, scale)
+    for linear, problem, rows, unsearched, row, chosen in zip(
+        linears.linears, remaining, kept, nearest, found, rounded, strict=True
+    ):
+        values = loaded(chosen.codes) if stored_as_codes else undivided(chosen.codes, scale)
         quantized.append(
             QuantizedLinear(
                 name=linear.name,
-                weight=torch.where(rows[:, None], problem.weight, rounded).to(linear.weight.dtype),
-                codes=codes if stored_as_codes else None,
+                weight=torch.where(rows[:, None], problem.weight, values).to(linear.weight.dtype),
+                codes=chosen.codes if stored_as_codes else None,
                 scale=scale if len(scales) > 1 else None,
                 alpha=best / (len(scales) - 1) if best else 0.0,
                 nearest_loss=float(unsearched[0]),
-                loss=searched,
-                # The search has rounded to nearest already.
-                final_loss=searched if setting.rounding == PROXY else loss(problem, form, undivided(codes, scale)),
+                loss=float(row[best]),
+                final_loss=chosen.loss,
+                fell_back=chosen.fell_back,
+                damping=chosen.damping,
             )
         )
     return quantized
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """Codes of one Linear with their loss; `fell_back` where those that were asked for would have lost more."""
+
+    codes: IntWeight
+    loss: float
+    fell_back: bool = False
+    damping: float | None = None
+
+
+def _round(
+    linears: LinearSet,
+    problems: Sequence[Problem],
+    scale: Tensor,
+    scheme: Scheme,
+    setting: Setting,
+    form: QuadraticForm,
+    searched: Sequence[float],
+) -> list[_Chosen]:
+    """Find ranges and codes of the divided weights under the input scale that was chosen.
+
+    `searched` are the losses that the search found for nearest rounding; whoever loses more is not taken.
+    """
+    inputs = ScaledInputs(statistics=linears.inputs, scale=scale)
+    weights = [problem.weight * scale for problem in problems]
+    if _as_searched(setting):
+        pairs = zip(weights, searched, strict=True)
+        return [_Chosen(codes=quantize(weight, scheme), loss=known) for weight, known in pairs]
+    matrices = [
+        Matrix(weight=weight, ranges=find_ranges(weight, scheme, inputs, setting.range_search)) for weight in weights
+    ]
+    chosen = []
+    for problem, matrix, rounded, known in zip(
+        problems, matrices, ROUNDINGS[setting.rounding](matrices, scheme, inputs, setting), searched, strict=True
+    ):
+        final = loss(problem, form, undivided(rounded.codes, scale))
+        # Written so that a loss that overflowed is no choice.
+        if final <= known:
+            chosen.append(_Chosen(codes=rounded.codes, loss=final, damping=rounded.damping))
+        else:
+            chosen.append(_Chosen(codes=quantize(matrix.weight, scheme), loss=known, fell_back=True))
+    return chosen
+
+
+def _as_searched(setting: Setting) -> bool:
+    """Whether the codes are those of the search for input scales."""
+    return setting.rounding == PROXY and setting.range_search == "none"
 
 
 def _problem(linear: LinearInput, weights: Tensor) -> Problem:

@@ -41,7 +41,7 @@ class Method:
 
     @property
     def reads(self) -> frozenset[str]:
-        """Every field of `Setting` that the quantized weights depend on."""
+        """Every field of `Setting` that this method's weights depend on, whatever the other fields are."""
         weighs_outputs = (
             self.keeps_rows or self.error_weights != "uniform" or self.salience in ("post-activation", "blend")
         )
@@ -51,7 +51,7 @@ class Method:
             "scales": self.salience is not None,
             "placement": weighs_outputs and self.importance == "activation",
         }
-        return frozenset({"method", "symmetric", "rounding", *self.parameters}) | {
+        return frozenset({"method", "symmetric", "range_search", "rounding", *self.parameters}) | {
             name for name, read in conditional.items() if read
         }
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 Scale = Literal["linear", "log", "log2"]
 Placement = Literal["original", "structural"]
 Scales = Literal["linear", "foldable"]
+RangeSearch = Literal["none", "diagonal", "block"]
 
 LARGEST_COUNT = 2**20
 """Of whole numbers such as sizes: nobody means more."""
@@ -147,7 +148,22 @@ class Parameters:
         search=Range(low=32, high=256, scale="log2"),
     )
     symmetric: bool = row(True, "symmetric", "codes around zero", opposite=("asymmetric", "codes with a zero point"))
-    rounding: str = row("nearest", "rounding", "how codes are chosen once the input scale is")
+    range_search: RangeSearch = row(
+        "none",
+        "range search",
+        "which errors decide about the range of a group: none holds every weight; diagonal and block weigh them by "
+        "the Gram matrix of the inputs",
+        choices=get_args(RangeSearch),
+    )
+    rounding: str = row("nearest", "rounding", "how codes are chosen once input scales and ranges are: nearest or gptq")
+    damping: float = row(
+        0.05,
+        "λ, damping of GPTQ",
+        "share of its mean that GPTQ adds to the diagonal of the Gram matrix",
+        symbol="λ",
+        legal=(1e-6, LARGEST),
+        search=Range(low=0.005, high=0.5, scale="log"),
+    )
     scales: Scales = row(
         "foldable",
         "input scales",

@@ -94,25 +94,54 @@ class IntWeight:
         return replace(self, codes=self.codes.cpu(), scale=self.scale.cpu(), zero=zero)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """Holds what the groups of a matrix are stored with: a value of a group is `(code - zero) * scale`.
+
+    Attributes:
+        scale: float32 `[O, G, 1]`, positive, already rounded to the type it is stored in.
+        zero: Whole float32 numbers `[O, G, 1]`; None on a symmetric scheme.
+    """
+
+    scale: Tensor
+    zero: Tensor | None
+
+    def per_input(self, inputs: int, group_size: int) -> tuple[Tensor, Tensor | None]:
+        """Spread scale and zero over the inputs: `[O, I]` each."""
+
+        def spread(per_group: Tensor) -> Tensor:
+            return per_group.expand(-1, -1, group_size).flatten(1)[:, :inputs]
+
+        return spread(self.scale), None if self.zero is None else spread(self.zero)
+
+
 def scale_type(dtype: torch.dtype) -> torch.dtype:
     """The 16-bit type that scales of a model of `dtype` are stored in: its own, or float16 for wider ones."""
     return dtype if dtype in SCALE_TYPES else torch.float16
 
 
-def quantize(weight: Tensor, scheme: Scheme) -> IntWeight:
-    """Round a float32 matrix `[O, I]` to the nearest values of its scheme (docs/methods.md, Q); O may be 0."""
-    inputs = weight.shape[1]
-    groups = _grouped(weight, scheme)
-    scale, zero = group_scales(groups, scheme)
-    stored = torch.int8 if scheme.highest <= torch.iinfo(torch.int8).max else torch.uint8
-    codes = encode_(groups.clone(), scale, zero, scheme).to(stored)
-    # The codes of an all-zero group are zero under any scale; the one that is stored is 1.
-    scale = torch.where(groups.any(-1, keepdim=True), scale, 1.0)
+def quantize(weight: Tensor, scheme: Scheme, ranges: Ranges | None = None) -> IntWeight:
+    """Round a float32 matrix `[O, I]` to the nearest values of its scheme (docs/methods.md, Q); O may be 0.
+
+    Args:
+        weight: The matrix.
+        scheme: What its values can be.
+        ranges: Of its groups; None for those that hold every weight.
+    """
+    groups = grouped(weight, scheme)
+    ranges = ranges or group_ranges(groups, scheme)
+    codes = encode_(groups.clone(), ranges, scheme).flatten(1)[:, : weight.shape[1]]
+    return stored(codes, ranges, groups.shape[-1], scheme)
+
+
+def stored(codes: Tensor, ranges: Ranges, group_size: int, scheme: Scheme) -> IntWeight:
+    """Pack whole float32 codes `[O, I]` and the ranges of their groups into the types that they are stored in."""
+    dtype = torch.int8 if scheme.highest <= torch.iinfo(torch.int8).max else torch.uint8
     return IntWeight(
-        codes=codes.flatten(1)[:, :inputs].contiguous(),
-        scale=scale.squeeze(-1).to(scheme.scale_dtype),
-        zero=None if zero is None else zero.squeeze(-1).to(stored),
-        group_size=groups.shape[-1],
+        codes=codes.to(dtype).contiguous(),
+        scale=ranges.scale.squeeze(-1).to(scheme.scale_dtype),
+        zero=None if ranges.zero is None else ranges.zero.squeeze(-1).to(dtype),
+        group_size=group_size,
         bits=scheme.bits,
     )
 
@@ -142,13 +171,9 @@ def round_nearest(weight: Tensor, scheme: Scheme) -> Tensor:
 
 def round_nearest_(weight: Tensor, scheme: Scheme) -> Tensor:
     """`round_nearest` that may write over `weight`: the innermost loop of a search is bound by memory traffic."""
-    inputs = weight.shape[1]
-    groups = _grouped(weight, scheme)
-    scale, zero = group_scales(groups, scheme)
-    codes = encode_(groups, scale, zero, scheme)
-    if zero is not None:
-        codes.sub_(zero)
-    return codes.mul_(scale).flatten(1)[:, :inputs]
+    groups = grouped(weight, scheme)
+    ranges = group_ranges(groups, scheme)
+    return decode_(encode_(groups, ranges, scheme), ranges).flatten(1)[:, : weight.shape[1]]
 
 
 def effective_weight(weight: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
@@ -164,31 +189,40 @@ def undivided(weight: IntWeight, scale: Tensor) -> Tensor:
     return dequantize(weight).div_(scale)
 
 
-def group_scales(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
-    """Scale and zero point of each group of `groups` `[O, G, group]`, as float32 `[O, G, 1]`.
+def group_ranges(groups: Tensor, scheme: Scheme) -> Ranges:
+    """Find the ranges that hold every weight of each group of `groups` `[O, G, group]`.
 
     A scale is already rounded to its stored type. One that this type cannot hold is clamped to the smallest or
-    largest it can, so that no weight is ever divided by zero or infinity.
+    largest it can, so that no weight is ever divided by zero or infinity. That of an all-zero group is 1.
     """
     if scheme.symmetric:
         raw = groups.abs().amax(-1, keepdim=True).div_(scheme.highest)
-        return _stored(raw, scheme), None
+        return Ranges(scale=_of_zeros(raw, stored_scale_(raw.clone(), scheme)), zero=None)
     low = groups.amin(-1, keepdim=True).clamp_(max=0)
     high = groups.amax(-1, keepdim=True).clamp_(min=0)
     # Halved before the difference and doubled after it: two huge values of opposite sign must not overflow.
-    scale = _stored((high / 2 - low / 2).div_(scheme.highest).mul_(2), scheme)
-    return scale, low.neg_().div_(scale).round_().clamp_(0, scheme.highest)
+    raw = (high / 2 - low / 2).div_(scheme.highest).mul_(2)
+    scale = _of_zeros(raw, stored_scale_(raw.clone(), scheme))
+    return Ranges(scale=scale, zero=low.neg_().div_(scale).round_().clamp_(0, scheme.highest))
 
 
-def encode_(groups: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme) -> Tensor:
-    """Nearest codes of `groups`, as whole float32 numbers, written over `groups`."""
-    groups.div_(scale).round_()
-    if zero is not None:
-        groups.add_(zero)
+def encode_(groups: Tensor, ranges: Ranges, scheme: Scheme) -> Tensor:
+    """Write the nearest codes of `groups` over them, as whole float32 numbers."""
+    groups.div_(ranges.scale).round_()
+    if ranges.zero is not None:
+        groups.add_(ranges.zero)
     return groups.clamp_(scheme.lowest, scheme.highest)
 
 
-def _grouped(weight: Tensor, scheme: Scheme) -> Tensor:
+def decode_(codes: Tensor, ranges: Ranges) -> Tensor:
+    """Write the values of grouped codes over them."""
+    if ranges.zero is not None:
+        codes.sub_(ranges.zero)
+    return codes.mul_(ranges.scale)
+
+
+def grouped(weight: Tensor, scheme: Scheme) -> Tensor:
+    """View a matrix `[O, I]` as groups `[O, G, group]`; a partial last group is filled with zeros in a copy."""
     outputs, inputs = weight.shape
     size = scheme.group_size or inputs
     padding = -inputs % size
@@ -198,9 +232,14 @@ def _grouped(weight: Tensor, scheme: Scheme) -> Tensor:
     return weight.view(outputs, weight.shape[1] // size, size)
 
 
-def _stored(scale: Tensor, scheme: Scheme) -> Tensor:
-    """`scale`, which is written over, in the precision it is stored in."""
+def stored_scale_(scale: Tensor, scheme: Scheme) -> Tensor:
+    """Write scales over themselves in the precision they are stored in."""
     limits = torch.finfo(scheme.scale_dtype)
     # Subnormal scales are fine in float16, but a float32 subnormal may be flushed to zero by the processor.
     smallest = max(limits.tiny * limits.eps, torch.finfo(torch.float32).tiny)
     return scale.clamp_(smallest, limits.max).to(scheme.scale_dtype).float()
+
+
+def _of_zeros(raw: Tensor, scale: Tensor) -> Tensor:
+    """The codes of an all-zero group are zero under any scale; the one that is stored is 1."""
+    return torch.where(raw == 0, 1.0, scale)

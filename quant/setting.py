@@ -44,6 +44,13 @@ class Setting(Parameters):
         return METHODS[self.method]
 
     @property
+    def reads(self) -> frozenset[str]:
+        """Every field that the quantized weights depend on."""
+        by_rounding = {"damping", "n_calib"} if self.rounding == "gptq" else set()
+        by_ranges = {"n_calib"} if self.range_search != "none" else set()
+        return self.definition.reads | by_rounding | by_ranges
+
+    @property
     def scales_at_run_time(self) -> bool:
         """Whether inputs have to be divided by a scale where the model runs: one of its own for every Linear."""
         return self.scales == "linear" and self.definition.salience is not None
@@ -61,18 +68,20 @@ class Setting(Parameters):
         return math.floor(self.keep_ratio * outputs + 0.5) if self.definition.keeps_rows else 0
 
     def canonical(self) -> "Setting":
-        """The same setting with every field that its method does not read at its default: equal work, equal value."""
-        unread = {field.name: field.default for field in fields(self) if field.name not in self.definition.reads}
+        """The same setting with every field that it does not read at its default: equal work, equal value."""
+        unread = {field.name: field.default for field in fields(self) if field.name not in self.reads}
         return replace(self, **unread)  # type: ignore[arg-type]
 
     def label(self) -> str:
-        """The method with the parameters it reads, and a rounding that is not the usual one, for tables.
+        """The method with the parameters it reads, and the ingredients that are not as in the method, for tables.
 
-        `gwh-praq-v2 beta=0.5 tau=2 n_grid=20`, for example.
+        `gwh-praq-v2 beta=0.5 tau=2 n_grid=20` or `gw-awq n_grid=20 range=diagonal gptq damping=0.05`, for example.
         """
         read = [f"{name}={getattr(self, name):g}" for name in self.definition.parameters]
-        rounding = [] if self.rounding == PARAMETERS["rounding"].default else [f"rounding={self.rounding}"]
-        return " ".join([self.method, *read, *rounding])
+        ranges = [] if self.range_search == PARAMETERS["range_search"].default else [f"range={self.range_search}"]
+        rounding = [] if self.rounding == PARAMETERS["rounding"].default else [self.rounding]
+        damping = [f"damping={self.damping:g}"] if "damping" in self.reads else []
+        return " ".join([self.method, *read, *ranges, *rounding, *damping])
 
     def as_dict(self) -> dict[str, object]:
         """Every field by name, JSON-able."""

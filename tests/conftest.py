@@ -44,6 +44,21 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
 
 
 @pytest.fixture
+def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed models are scored in this process, for tests that do not need a fresh one: that takes seconds."""
+    from transformers import AutoModelForCausalLM
+
+    from objectives.progress import silent
+    from objectives.scoring import score_all
+
+    def here(directory: Path, text: Any, model: Any, progress: object, trust: bool = False) -> Any:
+        loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=model.dtype, trust_remote_code=trust)
+        return score_all(loaded.eval(), text, "", silent)
+
+    monkeypatch.setattr("objectives.export.packed.rescore", here)
+
+
+@pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without pictures, for tests that look at none: they take longer to draw than a small study to make."""
     monkeypatch.setattr(PICTURES, blank)

@@ -13,7 +13,7 @@ from typing import Any
 from storage.paths import Paths
 from storage.results import ResultStore
 from storage.studies.opening import open_storage
-from tests.hpo.studies import mixed_study
+from tests.hpo.made_studies import mixed_study
 from tests.processes import PATIENCE, run_cli, start, wait_until
 
 

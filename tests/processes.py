@@ -5,6 +5,7 @@ Targets must be importable functions, so they live in modules beside the tests a
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -57,10 +58,24 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
         sleep(0.005)
 
 
-def run_cli(arguments: Sequence[str], output: Path) -> None:
-    """Run the command line as a program would: its output goes to `output`.out and `output`.err."""
+def run_script(path: Path, home: Path, arguments: Sequence[str], output: Path) -> None:
+    """Run a Python file as `python FILE ARGUMENTS` does, with its home and its output as `run_cli` has them."""
+    redirect(output)
+    os.environ["PRAQTUNE_HOME"] = str(home)
+    os.environ.pop("PRAQTUNE_STORAGE", None)
+    sys.argv = [str(path), *arguments]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def redirect(output: Path) -> None:
+    """Have this process print to `output`.out and `output`.err."""
     for descriptor, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+
+
+def run_cli(arguments: Sequence[str], output: Path) -> None:
+    """Run the command line as a program would: its output goes to `output`.out and `output`.err."""
+    redirect(output)
     import transformers
 
     import cli
@@ -72,10 +87,18 @@ def run_cli(arguments: Sequence[str], output: Path) -> None:
     sys.exit(cli.main(arguments))
 
 
+def run_worker(arguments: Sequence[str], output: Path) -> None:
+    """As `run_cli`, but its report has no pictures: they take longer to draw than a small study to make."""
+    import hpo.report.write
+
+    hpo.report.write._pictures = lambda said, data: {f"{caption.key}.png": None for caption in said}
+    run_cli(arguments, output)
+
+
 def run_impatient(arguments: Sequence[str], output: Path) -> None:
-    """As `run_cli`, but a worker is dead after three seconds without a heartbeat."""
+    """As `run_worker`, but a worker is dead after three seconds without a heartbeat."""
     import hpo.workers.heartbeat
     import hpo.workers.queue
 
     hpo.workers.heartbeat.BEAT_SECONDS, hpo.workers.queue.GRACE_SECONDS = 0.5, 3.0
-    run_cli(arguments, output)
+    run_worker(arguments, output)

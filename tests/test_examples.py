@@ -11,10 +11,18 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.conftest import SmallStudy
+from tests.processes import finish, run_script, start
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 PATIENCE = 300
+
+
+def run_quickly(home: Path, name: str, *arguments: str) -> str:
+    """What an example prints that starts no processes, in one that has imported everything before."""
+    output = home / name
+    assert finish(start(run_script, EXAMPLES / name, home, arguments, output)) == [0], output.with_suffix(".err")
+    return output.with_suffix(".out").read_text()
 
 
 def run(home: Path, name: str, *arguments: str) -> str:
@@ -35,14 +43,14 @@ def run(home: Path, name: str, *arguments: str) -> str:
 
 def test_a_method_of_ones_own_is_measured_beside_others(tmp_path: Path) -> None:
     """Full precision first, and the new row last."""
-    lines = run(tmp_path, "own_method.py").splitlines()
+    lines = run_quickly(tmp_path, "own_method.py").splitlines()
     assert [line.split()[0] for line in lines] == ["full", "rtn", "gw-praq", "praq-by-mean"]
     assert "nats per token" in lines[-1]
 
 
 def test_a_study_is_read_as_a_table(small_study: SmallStudy) -> None:
     """States, the best of each group size, seconds, and rows with a heading."""
-    printed = run(small_study.home, "read_with_pandas.py", "small")
+    printed = run_quickly(small_study.home, "read_with_pandas.py", "small")
     assert "COMPLETE" in printed
     assert "seconds_quantize" in printed
     assert "number,state,perplexity,started,finished\n0," in printed

@@ -52,7 +52,7 @@ def _what(record: Mapping[str, Any], setting: Setting) -> Iterator[str]:
     scaled = setting.definition.salience is not None
     scales = ", input scales folded into what produces the inputs" if scaled else ""
     source = record["calibration"]
-    read = "n_calib" in setting.definition.reads
+    read = "n_calib" in setting.reads
     calibrated = f", calibrated on {source['samples']} sequences of {source['source']}" if read else ""
     yield (
         f"The Linears of the decoder blocks in packed 4-bit weights ({grid}, {groups}), everything else in "

@@ -69,7 +69,7 @@ def _asked_for(sizes: Sequence[int], read: int) -> str:
 
 
 def _setting_flags(setting: Setting) -> dict[str, Any]:
-    read = setting.definition.reads
+    read = setting.reads
     return {name: value for name, value in setting.as_dict().items() if name in read}
 
 

@@ -65,11 +65,11 @@ def layer_choices(best: TrialRecord | None, store: ResultStore) -> LayerChoices:
         return LayerChoices(reason=f"the kept result of {best.name} is damaged or missing")
     if not layers:
         return LayerChoices(reason=f"the layers of {best.name} were not kept")
-    total = sum(layer.loss for layer in layers)
+    total = sum(layer.final_loss for layer in layers)
     return LayerChoices(
         alpha=layer_grid(layers, lambda layer: layer.alpha),
         reduction=layer_grid(layers, _reduction),
-        remaining=layer_grid(layers, lambda layer: 100 * layer.loss / total) if 0 < total < math.inf else None,
+        remaining=layer_grid(layers, lambda layer: 100 * layer.final_loss / total) if 0 < total < math.inf else None,
     )
 
 
@@ -79,7 +79,7 @@ def share_ends(grid: LayerGrid) -> tuple[float, float]:
 
 
 def _reduction(layer: LayerResult) -> float | None:
-    return 100 * (1 - layer.loss / layer.nearest_loss) if layer.nearest_loss > 0 else None
+    return 100 * (1 - layer.final_loss / layer.nearest_loss) if layer.nearest_loss > 0 else None
 
 
 def layer_grid(layers: Sequence[LayerResult], value: Callable[[LayerResult], float | None]) -> LayerGrid:

@@ -191,7 +191,7 @@ def _saved(study: Study) -> str:
 def _cache(record: StudyRecord) -> Iterator[str]:
     """What keeping calibration spared: sizes are prefixes of each other, so the largest one is all that is computed."""
     ended = [*record.references, *(trial for trial in record.trials if trial.state in ("COMPLETE", "PRUNED"))]
-    read = [one.setting.n_calib for one in ended if one.setting and "n_calib" in one.setting.definition.reads]
+    read = [one.setting.n_calib for one in ended if one.setting and "n_calib" in one.setting.reads]
     if read:
         yield (
             f"They read statistics of {sum(read):,} calibration samples, of which at most {max(read):,} had to be "

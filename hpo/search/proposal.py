@@ -46,7 +46,7 @@ def presets(space: Space) -> list[tuple[str, Setting]]:
     """
     method = space.base.method
     known = PRESETS if method == Setting().method else {"defaults": Setting(method=method)}
-    read = DIMENSIONS.keys() & space.base.definition.reads
+    read = DIMENSIONS.keys() & space.base.reads
     found: dict[Setting, str] = {}
     for label, preset in known.items():
         projected = space.project(preset)

@@ -103,7 +103,7 @@ class Space:
         """
         before = self.values(name)
         kept = sorted(set(before) & set(allowed))
-        if kept == before or name not in self.base.definition.reads:
+        if kept == before or name not in self.base.reads:
             return self, None
         if not kept:
             raise InputError(
@@ -117,7 +117,7 @@ class Space:
     def fixed(self) -> dict[str, object]:
         """The values of everything that the method reads and that does not vary."""
         varied = {dimension.name for dimension in self.dimensions}
-        reads = self.base.definition.reads - varied
+        reads = self.base.reads - varied
         return {name: value for name, value in self.base.as_dict().items() if name in reads}
 
     @property
@@ -148,7 +148,7 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
     Raises:
         InputError: Naming every unknown name and every value that cannot be read or is outside what is possible.
     """
-    read = base.definition.reads
+    read = base.reads
     dimensions = tuple(dimension for name, dimension in DIMENSIONS.items() if name in read)
     usual = {dimension.name: PARAMETERS[dimension.name].default for dimension in dimensions}
     space = Space(base=replace(base.canonical(), **usual), dimensions=dimensions)  # type: ignore[arg-type]

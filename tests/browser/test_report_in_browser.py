@@ -9,7 +9,7 @@ from playwright.sync_api import Browser
 from hpo.report.write import write_report
 from storage.results import ResultStore
 from tests.browser.conftest import watched
-from tests.hpo.studies import confirmation, mixed_study
+from tests.hpo.made_studies import confirmation, mixed_study
 
 PLOTS = "document.querySelectorAll('.plot').length"
 # What a figure consists of when plotly has drawn it: an SVG of some size with marks on it.

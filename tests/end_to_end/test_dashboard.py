@@ -12,7 +12,7 @@ from tests.processes import finish
 
 def test_the_dashboard_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     """Page, list of studies, notes and files; SIGTERM ends it with exit code 0 and without a traceback."""
-    with dashboard(tmp_path, 12) as served:
+    with dashboard(tmp_path, 8) as served:
         assert b"<html" in served.read("dashboard")
         (study,) = json.loads(served.read("api/studies"))["study_summaries"]
         assert study["study_name"] == "study"

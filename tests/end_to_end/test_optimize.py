@@ -18,7 +18,7 @@ import cli
 from storage.results import ResultStore
 from storage.studies.opening import open_storage
 from tests.conftest import SmallStudy
-from tests.hpo.studies import mixed_study
+from tests.hpo.made_studies import mixed_study
 from tests.processes import finish, run_cli, start, wait_until
 
 ROOT = Path(cli.__file__).parent

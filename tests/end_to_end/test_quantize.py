@@ -168,6 +168,7 @@ def test_the_best_trial_is_packed_and_proven(capsys: Any, small_study: SmallStud
     assert f"{best['value']:.3f}" in level
 
 
+@pytest.mark.usefixtures("same_process")
 def test_a_method_is_packed_and_printed_for_people(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
     """Without a study it is measured first; both perplexities, bits in the file and size on disk are printed."""
     target = tmp_path / "packed"
@@ -205,6 +206,7 @@ def test_an_unknown_format_is_refused(capsys: Any, tmp_path: Path) -> None:
     assert "format 'gguf' is unknown; choose dense or packed" in line
 
 
+@pytest.mark.usefixtures("same_process")
 def test_a_packed_model_that_scores_otherwise_fails(
     capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

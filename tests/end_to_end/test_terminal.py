@@ -64,6 +64,7 @@ def test_watching_what_cannot_be_watched_is_wrong_usage(
     assert "--watch takes seconds above 0" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_quiet_leaves_the_result_and_nothing_else(small_study: SmallStudy, capsys: pytest.CaptureFixture[str]) -> None:
     """No line per trial, no notice on standard error; without it there are some."""
     size = ["--group-size", "128,256", "--study", "small-quiet"]

@@ -18,12 +18,12 @@ import transformers
 import cli
 from hpo.study.record import StudyRecord, read_study
 from storage.studies.opening import open_storage
-from tests.processes import finish, run_cli, run_impatient, start, wait_until
+from tests.processes import finish, run_impatient, run_worker, start, wait_until
 from tests.servers import Database
 
 ROOT = Path(cli.__file__).parent
 SMALL = ["--group-size", "128", "--n-calib", "16", "--n-grid", "2..5", "--eval-samples", "8", "--dtype", "float32"]
-SMALL += ["--study", "s", "--pruner", "none", "--confirm-data", "bundled:docstrings"]
+SMALL += ["--seq-len", "64", "--study", "s", "--pruner", "none", "--confirm-data", "bundled:docstrings"]
 Begin = Callable[..., BaseProcess]
 
 
@@ -34,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(no_pictures: None, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRAQTUNE_HOME", str(home))
     transformers.utils.logging.disable_progress_bar()
@@ -61,7 +61,7 @@ def assert_whole(url: str, budget: int) -> None:
     assert len({trial.setting for trial in record.trials}) == budget
 
 
-def worker(url: str, home: Path, output: Path, *flags: str, target: Callable[..., None] = run_cli) -> BaseProcess:
+def worker(url: str, home: Path, output: Path, *flags: str, target: Callable[..., None] = run_worker) -> BaseProcess:
     """One worker, started as on another machine: the same command with the same storage."""
     where = ["--storage", url, "--cache", str(home), "--out", str(output.parent / "report")]
     return start(target, ["optimize", *SMALL, *where, *flags], output)

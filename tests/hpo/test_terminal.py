@@ -14,7 +14,7 @@ from hpo.study.owner import Owner
 from hpo.study.record import TrialRecord
 from hpo.terminal import Board, event_text, study_display
 from quant.setting import Setting
-from tests.hpo.made import trial
+from tests.hpo.made_studies import trial
 
 SPACE = make_space(Setting(), {})
 

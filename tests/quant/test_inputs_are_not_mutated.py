@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from quant import layers, matmul, methods, packing, scheme, setting, statistics
+from quant.rounding import gptq, nearest, ranges
+from quant.rounding.inputs import ScaledInputs
+from quant.rounding.matrix import Matrix
 from quant.scaling import folding, salience, search
 from tests.quant import synthetic
 from tests.quant.synthetic import CPU, seeded
@@ -35,6 +38,7 @@ def square(size: int) -> Tensor:
 
 WEIGHT = torch.randn(4, 24, generator=seeded(0))
 SALIENCE = torch.rand(24, generator=seeded(1)) + 0.5
+INPUTS = ScaledInputs(statistics=synthetic.input_statistics(torch.randn(40, 24, generator=seeded(6))), scale=SALIENCE)
 GATE_UP = synthetic.linear_set(synthetic.layers("gate-up", 0, torch.float32))
 TIED = synthetic.linear_set(synthetic.layers("tied", 0, torch.float32))
 WEIGHTS = [linear.weight for linear in GATE_UP.linears]
@@ -63,8 +67,32 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         f"effective_weight-{number}": (scheme.effective_weight, (WEIGHT, SALIENCE, one))
         for number, one in enumerate(SCHEMES)
     },
-    **{f"group_scales-{number}": (scheme.group_scales, (WEIGHT[:, None], one)) for number, one in enumerate(SCHEMES)},
-    "group_scales-of-one": (scheme.group_scales, (-WEIGHT[..., None], scheme.Scheme(group_size=1, symmetric=False))),
+    "grouped": (scheme.grouped, (WEIGHT, SCHEMES[-1])),
+    "stored": (
+        scheme.stored,
+        (WEIGHT.round(), scheme.group_ranges(WEIGHT[:, None], SCHEMES[0]), WEIGHT.shape[1], SCHEMES[0]),
+    ),
+    **{
+        f"{module.__name__}-{number}": (
+            module,
+            (
+                [Matrix(weight=WEIGHT, ranges=scheme.group_ranges(scheme.grouped(WEIGHT, one), one))],
+                one,
+                INPUTS,
+                setting.Setting(),
+            ),
+        )
+        for module in (gptq.gptq, nearest.nearest)
+        for number, one in enumerate(SCHEMES)
+    },
+    **{
+        f"find_ranges-{search}-{number}": (ranges.find_ranges, (WEIGHT, one, INPUTS, search))
+        for search in ("none", "diagonal", "block")
+        for number, one in enumerate(SCHEMES)
+    },
+    "damped_factor": (gptq.damped_factor, (INPUTS.gram, 0.1)),
+    **{f"group_ranges-{number}": (scheme.group_ranges, (WEIGHT[:, None], one)) for number, one in enumerate(SCHEMES)},
+    "group_ranges-of-one": (scheme.group_ranges, (-WEIGHT[..., None], scheme.Scheme(group_size=1, symmetric=False))),
     **{
         f"quantize_set-{method}-{sharing}": (
             partial(layers.quantize_set, setting=setting.Setting(method=method, scales=sharing, group_size=12)),
@@ -191,7 +219,7 @@ def test_every_public_function_is_called() -> None:
     without_tensors = {"fast_dtype", "scale_type"}
     public = {
         name
-        for module in (folding, scheme, layers, matmul, packing, salience, search, statistics)
+        for module in (folding, gptq, nearest, ranges, scheme, layers, matmul, packing, salience, search, statistics)
         for name, value in vars(module).items()
         if callable(value) and not isinstance(value, type) and getattr(value, "__module__", "") == module.__name__
         if not name.startswith("_") and not name.endswith("_")

@@ -81,9 +81,9 @@ def test_the_table() -> None:
 def test_what_a_method_reads(method: str) -> None:
     """A method declares its own parameters, and reads group size, calibration size, sharing and placement if it can."""
     found = METHODS[method]
-    assert found.reads == READS[method] | {"method", "symmetric", "rounding"}
+    assert found.reads == READS[method] | {"method", "symmetric", "range_search", "rounding"}
     assert set(found.parameters) == READS[method] - {"group_size", "n_calib", "scales", "placement"}
-    assert {field.name for field in fields(Setting)} == found.reads | set(OTHER)
+    assert {field.name for field in fields(Setting)} == found.reads | set(OTHER) | {"damping"}
 
 
 @pytest.mark.parametrize("name", OTHER)

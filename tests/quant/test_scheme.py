@@ -12,7 +12,7 @@ from quant.scheme import (
     Scheme,
     dequantize,
     effective_weight,
-    group_scales,
+    group_ranges,
     loaded,
     quantize,
     round_nearest,
@@ -265,12 +265,14 @@ def test_groups_of_a_row() -> None:
     assert Scheme(group_size=None).groups(24) == 1
 
 
-def test_group_scales_are_float32_of_stored_numbers() -> None:
+def test_group_ranges_are_float32_of_stored_numbers() -> None:
     """Scales handed to the rounding are already numbers of the 16-bit type."""
     groups = torch.randn(3, 4, 8, generator=seeded(0))
     for dtype in SCALE_TYPES:
-        scale, zero = group_scales(groups, Scheme(group_size=8, symmetric=False, scale_dtype=dtype))
+        ranges = group_ranges(groups, Scheme(group_size=8, symmetric=False, scale_dtype=dtype))
+        scale, zero = ranges.scale, ranges.zero
         assert scale.dtype == torch.float32
+        assert zero is not None
         assert scale.shape == zero.shape == (3, 4, 1)
         assert torch.equal(scale, scale.to(dtype).float())
 

@@ -37,8 +37,7 @@ from quant.methods import METHODS
 from quant.setting import Setting
 from storage.paths import Paths
 from storage.strict_json import json_text
-from tests.hpo.made import score, trial
-from tests.hpo.studies import CONTRACT
+from tests.hpo.made_studies import CONTRACT, score, trial
 from tests.objectives import tiny
 
 SPACE = make_space(Setting(), {})

@@ -27,7 +27,8 @@ from storage.paths import Paths
 from storage.results import ResultStore
 from storage.studies.opening import open_storage
 from storage.typed_json import encode
-from tests.hpo.studies import Study, confirmation, mixed_study
+from tests.conftest import PICTURES, blank
+from tests.hpo.made_studies import Study, confirmation, mixed_study
 
 ADDRESS = "sqlite:///shown.db"
 
@@ -70,8 +71,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     folder = tmp_path_factory.mktemp("home")
     made = mixed_study(ResultStore(Paths(folder).results), 24)
     found = Shown(replace(made, record=replace(made.record, confirmation=confirmation())), folder)
-    found.refresher.refresh()
-    found.refresher.refresh()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PICTURES, blank)
+        found.refresher.refresh()
+        found.refresher.refresh()
     return found
 
 
@@ -165,6 +168,7 @@ def test_files_stand_beside_the_study_and_its_trials(shown: Shown) -> None:
         assert rows[1].startswith("model.layers.0.self_attn.q_proj,0,q,")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_another_dashboard_writes_nothing_twice(shown: Shown) -> None:
     """After a restart everything is found as it is: same entries, same versions, same files."""
     before, files = shown.entries, sorted(path.name for path in shown.paths.artifacts.iterdir())
@@ -228,6 +232,7 @@ def test_a_graph_that_fails_is_named_and_the_others_are_drawn(fresh: Shown, monk
     assert "no width" in get_note(fresh.study)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_without_the_workers_results_there_is_still_a_page(tmp_path: Path) -> None:
     """A dashboard that was started with another --cache says so."""
     elsewhere = Shown(mixed_study(ResultStore(tmp_path / "elsewhere"), 12), tmp_path)

@@ -18,7 +18,7 @@ from hpo.study.options import BenchOptions, SearchOptions
 from hpo.study.record import StudyRecord
 from quant.setting import Setting
 from tests.conftest import SmallStudy
-from tests.hpo.studies import CONTRACT
+from tests.hpo.made_studies import CONTRACT
 
 
 def words(command: str) -> list[str]:

@@ -20,8 +20,8 @@ from hpo.workers.preparation import open_study
 from hpo.workers.worker import Budget, Settled
 from objectives.errors import InputError, RunError
 from storage.studies.opening import open_storage
+from tests.hpo.made_studies import CONTRACT
 from tests.hpo.processes import asker
-from tests.hpo.studies import CONTRACT
 
 BUDGET = Budget(trials=6)
 

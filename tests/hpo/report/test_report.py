@@ -24,7 +24,17 @@ from hpo.verdict.ranking import headline
 from hpo.verdict.snapshot import Study as Snapshot
 from quant.setting import Setting
 from storage.results import ResultStore
-from tests.hpo.studies import CONTRACT, SEQUENCES, TOKENS, Maker, Study, confirmation, kept_study, mixed_study, study_of
+from tests.hpo.made_studies import (
+    CONTRACT,
+    SEQUENCES,
+    TOKENS,
+    Maker,
+    Study,
+    confirmation,
+    kept_study,
+    mixed_study,
+    study_of,
+)
 
 FIGURES = ("forest", "bits", "elsewhere", "importances", "beta-tau", "slices", "parallel", "history", "running")
 FIGURES += ("remaining", "loss", "alpha", "memory")

@@ -14,7 +14,7 @@ from hpo.search.samplers.registry import SAMPLERS
 from hpo.space.space import Space, make_space
 from hpo.study.record import TrialRecord
 from quant.setting import PRESETS, Setting
-from tests.hpo.made import pruned, trial
+from tests.hpo.made_studies import pruned, trial
 
 FLAT = make_space(Setting(), {"n_grid": 20, "n_calib": 16, "group_size": 64})
 FULL = make_space(Setting(), {})

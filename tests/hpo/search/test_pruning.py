@@ -13,7 +13,7 @@ from hpo.search.pruners.paired import is_hopeless
 from hpo.search.pruners.registry import PRUNERS, Pruning
 from objectives.errors import InputError
 from objectives.scoring import Score, look_sizes
-from tests.hpo.made import score
+from tests.hpo.made_studies import score
 
 COUNT = 64
 STRICT = Pruning(error=0.02)

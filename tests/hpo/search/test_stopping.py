@@ -12,8 +12,7 @@ from hpo.study.scores import Scores
 from objectives.errors import InputError
 from quant.setting import Setting
 from storage.results import ResultStore
-from tests.hpo.made import trial
-from tests.hpo.studies import CONTRACT, TEXT, Maker, study_of
+from tests.hpo.made_studies import CONTRACT, TEXT, Maker, study_of, trial
 
 SPACE = make_space(Setting(), {"group_size": 64, "n_grid": 20, "n_calib": 16})
 SIZES = make_space(Setting(), {"group_size": "32,64"})
@@ -105,7 +104,7 @@ def test_the_noise_is_that_of_differences_not_of_scores(tmp_path: Path, monkeypa
     assert 0 < paired_noise(record, size_class, Scores(store)) < 0.05
     alone = replace(searched(store, 1), references=())
     assert paired_noise(alone, size_class, Scores(store)) == 0
-    monkeypatch.setattr("tests.hpo.studies.TEXT", replace(TEXT, clusters=(0,) * len(TEXT)))
+    monkeypatch.setattr("tests.hpo.made_studies.TEXT", replace(TEXT, clusters=(0,) * len(TEXT)))
     one_document = ResultStore(tmp_path / "one document")
     assert paired_noise(searched(one_document, 12), size_class, Scores(one_document)) == 0
 

@@ -34,6 +34,7 @@ def test_the_original_space_is_the_designs() -> None:
     assert described(FULL) == {
         "method": "gwh-praq-v2",
         "symmetric": "True",
+        "range_search": "none",
         "rounding": "nearest",
         "scales": "foldable",
         "placement": "original",
@@ -164,6 +165,7 @@ def test_what_a_study_is_has_what_its_method_reads() -> None:
     assert described(make_space(Setting(method="awq-mixed"), {"keep_ratio": 0.3})) == {
         "method": "awq-mixed",
         "symmetric": "True",
+        "range_search": "none",
         "rounding": "nearest",
         "keep_ratio": "0.3",
         "n_calib": "16,32,64,128,256,512",
@@ -187,7 +189,7 @@ def test_every_method_is_searched_in_all_that_it_declares(method: str, names: li
     space = make_space(Setting(method=method), {})
     assert [one.name for one in space.dimensions] == names
     assert space.project(Setting(method=method)) == Setting(method=method)
-    reads = space.base.definition.reads - {"method", "symmetric", "rounding", "scales", "placement"}
+    reads = space.base.reads - {"method", "symmetric", "range_search", "rounding", "scales", "placement"}
     assert reads == set(names)
 
 

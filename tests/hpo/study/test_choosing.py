@@ -10,16 +10,16 @@ from hpo.study.choosing import chosen_trial, require_same_bench, study_flags
 from hpo.study.record import StudyRecord
 from objectives.errors import InputError
 from quant.setting import Setting
-from tests.hpo import studies
-from tests.hpo.made import pruned, trial
+from tests.hpo import made_studies
+from tests.hpo.made_studies import pruned, trial
 from tests.objectives import tiny
 
 SPACE = make_space(Setting(), {})
-TUNING = replace(studies.CONTRACT.tuning, source="c4", sequences=64, protocol="packed", seq_len=512)
+TUNING = replace(made_studies.CONTRACT.tuning, source="c4", sequences=64, protocol="packed", seq_len=512)
 CONTRACT = replace(
-    studies.CONTRACT,
-    model=replace(studies.CONTRACT.model, name="org/name", commit="abc", fingerprint="weights"),
-    calibration=replace(studies.CONTRACT.calibration, source="wikitext2", sequences=8, fingerprint="text"),
+    made_studies.CONTRACT,
+    model=replace(made_studies.CONTRACT.model, name="org/name", commit="abc", fingerprint="weights"),
+    calibration=replace(made_studies.CONTRACT.calibration, source="wikitext2", sequences=8, fingerprint="text"),
     tuning=TUNING,
     seed=3,
 )

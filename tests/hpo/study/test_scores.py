@@ -11,7 +11,7 @@ from hpo.study.scores import Scores
 from quant.setting import Setting
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
-from tests.hpo.studies import TEXT, Maker, study_of
+from tests.hpo.made_studies import TEXT, Maker, study_of
 
 
 def searched(store: ResultStore, trials: int = 3) -> StudyRecord:

@@ -15,7 +15,7 @@ from hpo.verdict.bootstrap import Share, evaluate
 from hpo.verdict.importance import FEW_TRIALS, FEWEST_TRIALS, Importances
 from quant.setting import Setting
 from storage.results import ResultStore
-from tests.hpo.studies import Maker, Truth, study_of
+from tests.hpo.made_studies import Maker, Truth, study_of
 
 
 def importances(record: StudyRecord) -> Importances:

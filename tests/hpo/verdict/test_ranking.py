@@ -20,8 +20,7 @@ from quant.plan import Plan
 from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.results import ResultStore
-from tests.hpo.made import reference, score, trial
-from tests.hpo.studies import CONTRACT
+from tests.hpo.made_studies import CONTRACT, reference, score, trial
 
 COUNT = 48
 BASE = 4 + 0.3 * torch.randn(COUNT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from hpo.workers import heartbeat as module
 from hpo.workers.heartbeat import Heartbeat
 from hpo.workers.preparation import open_study
 from storage.studies.opening import open_storage
-from tests.hpo.studies import CONTRACT
+from tests.hpo.made_studies import CONTRACT
 from tests.processes import wait_until
 
 

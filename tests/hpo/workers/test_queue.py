@@ -15,7 +15,7 @@ from hpo.workers.queue import GRACE_SECONDS, MOST_TAKEOVERS, Queue
 from quant.setting import Setting
 from storage.studies.opening import open_storage
 from storage.typed_json import encode
-from tests.hpo.studies import CONTRACT
+from tests.hpo.made_studies import CONTRACT
 
 SPACE = make_space(Setting(), {})
 

@@ -41,7 +41,7 @@ from storage.errors import StorageError
 from storage.results import ResultStore
 from storage.studies.opening import open_storage
 from storage.typed_json import encode
-from tests.hpo.studies import CONTRACT
+from tests.hpo.made_studies import CONTRACT
 from tests.objectives import tiny
 
 SPACE = make_space(Setting(n_calib=8), {"n_calib": 8, "group_size": "32,64", "n_grid": "2..4"})

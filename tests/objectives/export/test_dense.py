@@ -165,7 +165,7 @@ def test_the_record(bench: Bench, target: Path, name: str) -> None:
     size = model_size(bench.model, bench.blocks, Plan.uniform(setting))
     assert (record["bits_per_weight"], record["model_bytes"]) == (size.bits_per_weight, size.model_bytes)
     assert Setting(method=record["method"], **record["parameters"]).canonical() == setting.canonical()
-    assert record["parameters"].keys() == setting.definition.reads - {"method"}
+    assert record["parameters"].keys() == setting.reads - {"method"}
     assert record["model"]["fingerprint"] == bench.model.fingerprint
     assert record["model"]["dtype"] == "float32"
     text = tiny.sequences([24, 17, 24, 9, 31, 24, 2, 12], seed=1)

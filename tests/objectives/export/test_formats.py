@@ -40,6 +40,7 @@ def test_what_a_format_wrote_scores_what_was_measured(name: str, bench: Bench, t
     assert tiny.same_bits(before, tiny.state(bench.model.module))
 
 
+@pytest.mark.usefixtures("same_process")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_holds_linears_of_different_settings(name: str, bench: Bench, tmp_path: Path) -> None:
     """The record lists each setting with its Linears."""

@@ -19,10 +19,9 @@ from objectives.export.formats import Export, Proof
 from objectives.export.manifest import read_record
 from objectives.export.packed import Packed
 from objectives.export.rescoring import rescore
-from objectives.model.loading import DTYPES, Model, ModelPlan, load_model
+from objectives.model.loading import DTYPES, ModelPlan, load_model
 from objectives.progress import silent
-from objectives.scoring import Score, score_all
-from objectives.text.sequences import Sequences
+from objectives.scoring import score_all
 from objectives.trial import Bench, quantized, run_trial
 from quant.methods import METHODS
 from quant.plan import Plan
@@ -54,17 +53,6 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "models" / "mine"
-
-
-@pytest.fixture
-def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh process takes seconds: most tests load in this one."""
-
-    def here(directory: Path, text: Sequences, model: Model, progress: Any, trust: bool = False) -> Score:
-        loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=model.dtype, trust_remote_code=trust)
-        return score_all(loaded.eval(), text, "", silent)
-
-    monkeypatch.setattr(objectives.export.packed, "rescore", here)
 
 
 def card(record: Mapping[str, Any]) -> str:
@@ -213,15 +201,18 @@ def test_a_packed_model_can_be_the_model_of_a_bench(bench: Bench, target: Path) 
     assert score_all(model.module, TEXT, "", silent).perplexity == pytest.approx(record["proof"]["measured"], rel=1e-6)
 
 
+@pytest.mark.usefixtures("same_process")
 def test_a_fresh_process_scores_the_same(bench: Bench, target: Path) -> None:
     """Values per sequence from another process are those of this one; progress is told."""
     told: list[tuple[int, int]] = []
-    Packed().write(
-        export(bench, Plan.uniform(replace(AWQ, symmetric=False)), target),
+    write(bench, replace(AWQ, symmetric=False), target)
+    here = score_all(reload(target).eval(), TEXT, "", silent)
+    there = rescore(
+        target,
+        TEXT,
+        bench.model,
         lambda phase, done, total: told.append((done, total)) if "fresh" in phase else None,
     )
-    here = score_all(reload(target).eval(), TEXT, "", silent)
-    there = rescore(target, TEXT, bench.model, silent)
     torch.testing.assert_close(there.nll, here.nll)
     assert torch.equal(there.tokens, here.tokens)
     assert told == [(8, 10), (10, 10)]

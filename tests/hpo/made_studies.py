@@ -1,8 +1,13 @@
-"""Made-up studies with real files of values per sequence, for whatever reads a study; nothing is measured."""
+"""Made-up trials, scores and studies for whatever reads them; nothing is measured.
+
+`trial`, `pruned`, `reference` and `score` give single records; a `Maker` keeps real files of values per sequence, and
+`mixed_study`, `kept_study` and `study_of` give whole studies of what it made.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -82,6 +87,65 @@ CONTRACT = Contract(
     seed=0,
 )
 Truth = Callable[[Setting], float]
+
+
+def trial(number: int, space: Space, setting: Setting, value: float | None, **changes: Any) -> TrialRecord:
+    """A completed trial of that perplexity; `changes` make it something else."""
+    fields: dict[str, Any] = {
+        "name": f"trial {number}",
+        "setting": setting,
+        "perplexity": value,
+        "result": f"result-{number}",
+        "bits_per_weight": 4.25,
+        "model_bytes": 1000,
+        "seconds": {"quantize": 1.0, "score": 2.0},
+        "number": number,
+        "state": "COMPLETE",
+        "params": space.params(setting),
+        "origin": "gp",
+        "outcome": "complete",
+        "estimate": None,
+        "reason": None,
+        "running": {},
+        "tokens": 100,
+        "started": None,
+        "finished": None,
+    }
+    return TrialRecord(**{**fields, **changes})
+
+
+def pruned(number: int, space: Space, setting: Setting, estimate: float) -> TrialRecord:
+    """A pruned trial that would probably have had that perplexity; its running value says nothing of it."""
+    return trial(
+        number,
+        space,
+        setting,
+        None,
+        state="PRUNED",
+        outcome="stopped",
+        running={8: 50.0},
+        estimate=Estimate(mean_nll=math.log(estimate), standard_error=0.5 / estimate, degrees=50.0, against=0),
+    )
+
+
+def reference(setting: Setting) -> Measured:
+    """A reference without values."""
+    return Measured(
+        name=setting.method,
+        setting=setting,
+        perplexity=None,
+        result=None,
+        bits_per_weight=4.25,
+        model_bytes=1000,
+        seconds={},
+    )
+
+
+def score(nats: Sequence[float] | torch.Tensor, tokens: int = 10, clusters: Sequence[int] | None = None) -> Score:
+    """Mean nats per token of each sequence, all of `tokens` targets, each a document of its own unless told else."""
+    values = torch.as_tensor(nats, dtype=torch.float64)
+    documents = torch.arange(len(values)) if clusters is None else torch.tensor(clusters)
+    return Score(nll=values * tokens, tokens=torch.full((len(values),), tokens), clusters=documents)
 
 
 def truth(setting: Setting) -> float:
@@ -195,25 +259,20 @@ class Maker:
 
     def waiting(self, number: int, setting: Setting, origin: str = "sampler") -> TrialRecord:
         """A trial that has not begun."""
-        return TrialRecord(
+        return trial(
+            number,
+            self.space,
+            setting,
+            None,
             name=origin.removeprefix("preset ") if origin.startswith("preset") else f"trial {number}",
-            setting=setting,
-            perplexity=None,
+            origin=origin,
+            state="WAITING",
+            outcome=None,
             result=None,
             bits_per_weight=None,
             model_bytes=None,
             seconds={},
-            number=number,
-            state="WAITING",
-            params=self.space.params(setting),
-            origin=origin,
-            outcome=None,
-            estimate=None,
-            reason=None,
-            running={},
             tokens=0,
-            started=None,
-            finished=None,
         )
 
     def _score(self, setting: Setting | None) -> Score:
@@ -242,7 +301,8 @@ class Maker:
                 role=role,
                 alpha=float(self._random.integers(0, 21) / 20),
                 nearest_loss=1.0,
-                loss=float(self._random.uniform(0.4, 1.0)),
+                loss=(loss := float(self._random.uniform(0.4, 1.0))),
+                final_loss=loss,
             )
             for depth in range(DEPTH)
             for linear, role in LINEARS.items()

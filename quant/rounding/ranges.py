@@ -1,0 +1,87 @@
+"""The ranges of groups: those that hold every weight, or those that lose least where it matters.
+
+Responsible for the search over shrunken and widened ranges (docs/methods.md, range search; llm-compressor's imatrix
+observer and NNCF's scale estimation search alike). May assume finite float32 weights. Shape letters: `O` outputs, `I`
+inputs, `G` groups.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from quant.rounding.inputs import ScaledInputs
+from quant.scheme import Ranges, Scheme, decode_, encode_, group_ranges, grouped, stored_scale_
+
+SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 1.05)
+"""Of the range that holds every weight; the first is that range itself, which wins ties."""
+# Weights tried at a time: what a core's cache holds of them, or what keeps a GPU busy without filling its memory.
+CPU_CHUNK, GPU_CHUNK = 2**16, 2**23
+
+
+def find_ranges(weight: Tensor, scheme: Scheme, inputs: ScaledInputs, search: str) -> Ranges:
+    """Find the ranges of the groups of a matrix.
+
+    Args:
+        weight: `W S`, float32 `[O, I]`.
+        scheme: What its values can be.
+        inputs: Statistics of what it is multiplied with; `G'` is their Gram matrix.
+        search: `none` holds every weight. Else each group has the share of that range, and on an asymmetric scheme
+            the zero point beside the exact one, of the least loss of nearest rounding: `diagonal` takes
+            `Σ_j G'_jj Δ_j²`, `block` takes `Δ_g G'_gg Δ_gᵀ`.
+    """
+    groups = grouped(weight, scheme)
+    if search == "none":
+        return group_ranges(groups, scheme)
+    curvature = _blocks(inputs, groups.shape[-1]) if search == "block" else _diagonals(inputs, groups.shape[-1])
+    elements = CPU_CHUNK if weight.device.type == "cpu" else GPU_CHUNK
+    chunks = torch.split(groups, max(1, elements // max(1, weight.shape[1])))
+    parts = [_search(rows, scheme, curvature) for rows in chunks]
+    zeros = [part.zero for part in parts if part.zero is not None]
+    return Ranges(scale=torch.cat([part.scale for part in parts]), zero=torch.cat(zeros) if zeros else None)
+
+
+def _search(groups: Tensor, scheme: Scheme, curvature: Tensor) -> Ranges:
+    """Try every candidate on rows that stay in a processor's cache."""
+    whole = group_ranges(groups, scheme)
+    best = whole
+    least = torch.full_like(whole.scale, torch.inf)
+    for candidate in _candidates(groups, whole, scheme):
+        codes = encode_(groups.clone(), candidate, scheme)
+        loss = _loss(decode_(codes, candidate).sub_(groups), curvature)
+        better = loss < least
+        least = torch.where(better, loss, least)
+        zero = None if best.zero is None or candidate.zero is None else torch.where(better, candidate.zero, best.zero)
+        best = Ranges(scale=torch.where(better, candidate.scale, best.scale), zero=zero)
+    return best
+
+
+def _candidates(groups: Tensor, whole: Ranges, scheme: Scheme) -> list[Ranges]:
+    scales = [stored_scale_(whole.scale * share, scheme) for share in SHARES]
+    if whole.zero is None:
+        return [Ranges(scale=scale, zero=None) for scale in scales]
+    # Shrinking both ends by one share leaves the exact zero point where it is.
+    exact = groups.amin(-1, keepdim=True).clamp_(max=0).neg_().div_(whole.scale)
+    zeros = [whole.zero, *(zero.clamp_(0, scheme.highest) for zero in (exact.floor(), exact.ceil()))]
+    return [Ranges(scale=scale, zero=zero) for scale in scales for zero in zeros]
+
+
+def _loss(errors: Tensor, curvature: Tensor) -> Tensor:
+    """The loss of errors `[O, G, group]`, `[O, G, 1]`; `curvature` is `[G, group]` or `[G, group, group]`."""
+    if curvature.dim() == 2:
+        return errors.square_().mul_(curvature).sum(-1, keepdim=True)
+    products = torch.matmul(errors.transpose(0, 1), curvature).transpose(0, 1)
+    return products.mul_(errors).sum(-1, keepdim=True)
+
+
+def _diagonals(inputs: ScaledInputs, size: int) -> Tensor:
+    """The diagonal of `G'`, `[G, group]`; an input that fills a partial group up counts nothing."""
+    diagonal = inputs.gram.diagonal()
+    return pad(diagonal, (0, -len(diagonal) % size)).view(-1, size)
+
+
+def _blocks(inputs: ScaledInputs, size: int) -> Tensor:
+    """The diagonal blocks of `G'`, `[G, group, group]`."""
+    padding = -inputs.gram.shape[0] % size
+    gram = pad(inputs.gram, (0, padding, 0, padding))
+    count = gram.shape[0] // size
+    return gram.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
