@@ -19,11 +19,11 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState, create_trial
 
 from benchmarks.truth import Text, Truth
-from hpo.search.incumbent import Incumbent, estimate, usual_spread
+from hpo.search.incumbent import Incumbent, estimate, fit_variance_prior
 from hpo.search.proposal import propose
 from hpo.search.pruners.pruner import Case
 from hpo.search.pruners.registry import Pruning
-from hpo.search.stopping import COMPARED, has_converged, usual_error
+from hpo.search.stopping import COMPARED, has_converged, median_error
 from hpo.space.space import Space
 from hpo.study.attributes import RESULT, SETTING
 from hpo.study.record import TrialRecord, trial_record
@@ -171,7 +171,7 @@ class Ours:
 
     def has_converged(self) -> bool:
         """What `--until converged` asks before every trial."""
-        noise = usual_error(self._scores(COMPARED))
+        noise = median_error(self._scores(COMPARED))
         return has_converged(self._field.truth.space, self.trials, lambda _: noise, self._seed)
 
     def _scores(self, others: int) -> list[Score]:
@@ -187,8 +187,8 @@ class Ours:
     def _incumbent(self) -> Incumbent | None:
         if not (scores := self._scores(MOST_OTHERS)):
             return None
-        usual = usual_spread(scores[1:], scores[0])
-        return Incumbent(number=self._complete()[0].number, score=scores[0], usual=usual)
+        prior = fit_variance_prior(scores[1:], scores[0])
+        return Incumbent(number=self._complete()[0].number, score=scores[0], prior=prior)
 
 
 class Until:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.truth import Text, Truth, tables
-from hpo.search.acquisition import flattened
+from hpo.search.acquisition import winsorized
 from hpo.search.surrogate import fit
 
 ORDERS, SPLITS = 100, 10
@@ -48,7 +48,7 @@ def transferred(truth: Truth, cheap: Mask, dear: Mask) -> tuple[float, float]:
     generator = np.random.default_rng(0)
 
     def ranked(known: NDArray[np.int64], asked: NDArray[np.int64]) -> float:
-        surrogate = fit(truth.points[known], flattened(values[known]), np.zeros(len(known)))
+        surrogate = fit(truth.points[known], winsorized(values[known]), np.zeros(len(known)))
         return correlation(surrogate.predict(truth.points[asked])[0], values[asked])
 
     apart, among = [], []

@@ -10,7 +10,7 @@ from multiprocessing import active_children, get_context
 from tune_and_deploy import PLAN, tell
 
 from hpo.launch.launch import LAUNCHERS, Fleet
-from hpo.launch.launcher import Died, Job
+from hpo.launch.launcher import Death, Job
 from hpo.together import optimize_together
 from hpo.workers.worker import Budget
 from storage.paths import Paths
@@ -18,22 +18,22 @@ from storage.studies.opening import chosen_url
 
 
 class Pools:
-    def __init__(self, wanted, task):
-        self.wanted, self.task, self.running = wanted, task, {}
+    def __init__(self, request, task):
+        self.request, self.task, self.running = request, task, {}
 
     @staticmethod
-    def refusal(wanted):
-        return None if wanted.workers else "--backend pools needs --workers N"
+    def refusal(request):
+        return None if request.workers else "--backend pools needs --workers N"
 
     def jobs(self):
-        return [Job(name=f"pool-{index}", device="cpu") for index in range(self.wanted.workers)]
+        return [Job(name=f"pool-{index}", device="cpu") for index in range(self.request.workers)]
 
     def start(self, job):
         self.running[job.name] = ProcessPoolExecutor(1, get_context("spawn")).submit(self.task, job)
 
     def poll(self):
         done = {name: self.running.pop(name) for name, future in list(self.running.items()) if future.done()}
-        return {name: Died(who="a process") if one.exception() else one.result() for name, one in done.items()}
+        return {name: Death(who="a process") if one.exception() else one.result() for name, one in done.items()}
 
     def stop(self):
         for process in active_children():

@@ -50,25 +50,25 @@ class LoadedStudy:
 
     @property
     def record(self) -> StudyRecord:
-        """Everything that is stored of it."""
+        """Return everything that is stored of it."""
         return self.study.record
 
     @property
-    def levels(self) -> Sequence[SizeClassRanking]:
-        """Its ranking, by group size."""
-        return self.study.ranking
+    def rankings(self) -> Sequence[SizeClassRanking]:
+        """Return its rankings, one for each size class."""
+        return self.study.rankings
 
     def trials(self) -> "pd.DataFrame":
-        """One row per trial, with types: the columns of `trials.csv`."""
+        """Make a table of one row per trial, with types: the columns of `trials.csv`."""
         return trials_frame(self.record)
 
     @property
     def importances(self) -> Importances:
-        """What mattered: each hyperparameter's share of the outcome with its interval; seconds for many trials."""
+        """Compute each hyperparameter's share of the outcome with its interval; seconds for many trials."""
         return self.study.importances
 
     def figure(self, key: str) -> "go.Figure":
-        """One of the report's figures, by its anchor there: `forest`, `bits`, `history`, `alpha`, ...
+        """Draw one of the report's figures, by its anchor there: `forest`, `bits`, `history`, `alpha`, ...
 
         Raises:
             KeyError: If there is no such figure.
@@ -78,7 +78,7 @@ class LoadedStudy:
         return figures(key, chart_data(self.study))[0][1]
 
     def measure(self, **changes: Any) -> TrialResult:
-        """The best trial's setting with these fields changed, on the tuning text.
+        """Measure the best trial's setting with these fields changed, on the tuning text.
 
         Statistics come from the study's calibration cache, and what was measured before is not measured again.
 
@@ -117,7 +117,7 @@ class LoadedStudy:
 def load(
     study: str | None = None, storage: str | None = None, home: str | Path | None = None, device: str = "cpu"
 ) -> LoadedStudy:
-    """A study by its name; without one, the study that was begun last.
+    """Load a study by its name; without one, the study that was begun last.
 
     Args:
         study: Its name.
@@ -130,5 +130,5 @@ def load(
         StorageError: If storage or results cannot be read.
     """
     paths = Paths(Path(home)) if home is not None else Paths.default()
-    found = read(find_study(open_storage(chosen_url(storage, paths)), study), paths)
-    return LoadedStudy(study=found, paths=paths, device=device)
+    snapshot = read(find_study(open_storage(chosen_url(storage, paths)), study), paths)
+    return LoadedStudy(study=snapshot, paths=paths, device=device)

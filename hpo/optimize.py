@@ -87,15 +87,15 @@ def optimize(
             interrupts=interrupts,
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
-        found = replace(read(study, paths), notes=laid_out.notes)
-        leading = found.lead
-        if leading is not None and held_out and not plan.presets_only:
-            study.set_user_attr(CONFIRMATION, confirm(bench, store, leading, held_out, progress))
-    return replace(found, record=read_study(study))
+        snapshot = replace(read(study, paths), notes=laid_out.notes)
+        ranking = snapshot.lead
+        if ranking is not None and held_out and not plan.presets_only:
+            study.set_user_attr(CONFIRMATION, confirm(bench, store, ranking, held_out, progress))
+    return replace(snapshot, record=read_study(study))
 
 
 def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
-    """The plan's space without what does not suit the model, the text or the bits that are allowed."""
+    """Fit the plan's space: leave out what does not suit the model, the text or the bits that are allowed."""
     bench, space = laid_out.bench, plan.space
     suitable = suitable_group_sizes(bench.blocks)
     samples = len(bench.calibration.text)
@@ -119,7 +119,7 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
 
 
 def _affordable(plan: StudyPlan, bench: Bench, name: str) -> list[Number]:
-    """The values of one field that keep within the most bits."""
+    """List the values of one field that keep within the most bits."""
     base, most = plan.space.base, math.inf if plan.max_bits is None else plan.max_bits
     settings = {value: replace(base, **{name: value}) for value in plan.space.values(name)}  # type: ignore[arg-type]
     sizes = {value: model_size(bench.model, bench.blocks, Plan.uniform(setting)) for value, setting in settings.items()}

@@ -65,9 +65,9 @@ def plan_study(bench: BenchOptions, search: SearchOptions, space: Space, name: s
     Raises:
         InputError: If a value cannot be.
     """
-    usual = Path(bench.model).name + ("-presets" if search.presets_only else "")
+    default_name = Path(bench.model).name + ("-presets" if search.presets_only else "")
     return StudyPlan(
-        name=name or usual,
+        name=name or default_name,
         bench=new_bench_plan(bench, space.sizes("n_calib")),
         space=space,
         sampler=search.sampler,
@@ -80,7 +80,7 @@ def plan_study(bench: BenchOptions, search: SearchOptions, space: Space, name: s
 
 
 def how_it_searches(plan: StudyPlan) -> dict[str, str | bool | float | None]:
-    """What the contract leaves open, for whoever wants to repeat the study; every worker may have its own."""
+    """Collect what the contract leaves open, to repeat the study; every worker may have its own."""
     return {
         "sampler": plan.sampler,
         "pruner": plan.pruning.name,

@@ -31,13 +31,13 @@ WAITING = "workers prepare, or confirm"
 
 
 def say(line: str) -> None:
-    """One line on standard error."""
+    """Write one line on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress_display(quiet: bool) -> Iterator[Progress]:
-    """A line on standard error for whatever takes longer than two seconds; nothing without a terminal."""
+    """Show a line on standard error for whatever takes longer than two seconds; nothing without a terminal."""
     console = Console(stderr=True)
     display = _lanes(console, disable=quiet or not console.is_terminal)
     task = display.add_task("starting", total=None)
@@ -56,7 +56,7 @@ def progress_display(quiet: bool) -> Iterator[Progress]:
 
 @contextmanager
 def study_display(quiet: bool, as_json: bool) -> Iterator[tuple[Listener, Progress]]:
-    """Who listens to a study, and who is told how far it is.
+    """Choose who listens to a study, and who is told how far it is.
 
     Args:
         quiet: Say nothing.
@@ -95,13 +95,13 @@ class Board:
                 self._all(event.trials)
             case Finished():
                 self._trial = ""
-                self._footer.plain = standing_text(event)
+                self._footer.plain = progress_text(event)
                 self.live.console.print(ended_text(event), soft_wrap=True, markup=False)
             case _:
                 self.live.console.print(event.text, soft_wrap=True, markup=False)
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        """What this process is at."""
+        """Show what this process is at."""
         self._move(THIS_PROCESS, f"{phase} ({self._trial})" if self._trial else phase, done, total)
 
     def _all(self, trials: tuple[TrialRecord, ...]) -> None:
@@ -131,7 +131,7 @@ def _ignore(_: Event) -> None:
 
 
 def _log_lines() -> tuple[Listener, Progress]:
-    """A line per trial, and what the study is at now and then."""
+    """Log a line per trial, and what the study is at now and then."""
     may_say = _now_and_then()
 
     def listen(event: Event) -> None:
@@ -146,7 +146,7 @@ def _log_lines() -> tuple[Listener, Progress]:
 
 
 def _json_lines() -> tuple[Listener, Progress]:
-    """Every event; how far a phase is only now and then, and who is at what only when it changed."""
+    """Write every event; how far a phase is only now and then, and who is at what only when it changed."""
     may_say = _now_and_then()
     last: dict[str, str] = {}
 
@@ -177,12 +177,12 @@ def _now_and_then() -> Callable[[], bool]:
 
 
 def event_text(event: Event) -> str:
-    """One line for one event."""
+    """Write one line for one event."""
     match event:
         case Looked():
             return f"{trial_text(event.trial)}: {event.perplexity:.3f} after {event.read}/{event.total}"
         case Finished():
-            return f"{ended_text(event)} | {standing_text(event)}"
+            return f"{ended_text(event)} | {progress_text(event)}"
         case Working():
             return " | ".join(worker_text(trial) for trial in event.trials) or WAITING
         case _:
@@ -190,7 +190,7 @@ def event_text(event: Event) -> str:
 
 
 def worker_text(trial: TrialRecord) -> str:
-    """What one worker is at: `w1 node7 cuda trial 12 scoring 16/64`."""
+    """Write what one worker is at: `w1 node7 cuda trial 12 scoring 16/64`."""
     owner = trial.owner
     who = f"{owner.name} {owner.host} {owner.device}" if owner else "?"
     return f"{who} trial {trial.number} {phase(trial)}"
@@ -201,20 +201,20 @@ def _process(owner: Owner | None) -> str:
 
 
 def ended_text(event: Finished) -> str:
-    """Which trial ended, and how: `[12/40] trial 12 g64 ...: perplexity 28.1`."""
+    """Write which trial ended, and how: `[12/40] trial 12 g64 ...: perplexity 28.1`."""
     return f"[{event.done}/{event.budget}] {trial_text(event.trial)}: {_result_text(event.trial)}"
 
 
-def standing_text(event: Finished) -> str:
-    """The best so far, the tokens that pruning saved, and the time that is left."""
+def progress_text(event: Finished) -> str:
+    """Write the best so far, the tokens that pruning saved, and the time that is left."""
     best = event.best
-    known = f"best {best.perplexity:.3f} (trial {best.number})" if best else "no trial is complete yet"
+    best_text = f"best {best.perplexity:.3f} (trial {best.number})" if best else "no trial is complete yet"
     left = timedelta(seconds=round(event.seconds_left))
-    return f"{known} | {event.saved:.0%} of tokens saved | about {left} left"
+    return f"{best_text} | {event.saved:.0%} of tokens saved | about {left} left"
 
 
 def trial_text(trial: TrialRecord) -> str:
-    """A trial with its setting."""
+    """Write a trial with its setting."""
     assert trial.setting is not None
     size = "" if trial.group_size is None else f"g{trial.group_size} "
     samples = f" n_calib={trial.setting.n_calib}" if "n_calib" in trial.setting.reads else ""

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hpo.launch.devices import AUTO, own
+from hpo.launch.devices import AUTO, own_device
 from hpo.launch.following import Follower
 from hpo.launch.launch import Fleet, launch
 from hpo.launch.launcher import Job, Report
@@ -55,18 +55,18 @@ class Share:
                 notes.append(event.text)
 
         try:
-            found = self._optimize(job, listen)
+            remarks = self._optimize(job, listen)
         except KeyboardInterrupt:
             return Report(notes=tuple(notes), error="interrupted")
         except (InputError, QuantizationError, AddressError) as error:
             return Report(notes=tuple(notes), error=str(error), wrong_input=True)
         except (RunError, StorageError) as error:
             return Report(notes=tuple(notes), error=str(error))
-        return Report(notes=(*notes, *found))
+        return Report(notes=(*notes, *remarks))
 
     def _optimize(self, job: Job, listen: Listener) -> tuple[str, ...]:
         deadline = math.inf if self.until is None else time.monotonic() + self.until - time.time()
-        plan = _on_device(self.plan, own() if job.device == AUTO else job.device)
+        plan = _on_device(self.plan, own_device() if job.device == AUTO else job.device)
         with storage_errors(self.storage):
             storage = open_storage(self.storage)
             budget = Budget(trials=self.trials, deadline=deadline)

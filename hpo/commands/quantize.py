@@ -56,7 +56,7 @@ def run(parsed: Namespace) -> None:
     with progress_display(parsed.quiet) as progress:
         written = deploy(plan, chosen, parsed.output_dir, parsed.format, paths, progress)
     notes = [*notes, *written.notes]
-    facts = {"directory": str(written.directory), **written.record, "disk_bytes": written.disk_bytes, "notes": notes}
+    facts = {"directory": str(written.directory), **written.manifest, "disk_bytes": written.disk_bytes, "notes": notes}
     output(parsed, facts, notes, written_table(chosen, written))
 
 
@@ -80,26 +80,26 @@ def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPl
 
 def written_table(chosen: "Chosen", written: "Written") -> Table:
     """What a person reads of a written model."""
-    record, table = written.record, make_table("", "")
+    manifest, table = written.manifest, make_table("", "")
     for name, text in (
         ("written to", str(written.directory)),
         ("method", chosen.setting.label()),
-        ("bits per weight", f"{record['bits_per_weight']:.3f}"),
-        *proof_rows(record),
-        ("MB when packed", f"{record['model_bytes'] / 1e6:.2f}"),
-        (f"MB on disk, {record['weights']}", f"{written.disk_bytes / 1e6:.2f}"),
+        ("bits per weight", f"{manifest['bits_per_weight']:.3f}"),
+        *proof_rows(manifest),
+        ("MB when packed", f"{manifest['model_bytes'] / 1e6:.2f}"),
+        (f"MB on disk, {manifest['weights']}", f"{written.disk_bytes / 1e6:.2f}"),
     ):
         table.add_row(name, text)
     return table
 
 
-def proof_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+def proof_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """What only a packed model has: bits in its file, and what it scores there against what was measured."""
-    if "proof" not in record:
+    if "proof" not in manifest:
         return []
-    proof = record["proof"]
+    proof = manifest["proof"]
     return [
-        ("bits per weight, in the file", f"{record['stored_bits_per_weight']:.3f}"),
+        ("bits per weight, in the file", f"{manifest['stored_bits_per_weight']:.3f}"),
         ("perplexity, measured", f"{proof['measured']:.4f} on {proof['sequences']} sequences of {proof['source']}"),
         ("perplexity, reloaded", f"{proof['packed']:.4f} in a fresh process"),
     ]

@@ -34,14 +34,14 @@ def conclude(parsed: Namespace, study: "Study", directory: Path | None) -> None:
 
 
 def verdicts(study: "Study") -> list[str]:
-    """What won, what to use, and what more bits would buy; the leading size class first."""
+    """Say what won, what to use, and what more bits would buy; the leading size class first."""
     from hpo.verdict.ranking import frontier_text
 
-    ranking, leading = study.ranking, study.lead
-    lines = [one.verdict() for one in sorted(ranking, key=lambda one: one is not leading)]
+    rankings, leading = study.rankings, study.lead
+    lines = [ranking.verdict() for ranking in sorted(rankings, key=lambda ranking: ranking is not leading)]
     if leading is not None:
         lines.insert(1, leading.recommendation())
-    return [*lines, *([frontier_text(ranking)] if len(ranking) > 1 else [])]
+    return [*lines, *([frontier_text(rankings)] if len(rankings) > 1 else [])]
 
 
 def ranking_tables(study: "Study") -> list[Table]:
@@ -49,7 +49,7 @@ def ranking_tables(study: "Study") -> list[Table]:
     from hpo.verdict.words import percent_text
 
     tables = []
-    for ranking in study.ranking:
+    for ranking in study.rankings:
         table = make_table(str(ranking.size_class), "setting", "perplexity", "above the best", "bits/weight")
         for row in ranking.rows:
             mark = " *" if row is ranking.recommended else ""

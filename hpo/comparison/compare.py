@@ -42,42 +42,42 @@ def compare(plan: ComparePlan, paths: Paths, progress: Progress) -> Comparison:
     """
     store = ResultStore(paths.results)
     entries, texts, about, notes = _settings(plan, paths, store, progress)
-    own = replace(plan.bench, model=replace(plan.bench.model, dtype=about["model"]["dtype"], revision=None))
+    bench_plan = replace(plan.bench, model=replace(plan.bench.model, dtype=about["model"]["dtype"], revision=None))
     for name, directory in plan.models.items():
         try:
-            entry, said = _model(name, directory, own, texts, paths, store, progress)
+            entry, remarks = _model(name, directory, bench_plan, texts, paths, store, progress)
         except (InputError, RunError) as error:
             notes.append(f"{name} is left out: {error}")
         else:
             entries.append(entry)
-            notes += said
+            notes += remarks
     return judge(about, [text.source for text in texts], entries, notes)
 
 
 def _settings(
     plan: ComparePlan, paths: Paths, store: ResultStore, progress: Progress
 ) -> tuple[list[Entry], list[Sequences], dict[str, Any], list[str]]:
-    """The rows of the model itself. It is let go afterwards, so that there is room for others."""
+    """Measure the rows of the model itself. It is let go afterwards, so that there is room for others."""
     laid_out = lay_out(plan.bench, paths, progress)
     bench, texts = laid_out.bench, laid_out.data
-    wanted = list(_wanted(plan))
-    for _, _, setting in wanted:
+    requested = list(_requested_rows(plan))
+    for _, _, setting in requested:
         require_suitable(bench.blocks, Plan.uniform(setting), bench.allow_partial_groups)
         bench.calibration.segments(setting.n_calib)
     notes = [*laid_out.notes, *_calibration_notes(laid_out), *_study_notes(plan, laid_out)]
     entries = [_entry("full precision", FULL_PRECISION, None, measure(bench, store, None, texts, progress))]
-    for kind, one, setting in wanted:
-        name = setting.method if one is None else one.name
+    for kind, trial, setting in requested:
+        name = setting.method if trial is None else trial.name
         try:
             results = measure(bench, store, setting, texts, progress)
         except (RunError, QuantizationError) as error:
             notes.append(f"{name} is left out: {error}")
         else:
-            entries.append(_entry(kind, name, one, results))
+            entries.append(_entry(kind, name, trial, results))
     return entries, texts, _about(plan, laid_out), notes
 
 
-def _wanted(plan: ComparePlan) -> Iterator[tuple[Kind, TrialRecord | None, Setting]]:
+def _requested_rows(plan: ComparePlan) -> Iterator[tuple[Kind, TrialRecord | None, Setting]]:
     yield from (("method", None, setting) for setting in plan.settings)
     trial = plan.trial
     if trial is not None and trial.setting is not None:
@@ -113,7 +113,7 @@ def _model(
     store: ResultStore,
     progress: Progress,
 ) -> tuple[Entry, list[str]]:
-    """The row of a ready-made model, and what has to be said of it.
+    """Measure the row of a ready-made model, and note what a reader must know of it.
 
     Raises:
         InputError: If it cannot be loaded, or reads the text as other tokens.
@@ -121,10 +121,10 @@ def _model(
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory")
-    other = replace(plan, model=replace(plan.model, name=str(directory)), allow_partial=True)
-    bench, own = load_bench(other, paths)
+    bench_plan = replace(plan, model=replace(plan.model, name=str(directory)), allow_partial=True)
+    bench, own_texts = load_bench(bench_plan, paths)
     differing = [
-        text.source for text, tokens in zip(texts, own, strict=True) if text.fingerprint() != tokens.fingerprint()
+        text.source for text, tokens in zip(texts, own_texts, strict=True) if text.fingerprint() != tokens.fingerprint()
     ]
     if differing:
         raise InputError(
@@ -139,7 +139,7 @@ def _model(
 
 
 def _packed_facts(directory: Path) -> dict[str, Any] | None:
-    """How a model that we wrote was quantized, and what it takes when packed; None for any other model."""
+    """Read how a model that we wrote was quantized, and what it takes when packed; None for any other model."""
     record = read_record(directory)
     if record is None:
         return None

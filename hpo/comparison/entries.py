@@ -35,23 +35,23 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Return the name that tables have."""
         return self.measured.name
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it takes part in ranks: everything but full precision does."""
+        """Tell whether it takes part in ranks: everything but full precision does."""
         return self.kind != "full precision"
 
     def tokens_per_second(self, place: int) -> float:
-        """Scored tokens of a data set per second."""
+        """Count scored tokens of a data set per second."""
         return float(self.scores[place].tokens.sum()) / self.score_seconds[place]
 
 
 def equal_bits(entries: Sequence[Entry]) -> Mapping[float, list[Entry]]:
-    """The packed rows by their bits per weight, the level of most rows first, fewer bits first among equals."""
-    levels: dict[float, list[Entry]] = {}
+    """Group the packed rows by their bits per weight, the largest group first, fewer bits first among equals."""
+    by_bits: dict[float, list[Entry]] = {}
     for entry in entries:
         if entry.packed and entry.measured.bits_per_weight is not None:
-            levels.setdefault(round(entry.measured.bits_per_weight, BITS_DIGITS), []).append(entry)
-    return dict(sorted(levels.items(), key=lambda level: (-len(level[1]), level[0])))
+            by_bits.setdefault(round(entry.measured.bits_per_weight, BITS_DIGITS), []).append(entry)
+    return dict(sorted(by_bits.items(), key=lambda group: (-len(group[1]), group[0])))

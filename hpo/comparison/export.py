@@ -17,7 +17,7 @@ DIFFERENCES = ("delta", "delta_percent", "delta_to_first", "delta_to_first_perce
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything that a comparison holds, JSON-able but for numbers that are not finite."""
+    """Collect everything that a comparison holds, as JSON has it but for numbers that are not finite."""
     return {
         "about": dict(comparison.about),
         "rows": rows(comparison),
@@ -64,12 +64,12 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """One for every row and data set, data set by data set."""
+    """Make one for every row and data set, data set by data set."""
     return [_row(comparison, entry, at) for at in range(len(comparison.datasets)) for entry in comparison.entries]
 
 
 def rows_csv(comparison: Comparison) -> str:
-    """`rows` as CSV, differences in three columns each; the setting is its label."""
+    """Write `rows` as CSV, differences in three columns each; the setting is its label."""
     # Imported here: pandas takes half a second.
     import pandas as pd
 

@@ -47,12 +47,12 @@ def write_page(comparison: Comparison, directory: Path) -> Path:
     """
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    shown = []
+    figures = []
     for key, data in pictures(comparison).items():
         write_file(directory / f"{key}.png", data)
         title, reading = CAPTIONS[key]
         alt = f"{title} of {len(comparison.entries) - 1} rows on {', '.join(comparison.datasets)}."
-        shown.append(Picture(key=key, title=title, reading=reading, alt=alt, data=base64.b64encode(data).decode()))
+        figures.append(Picture(key=key, title=title, reading=reading, alt=alt, data=base64.b64encode(data).decode()))
     page = directory / "index.html"
     text = (
         templates(Path(__file__).parent)
@@ -62,7 +62,7 @@ def write_page(comparison: Comparison, directory: Path) -> Path:
             rule=EQUAL_BITS,
             ranks=RANKS,
             tables=tables(comparison),
-            pictures=shown,
+            pictures=figures,
             pairs=pair_table(comparison),
             about=contract_table(comparison.about),
         )

@@ -41,15 +41,15 @@ class ComparePlan:
 
     @property
     def trial(self) -> TrialRecord | None:
-        """The study's best trial, under a name that says whose it is."""
+        """Return the study's best trial, under a name that says whose it is."""
         if self.study is None:
             return None
         trial, _ = chosen_trial(self.study, "best")
         return replace(trial, name=f"{trial.name} of {self.study.name}")
 
 
-def method_settings(methods: str, given: Mapping[str, Any]) -> tuple[Setting, ...]:
-    """The settings of methods that are separated by commas, or of `all`; `given` are fields of every one of them.
+def method_settings(methods: str, fields: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """Make the settings of methods that are separated by commas, or of `all`; `fields` are those of every one.
 
     Raises:
         InputError: If none is named.
@@ -58,21 +58,21 @@ def method_settings(methods: str, given: Mapping[str, Any]) -> tuple[Setting, ..
     named = list(METHODS) if methods == ALL else [name.strip() for name in methods.split(",") if name.strip()]
     if not named:
         raise InputError(f"no method is named; choose some of {', '.join(METHODS)}, or {ALL}")
-    return tuple(Setting(**{**given, "method": name}) for name in dict.fromkeys(named))
+    return tuple(Setting(**{**fields, "method": name}) for name in dict.fromkeys(named))
 
 
 def model_directories(text: str) -> dict[str, Path]:
-    """Directories by name, from `NAME=DIR,...`.
+    """Read directories by name from `NAME=DIR,...`.
 
     Raises:
         InputError: If a part is not of that form, or a name comes twice.
     """
-    found: dict[str, Path] = {}
+    directories: dict[str, Path] = {}
     for part in text.split(","):
         name, equals, directory = (piece.strip() for piece in part.partition("="))
         if not (name and equals and directory):
             raise InputError(f"--models {part!r} is not of the form NAME=DIR; write gptq=./my-gptq-model, for example")
-        if name in found:
+        if name in directories:
             raise InputError(f"--models names {name!r} twice; give every directory a name of its own")
-        found[name] = Path(directory)
-    return found
+        directories[name] = Path(directory)
+    return directories

@@ -27,12 +27,12 @@ BEYOND = 1.12
 
 
 def pictures(comparison: Comparison) -> dict[str, bytes]:
-    """PNG files by the name of the figure."""
+    """Draw PNG files by the name of the figure."""
     return {name: png(draw(comparison)) for name, draw in drawn(comparison).items()}
 
 
 def drawn(comparison: Comparison) -> Mapping[str, Callable[[Comparison], Figure]]:
-    """The figures that this comparison has."""
+    """Name the figures that this comparison has, and who draws them."""
     figures = {"perplexity": _perplexity, "increase": _increase, "bits": _bits}
     return {**figures, "generalisation": _generalisation} if comparison.gaps else figures
 
@@ -52,15 +52,15 @@ def _increase(comparison: Comparison) -> Figure:
     figure, panels = _panels(comparison, len(comparison.entries) - 1)
     entries = _quantized(comparison)
     for at, axes in enumerate(panels):
-        found = [comparison.difference(entry, comparison.full, at).percent() for entry in entries]
-        _bars(axes, entries, [value for value, _, _ in found], _colours(comparison), "{:+.2f} %", found)
+        differences = [comparison.difference(entry, comparison.full, at).percent() for entry in entries]
+        _bars(axes, entries, [value for value, _, _ in differences], _colours(comparison), "{:+.2f} %", differences)
         axes.set_title(comparison.datasets[at], fontsize="medium", loc="left")
         tidy(axes, "perplexity above full precision, % (line: 95 %)", "")
     return _with_bits(figure, comparison)
 
 
 def _bits(comparison: Comparison) -> Figure:
-    """Names stand beside the panels: rows of equal bits lie too close together for names of their own."""
+    """Draw perplexity against bits, names beside the panels: rows of equal bits lie too close together for them."""
     figure, panels = _panels(comparison, 10)
     packed = {entry.name: entry for entry in comparison.entries if entry.is_quantized and entry.packed}
     marked = [mark for choice in comparison.choices for mark in zip(choice.rows, cycle(MARKERS), strict=False)]
@@ -80,7 +80,7 @@ def _bits(comparison: Comparison) -> Figure:
 
 
 def _generalisation(comparison: Comparison) -> Figure:
-    """Increase over full precision on every data set, side by side."""
+    """Draw the increase over full precision on every data set, side by side."""
     entries = _quantized(comparison)[::-1]
     count = len(comparison.datasets)
     figure = sheet(1.6 * PANEL_WIDTH, ROOM + ROW_HEIGHT * (0.5 + 0.5 * count) * len(entries))
@@ -110,7 +110,7 @@ def _quantized(comparison: Comparison) -> list[Entry]:
 
 
 def _colours(comparison: Comparison) -> Mapping[str, str]:
-    """One colour per level of bits, by the name of the row; grey for rows that are not packed."""
+    """Choose one colour per number of bits, by the name of the row; grey for rows that are not packed."""
     colours = {entry.name: palette.GREY for entry in comparison.entries}
     for choice, colour in zip(comparison.choices, cycle(palette.GROUPS), strict=False):
         colours |= dict.fromkeys(choice.rows, colour)
@@ -118,7 +118,7 @@ def _colours(comparison: Comparison) -> Mapping[str, str]:
 
 
 def _panels(comparison: Comparison, rows: int) -> tuple[Figure, Sequence[Axes]]:
-    """One panel for each data set."""
+    """Make one panel for each data set."""
     count = len(comparison.datasets)
     figure = sheet(PANEL_WIDTH * count + 1.0, ROOM + ROW_HEIGHT * max(2, rows))
     return figure, figure.subplots(1, count, squeeze=False)[0]
@@ -132,18 +132,18 @@ def _bars(
     form: str,
     intervals: Sequence[tuple[float, float, float]] = (),
 ) -> None:
-    """Horizontal bars, the first row at the top; a line through each from the low to the high end of its interval."""
+    """Draw horizontal bars, the first row at the top; a line through each shows its interval."""
     ends = [high if math.isfinite(high) else value for value, _, high in intervals] or values
     end = shown_up_to(ends) if entries else 1.0
     cut = _cut(values, end)
     for place, entry in enumerate(entries):
         axes.barh(place, cut[place], 0.7, color=colours[entry.name])
-        beside = max(0.0, cut[place])
+        label_at = max(0.0, cut[place])
         if intervals and math.isfinite(intervals[place][1]) and values[place] <= end:
             low, high = intervals[place][1], _cut(ends, end)[place]
             axes.plot([low, high], [place, place], color="black", linewidth=1)
-            beside = max(beside, high)
-        axes.text(beside, place, f" {form.format(values[place])}", va="center", fontsize="small")
+            label_at = max(label_at, high)
+        axes.text(label_at, place, f" {form.format(values[place])}", va="center", fontsize="small")
     axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
     axes.invert_yaxis()
     axes.margins(x=0.2)
@@ -154,7 +154,7 @@ def _cut(values: Sequence[float], end: float) -> list[float]:
 
 
 def _with_bits(figure: Figure, comparison: Comparison, *more: Line2D) -> Figure:
-    """The figure with a legend that says which colour has how many bits."""
+    """Put a legend on a figure that says which colour has how many bits."""
     colours = _colours(comparison)
     bits = [
         Patch(color=colours[choice.rows[0]], label=f"{choice.bits:.3f} bits per weight")

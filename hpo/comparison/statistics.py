@@ -30,7 +30,7 @@ class Pair:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the two differ, after correction for all pairs."""
+        """Tell whether the two differ, after correction for all pairs."""
         return self.corrected < SIGNIFICANT
 
 
@@ -58,21 +58,21 @@ class Gap:
 
 
 def all_pairs(entries: Sequence[Entry], datasets: Sequence[str]) -> tuple[Pair, ...]:
-    """Every row against every later one, data set by data set."""
-    found = [
+    """Compare every row with every later one, data set by data set."""
+    differences = [
         (dataset, first.name, second.name, paired_difference(first.scores[at], second.scores[at]))
         for at, dataset in enumerate(datasets)
         for first, second in combinations(entries, 2)
     ]
-    corrected = holm([difference.p_value for *_, difference in found])
+    corrected = holm([difference.p_value for *_, difference in differences])
     return tuple(
         Pair(dataset=dataset, first=first, second=second, difference=difference, corrected=p_value)
-        for (dataset, first, second, difference), p_value in zip(found, corrected, strict=True)
+        for (dataset, first, second, difference), p_value in zip(differences, corrected, strict=True)
     )
 
 
 def ranks(ordered: Sequence[str], differ: Callable[[str, str], bool]) -> dict[str, int]:
-    """Ranks in which ties are ties.
+    """Rank rows so that ties are ties.
 
     Walked best first: the first row leads rank 1. A row that does not differ from the leader of the current rank
     shares it; one that does leads the next rank, which is its place (1, 1, 3). What is asked is always the difference
@@ -83,45 +83,47 @@ def ranks(ordered: Sequence[str], differ: Callable[[str, str], bool]) -> dict[st
         ordered: Names, best first.
         differ: Whether two of them differ significantly.
     """
-    found: dict[str, int] = {}
+    by_name: dict[str, int] = {}
     leader = ""
     for place, name in enumerate(ordered, 1):
         if not leader or differ(leader, name):
             leader, rank = name, place
-        found[name] = rank
-    return found
+        by_name[name] = rank
+    return by_name
 
 
 def ranked(entries: Sequence[Entry], at: int, dataset: str, pairs: Sequence[Pair]) -> dict[str, int]:
-    """The ranks of entries on the `at`-th data set, in which pairs differ that are significant after Holm."""
+    """Rank entries on the `at`-th data set, where pairs differ that are significant after Holm's correction."""
     apart = {frozenset((pair.first, pair.second)) for pair in pairs if pair.dataset == dataset and pair.is_significant}
     ordered = sorted(entries, key=lambda entry: entry.scores[at].mean_nll)
     return ranks([entry.name for entry in ordered], lambda first, second: frozenset((first, second)) in apart)
 
 
 def gaps(entries: Sequence[Entry], datasets: Sequence[str]) -> Iterator[Gap]:
-    """Of every row but full precision, on every data set but the first."""
+    """Yield the gaps of every row but full precision, on every data set but the first."""
     full, *others = entries
     for entry in others:
-        near, *far = (paired_difference(score, known) for score, known in zip(entry.scores, full.scores, strict=True))
-        for dataset, one in zip(datasets[1:], far, strict=True):
-            reach = _reach(near, one)
-            value = one.value - near.value
+        near, *far = (
+            paired_difference(score, full_score) for score, full_score in zip(entry.scores, full.scores, strict=True)
+        )
+        for dataset, difference in zip(datasets[1:], far, strict=True):
+            half_width = _half_width(near, difference)
+            value = difference.value - near.value
             yield Gap(
                 name=entry.name,
                 dataset=dataset,
                 near=near,
-                far=one,
+                far=difference,
                 value=value,
-                low=value - reach,
-                high=value + reach,
+                low=value - half_width,
+                high=value + half_width,
             )
 
 
-def _reach(first: Difference, second: Difference) -> float:
-    """Half the interval of the difference of two independent means (Welch 1947, Biometrika 34)."""
+def _half_width(first: Difference, second: Difference) -> float:
+    """Compute half the width of the interval of a difference of two independent means (Welch 1947, Biometrika 34)."""
     error = math.hypot(first.standard_error, second.standard_error)
     if not 0 < error < math.inf:
         return error
-    parts = sum((one.standard_error / error) ** 4 / (one.clusters - 1) for one in (first, second))
+    parts = sum((difference.standard_error / error) ** 4 / (difference.clusters - 1) for difference in (first, second))
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, 1 / parts)) * error

@@ -11,12 +11,12 @@ SPEED = "tokens/s of the dense model"
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Of every data set, and of the gaps between them where there are several."""
+    """Tabulate every data set, and the gaps between them where there are several."""
     return [*_data_sets(comparison), *([_gaps(comparison)] if comparison.gaps else [])]
 
 
 def pair_table(comparison: Comparison) -> Table:
-    """All pairwise differences."""
+    """Tabulate all pairwise differences."""
     return Table(
         title="All pairs",
         columns=("data set", "first", "second", "perplexity, percent [95 %]", "p", "p after Holm"),
@@ -37,17 +37,17 @@ def pair_table(comparison: Comparison) -> Table:
 
 
 def pair_note(comparison: Comparison) -> str:
-    """How many pairs differ."""
+    """Say how many pairs differ."""
     differ = sum(pair.is_significant for pair in comparison.pairs)
     return f"{differ} of {len(comparison.pairs)} pairs differ significantly after Holm's correction for all of them."
 
 
 def _data_sets(comparison: Comparison) -> Iterator[Table]:
-    known = rows(comparison)
+    all_rows = rows(comparison)
     first = comparison.first
     for dataset in comparison.datasets:
-        found = [row for row in known if row["dataset"] == dataset]
-        found.sort(key=lambda row: (row["rank"] is not None, row["mean_nll"]))
+        of_dataset = [row for row in all_rows if row["dataset"] == dataset]
+        of_dataset.sort(key=lambda row: (row["rank"] is not None, row["mean_nll"]))
         yield Table(
             title=dataset,
             columns=(
@@ -70,7 +70,7 @@ def _data_sets(comparison: Comparison) -> Iterator[Table]:
                     number(row["quantize_seconds"], 1),
                     number(row["dense_tokens_per_second"], 0),
                 )
-                for row in found
+                for row in of_dataset
             ),
         )
 

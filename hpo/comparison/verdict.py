@@ -47,7 +47,7 @@ class Comparison:
         ranks: By data set and name; full precision has none.
         equal_ranks: The same among rows of equal bits.
         gaps: Of every row on every data set but the first.
-        choices: One for each level of bits, the largest level first.
+        choices: One for each number of bits, that of most rows first.
         notes: What a person should know besides.
     """
 
@@ -63,21 +63,21 @@ class Comparison:
 
     @property
     def full(self) -> Entry:
-        """The model as it is."""
+        """Return the model as it is."""
         return self.entries[0]
 
     @property
     def first(self) -> Entry | None:
-        """The row that others are compared with besides: the first one that is not full precision."""
+        """Return the row that others are compared with besides: the first one that is not full precision."""
         return next((entry for entry in self.entries if entry.is_quantized), None)
 
     @property
     def recommendation(self) -> str:
-        """The choice among most rows, in sentences."""
+        """Put the choice among most rows into sentences."""
         return f"{self.choices[0].sentence} {EQUAL_BITS}" if self.choices else NOTHING
 
     def difference(self, entry: Entry, other: Entry, at: int) -> Difference:
-        """Mean NLL of one row minus another's on the `at`-th data set."""
+        """Compute the mean NLL of one row minus another's on the `at`-th data set."""
         return paired_difference(entry.scores[at], other.scores[at])
 
 
@@ -87,7 +87,7 @@ def judge(
     """Compare what was measured; the first entry is full precision."""
     pairs = all_pairs(entries, datasets)
     quantized = [entry for entry in entries if entry.is_quantized]
-    levels = equal_bits(quantized)
+    by_bits = equal_bits(quantized)
     return Comparison(
         about=about,
         datasets=tuple(datasets),
@@ -96,18 +96,18 @@ def judge(
         ranks={dataset: ranked(quantized, at, dataset, pairs) for at, dataset in enumerate(datasets)},
         equal_ranks={
             dataset: {
-                name: rank for level in levels.values() for name, rank in ranked(level, at, dataset, pairs).items()
+                name: rank for group in by_bits.values() for name, rank in ranked(group, at, dataset, pairs).items()
             }
             for at, dataset in enumerate(datasets)
         },
         gaps=tuple(gaps(entries, datasets)),
-        choices=tuple(_choice(bits, level, datasets, pairs) for bits, level in levels.items()),
+        choices=tuple(_choice(bits, group, datasets, pairs) for bits, group in by_bits.items()),
         notes=tuple(notes),
     )
 
 
-def _choice(bits: float, level: Sequence[Entry], datasets: Sequence[str], pairs: Sequence[Pair]) -> Choice:
-    ordered = sorted(level, key=lambda entry: (entry.scores[0].mean_nll, simplicity(entry.measured)))
+def _choice(bits: float, entries: Sequence[Entry], datasets: Sequence[str], pairs: Sequence[Pair]) -> Choice:
+    ordered = sorted(entries, key=lambda entry: (entry.scores[0].mean_nll, simplicity(entry.measured)))
     best = ordered[0].scores[0]
     rows = [(entry.measured, entry.scores[0]) for entry in ordered]
     picked = ordered[recommend(rows, lambda index: paired_difference(rows[index][1], best))]
@@ -122,7 +122,7 @@ def _choice(bits: float, level: Sequence[Entry], datasets: Sequence[str], pairs:
         parts = [
             f"{lead}the simplest of {len(ordered)} rows within {INDIFFERENT_PERCENT} % and within noise of the best",
             _margin(picked, others[0], datasets[0], pairs),
-            *_elsewhere(picked, level, datasets, pairs),
+            *_better_on_other_text(picked, entries, datasets, pairs),
         ]
     return Choice(
         bits=bits,
@@ -133,7 +133,7 @@ def _choice(bits: float, level: Sequence[Entry], datasets: Sequence[str], pairs:
 
 
 def _margin(picked: Entry, other: Entry, dataset: str, pairs: Sequence[Pair]) -> str:
-    """How far the recommended row is from the best of the others, and whether that means anything."""
+    """Say how far the recommended row is from the best of the others, and whether that means anything."""
     difference = paired_difference(picked.scores[0], other.scores[0])
     corrected = _pair(pairs, dataset, picked, other).corrected
     real = difference.percent()[0] < -MEANINGFUL_PERCENT and corrected < SIGNIFICANT
@@ -145,17 +145,19 @@ def _margin(picked: Entry, other: Entry, dataset: str, pairs: Sequence[Pair]) ->
     return f"{percent_text(difference)} perplexity against {other.name}, {judgement}"
 
 
-def _elsewhere(picked: Entry, level: Sequence[Entry], datasets: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
-    """Other data sets on which another row of the level is better beyond noise."""
-    found = []
+def _better_on_other_text(
+    picked: Entry, entries: Sequence[Entry], datasets: Sequence[str], pairs: Sequence[Pair]
+) -> list[str]:
+    """Name other data sets on which another row of equal bits is better beyond noise."""
+    texts = []
     for at, dataset in enumerate(datasets[1:], 1):
-        best = min(level, key=lambda entry: entry.scores[at].mean_nll)
+        best = min(entries, key=lambda entry: entry.scores[at].mean_nll)
         if best is not picked and _pair(pairs, dataset, picked, best).is_significant:
             difference = paired_difference(best.scores[at], picked.scores[at])
-            found.append(f"on {dataset} {best.name} is better ({percent_text(difference)})")
-    return found
+            texts.append(f"on {dataset} {best.name} is better ({percent_text(difference)})")
+    return texts
 
 
 def _pair(pairs: Sequence[Pair], dataset: str, first: Entry, second: Entry) -> Pair:
-    wanted = {first.name, second.name}
-    return next(pair for pair in pairs if pair.dataset == dataset and {pair.first, pair.second} == wanted)
+    names = {first.name, second.name}
+    return next(pair for pair in pairs if pair.dataset == dataset and {pair.first, pair.second} == names)

@@ -39,9 +39,9 @@ class Board:
 
     def attributes(self, values: Mapping[str, str]) -> None:
         """Show a few facts among the study's attributes."""
-        known = self.study.user_attrs
+        current = self.study.user_attrs
         for name, value in values.items():
-            if known.get(name) != value:
+            if current.get(name) != value:
                 self.study.set_user_attr(name, value)
 
     def note(self, text: str, trial_id: int | None = None) -> None:
@@ -67,21 +67,21 @@ class Board:
         return attach(self._storage, self.study._study_id, trial_id, self._files, name, data)
 
     def files(self, trial_id: int | None = None, attributes: Mapping[str, Any] | None = None) -> dict[str, str]:
-        """Ids of the files beside the study, or beside the trial of that id, that are still there, by name.
+        """List ids of the files beside the study, or beside the trial of that id, that are still there, by name.
 
         Args:
             trial_id: Optuna's; None for the study.
             attributes: What `entries` gave, where several trials are asked about.
         """
-        found = attached(self.entries() if attributes is None else attributes, trial_id)
-        return {name: artifact_id for name, artifact_id in found.items() if artifact_id in self._files}
+        artifacts = attached(self.entries() if attributes is None else attributes, trial_id)
+        return {name: artifact_id for name, artifact_id in artifacts.items() if artifact_id in self._files}
 
     def entries(self) -> dict[str, Any]:
-        """The study's own entries for the dashboard."""
+        """Read the study's own entries for the dashboard."""
         return self._storage.get_study_system_attrs(self.study._study_id)
 
     def address(self, artifact_id: str) -> str:
-        """Where the dashboard serves a file of the study."""
+        """Return the address under which the dashboard serves a file of the study."""
         return f"/artifacts/{self.study._study_id}/{artifact_id}"
 
     def _is_new(self, what: str, trial_id: int | None, text: str) -> bool:

@@ -25,7 +25,7 @@ GRAPHS: Mapping[str, tuple[str, str]] = {
 
 
 def graph(key: str, data: ChartData) -> go.Figure:
-    """One graph of `GRAPHS`; of a figure with several panels the one that decides.
+    """Draw one graph of `GRAPHS`; of a figure with several panels the one that decides.
 
     Args:
         key: Its id.

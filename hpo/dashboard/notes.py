@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hpo.deploy.reproduce import repeat_command
 from hpo.report.axes import label_of
-from hpo.report.evidence import find_row
 from hpo.report.glance import confirmed_text
 from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
 from hpo.report.tables import Table
+from hpo.report.verdict_data import find_row
 from hpo.space.dimension import Dimension
 from hpo.space.space import Space
 from hpo.study.contract import CalibrationContract, Contract, TextContract
@@ -25,7 +25,7 @@ WORST = 5
 
 
 def study_note(study: Study, address: str, links: Mapping[str, str], problems: Sequence[str]) -> str:
-    """The note of a study.
+    """Write the note of a study.
 
     Args:
         study: The study.
@@ -37,9 +37,9 @@ def study_note(study: Study, address: str, links: Mapping[str, str], problems: S
 
 
 def trial_note(
-    trial: TrialRecord, level: SizeClassRanking | None, layers: Sequence[LayerResult], references: Sequence[Measured]
+    trial: TrialRecord, ranking: SizeClassRanking | None, layers: Sequence[LayerResult], references: Sequence[Measured]
 ) -> str:
-    """The note of a trial.
+    """Write the note of a trial.
 
     Args:
         trial: The trial.
@@ -47,11 +47,11 @@ def trial_note(
         layers: What the search chose in each Linear; empty where it is not known.
         references: Of the study.
     """
-    return "\n\n".join(_trial_lines(trial, level, layers, references))
+    return "\n\n".join(_trial_lines(trial, ranking, layers, references))
 
 
 def study_facts(study: Study) -> dict[str, str]:
-    """A few attributes that can be read at a glance in the list of studies."""
+    """Collect a few attributes that can be read at a glance in the list of studies."""
     record, lead = study.record, study.lead
     contract = record.contract
     facts = {
@@ -76,7 +76,7 @@ def _study_lines(study: Study, address: str, links: Mapping[str, str], problems:
     for problem in problems:
         yield f"**Left out:** {escaped(problem)}"
     yield "### Best so far"
-    yield from table_lines(_best(study.ranking))
+    yield from table_lines(_best(study.rankings))
     yield "### References"
     yield from table_lines(_references(record.references))
     yield "### What is tuned"
@@ -88,21 +88,21 @@ def _study_lines(study: Study, address: str, links: Mapping[str, str], problems:
     yield code_lines(repeat_command(record, None, address))
 
 
-def _best(levels: Sequence[SizeClassRanking]) -> Table:
+def _best(rankings: Sequence[SizeClassRanking]) -> Table:
     rows = []
-    for level in levels:
-        trial, reference = level.best_trial, level.best_reference
+    for ranking in rankings:
+        trial, reference = ranking.best_trial, ranking.best_reference
         if trial is None:
             continue
         against = percent_text(trial.against) if trial.against else NOTHING
-        known = reference.measured.name if reference else NOTHING
+        name = reference.measured.name if reference else NOTHING
         rows.append(
             (
-                str(level.size_class),
+                str(ranking.size_class),
                 trial.measured.name,
                 setting_text(trial.measured),
                 number(trial.score.perplexity),
-                f"{against} against {known}",
+                f"{against} against {name}",
                 number(trial.measured.bits_per_weight),
             )
         )
@@ -114,12 +114,12 @@ def _best(levels: Sequence[SizeClassRanking]) -> Table:
 def _references(references: Sequence[Measured]) -> Table:
     rows = tuple(
         (
-            one.name,
-            NOTHING if one.group_size is None else str(one.group_size),
-            number(one.perplexity),
-            number(one.bits_per_weight),
+            reference.name,
+            NOTHING if reference.group_size is None else str(reference.group_size),
+            number(reference.perplexity),
+            number(reference.bits_per_weight),
         )
-        for one in references
+        for reference in references
     )
     columns = ("name", "group size", "perplexity", "bits per weight")
     note = "" if rows else "They are not measured yet."
@@ -152,14 +152,14 @@ def _text(text: CalibrationContract | TextContract) -> str:
 
 
 def _trial_lines(
-    trial: TrialRecord, level: SizeClassRanking | None, layers: Sequence[LayerResult], references: Sequence[Measured]
+    trial: TrialRecord, ranking: SizeClassRanking | None, layers: Sequence[LayerResult], references: Sequence[Measured]
 ) -> Iterator[str]:
     if trial.setting is not None:
         setting = trial.setting
         kind = "symmetric" if setting.symmetric else "asymmetric"
         text = f"{setting_text(trial)}, {trial.size_class}, {kind}, {setting.scales}"
         yield f"**{escaped(text)}** (from: {escaped(trial.origin)})"
-    rows = tuple((name, value) for name, value in _trial_rows(trial, level, references) if value)
+    rows = tuple((name, value) for name, value in _trial_rows(trial, ranking, references) if value)
     yield from table_lines(Table(title=f"Trial {trial.number}", columns=("what", "value"), rows=rows, words=2))
     if trial.reason:
         yield f"**Why it failed:** {escaped(trial.reason.strip().splitlines()[-1])}"
@@ -167,17 +167,17 @@ def _trial_lines(
 
 
 def _trial_rows(
-    trial: TrialRecord, level: SizeClassRanking | None, references: Sequence[Measured]
+    trial: TrialRecord, ranking: SizeClassRanking | None, references: Sequence[Measured]
 ) -> Iterator[tuple[str, str]]:
     yield "outcome", trial.outcome or trial.state.lower()
     yield "perplexity", number(trial.perplexity) if trial.perplexity is not None else ""
     if trial.estimate:
         guess = trial.estimate
         yield "estimated perplexity", f"{guess.perplexity:.3f} [{guess.low:.3f}, {guess.high:.3f}]"
-    row = find_row(level, trial.name) if level else None
-    if row is not None and row.against is not None and level is not None and level.best_reference is not None:
-        yield f"against {level.best_reference.measured.name}", percent_text(row.against)
-    full = next((one.perplexity for one in references if one.name == FULL_PRECISION), None)
+    row = find_row(ranking, trial.name) if ranking else None
+    if row is not None and row.against is not None and ranking is not None and ranking.best_reference is not None:
+        yield f"against {ranking.best_reference.measured.name}", percent_text(row.against)
+    full = next((reference.perplexity for reference in references if reference.name == FULL_PRECISION), None)
     if full and trial.perplexity:
         yield "above full precision", f"{100 * (trial.perplexity / full - 1):+.2f} %"
     yield "bits per weight", number(trial.bits_per_weight) if trial.bits_per_weight else ""

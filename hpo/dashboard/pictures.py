@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from hpo.report import palette
-from hpo.report.layer_grid import layer_grid
+from hpo.report.layer_map import map_layers
 from hpo.report.plots import png
-from hpo.report.sheet import draw_grid, sheet, tidy
+from hpo.report.sheet import draw_map, sheet, tidy
 from objectives.scoring import Score
 from objectives.trial import TrialResult
 
@@ -21,27 +21,27 @@ PICTURE, TABLE = "nll-change-and-alpha.png", "layers.csv"
 
 
 def trial_picture(result: TrialResult, full: Score) -> bytes:
-    """NLL per token above full precision, sequence by sequence, and alpha by depth and role, as a PNG file.
+    """Draw NLL per token above full precision, sequence by sequence, and alpha by depth and role, as a PNG file.
 
     Args:
         result: With a score of the first sequences.
         full: Full precision's, of all of them.
     """
     assert result.score is not None
-    grid = layer_grid(result.layers, lambda layer: layer.alpha)
-    searched = bool(grid.known) and result.setting is not None and result.setting.definition.salience is not None
+    layer_map = map_layers(result.layers, lambda layer: layer.alpha)
+    searched = bool(layer_map.numbers) and result.setting is not None and result.setting.definition.salience is not None
     figure = sheet(9.6 if searched else 4.8, 3.2)
     panels = figure.subplots(1, 2 if searched else 1, squeeze=False)[0]
     _change(panels[0], result.score, full.first(len(result.score.nll)))
     if searched:
-        draw_grid(figure, panels[1], grid, "α", Normalize(0, 1))
+        draw_map(figure, panels[1], layer_map, "α", Normalize(0, 1))
         panels[1].set_title("α by depth and role", fontsize="medium", loc="left")
         panels[1].set_xlabel("depth")
     return png(figure)
 
 
 def layer_table(result: TrialResult) -> bytes:
-    """One row per Linear, as CSV."""
+    """Write one row per Linear, as CSV."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["layer", "depth", "role", "alpha", "nearest_loss", "loss"])

@@ -18,7 +18,7 @@ from hpo.dashboard.notes import study_facts, study_note, trial_note
 from hpo.dashboard.pictures import PICTURE, TABLE, layer_table, trial_picture
 from hpo.report.captions import captions
 from hpo.report.charts import ChartData, chart_data
-from hpo.report.evidence import find_row
+from hpo.report.verdict_data import find_row
 from hpo.report.write import PAGE, report_files
 from hpo.study.record import ENDED, StudyRecord, TrialRecord, read_study
 from hpo.verdict.snapshot import Study, read, read_unranked
@@ -34,7 +34,7 @@ REPORT_SECONDS = 60.0
 # So that the note of the study does not wait for the pictures of hundreds of trials.
 TRIALS_AT_ONCE = 20
 
-Told = tuple[object, ...]
+Fingerprint = tuple[object, ...]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -45,24 +45,24 @@ class StudyPage:
     def __init__(self, board: Board, paths: Paths, address: str) -> None:
         self._board, self._paths, self._address = board, paths, address
         self._store = ResultStore(paths.results)
-        self._shown: Told = ()
-        self._reported: Told = ()
+        self._shown: Fingerprint = ()
+        self._reported: Fingerprint = ()
         self._reported_at = -REPORT_SECONDS
         self._done: set[int] = set()
         self.problems: list[str] = []
 
     @property
     def study(self) -> optuna.Study:
-        """Whose page it is."""
+        """Return the study whose page it is."""
         return self._board.study
 
     def refresh(self) -> None:
         """Bring the page up to date with the study; pieces of many trials take several calls."""
         trials = self.study.get_trials(deepcopy=False)
         record = read_study(self.study)
-        now = _told(record)
+        now = _fingerprint(record)
         due, moved = self._report_is_due(record, now), now != self._shown
-        ended = [one for one in trials if one.number not in self._done and one.state.name in ENDED]
+        ended = [trial for trial in trials if trial.number not in self._done and trial.state.name in ENDED]
         if not (due or moved or ended):
             return
         if due or moved:
@@ -70,11 +70,11 @@ class StudyPage:
         study = self._ranked()
         if due or moved:
             self._show_study(study, now, due)
-        running = [one for one in trials if one.state.name == "RUNNING"] if moved else []
+        running = [trial for trial in trials if trial.state.name == "RUNNING"] if moved else []
         # The newest first: those are looked at.
         self._show_trials([*running, *ended[::-1][:TRIALS_AT_ONCE]], study)
 
-    def _show_study(self, study: Study, now: Told, report: bool) -> None:
+    def _show_study(self, study: Study, now: Fingerprint, report: bool) -> None:
         self._board.name_metric()
         self._board.attributes(study_facts(study))
         data = self._attempt("the graphs", chart_data, study)
@@ -109,7 +109,7 @@ class StudyPage:
     def _show_graph(self, key: str, data: ChartData) -> None:
         self._board.graph(key, graph(key, data))
 
-    def _report_is_due(self, record: StudyRecord, now: Told) -> bool:
+    def _report_is_due(self, record: StudyRecord, now: Fingerprint) -> bool:
         if now == self._reported or not record.references:
             return False
         running = any(trial.state == "RUNNING" for trial in record.trials)
@@ -122,9 +122,9 @@ class StudyPage:
             assert content is not None
             self._board.file(name, content)
 
-    def _show_trials(self, shown: Sequence[FrozenTrial], study: Study) -> None:
-        entries = self._board.entries() if shown else {}
-        for frozen in shown:
+    def _show_trials(self, frozen_trials: Sequence[FrozenTrial], study: Study) -> None:
+        entries = self._board.entries() if frozen_trials else {}
+        for frozen in frozen_trials:
             trial = study.record.trials[frozen.number]
             result = self._attempt(f"the result of {trial.name}", self._result, trial)
             self._attempt(f"the note of {trial.name}", self._show_note, frozen, trial, result, study)
@@ -133,27 +133,27 @@ class StudyPage:
                 self._done.add(frozen.number)
 
     def _show_note(self, frozen: FrozenTrial, trial: TrialRecord, result: TrialResult | None, study: Study) -> None:
-        level = next((one for one in study.ranking if find_row(one, trial.name)), None)
+        ranking = next((ranking for ranking in study.rankings if find_row(ranking, trial.name)), None)
         layers = result.layers if result else []
-        self._board.note(trial_note(trial, level, layers, study.record.references), frozen._trial_id)
+        self._board.note(trial_note(trial, ranking, layers, study.record.references), frozen._trial_id)
 
     def _show_files(
         self, frozen: FrozenTrial, result: TrialResult | None, study: Study, entries: dict[str, Any]
     ) -> None:
-        full = next((one for one in study.record.references if one.setting is None), None)
+        full = next((reference for reference in study.record.references if reference.setting is None), None)
         if result is None or full is None or result.score is None:
             return
-        known = self._board.files(frozen._trial_id, entries)
-        if PICTURE not in known:
+        present = self._board.files(frozen._trial_id, entries)
+        if PICTURE not in present:
             self._board.file(PICTURE, trial_picture(result, study.scores.of(full)), frozen._trial_id)
-        if TABLE not in known and result.layers:
+        if TABLE not in present and result.layers:
             self._board.file(TABLE, layer_table(result), frozen._trial_id)
 
     def _result(self, trial: TrialRecord) -> TrialResult | None:
         return recall_result(self._store, trial.result) if trial.result is not None else None
 
     def _attempt(self, what: str, make: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
-        """What `make` gives; where it fails the page says so and goes on without it."""
+        """Return what `make` gives; where it fails the page says so and goes on without it."""
         try:
             return make(*args, **named)
         except Exception as error:
@@ -165,7 +165,7 @@ class StudyPage:
             self.problems.append(problem)
 
 
-def _told(record: StudyRecord) -> Told:
-    """Changes when, and only when, something that is shown of a study may have changed."""
+def _fingerprint(record: StudyRecord) -> Fingerprint:
+    """Make a value that changes when, and only when, something that is shown of a study may have changed."""
     trials = tuple((trial.number, trial.state, len(trial.running)) for trial in record.trials)
     return trials, len(record.references), str(record.confirmation)

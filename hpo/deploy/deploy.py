@@ -46,13 +46,13 @@ class Written:
 
     Attributes:
         directory: Where it is.
-        record: Its `praqtune.json`.
+        manifest: Its `praqtune.json`.
         disk_bytes: What its files take.
         notes: What a person should know besides.
     """
 
     directory: Path
-    record: dict[str, Any]
+    manifest: dict[str, Any]
     disk_bytes: int
     notes: list[str]
 
@@ -82,36 +82,36 @@ def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, name: str, paths: P
     export = Export(bench=bench, plan=settled, directory=directory)
     if form.proven:
         export = _with_proof(export, chosen, tuning, ResultStore(paths.results), plan.model.trust_remote_code)
-    record = form.write(export, progress)
-    kept = kept_in_16_bit(bench.blocks)
+    manifest = form.write(export, progress)
+    kept_note = kept_in_16_bit(bench.blocks)
     return Written(
         directory=directory,
-        record=record,
+        manifest=manifest,
         disk_bytes=disk_bytes(directory),
-        notes=[*([] if kept is None else [kept]), *form.notes(bench.blocks)],
+        notes=[*([] if kept_note is None else [kept_note]), *form.notes(bench.blocks)],
     )
 
 
 def _with_proof(
     export: Export, chosen: Chosen, tuning: Sequences, store: ResultStore, trust_remote_code: bool
 ) -> Export:
-    """What the model has to score, and its card, which says what was measured."""
+    """Add what the model has to score, and its card, which says what was measured."""
     setting, study, trial = chosen.setting, chosen.study, chosen.trial
     if study is not None:
         require_same_text(study.record, tuning)
     perplexity = trial.perplexity if trial is not None else None
     if perplexity is None:
-        perplexity = _known(export.bench, setting, tuning, store)
+        perplexity = _measured_before(export.bench, setting, tuning, store)
 
-    def card(record: Any) -> str:
-        return model_card(record, setting, study, trial)
+    def card(manifest: Any) -> str:
+        return model_card(manifest, setting, study, trial)
 
     proof = Proof(text=tuning, perplexity=perplexity, trust_remote_code=trust_remote_code)
     return replace(export, proof=proof, card=card)
 
 
-def _known(bench: Bench, setting: Setting, tuning: Sequences, store: ResultStore) -> float | None:
-    """What the setting scored when it was measured to the end; None where it was not."""
+def _measured_before(bench: Bench, setting: Setting, tuning: Sequences, store: ResultStore) -> float | None:
+    """Look up what the setting scored when it was measured to the end; None where it was not."""
     key = measurement_key(bench, Plan.uniform(setting), tuning)
     if key not in store:
         return None

@@ -16,39 +16,39 @@ from quant.setting import Setting
 
 PROGRAM, LINE = "python cli.py", 88
 ALLOWED = ("presets_only", "trust_remote_code", "allow_partial", "allow_partial_groups")
-USUAL = {
+DEFAULTS = {
     name: getattr(SearchOptions, name)
     for name in ("sampler", "pruner", "prune_error", "first_look", "until", "patience")
 }
 
 
 def repeat_command(record: StudyRecord, trials: int | None, storage: str | None = None) -> str:
-    """The command that begins this study anew, or, with its storage, goes on with it or joins it.
+    """Write the command that begins this study anew, or, with its storage, goes on with it or joins it.
 
     Args:
         record: The study.
         trials: How many the study is to have in all; None leaves it to the program.
         storage: Its address, as it may be shown; None leaves it to the user's environment.
     """
-    search = {name: record.search.get(name, usual) for name, usual in USUAL.items()}
+    search = {name: record.search.get(name, default) for name, default in DEFAULTS.items()}
     flags = {**study_flags(record.contract), **_space_flags(record.contract), "trials": trials, **search}
-    given = {name: value for name, value in flags.items() if value is not None and value != USUAL.get(name)}
+    arguments = {name: value for name, value in flags.items() if value is not None and value != DEFAULTS.get(name)}
     switches = [_flag(name) for name in ALLOWED if record.search.get(name)]
-    return _folded([f"{PROGRAM} optimize", *_words(given), *switches, *_where(record, storage)])
+    return _folded([f"{PROGRAM} optimize", *_words(arguments), *switches, *_where(record, storage)])
 
 
 def quantize_command(record: StudyRecord, chosen: Measured, directory: str, storage: str | None = None) -> str:
-    """The command that writes one trial of the study, or one of its references, as a model directory."""
+    """Write the command that makes a model directory of a trial of the study, or of one of its references."""
     if isinstance(chosen, TrialRecord):
         flags: dict[str, Any] = {"study": record.name, "trial": chosen.number, "storage": storage}
     else:
         assert chosen.setting is not None
-        known = study_flags(record.contract)
-        named = {name: known[name] for name in ("model", "revision", "dtype", "calib_data", "protocol", "seq_len")}
-        texts = {name: known[name] for name in ("eval_data", "eval_samples", "seed")}
+        stored = study_flags(record.contract)
+        named = {name: stored[name] for name in ("model", "revision", "dtype", "calib_data", "protocol", "seq_len")}
+        texts = {name: stored[name] for name in ("eval_data", "eval_samples", "seed")}
         flags = {**named, **texts, **_setting_flags(chosen.setting)}
-    given = {name: value for name, value in flags.items() if value is not None}
-    return _folded([f"{PROGRAM} quantize", *_words(given), f"--output-dir {shlex.quote(directory)}"])
+    arguments = {name: value for name, value in flags.items() if value is not None}
+    return _folded([f"{PROGRAM} quantize", *_words(arguments), f"--output-dir {shlex.quote(directory)}"])
 
 
 def _space_flags(contract: Contract) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _space_flags(contract: Contract) -> dict[str, Any]:
 
 
 def _asked_for(sizes: Sequence[int], read: int) -> str:
-    """Calibration sizes as they were asked for, where there was text for more than the largest that was kept."""
+    """Restore calibration sizes as they were asked for, where there was text for more than the largest in use."""
     numbers = list(sizes)
     while numbers[-1] < read:
         numbers.append(2 * numbers[-1])
@@ -90,7 +90,7 @@ def _where(record: StudyRecord, storage: str | None) -> list[str]:
 
 
 def _folded(words: Sequence[str]) -> str:
-    """Words on lines of at most `LINE` letters that a shell reads as one."""
+    """Fold words into lines of at most `LINE` letters that a shell reads as one."""
     lines = [words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) + 3 > LINE:

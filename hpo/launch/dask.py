@@ -10,38 +10,38 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import joblib
 
 from hpo.launch.devices import AUTO
-from hpo.launch.launcher import Died, Job, Report, Task, Wanted
+from hpo.launch.launcher import Death, Job, Report, Task, WorkerRequest
 
 
 class Dask:
     """The launcher `dask`."""
 
-    def __init__(self, wanted: Wanted, task: Task) -> None:
-        self._wanted, self._task = wanted, task
+    def __init__(self, request: WorkerRequest, task: Task) -> None:
+        self._request, self._task = request, task
         # The context of joblib belongs to a thread, and the one that calls watches.
         self._thread = ThreadPoolExecutor(1)
         self._started: list[Job] = []
         self._reports: Future[list[Report]] | None = None
 
     @staticmethod
-    def refusal(wanted: Wanted) -> str | None:
-        """A cluster has an address, and does not say how many workers are right."""
-        if not wanted.scheduler:
+    def refusal(request: WorkerRequest) -> str | None:
+        """Refuse what lacks an address or a number: a cluster does not say how many workers are right."""
+        if not request.scheduler:
             return "--backend dask needs the --scheduler of a running cluster, tcp://HOST:8786 for example"
-        if not wanted.workers:
+        if not request.workers:
             return "--backend dask needs --workers N: how many tasks the cluster shall run"
         return None
 
     def jobs(self) -> Sequence[Job]:
-        """One per task, named dask-0, dask-1, ..."""
-        return [Job(name=f"dask-{index}", device=AUTO) for index in range(self._wanted.workers or 1)]
+        """List one per task, named dask-0, dask-1, ..."""
+        return [Job(name=f"dask-{index}", device=AUTO) for index in range(self._request.workers or 1)]
 
     def start(self, job: Job) -> None:
-        """Tasks go to the cluster together, at the first look."""
+        """Note a task; all go to the cluster together, at the first look."""
         self._started.append(job)
 
-    def poll(self) -> Mapping[str, Report | Died]:
-        """All reports at once, when the last task has ended."""
+    def poll(self) -> Mapping[str, Report | Death]:
+        """Return all reports at once, when the last task has ended."""
         if self._reports is None:
             self._reports = self._thread.submit(self._run)
         if not self._reports.done():
@@ -53,8 +53,8 @@ class Dask:
         self._thread.shutdown()
 
     def _run(self) -> list[Report]:
-        with joblib.parallel_config("dask", scheduler_host=self._wanted.scheduler):
-            found: list[Report] = joblib.Parallel(n_jobs=len(self._started), batch_size=1, pre_dispatch="all")(
+        with joblib.parallel_config("dask", scheduler_host=self._request.scheduler):
+            reports: list[Report] = joblib.Parallel(n_jobs=len(self._started), batch_size=1, pre_dispatch="all")(
                 joblib.delayed(self._task)(job) for job in self._started
             )
-            return found
+            return reports

@@ -16,33 +16,33 @@ VISIBLE, THREADS = "CUDA_VISIBLE_DEVICES", ("OMP_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process sees."""
+    """List the GPUs that this process sees."""
     return [f"{GPU}:{index}" for index in range(torch.cuda.device_count())]
 
 
-def assigned(workers: int | None, devices: str, known: Sequence[str]) -> list[str]:
-    """A device for each worker, in turn.
+def assigned(workers: int | None, devices: str, present: Sequence[str]) -> list[str]:
+    """Assign a device to each worker, in turn.
 
     Args:
         workers: How many; None for one per device.
         devices: `auto` (every GPU, else the CPU), `cpu`, or names separated by commas.
-        known: The GPUs there are.
+        present: The GPUs there are.
 
     Raises:
         InputError: If there are no workers, or a device is not there.
     """
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers} is not at least 1")
-    named = list(known or [CPU]) if devices == AUTO else [_full(name) for name in devices.split(",")]
-    absent = [name for name in named if name not in (CPU, *known)]
+    named = list(present or [CPU]) if devices == AUTO else [_full(name) for name in devices.split(",")]
+    absent = [name for name in named if name not in (CPU, *present)]
     if absent:
-        there = ", ".join([CPU, *known])
+        there = ", ".join([CPU, *present])
         raise InputError(f"--devices {devices!r}: {', '.join(absent)} is not there; there are: {there}")
     return [named[index % len(named)] for index in range(workers or len(named))]
 
 
-def environment(device: str, devices: Sequence[str], visible: str | None, cores: int) -> dict[str, str]:
-    """What a worker's process starts with.
+def worker_environment(device: str, devices: Sequence[str], visible: str | None, cores: int) -> dict[str, str]:
+    """Set up the environment that a worker's process starts with.
 
     Args:
         device: Its own.
@@ -51,29 +51,29 @@ def environment(device: str, devices: Sequence[str], visible: str | None, cores:
         cores: Of this machine that may be used.
     """
     if device == CPU:
-        threads = max(1, cores // sum(one == CPU for one in devices))
+        threads = max(1, cores // sum(other == CPU for other in devices))
         return {VISIBLE: "", **dict.fromkeys(THREADS, str(threads))}
     index = int(device.removeprefix(f"{GPU}:"))
     return {VISIBLE: visible.split(",")[index].strip() if visible else str(index)}
 
 
-def inside(device: str) -> str:
-    """What a pinned process calls its device."""
+def name_inside(device: str) -> str:
+    """Name the device as a pinned process calls it."""
     return CPU if device == CPU else GPU
 
 
-def own() -> str:
-    """The device of a process that someone else placed: the first GPU it sees, else the CPU."""
+def own_device() -> str:
+    """Choose the device of a process that someone else placed: the first GPU it sees, else the CPU."""
     return GPU if gpus() else CPU
 
 
-def cores() -> int:
-    """How many this process may use."""
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def inherited(environ: Mapping[str, str]) -> str | None:
-    """The GPUs that this process was allowed, as they are named for its children."""
+def allowed_gpus(environ: Mapping[str, str]) -> str | None:
+    """Read which GPUs this process was allowed, as they are named for its children."""
     return environ.get(VISIBLE) or None
 
 

@@ -33,23 +33,23 @@ class Follower:
     budget: Budget
     listen: Listener
     _before: int | None = None
-    _known: set[int] = field(default_factory=set)
+    _reported: set[int] = field(default_factory=set)
     _opened: BaseStorage | None = None
     _study: optuna.Study | None = None
     _started: float = field(default_factory=time.monotonic)
 
     def look(self) -> int:
-        """Tell what is new; returns how many trials have ended."""
+        """Say what is new; returns how many trials have ended."""
         record = self._read()
         ended = [] if record is None else [trial for trial in record.counted if trial.state in ENDED]
         if self._before is None:
             # What was there at the first look is no news.
-            self._before, self._known = len(ended), {trial.number for trial in ended}
+            self._before, self._reported = len(ended), {trial.number for trial in ended}
         if record is None:
             return 0
         for trial in ended:
-            if trial.number not in self._known:
-                self._known.add(trial.number)
+            if trial.number not in self._reported:
+                self._reported.add(trial.number)
                 self.listen(self._finished(record, trial))
         running = tuple(trial for trial in record.trials if trial.state == "RUNNING")
         if not running and not ended:
@@ -80,7 +80,7 @@ class Follower:
             return patiently(read, self.say)
 
     def _finished(self, record: StudyRecord, trial: TrialRecord) -> Finished:
-        done = len(self._known)
+        done = len(self._reported)
         # Seconds between two ends, with all workers together.
         pace = (time.monotonic() - self._started) / (done - (self._before or 0))
         return finished_event(record, trial, done, self.budget, pace, record.full_tokens)

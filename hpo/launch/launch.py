@@ -12,7 +12,7 @@ import optuna
 
 from hpo.launch.dask import Dask
 from hpo.launch.following import Follower
-from hpo.launch.launcher import Died, Job, Launcher, Report, Task, Wanted
+from hpo.launch.launcher import Death, Job, Launcher, Report, Task, WorkerRequest
 from hpo.launch.processes import Processes
 from hpo.workers.interrupts import Interrupts
 from objectives.errors import InputError, RunError
@@ -24,7 +24,7 @@ MOST_DEATHS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fleet(Wanted):
+class Fleet(WorkerRequest):
     """The workers that are to be started, and by whom: one of `LAUNCHERS`."""
 
     backend: str = "loky"
@@ -80,7 +80,7 @@ def _reports(launcher: Launcher, jobs: Mapping[str, Job], follower: Follower) ->
     return reports
 
 
-def _start_again(launcher: Launcher, job: Job, ending: Died, deaths: int, follower: Follower) -> None:
+def _start_again(launcher: Launcher, job: Job, ending: Death, deaths: int, follower: Follower) -> None:
     if deaths > MOST_DEATHS:
         raise RunError(f"{deaths} workers died while no trial ended; try --workers 1 to see why")
     follower.say(f"worker {job.name} ({ending.who}) died; it is started again")

@@ -32,8 +32,8 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Died:
-    """That a worker died without a report: who it was, for people."""
+class Death:
+    """The death of a worker without a report: who it was, for people."""
 
     who: str
 
@@ -42,7 +42,7 @@ Task = Callable[[Job], Report]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class WorkerRequest:
     """Which workers are wanted.
 
     Attributes:
@@ -59,14 +59,14 @@ class Wanted:
 class Launcher(Protocol):
     """Runs one task in many workers."""
 
-    def __init__(self, wanted: Wanted, task: Task) -> None: ...
+    def __init__(self, request: WorkerRequest, task: Task) -> None: ...
 
     @staticmethod
-    def refusal(wanted: Wanted) -> str | None:
-        """Why such workers cannot be run here, in one line; None if they can."""
+    def refusal(request: WorkerRequest) -> str | None:
+        """Say why such workers cannot be run here, in one line; None if they can."""
 
     def jobs(self) -> Sequence[Job]:
-        """One for each worker that is wanted.
+        """List one for each worker that is wanted.
 
         Raises:
             InputError: If they cannot be had.
@@ -75,8 +75,8 @@ class Launcher(Protocol):
     def start(self, job: Job) -> None:
         """Start a worker; it may be one that died."""
 
-    def poll(self) -> Mapping[str, Report | Died]:
-        """How workers ended, by name, since the last call."""
+    def poll(self) -> Mapping[str, Report | Death]:
+        """Return how workers ended, by name, since the last call."""
 
     def stop(self) -> None:
         """Ask the workers that still run to hand their trials back, wait for them a while, and let everything go."""

@@ -13,8 +13,8 @@ from contextlib import suppress
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from hpo.launch.devices import assigned, cores, environment, gpus, inherited, inside
-from hpo.launch.launcher import Died, Job, Report, Task, Wanted
+from hpo.launch.devices import allowed_gpus, assigned, gpus, name_inside, usable_cores, worker_environment
+from hpo.launch.launcher import Death, Job, Report, Task, WorkerRequest
 
 STOP_SECONDS = 30.0
 
@@ -27,15 +27,15 @@ class _Process:
         self.pid: int = self._pool.submit(os.getpid).result()
         self._future: Future[Report] = self._pool.submit(task, job)
 
-    def ending(self) -> Report | Died | None:
-        """How it ended; None while it runs."""
+    def ending(self) -> Report | Death | None:
+        """Return how it ended; None while it runs."""
         if not self._future.done():
             return None
         try:
             return self._future.result()
         except BrokenProcessPool:
             self._pool.shutdown(wait=False)
-            return Died(who=f"process {self.pid}")
+            return Death(who=f"process {self.pid}")
 
     def stop(self) -> None:
         """Ask it to hand its trial back."""
@@ -52,34 +52,34 @@ class _Process:
 class Processes:
     """The launcher `loky`."""
 
-    def __init__(self, wanted: Wanted, task: Task) -> None:
+    def __init__(self, request: WorkerRequest, task: Task) -> None:
         self._task = task
-        self._devices = assigned(wanted.workers, wanted.devices, gpus())
-        self._visible, self._cores = inherited(os.environ), cores()
+        self._devices = assigned(request.workers, request.devices, gpus())
+        self._visible, self._cores = allowed_gpus(os.environ), usable_cores()
         self._running: dict[str, _Process] = {}
 
     @staticmethod
-    def refusal(wanted: Wanted) -> str | None:
-        """Nothing is refused before the devices are counted."""
+    def refusal(request: WorkerRequest) -> str | None:
+        """Refuse nothing before the devices are counted."""
         return None
 
     def jobs(self) -> Sequence[Job]:
-        """One per worker, named w0, w1, ..., on the devices in turn."""
+        """List one per worker, named w0, w1, ..., on the devices in turn."""
         return [Job(name=f"w{index}", device=device) for index, device in enumerate(self._devices)]
 
     def start(self, job: Job) -> None:
-        """In a process that sees nothing but its device."""
-        environ = environment(job.device, self._devices, self._visible, self._cores)
-        self._running[job.name] = _Process(self._task, Job(name=job.name, device=inside(job.device)), environ)
+        """Start a worker in a process that sees nothing but its device."""
+        environ = worker_environment(job.device, self._devices, self._visible, self._cores)
+        self._running[job.name] = _Process(self._task, Job(name=job.name, device=name_inside(job.device)), environ)
 
-    def poll(self) -> Mapping[str, Report | Died]:
-        """How processes ended since the last call."""
-        found = {name: ending for name, process in self._running.items() if (ending := process.ending())}
-        for name, ending in found.items():
+    def poll(self) -> Mapping[str, Report | Death]:
+        """Return how processes ended since the last call."""
+        endings = {name: ending for name, process in self._running.items() if (ending := process.ending())}
+        for name, ending in endings.items():
             process = self._running.pop(name)
             if isinstance(ending, Report):
                 process.end()
-        return found
+        return endings
 
     def stop(self) -> None:
         """Terminate those that run; they are asked all at once, and waited for one after the other."""

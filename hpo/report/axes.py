@@ -27,17 +27,17 @@ class Axis:
 
     @property
     def label(self) -> str:
-        """What it is called along an axis."""
+        """Name it as along an axis."""
         return label_of(self.name)
 
     @property
     def symbol(self) -> str:
-        """What it is called where there is little room."""
+        """Name it where there is little room."""
         return PARAMETERS[self.name].symbol if self.name in PARAMETERS else self.name
 
     @property
     def ticks(self) -> list[float]:
-        """Values worth naming, ascending."""
+        """List values worth naming, ascending."""
         if self.scale == "log2":
             return [2.0**power for power in range(round(math.log2(self.low)), round(math.log2(self.high)) + 1)]
         if self.scale == "log":
@@ -45,34 +45,34 @@ class Axis:
             named = [nice * 10.0**power for power in powers for nice in NICE]
             inside = [tick for tick in named if self.low <= tick * (1 + 1e-9) and tick <= self.high * (1 + 1e-9)]
             return inside if len(inside) > 1 else [self.low, self.high]
-        found = np.linspace(self.low, self.high, 5).round(0 if self.whole else 3)
-        return [float(tick) for tick in dict.fromkeys(found)]
+        evenly = np.linspace(self.low, self.high, 5).round(0 if self.whole else 3)
+        return [float(tick) for tick in dict.fromkeys(evenly)]
 
     def fraction(self, value: float) -> float:
-        """Where `value` lies between low (0) and high (1) on this scale."""
+        """Place `value` between low (0) and high (1) on this scale."""
         if self.scale == "linear":
             return (value - self.low) / (self.high - self.low)
         return math.log(value / self.low) / math.log(self.high / self.low)
 
     def at(self, fraction: float) -> float:
-        """The inverse of `fraction`."""
+        """Find the value at a fraction: the inverse of `fraction`."""
         if self.scale == "linear":
             return float(self.low + fraction * (self.high - self.low))
         return float(self.low * (self.high / self.low) ** fraction)
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Its bounds with room for the marks on them."""
+        """Return its bounds with room for the marks on them."""
         return self.at(-MARGIN), self.at(1 + MARGIN)
 
 
 def label_of(name: str) -> str:
-    """What a hyperparameter is called in figures and tables; one that is not ours keeps its name."""
+    """Name a hyperparameter as figures and tables do; one that is not ours keeps its name."""
     return PARAMETERS[name].label if name in PARAMETERS else name
 
 
 def varied_axes(space: Space) -> tuple[Axis, ...]:
-    """The axes of what a study searches."""
+    """Make the axes of what a study searches."""
     return tuple(
         Axis(
             name=dimension.name,

@@ -17,7 +17,7 @@ HEIGHT = 420
 
 
 def blank(x: str, y: str, height: int = HEIGHT) -> go.Figure:
-    """A figure without traces whose axes are called `x` and `y`."""
+    """Make a figure without traces whose axes are called `x` and `y`."""
     figure = go.Figure()
     figure.update_layout(
         template="none",
@@ -35,20 +35,20 @@ def blank(x: str, y: str, height: int = HEIGHT) -> go.Figure:
     return figure
 
 
-def points(found: Sequence[Point], ends: tuple[float, float], axis: Axis | None = None) -> dict[str, object]:
-    """Points by trial number, or along one hyperparameter, on an axis of perplexity of these ends."""
+def points(shown: Sequence[Point], ends: tuple[float, float], axis: Axis | None = None) -> dict[str, object]:
+    """Place points by trial number, or along one hyperparameter, on an axis of perplexity of these ends."""
     return {
-        "x": [point.number if axis is None else point.values[axis.name] for point in found],
-        "y": heights(found, ends),
+        "x": [point.number if axis is None else point.values[axis.name] for point in shown],
+        "y": heights(shown, ends),
         "mode": "markers",
         "cliponaxis": False,
-        "text": texts(found),
+        "text": texts(shown),
         "hovertemplate": "%{text}<extra></extra>",
     }
 
 
 def texts(points: Sequence[Point]) -> list[str]:
-    """What is said of points under the pointer."""
+    """Write what is shown of points under the pointer."""
     return [
         f"{point.name}: {point.perplexity:.3f}<br>"
         + ", ".join(f"{name} {value:g}" for name, value in point.values.items())
@@ -57,7 +57,7 @@ def texts(points: Sequence[Point]) -> list[str]:
 
 
 def joined(lines: Sequence[Running]) -> dict[str, object]:
-    """Many lines as one, with gaps between them: a trace each would make the page slow."""
+    """Join many lines into one, with gaps between them: a trace each would make the page slow."""
     x: list[int | None] = []
     y: list[float | None] = []
     text: list[str] = []
@@ -69,7 +69,7 @@ def joined(lines: Sequence[Running]) -> dict[str, object]:
 
 
 def hyperparameter_axis(axis: Axis) -> dict[str, object]:
-    """The axis of a hyperparameter."""
+    """Set up the axis of a hyperparameter."""
     if axis.scale == "linear":
         return {"range": list(axis.ends)}
     return {

@@ -30,8 +30,8 @@ class Caption:
 
 
 def captions(data: ChartData) -> list[Caption]:
-    """One for every figure that a report can have, in its order."""
-    writers = (_forest, _bits, _elsewhere, _importances, _surface, _slices, _parallel, _history, _running)
+    """Write one for every figure that a report can have, in its order."""
+    writers = (_forest, _bits, _transfer, _importances, _surface, _slices, _parallel, _history, _running)
     return [write(data) for write in (*writers, _remaining, _reduction, _alpha, _memory)]
 
 
@@ -46,7 +46,7 @@ def _best(data: ChartData) -> str:
 
 
 def _forest(data: ChartData) -> Caption:
-    forests = data.evidence.forests
+    forests = data.verdict.forests
     reading = (
         "Every row is one setting against the best reference of its group size, on the same sequences, with its 95 % "
         "interval: left of the line is better, and an interval that crosses the line is no difference. Green is what "
@@ -60,41 +60,41 @@ def _forest(data: ChartData) -> Caption:
 
 
 def _bits(data: ChartData) -> Caption:
-    costs = data.evidence.costs
+    costs = data.verdict.costs
     reading = (
         "The references and the best trial of every group size: lower is better, further left is smaller. Only points "
         "above each other cost the same; the dashed line is full precision."
     )
-    alt = ", ".join(f"{one.name} {one.perplexity:.3f} at {one.bits:.3f} bits" for one in costs)
+    alt = ", ".join(f"{cost.name} {cost.perplexity:.3f} at {cost.bits:.3f} bits" for cost in costs)
     return _caption("bits", "Perplexity against bits", reading, f"{alt}.", None if costs else "nothing is measured yet")
 
 
-def _elsewhere(data: ChartData) -> Caption:
-    found = data.evidence.elsewhere
+def _transfer(data: ChartData) -> Caption:
+    transfer = data.verdict.transfer
     reading, alt = "", ""
-    if found is not None:
-        named = ", ".join(f"{purpose}: {name}" for purpose, name in found.texts)
+    if transfer is not None:
+        named = ", ".join(f"{purpose}: {name}" for purpose, name in transfer.texts)
         reading = (
             f"Perplexity above full precision ({named}): a setting that only fits the text that was tuned on rises "
             "from left to right more than the others do."
         )
         alt = "; ".join(
             f"{name}: " + ", ".join("not measured" if value is None else f"{value:+.1f} %" for value in values)
-            for name, values in found.rows
+            for name, values in transfer.rows
         )
         alt = f"{named}. {alt}."
-    why_not = None if found is not None else "nothing was confirmed on other text yet"
+    why_not = None if transfer is not None else "nothing was confirmed on other text yet"
     return _caption("elsewhere", "On other text", reading, alt, why_not)
 
 
 def _memory(data: ChartData) -> Caption:
-    found = data.evidence.memory
+    models = data.verdict.memory
     reading = (
         "Codes are 4 bits a weight; scales and zero points are what a smaller group adds; embeddings, head and norms "
         "stay as they are."
     )
-    alt = ", ".join(f"{one.name} {one.total / 1e6:.1f} MB" for one in found)
-    return _caption("memory", "Where the bits go", reading, f"{alt}.", None if found else "no size is known yet")
+    alt = ", ".join(f"{model.name} {model.total / 1e6:.1f} MB" for model in models)
+    return _caption("memory", "Where the bits go", reading, f"{alt}.", None if models else "no size is known yet")
 
 
 def _remaining(data: ChartData) -> Caption:
@@ -102,9 +102,13 @@ def _remaining(data: ChartData) -> Caption:
         "Each Linear's share of the loss that the best trial leaves, so where more bits would help most; outputs grow "
         "with depth, and so does a loss that is no worse."
     )
-    grid, reason = data.layers.remaining, data.layers.reason
-    alt = f"up to {max(grid.known):.1f} % in one Linear of {len(grid.known)}." if grid and grid.known else ""
-    if grid is None and reason is None:
+    layer_map, reason = data.layers.remaining, data.layers.reason
+    alt = (
+        f"up to {max(layer_map.numbers):.1f} % in one Linear of {len(layer_map.numbers)}."
+        if layer_map and layer_map.numbers
+        else ""
+    )
+    if layer_map is None and reason is None:
         reason = "nothing is lost"
     return _caption("remaining", "Where the model is hurt", reading, alt, reason)
 
@@ -188,8 +192,12 @@ def _alpha(data: ChartData) -> Caption:
         "For every Linear of the best trial the exponent α that was chosen: 0 leaves the inputs unscaled, 1 scales by "
         "the whole salience."
     )
-    grid = data.layers.alpha
-    alt = f"from {min(grid.known):.2f} to {max(grid.known):.2f} over {len(grid.depths)} blocks." if grid else ""
+    layer_map = data.layers.alpha
+    alt = (
+        f"from {min(layer_map.numbers):.2f} to {max(layer_map.numbers):.2f} over {len(layer_map.depths)} blocks."
+        if layer_map
+        else ""
+    )
     return _caption("alpha", "Alpha by depth and role", reading, alt, data.layers.reason)
 
 
@@ -198,10 +206,12 @@ def _reduction(data: ChartData) -> Caption:
         "For every Linear of the best trial the percent of nearest rounding's loss that its input scale avoids; where "
         "several share a scale, one of them may lose."
     )
-    grid = data.layers.reduction
+    layer_map = data.layers.reduction
     alt, reason = "", data.layers.reason
-    if grid is not None and grid.known:
-        alt = f"from {min(grid.known):.0f} to {max(grid.known):.0f} % over {len(grid.depths)} blocks."
+    if layer_map is not None and layer_map.numbers:
+        alt = (
+            f"from {min(layer_map.numbers):.0f} to {max(layer_map.numbers):.0f} % over {len(layer_map.depths)} blocks."
+        )
     elif reason is None:
         reason = "nearest rounding loses nothing"
     return _caption("loss", "What the scale search avoids", reading, alt, reason)

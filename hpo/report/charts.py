@@ -12,17 +12,17 @@ from typing import Literal
 import numpy as np
 
 from hpo.report.axes import Axis, varied_axes
-from hpo.report.evidence import Evidence, Forest, evidence
-from hpo.report.layer_grid import LayerChoices, layer_choices
+from hpo.report.layer_map import LayerChoices, layer_choices
+from hpo.report.verdict_data import Forest, VerdictData, verdict_data
 from hpo.space.size_class import SIZE_CLASS_FIELDS, SizeClass
 from hpo.study.record import StudyRecord, TrialRecord
-from hpo.verdict.importance import Importances, usual_size_class
+from hpo.verdict.importance import Importances, most_frequent_size_class
 from hpo.verdict.snapshot import Study
 
 # Of the range of perplexity, free at either end of an axis.
 MARGIN = 0.06
-# A surface is a weighted mean of the trials around a point; farther than REACH from all of them nothing is drawn.
-BANDWIDTH, REACH, CELLS = 0.12, 0.25, 40
+# A surface is a weighted mean of the trials around a point; nothing is drawn farther than MOST_DISTANCE from all.
+BANDWIDTH, MOST_DISTANCE, CELLS = 0.12, 0.25, 40
 FEWEST_FOR_SURFACE = 8
 # Tukey's fence: in units of the distance between the quartiles, above the upper one.
 FENCE = 1.5
@@ -74,45 +74,45 @@ class ChartData:
         measured: Complete trials, by number.
         estimated: Pruned trials with an estimate, by number.
         failed: Numbers of failed trials.
-        known: Name with size class, and perplexity, of the best reference of the leading level.
+        baseline: Name with size class, and perplexity, of the best reference of the leading ranking.
         importances: Shares of the hyperparameters.
         running: Perplexity over the first sequences.
         surface: Over beta and tau; None where one of them is fixed.
         layers: Of the best trial.
-        evidence: What the verdict rests on.
+        verdict: What the figures of the verdict show.
     """
 
     axes: tuple[Axis, ...]
     measured: tuple[Point, ...]
     estimated: tuple[Point, ...]
     failed: tuple[int, ...]
-    known: tuple[str, float] | None
+    baseline: tuple[str, float] | None
     importances: Importances
     running: tuple[Running, ...]
     surface: Surface | None
     layers: LayerChoices
-    evidence: Evidence = field(default_factory=Evidence)
+    verdict: VerdictData = field(default_factory=VerdictData)
 
     @property
     def best(self) -> Point | None:
-        """The measured point of least perplexity."""
+        """Find the measured point of least perplexity."""
         return min(self.measured, key=lambda point: (point.perplexity, point.number), default=None)
 
     @property
     def size_classes(self) -> list[SizeClass]:
-        """Those of the measured and estimated trials, in order."""
-        found = {point.size_class for point in (*self.measured, *self.estimated)}
-        return sorted((one for one in found if one is not None), key=lambda one: one.order)
+        """List those of the measured and estimated trials, in order."""
+        present = {point.size_class for point in (*self.measured, *self.estimated)}
+        return sorted((size_class for size_class in present if size_class is not None), key=lambda size: size.order)
 
     @property
     def best_so_far(self) -> list[tuple[int, float]]:
-        """Least measured perplexity after each complete trial, by its number."""
+        """Find the least measured perplexity after each complete trial, by its number."""
         lowest = np.minimum.accumulate([point.perplexity for point in self.measured])
         return [(point.number, float(value)) for point, value in zip(self.measured, lowest, strict=True)]
 
 
 def chart_data(study: Study) -> ChartData:
-    """Everything that the figures of a study show."""
+    """Collect everything that the figures of a study show."""
     record, lead = study.record, study.lead
     axes = varied_axes(record.contract.space)
     measured = [point for trial in record.trials if (point := _measured(trial, axes)) is not None]
@@ -123,45 +123,45 @@ def chart_data(study: Study) -> ChartData:
         measured=tuple(measured),
         estimated=tuple(estimated),
         failed=tuple(trial.number for trial in record.trials if trial.state == "FAIL"),
-        known=None if reference is None else (reference.measured.full_name, reference.score.perplexity),
+        baseline=None if reference is None else (reference.measured.full_name, reference.score.perplexity),
         importances=study.importances,
         running=tuple(_running(record)),
         surface=_surface(record, axes, measured),
         layers=layer_choices(record.best, study.store),
-        evidence=evidence(study),
+        verdict=verdict_data(study),
     )
 
 
 def perplexity_range(data: ChartData) -> tuple[float, float]:
-    """The ends of an axis with room for every point that is no outlier, and for the reference."""
+    """Find the ends of an axis with room for every point that is no outlier, and for the baseline."""
     values = [point.perplexity for point in (*data.measured, *data.estimated)]
-    known = [] if data.known is None else [data.known[1]]
-    low, high = min([*values, *known]), max([shown_up_to(values), *known])
+    baseline = [] if data.baseline is None else [data.baseline[1]]
+    low, high = min([*values, *baseline]), max([shown_up_to(values), *baseline])
     room = MARGIN * (high - low) or MARGIN * low
     return low - room, high + room
 
 
 def heights(points: Sequence[Point], ends: tuple[float, float]) -> list[float]:
-    """Where points stand on an axis of these ends: outliers at its upper edge."""
+    """Place points on an axis of these ends, outliers at its upper edge."""
     return [min(point.perplexity, ends[1]) for point in points]
 
 
 def intervals(points: Sequence[Point], ends: tuple[float, float]) -> tuple[list[float], list[float]]:
-    """How far the points' intervals reach below and above where they stand."""
+    """Return the half widths of the points' intervals, below and above where they stand."""
     placed = list(zip(points, heights(points, ends), strict=True))
     below = [max(0.0, height - point.low) for point, height in placed]
     return below, [max(0.0, point.high - height) for point, height in placed]
 
 
 def shown_up_to(values: Sequence[float]) -> float:
-    """The end of a scale that outliers must not stretch: the largest value within Tukey's fence."""
+    """Find the end of a scale that outliers must not stretch: the largest value within Tukey's fence."""
     lower, upper = np.percentile(values, [25, 75])
     fence = upper + FENCE * (upper - lower)
     return float(max((value for value in values if value <= fence), default=max(values)))
 
 
 def forest_ends(forest: Forest) -> tuple[float, float]:
-    """The ends of an axis with zero, every interval that is no outlier, and some width."""
+    """Find the ends of an axis with zero, every interval that is no outlier, and some width."""
     low = min(0.0, *(row.low for row in forest.rows))
     high = max(0.0, shown_up_to([row.high for row in forest.rows]))
     return low, max(high, low + MARGIN)
@@ -194,48 +194,48 @@ def _point(trial: TrialRecord, axes: Sequence[Axis], perplexity: float, low: flo
 
 
 def _running(record: StudyRecord) -> list[Running]:
-    seen = {
+    values_by_trial = {
         trial.number: {step: value for step, value in sorted(trial.running.items()) if 0 < value < math.inf}
         for trial in record.trials
         if trial.state in ("COMPLETE", "PRUNED")
     }
     lowest: dict[int, float] = {}
-    for step, value in (entry for values in seen.values() for entry in values.items()):
+    for step, value in (entry for values in values_by_trial.values() for entry in values.items()):
         lowest[step] = min(value, lowest.get(step, math.inf))
     best = record.best.number if record.best else None
     return [
         Running(
             name=trial.name,
             kind="best" if trial.number == best else "complete" if trial.state == "COMPLETE" else "pruned",
-            sequences=tuple(seen[trial.number]),
-            percent=tuple(100 * (value / lowest[step] - 1) for step, value in seen[trial.number].items()),
+            sequences=tuple(values_by_trial[trial.number]),
+            percent=tuple(100 * (value / lowest[step] - 1) for step, value in values_by_trial[trial.number].items()),
         )
         for trial in record.trials
-        if seen.get(trial.number)
+        if values_by_trial.get(trial.number)
     ]
 
 
 def _surface(record: StudyRecord, axes: Sequence[Axis], measured: Sequence[Point]) -> Surface | None:
-    named = {axis.name: axis for axis in axes}
-    if not {"beta", "tau"} <= set(named):
+    by_name = {axis.name: axis for axis in axes}
+    if not {"beta", "tau"} <= set(by_name):
         return None
-    beta, tau = named["beta"], named["tau"]
-    usual = usual_size_class(record.complete)
+    beta, tau = by_name["beta"], by_name["tau"]
+    most_frequent = most_frequent_size_class(record.complete)
     points = tuple(
-        point for point in measured if named.keys().isdisjoint(SIZE_CLASS_FIELDS) or point.size_class == usual
+        point for point in measured if by_name.keys().isdisjoint(SIZE_CLASS_FIELDS) or point.size_class == most_frequent
     )
     if len(points) < FEWEST_FOR_SURFACE:
-        return Surface(size_class=usual, points=points)
-    at = np.array([[beta.fraction(point.values["beta"]), tau.fraction(point.values["tau"])] for point in points])
+        return Surface(size_class=most_frequent, points=points)
+    positions = np.array([[beta.fraction(point.values["beta"]), tau.fraction(point.values["tau"])] for point in points])
     cells = np.linspace(0, 1, CELLS)
     x, y = np.meshgrid(cells, cells)
-    squared = (x[..., None] - at[:, 0]) ** 2 + (y[..., None] - at[:, 1]) ** 2
+    squared = (x[..., None] - positions[:, 0]) ** 2 + (y[..., None] - positions[:, 1]) ** 2
     weights = np.exp(-squared / (2 * BANDWIDTH**2))
     values = [point.perplexity for point in points]
     logs = np.log(np.minimum(values, shown_up_to(values)))
-    z = np.where(squared.min(-1) <= REACH**2, np.exp(weights @ logs / weights.sum(-1)), np.nan)
+    z = np.where(squared.min(-1) <= MOST_DISTANCE**2, np.exp(weights @ logs / weights.sum(-1)), np.nan)
     return Surface(
-        size_class=usual,
+        size_class=most_frequent,
         points=points,
         x=tuple(map(beta.at, cells)),
         y=tuple(map(tau.at, cells)),

@@ -24,31 +24,31 @@ PHASES = ("calibrate", "quantize", "score")
 
 
 def study_json(study: Study) -> dict[str, object]:
-    """Everything that is known of a study, JSON-able; numbers that are not finite are null."""
+    """Collect everything that is known of a study, as JSON has it; numbers that are not finite are null."""
     record = study.record
     return {
         str(key): plain(value)
         for key, value in {
             "study": record.name,
             "contract": encode(record.contract),
-            "references": [_reference(one) for one in record.references],
+            "references": [_reference(reference) for reference in record.references],
             "trials": [_trial(trial) for trial in record.trials],
             "best": None if record.best is None else _trial(record.best),
-            "ranking": ranking_json(study.ranking),
+            "ranking": ranking_json(study.rankings),
             "confirmation": record.confirmation,
         }.items()
     }
 
 
 def trials_csv(record: StudyRecord) -> str:
-    """One row per trial, in order of their numbers; what a trial has not is left empty."""
+    """Write one row per trial, in order of their numbers; what a trial has not is left empty."""
     buffer = io.StringIO()
     _table(record).to_csv(buffer, index=False, lineterminator="\n")
     return buffer.getvalue()
 
 
 def trials_frame(record: StudyRecord) -> "pd.DataFrame":
-    """The rows of `trials_csv` as a DataFrame: whole numbers stay whole where some are missing, times are times."""
+    """Return a DataFrame of the rows of `trials_csv`: whole numbers stay whole where some miss, times are times."""
     # Imported here: `show` needs `study_json` at once, and pandas takes half a second.
     import pandas as pd
 
@@ -61,9 +61,9 @@ def trials_frame(record: StudyRecord) -> "pd.DataFrame":
 
 
 def phases(measured: Sequence[Measured]) -> list[str]:
-    """Every phase that took time, in the order in which they happen."""
-    found = dict.fromkeys(phase for one in measured for phase in one.seconds)
-    return [*(phase for phase in PHASES if phase in found), *(phase for phase in found if phase not in PHASES)]
+    """List every phase that took time, in the order in which they happen."""
+    names = dict.fromkeys(phase for member in measured for phase in member.seconds)
+    return [*(phase for phase in PHASES if phase in names), *(phase for phase in names if phase not in PHASES)]
 
 
 def _table(record: StudyRecord) -> "pd.DataFrame":
@@ -102,14 +102,14 @@ def _row(trial: TrialRecord) -> dict[str, object]:
     }
 
 
-def _reference(one: Measured) -> dict[str, object]:
+def _reference(reference: Measured) -> dict[str, object]:
     return {
-        "name": one.name,
-        "setting": one.setting.as_dict() if one.setting else None,
-        "perplexity": one.perplexity,
-        "bits_per_weight": one.bits_per_weight,
-        "model_bytes": one.model_bytes,
-        "seconds": one.seconds,
+        "name": reference.name,
+        "setting": reference.setting.as_dict() if reference.setting else None,
+        "perplexity": reference.perplexity,
+        "bits_per_weight": reference.bits_per_weight,
+        "model_bytes": reference.model_bytes,
+        "seconds": reference.seconds,
     }
 
 

@@ -14,16 +14,16 @@ from hpo.report import palette
 from hpo.report.axes import Axis
 from hpo.report.canvas import HEIGHT, blank, hyperparameter_axis, joined, points, texts
 from hpo.report.charts import ChartData, intervals, perplexity_range, shown_up_to
-from hpo.report.evidence_figures import bits, elsewhere, forest, memory
-from hpo.report.layer_grid import LayerGrid, share_ends
+from hpo.report.layer_map import LayerMap, share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
+from hpo.report.verdict_figures import bits, forest, memory, transfer
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon")
 PERPLEXITY = "perplexity"
 
 
 def figures(key: str, data: ChartData) -> list[tuple[str, go.Figure]]:
-    """The panels of one figure, each with what it shows beyond the figure's caption."""
+    """Draw the panels of one figure, each with what it shows beyond the figure's caption."""
     return DRAWN[key](data)
 
 
@@ -60,14 +60,14 @@ def _history(data: ChartData) -> list[tuple[str, go.Figure]]:
             hovertemplate="trial %{x}: failed<extra></extra>",
             name="failed",
         )
-    if data.known is not None:
-        name, perplexity = data.known
-        figure.add_hline(perplexity, line={"dash": "dash", "color": palette.KNOWN})
+    if data.baseline is not None:
+        name, perplexity = data.baseline
+        figure.add_hline(perplexity, line={"dash": "dash", "color": palette.REFERENCE})
         figure.add_scatter(
             x=[None],
             y=[None],
             mode="lines",
-            line={"dash": "dash", "color": palette.KNOWN},
+            line={"dash": "dash", "color": palette.REFERENCE},
             name=name,
         )
     figure.update_yaxes(range=ends)
@@ -81,18 +81,18 @@ def _importances(data: ChartData) -> list[tuple[str, go.Figure]]:
             continue
         names = list(shares.mean)[::-1]
         figure = blank("share of the outcome", "", height=140 + 60 * len(names))
-        for title, found, colour in (
+        for title, by_name, colour in (
             ("fANOVA", shares.fanova, palette.FANOVA),
             ("PED-ANOVA", shares.ped_anova, palette.PED_ANOVA),
         ):
-            below, above = zip(*(found[name].reach for name in names), strict=True)
+            below, above = zip(*(by_name[name].half_widths for name in names), strict=True)
             figure.add_bar(
-                x=[found[name].value for name in names],
+                x=[by_name[name].value for name in names],
                 y=names,
                 orientation="h",
                 marker={"color": colour},
                 error_x={"array": above, "arrayminus": below, "color": palette.GREY, "thickness": 1.5, "width": 4},
-                text=[found[name].percent(0) for name in names],
+                text=[by_name[name].percent(0) for name in names],
                 textposition="none",
                 name=title,
                 hovertemplate="%{y}: %{text}<extra>" + title + "</extra>",
@@ -156,9 +156,9 @@ def _slice(data: ChartData, axis: Axis) -> go.Figure:
         name="pruned",
     )
     for size_class, colour, symbol in zip(data.size_classes, cycle(palette.GROUPS), cycle(SYMBOLS), strict=False):
-        found = [point for point in data.measured if point.size_class == size_class]
+        members = [point for point in data.measured if point.size_class == size_class]
         figure.add_scatter(
-            **points(found, ends, axis),
+            **points(members, ends, axis),
             marker={"color": colour, "size": 8, "symbol": symbol},
             name=str(size_class),
         )
@@ -233,15 +233,15 @@ def _alpha(data: ChartData) -> list[tuple[str, go.Figure]]:
 
 
 def _remaining(data: ChartData) -> list[tuple[str, go.Figure]]:
-    grid = data.layers.remaining
-    assert grid is not None
-    low, high = share_ends(grid)
-    logs = [[None if cell is None else math.log10(max(cell, low)) for cell in row] for row in grid.values]
-    figure = _heatmap(grid, "%", (math.log10(low), math.log10(high)), ":.3g")
+    layer_map = data.layers.remaining
+    assert layer_map is not None
+    low, high = share_ends(layer_map)
+    logs = [[None if cell is None else math.log10(max(cell, low)) for cell in row] for row in layer_map.values]
+    figure = _heatmap(layer_map, "%", (math.log10(low), math.log10(high)), ":.3g")
     ticks = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
     figure.update_traces(
         z=logs,
-        customdata=grid.values,
+        customdata=layer_map.values,
         hovertemplate="block %{x}, %{y}: %{customdata:.3g} %<extra></extra>",
         colorbar={"tickvals": list(ticks), "ticktext": [f"{10.0**tick:g}" for tick in ticks]},
     )
@@ -249,17 +249,17 @@ def _remaining(data: ChartData) -> list[tuple[str, go.Figure]]:
 
 
 def _reduction(data: ChartData) -> list[tuple[str, go.Figure]]:
-    grid = data.layers.reduction
-    assert grid is not None
-    return [("", _heatmap(grid, "%", (min(0.0, *grid.known), max(grid.known)), ":.1f"))]
+    layer_map = data.layers.reduction
+    assert layer_map is not None
+    return [("", _heatmap(layer_map, "%", (min(0.0, *layer_map.numbers), max(layer_map.numbers)), ":.1f"))]
 
 
-def _heatmap(grid: LayerGrid, unit: str, ends: tuple[float, float], digits: str) -> go.Figure:
-    figure = blank("depth", "", height=150 + 34 * len(grid.roles))
+def _heatmap(layer_map: LayerMap, unit: str, ends: tuple[float, float], digits: str) -> go.Figure:
+    figure = blank("depth", "", height=150 + 34 * len(layer_map.roles))
     figure.add_heatmap(
-        x=grid.depths,
-        y=grid.roles,
-        z=grid.values,
+        x=layer_map.depths,
+        y=layer_map.roles,
+        z=layer_map.values,
         zmin=ends[0],
         zmax=ends[1],
         colorscale=palette.SEQUENTIAL,
@@ -269,14 +269,14 @@ def _heatmap(grid: LayerGrid, unit: str, ends: tuple[float, float], digits: str)
         hovertemplate=f"block %{{x}}, %{{y}}: %{{z{digits}}} {unit}<extra></extra>",
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
-    figure.update_xaxes(showgrid=False, dtick=max(1, len(grid.depths) // 10))
+    figure.update_xaxes(showgrid=False, dtick=max(1, len(layer_map.depths) // 10))
     return figure
 
 
 DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
     "forest": forest,
     "bits": bits,
-    "elsewhere": elsewhere,
+    "elsewhere": transfer,
     "memory": memory,
     "history": _history,
     "importances": _importances,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hpo.deploy.reproduce import quantize_command, repeat_command
 from hpo.report.charts import ChartData
-from hpo.report.layer_grid import LayerGrid
+from hpo.report.layer_map import LayerMap
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict.ranking import SizeClassRanking, is_meaningful
@@ -36,7 +36,7 @@ class Answer:
 
 
 def glance(study: Study, data: ChartData) -> list[Answer]:
-    """All answers, in the order in which they are asked; none where nothing is measured yet."""
+    """Give all answers, in the order in which they are asked; none where nothing is measured yet."""
     record, lead = study.record, study.lead
     if lead is None:
         return []
@@ -51,7 +51,7 @@ def glance(study: Study, data: ChartData) -> list[Answer]:
 
 
 def confirmed_text(record: StudyRecord) -> str:
-    """What other text says, with the names of texts as they are told apart."""
+    """Say what other text shows, with short names of texts."""
     if record.confirmation is None:
         return UNCONFIRMED
     text = str(record.confirmation["sentence"])
@@ -76,7 +76,7 @@ def _margin(lead: SizeClassRanking, data: ChartData) -> str:
             f"{trial.measured.name}, the best that was searched, is at {percent_text(trial.against)} perplexity "
             f"against {reference.measured.name}, the best that was known"
         )
-    full = data.evidence.full
+    full = data.verdict.full
     if full:
         parts.append(f"the winner is {100 * (lead.best.score.perplexity / full - 1):.1f} % above full precision")
     return f"{'; '.join(parts)}." if parts else "There is nothing to compare it with."
@@ -87,29 +87,29 @@ def _importance(data: ChartData) -> str:
     if shares.reason is not None:
         return shares.reason
     named = ", ".join(f"{name} {share.percent(0)}" for name, share in list(shares.mean.items())[:NAMED])
-    said = f"{named} of the outcome with 90 % intervals; {shares.scope}, {shares.counted}."
-    return said if shares.warning is None else f"{said} {shares.warning}"
+    text = f"{named} of the outcome with 90 % intervals; {shares.scope}, {shares.counted}."
+    return text if shares.warning is None else f"{text} {shares.warning}"
 
 
 def _hurt(data: ChartData) -> str:
-    grid = data.layers.remaining
-    if grid is None or not grid.known:
+    layer_map = data.layers.remaining
+    if layer_map is None or not layer_map.numbers:
         reason = data.layers.reason or "nothing is lost"
         return f"Not known: {reason}."
-    roles = sorted(_by_role(grid), key=lambda entry: -entry[1])[:NAMED]
-    value, depth, role = max(_cells(grid))
+    roles = sorted(_by_role(layer_map), key=lambda entry: -entry[1])[:NAMED]
+    value, depth, role = max(_cells(layer_map))
     named = ", ".join(f"{name} {share:.0f} %" for name, share in roles)
     return f"Of the loss that the best trial leaves: {named}; most of it in {role} of block {depth} ({value:.1f} %)."
 
 
-def _by_role(grid: LayerGrid) -> Iterator[tuple[str, float]]:
-    for role, row in zip(grid.roles, grid.values, strict=True):
+def _by_role(layer_map: LayerMap) -> Iterator[tuple[str, float]]:
+    for role, row in zip(layer_map.roles, layer_map.values, strict=True):
         yield role, sum(value for value in row if value is not None)
 
 
-def _cells(grid: LayerGrid) -> Iterator[tuple[float, int, str]]:
-    for role, row in zip(grid.roles, grid.values, strict=True):
-        for depth, value in zip(grid.depths, row, strict=True):
+def _cells(layer_map: LayerMap) -> Iterator[tuple[float, int, str]]:
+    for role, row in zip(layer_map.roles, layer_map.values, strict=True):
+        for depth, value in zip(layer_map.depths, row, strict=True):
             if value is not None:
                 yield value, depth, role
 
@@ -127,7 +127,7 @@ def _next(record: StudyRecord, lead: SizeClassRanking, data: ChartData) -> Itera
 
 
 def _edges(lead: SizeClassRanking, data: ChartData) -> Iterator[str]:
-    """Hyperparameters that matter, or may, and whose best value is the last one that was allowed."""
+    """Yield advice on hyperparameters that matter, or may, and whose best value is the last one that was allowed."""
     trial = lead.best_trial
     if trial is None or trial.measured.setting is None:
         return

@@ -36,11 +36,11 @@ class Page:
 
     Attributes:
         study: Its name.
-        verdict: Of the leading level of bits.
+        verdict: Of the leading ranking.
         trials: How many, by state.
         recommendation: Sentences.
         answers: The study at a glance.
-        ranking: Verdict and table of each level of bits.
+        ranking: Verdict and table of each size class.
         confirmed: What other text says.
         confirmation: Tables of it.
         importances: Tables.
@@ -66,7 +66,7 @@ class Page:
 
 
 def make_page(study: Study, data: ChartData) -> Page:
-    """Everything a report says of a study.
+    """Collect everything a report says of a study.
 
     Args:
         study: The study.
@@ -80,7 +80,7 @@ def make_page(study: Study, data: ChartData) -> Page:
         trials=_trials(record),
         recommendation=recommendation_text(lead) if lead else NO_TRIAL,
         answers=tuple(glance(study, data)),
-        ranking=tuple((level.verdict(), table) for level, table in zip(study.ranking, tables, strict=True)),
+        ranking=tuple((ranking.verdict(), table) for ranking, table in zip(study.rankings, tables, strict=True)),
         confirmed=confirmed_text(record),
         confirmation=tuple(confirmation_tables(record)),
         importances=tuple(importance_tables(data.importances)),
@@ -91,12 +91,12 @@ def make_page(study: Study, data: ChartData) -> Page:
     )
 
 
-def markdown(page: Page, said: Sequence[Caption]) -> str:
-    """The report for documents and mails; pictures are named, not contained."""
-    return "\n\n".join(_blocks(page, said)) + "\n"
+def markdown(page: Page, captions: Sequence[Caption]) -> str:
+    """Write the report for documents and mails; pictures are named, not contained."""
+    return "\n\n".join(_blocks(page, captions)) + "\n"
 
 
-def _blocks(page: Page, said: Sequence[Caption]) -> Iterator[str]:
+def _blocks(page: Page, captions: Sequence[Caption]) -> Iterator[str]:
     yield f"# {escaped(page.verdict)}"
     yield f"Study {escaped(page.study)}: {page.trials}"
     yield escaped(page.recommendation)
@@ -112,7 +112,7 @@ def _blocks(page: Page, said: Sequence[Caption]) -> Iterator[str]:
     for table in page.confirmation:
         yield from table_lines(table)
     yield "## Figures"
-    for caption in said:
+    for caption in captions:
         yield f"### {caption.title}"
         if caption.missing is not None:
             yield caption.missing
@@ -131,7 +131,7 @@ def _blocks(page: Page, said: Sequence[Caption]) -> Iterator[str]:
 
 
 def table_lines(table: Table) -> Iterator[str]:
-    """A table in Markdown: title, rows, note, as far as there are any."""
+    """Yield a table in Markdown: title, rows, note, as far as there are any."""
     if table.rows:
         yield f"**{escaped(table.title)}**"
         ruler = ["---" if place < table.words else "---:" for place in range(len(table.columns))]
@@ -142,12 +142,12 @@ def table_lines(table: Table) -> Iterator[str]:
 
 
 def code_lines(command: str) -> str:
-    """A command as Markdown sets it apart."""
+    """Set a command apart as Markdown does."""
     return f"```bash\n{command}\n```"
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape text so that Markdown shows it as it is, on one line."""
     for character in "\\|<>*`_[]":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
@@ -161,7 +161,7 @@ def _trials(record: StudyRecord) -> str:
 
 
 def recommendation_text(lead: SizeClassRanking) -> str:
-    """What to use, and why, in one sentence."""
+    """Say what to use, and why, in one sentence."""
     chosen = lead.recommended
     bits = number(chosen.measured.bits_per_weight)
     return (

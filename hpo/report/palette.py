@@ -16,8 +16,8 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = (
     "#56B4E9",
     "#8A8A8A",
 )
-MEASURED, ESTIMATED, FAILED, BEST, KNOWN = BLUE, ORANGE, VERMILLION, GREEN, PURPLE
-KINDS = {"reference": KNOWN, "trial": MEASURED, "recommended": BEST}
+MEASURED, ESTIMATED, FAILED, BEST, REFERENCE = BLUE, ORANGE, VERMILLION, GREEN, PURPLE
+KINDS = {"reference": REFERENCE, "trial": MEASURED, "recommended": BEST}
 SERIES = {"rtn": ORANGE, "gw-awq": PURPLE, "gwh-praq-v1": SKY}
 """Of methods; other references take the rest, and what was searched is `MEASURED`."""
 GROUPS = (BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY)
@@ -31,6 +31,6 @@ BEST_TO_WORST = (BLUE, ORANGE)
 
 
 def series(names: Iterable[str], searched: Container[str]) -> dict[str, str]:
-    """A colour for each name, the same in every figure: of a method its own, of what was searched one."""
+    """Choose a colour for each name, the same in every figure: of a method its own, of what was searched one."""
     others = cycle((VERMILLION, GREEN, GREY))
     return {name: MEASURED if name in searched else SERIES.get(name) or next(others) for name in names}

@@ -22,7 +22,7 @@ class Line:
 
 
 def parallel_lines(data: ChartData) -> list[Line]:
-    """The complete trials; outliers end at the upper edge of the last axis."""
+    """Draw up a line for each complete trial; outliers end at the upper edge of the last axis."""
     low, high = _ends([point.perplexity for point in data.measured])
     lines = []
     for point in data.measured:
@@ -39,7 +39,7 @@ def parallel_lines(data: ChartData) -> list[Line]:
 
 
 def parallel_ticks(data: ChartData) -> list[dict[str, float]]:
-    """For every axis, perplexity last, the heights of the values worth naming."""
+    """Find, for every axis, perplexity last, the heights of the values worth naming."""
     low, high = _ends([point.perplexity for point in data.measured])
     beyond = max(point.perplexity for point in data.measured) > high
     last = {f"{low:.3f}": 0.0, f"{'≥ ' if beyond else ''}{high:.3f}": 1.0}

@@ -19,10 +19,10 @@ from matplotlib.ticker import MaxNLocator
 
 from hpo.report import palette
 from hpo.report.charts import ChartData, heights, intervals, perplexity_range, shown_up_to
-from hpo.report.evidence_plots import bits, elsewhere, forest, memory
-from hpo.report.layer_grid import share_ends
+from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
 from hpo.report.sheet import WIDTH, blank, heatmap, scale, sheet, ticks, tidy, with_legend
+from hpo.report.verdict_plots import bits, forest, memory, transfer
 
 MARKERS = ("o", "D", "s", "^", "*", "p")
 PERPLEXITY = "perplexity"
@@ -30,13 +30,13 @@ UNDER_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0
 
 
 def pictures(key: str, data: ChartData) -> dict[str, bytes]:
-    """One figure as a PNG and an SVG file, by the ending; equal data give equal bytes."""
+    """Draw one figure as a PNG and an SVG file, by the ending; equal data give equal bytes."""
     figure = DRAWN[key](data)
     return {"png": png(figure), "svg": _svg(figure)}
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
+    """Write a figure as a PNG file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -88,9 +88,9 @@ def _history(data: ChartData) -> Figure:
             zorder=4,
             label="failed",
         )
-    if data.known is not None:
-        name, perplexity = data.known
-        axes.axhline(perplexity, linestyle="--", color=palette.KNOWN, label=name)
+    if data.baseline is not None:
+        name, perplexity = data.baseline
+        axes.axhline(perplexity, linestyle="--", color=palette.REFERENCE, label=name)
     axes.set_ylim(*ends)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return with_legend(figure, axes)
@@ -104,16 +104,16 @@ def _importances(data: ChartData) -> Figure:
     for axes, shares in zip(panels, scopes, strict=True):
         names = list(shares.mean)[::-1]
         places = np.arange(len(names))
-        for offset, title, found, colour in (
+        for offset, title, by_name, colour in (
             (0.18, "PED-ANOVA", shares.ped_anova, palette.PED_ANOVA),
             (-0.18, "fANOVA", shares.fanova, palette.FANOVA),
         ):
-            drawn = [found[name] for name in names]
+            drawn = [by_name[name] for name in names]
             axes.barh(
                 places + offset,
                 [100 * share.value for share in drawn],
                 0.34,
-                xerr=100 * np.array([share.reach for share in drawn]).T,
+                xerr=100 * np.array([share.half_widths for share in drawn]).T,
                 error_kw={"ecolor": "0.3", "elinewidth": 1.2, "capsize": 2},
                 color=colour,
                 label=title,
@@ -137,7 +137,7 @@ def _surface(data: ChartData) -> Figure:
         axes.contourf(
             surface.x, surface.y, z, np.linspace(*ends, 17), cmap=palette.SEQUENTIAL, extend="both", alpha=0.85
         )
-    found = axes.scatter(
+    scatter = axes.scatter(
         [point.values["beta"] for point in surface.points],
         [point.values["tau"] for point in surface.points],
         c=values,
@@ -149,7 +149,7 @@ def _surface(data: ChartData) -> Figure:
         s=55,
         zorder=3,
     )
-    figure.colorbar(found, ax=axes, label=PERPLEXITY)
+    figure.colorbar(scatter, ax=axes, label=PERPLEXITY)
     scale(axes, beta, "x")
     scale(axes, tau, "y")
     return figure
@@ -238,21 +238,21 @@ def _alpha(data: ChartData) -> Figure:
 
 
 def _remaining(data: ChartData) -> Figure:
-    grid = data.layers.remaining
-    assert grid is not None
-    return heatmap(grid, "share of the loss, %", share_ends(grid), LogNorm)
+    layer_map = data.layers.remaining
+    assert layer_map is not None
+    return heatmap(layer_map, "share of the loss, %", share_ends(layer_map), LogNorm)
 
 
 def _reduction(data: ChartData) -> Figure:
-    grid = data.layers.reduction
-    assert grid is not None
-    return heatmap(grid, "loss avoided, %", (min(0.0, *grid.known), max(grid.known)))
+    layer_map = data.layers.reduction
+    assert layer_map is not None
+    return heatmap(layer_map, "loss avoided, %", (min(0.0, *layer_map.numbers), max(layer_map.numbers)))
 
 
 DRAWN: dict[str, Callable[[ChartData], Figure]] = {
     "forest": forest,
     "bits": bits,
-    "elsewhere": elsewhere,
+    "elsewhere": transfer,
     "memory": memory,
     "history": _history,
     "importances": _importances,

@@ -13,14 +13,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from hpo.report import palette
 from hpo.report.axes import Axis
-from hpo.report.layer_grid import LayerGrid
+from hpo.report.layer_map import LayerMap
 
 DPI = 120
 WIDTH, HEIGHT = 8.0, 4.5
 
 
 def blank(x: str, y: str, height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """A figure with one panel whose axes are called `x` and `y`."""
+    """Make a figure with one panel whose axes are called `x` and `y`."""
     figure = sheet(WIDTH, height)
     axes = figure.subplots()
     tidy(axes, x, y)
@@ -28,7 +28,7 @@ def blank(x: str, y: str, height: float = HEIGHT) -> tuple[Figure, Axes]:
 
 
 def sheet(width: float, height: float) -> Figure:
-    """A figure without panels."""
+    """Make a figure without panels."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
@@ -42,7 +42,7 @@ def tidy(axes: Axes, x: str, y: str) -> None:
 
 
 def with_legend(figure: Figure, axes: Axes) -> Figure:
-    """The figure with a legend above its panel, where it hides nothing."""
+    """Put a legend above a figure's panel, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
     return figure
@@ -67,21 +67,21 @@ def ticks(axes: Axes, values: Sequence[float], which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def heatmap(grid: LayerGrid, unit: str, ends: tuple[float, float], norm: type[Normalize] = Normalize) -> Figure:
-    """One cell per depth and role."""
-    figure, axes = blank("depth", "", height=1.4 + 0.34 * len(grid.roles))
-    draw_grid(figure, axes, grid, unit, norm(*ends, clip=True))
+def heatmap(layer_map: LayerMap, unit: str, ends: tuple[float, float], norm: type[Normalize] = Normalize) -> Figure:
+    """Draw one cell per depth and role."""
+    figure, axes = blank("depth", "", height=1.4 + 0.34 * len(layer_map.roles))
+    draw_map(figure, axes, layer_map, unit, norm(*ends, clip=True))
     return figure
 
 
-def draw_grid(figure: Figure, axes: Axes, grid: LayerGrid, unit: str, norm: Normalize) -> None:
-    """One cell per depth and role, on a panel of `figure`."""
-    values = np.ma.masked_invalid([[np.nan if cell is None else cell for cell in row] for row in grid.values])
+def draw_map(figure: Figure, axes: Axes, layer_map: LayerMap, unit: str, norm: Normalize) -> None:
+    """Draw one cell per depth and role, on a panel of `figure`."""
+    values = np.ma.masked_invalid([[np.nan if cell is None else cell for cell in row] for row in layer_map.values])
     image = axes.imshow(values, cmap=palette.SEQUENTIAL, norm=norm, aspect="auto")
-    axes.set_yticks(range(len(grid.roles)), grid.roles)
+    axes.set_yticks(range(len(layer_map.roles)), layer_map.roles)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda place, _: str(grid.depths[int(place)]) if 0 <= place < len(grid.depths) else "")
+        FuncFormatter(lambda place, _: str(layer_map.depths[int(place)]) if 0 <= place < len(layer_map.depths) else "")
     )
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)

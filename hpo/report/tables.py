@@ -41,17 +41,17 @@ class Table:
 
 
 def ranking_tables(study: Study) -> list[Table]:
-    """One for each level of bits: all references and presets, and the best trials."""
-    return [_ranking(study.record, level) for level in study.ranking]
+    """Make one for each size class: all references and presets, and the best trials."""
+    return [_ranking(study.record, ranking) for ranking in study.rankings]
 
 
 def confirmation_tables(record: StudyRecord) -> list[Table]:
-    """What was measured on other text, and how the winner compares there; empty where nothing was confirmed."""
-    found = record.confirmation
-    if found is None:
+    """Tabulate what was measured on other text, and how the winner compares; empty where nothing was confirmed."""
+    confirmation = record.confirmation
+    if confirmation is None:
         return []
     measured = Table(
-        title=f"Perplexity on held-out text, {_confirmed_at(found)}",
+        title=f"Perplexity on held-out text, {_confirmed_at(confirmation)}",
         columns=("text", "name", "perplexity", "mean NLL", "tokens"),
         rows=tuple(
             (
@@ -61,7 +61,7 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
                 number(row["mean_nll"], 4),
                 f"{row['tokens']:,}",
             )
-            for row in found["rows"]
+            for row in confirmation["rows"]
         ),
         words=2,
     )
@@ -76,7 +76,7 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
                 number(row["p_value"], 4),
                 number(row["holm"], 4),
             )
-            for row in found["comparisons"]
+            for row in confirmation["comparisons"]
         ),
         words=2,
         note="Negative is better; Holm's correction is for all of these comparisons together.",
@@ -89,7 +89,7 @@ def _confirmed_at(confirmation: Mapping[str, Any]) -> SizeClass:
 
 
 def importance_tables(importances: Importances) -> list[Table]:
-    """Shares per hyperparameter with their intervals, where there are any."""
+    """Tabulate shares per hyperparameter with their intervals, where there are any."""
     return [
         Table(
             title=f"Importances, {shares.scope}",
@@ -106,23 +106,23 @@ def importance_tables(importances: Importances) -> list[Table]:
 
 
 def cost_table(study: Study) -> Table:
-    """Tokens and seconds that references and trials took, and what pruning saved."""
+    """Tabulate tokens and seconds that references and trials took, and what pruning saved."""
     record = study.record
-    named = phases([*record.references, *record.trials])
+    phase_names = phases([*record.references, *record.trials])
     groups: list[tuple[str, Sequence[Measured]]] = [("references", record.references)]
     for state, name in (("COMPLETE", "complete trials"), ("PRUNED", "pruned trials"), ("FAIL", "failed trials")):
         groups.append((name, [trial for trial in record.trials if trial.state == state]))
     groups.append(("all trials", record.trials))
     return Table(
         title="Cost",
-        columns=("", "number", "tokens evaluated", *(f"{phase}, s" for phase in named), "all, s"),
-        rows=tuple((name, *_cost(members, named)) for name, members in groups if members or name == "all trials"),
+        columns=("", "number", "tokens evaluated", *(f"{phase}, s" for phase in phase_names), "all, s"),
+        rows=tuple((name, *_cost(members, phase_names)) for name, members in groups if members or name == "all trials"),
         note=" ".join([_saved(study), *_cache(record)]),
     )
 
 
 def failure_table(record: StudyRecord) -> Table:
-    """What failed, and why."""
+    """Tabulate what failed, and why."""
     failed = [trial for trial in record.trials if trial.state == "FAIL"]
     rows = tuple(
         (trial.name, setting_text(trial), trial.outcome or NOTHING, trial.reason or NOTHING) for trial in failed
@@ -131,17 +131,17 @@ def failure_table(record: StudyRecord) -> Table:
 
 
 def contract_table(contract: Mapping[str, object]) -> Table:
-    """What the numbers mean, whatever it consists of."""
+    """Tabulate what the numbers mean, whatever it consists of."""
     return Table(title="Contract", columns=("what", "value"), rows=tuple(_flat(contract, "")), words=2)
 
 
-def _ranking(record: StudyRecord, level: SizeClassRanking) -> Table:
-    rows = [(row, _ranked(level, row)) for row in level.rows]
-    shown = [cells for place, (row, cells) in enumerate(rows) if is_shown(level, place, row)]
-    hidden = [cells for place, (row, cells) in enumerate(rows) if not is_shown(level, place, row)]
-    full = [_unquantized(one, level) for one in record.references if one.setting is None]
+def _ranking(record: StudyRecord, ranking: SizeClassRanking) -> Table:
+    rows = [(row, _ranked(ranking, row)) for row in ranking.rows]
+    shown = [cells for place, (row, cells) in enumerate(rows) if is_shown(ranking, place, row)]
+    hidden = [cells for place, (row, cells) in enumerate(rows) if not is_shown(ranking, place, row)]
+    full = [_unquantized(reference, ranking) for reference in record.references if reference.setting is None]
     return Table(
-        title=level.title,
+        title=ranking.title,
         columns=("name", "setting", "perplexity", "percent above best [95 %]", "bits per weight"),
         rows=(*shown, *full),
         words=2,
@@ -150,36 +150,36 @@ def _ranking(record: StudyRecord, level: SizeClassRanking) -> Table:
     )
 
 
-def is_shown(level: SizeClassRanking, place: int, row: Ranked) -> bool:
-    """Whether a reader sees this row of a ranking at once: references, presets, the best trials."""
+def is_shown(ranking: SizeClassRanking, place: int, row: Ranked) -> bool:
+    """Tell whether a reader sees this row of a ranking at once: references, presets, the best trials."""
     measured = row.measured
-    found = isinstance(measured, TrialRecord) and not measured.origin.startswith("preset")
-    return place < SHOWN_TRIALS or not found or row is level.recommended
+    searched = isinstance(measured, TrialRecord) and not measured.origin.startswith("preset")
+    return place < SHOWN_TRIALS or not searched or row is ranking.recommended
 
 
-def _ranked(level: SizeClassRanking, row: Ranked) -> tuple[str, ...]:
-    name = f"{row.measured.name} (recommended)" if row is level.recommended else row.measured.name
-    above = "best" if row is level.best else percent_text(row.difference)
+def _ranked(ranking: SizeClassRanking, row: Ranked) -> tuple[str, ...]:
+    name = f"{row.measured.name} (recommended)" if row is ranking.recommended else row.measured.name
+    above = "best" if row is ranking.best else percent_text(row.difference)
     return (name, setting_text(row.measured), number(row.score.perplexity), above, number(row.measured.bits_per_weight))
 
 
-def _unquantized(one: Measured, level: SizeClassRanking) -> tuple[str, ...]:
-    best = level.best.score.perplexity
-    above = f"{100 * (one.perplexity / best - 1):+.2f} %" if one.perplexity and math.isfinite(best) else NOTHING
-    return (FULL_PRECISION, "", number(one.perplexity), above, number(one.bits_per_weight))
+def _unquantized(full: Measured, ranking: SizeClassRanking) -> tuple[str, ...]:
+    best = ranking.best.score.perplexity
+    above = f"{100 * (full.perplexity / best - 1):+.2f} %" if full.perplexity and math.isfinite(best) else NOTHING
+    return (FULL_PRECISION, "", number(full.perplexity), above, number(full.bits_per_weight))
 
 
-def _cost(members: Sequence[Measured], named: Sequence[str]) -> tuple[str, ...]:
-    trials = [one for one in members if isinstance(one, TrialRecord)]
+def _cost(members: Sequence[Measured], phase_names: Sequence[str]) -> tuple[str, ...]:
+    trials = [member for member in members if isinstance(member, TrialRecord)]
     tokens = f"{sum(trial.tokens for trial in trials):,}" if len(trials) == len(members) else NOTHING
-    totals = [sum(one.seconds.get(phase, 0.0) for one in members) for phase in named]
+    totals = [sum(member.seconds.get(phase, 0.0) for member in members) for phase in phase_names]
     return (f"{len(members)}", tokens, *(f"{seconds:,.1f}" for seconds in totals), f"{sum(totals):,.1f}")
 
 
 def _saved(study: Study) -> str:
-    record, levels = study.record, study.ranking
+    record, rankings = study.record, study.rankings
     ended = sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials)
-    full = int(levels[0].rows[0].score.tokens.sum()) if levels else 0
+    full = int(rankings[0].rows[0].score.tokens.sum()) if rankings else 0
     if not ended or not full:
         return "What pruning saves is known when a trial has ended."
     return (
@@ -189,9 +189,9 @@ def _saved(study: Study) -> str:
 
 
 def _cache(record: StudyRecord) -> Iterator[str]:
-    """What keeping calibration spared: sizes are prefixes of each other, so the largest one is all that is computed."""
+    """Say what the cache of statistics spared: sizes are prefixes of each other, so only the largest is computed."""
     ended = [*record.references, *(trial for trial in record.trials if trial.state in ("COMPLETE", "PRUNED"))]
-    read = [one.setting.n_calib for one in ended if one.setting and "n_calib" in one.setting.reads]
+    read = [member.setting.n_calib for member in ended if member.setting and "n_calib" in member.setting.reads]
     if read:
         yield (
             f"They read statistics of {sum(read):,} calibration samples, of which at most {max(read):,} had to be "

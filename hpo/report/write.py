@@ -68,34 +68,34 @@ def write_report(study: Study, directory: Path) -> Path:
 
 
 def report_files(study: Study) -> dict[str, bytes | None]:
-    """A report by the names of its files: a PNG and an SVG per figure, `trials.csv`, `result.json`, `report.md`, and
-    `index.html`, which needs none of the others; None for a figure that is left out."""
+    """Make a report by the names of its files: a PNG and an SVG per figure, `trials.csv`, `result.json`, `report.md`,
+    and `index.html`, which needs none of the others; None for a figure that is left out."""
     data = chart_data(study)
-    said = captions(data)
+    caption_list = captions(data)
     page = make_page(study, data)
-    drawn = _pictures(said, data)
+    drawn = _pictures(caption_list, data)
     result = {**study_json(study), "importances": data.importances.as_dict()}
     return {
         **drawn,
         "trials.csv": trials_csv(study.record).encode(),
         "result.json": json_text(result).encode(),
-        "report.md": markdown(page, said).encode(),
-        PAGE: _html(page, said, data, drawn).encode(),
+        "report.md": markdown(page, caption_list).encode(),
+        PAGE: _html(page, caption_list, data, drawn).encode(),
     }
 
 
-def _pictures(said: Sequence[Caption], data: ChartData) -> dict[str, bytes | None]:
+def _pictures(caption_list: Sequence[Caption], data: ChartData) -> dict[str, bytes | None]:
     # Imported here: `show` needs `study_json` at once, and matplotlib takes a second.
     from hpo.report.plots import pictures
 
-    found: dict[str, bytes | None] = {}
-    for caption in said:
+    files: dict[str, bytes | None] = {}
+    for caption in caption_list:
         drawn = pictures(caption.key, data) if caption.missing is None else {}
-        found |= {f"{caption.key}.{ending}": drawn.get(ending) for ending in ("png", "svg")}
-    return found
+        files |= {f"{caption.key}.{ending}": drawn.get(ending) for ending in ("png", "svg")}
+    return files
 
 
-def _html(page: Page, said: Sequence[Caption], data: ChartData, drawn: Mapping[str, bytes | None]) -> str:
+def _html(page: Page, caption_list: Sequence[Caption], data: ChartData, drawn: Mapping[str, bytes | None]) -> str:
     # Imported here: `show` needs `study_json` at once, and plotly takes a second.
     from plotly.offline import get_plotlyjs
 
@@ -105,13 +105,13 @@ def _html(page: Page, said: Sequence[Caption], data: ChartData, drawn: Mapping[s
             plots=_plots(caption, data),
             picture=base64.b64encode(drawn[f"{caption.key}.png"] or b"").decode(),
         )
-        for caption in said
+        for caption in caption_list
     ]
     return templates().get_template(TEMPLATE).render(page=page, panels=panels, plotly=Markup(get_plotlyjs()))
 
 
 def templates(*directories: Path) -> Environment:
-    """Where pages come from: these directories, and what they share with the report."""
+    """Open the templates of pages: those in these directories, and what they share with the report."""
     return Environment(
         loader=FileSystemLoader([*directories, Path(__file__).parent]),
         autoescape=True,

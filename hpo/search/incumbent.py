@@ -1,4 +1,4 @@
-"""How far a partly measured trial is behind the incumbent, and what it would probably have scored.
+"""The paired difference of a partly measured trial to the incumbent, and what the trial would probably have scored.
 
 Responsible for the paired comparison that prunes trials and for the estimates that pruned ones carry. May assume that
 all trials are scored on the same sequences in the same order.
@@ -21,8 +21,10 @@ FEWEST_COMPARED, MOST_DEGREES = 3, 50.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
-    """How differences between two settings scatter from token to token, as others that were compared showed it.
+class VariancePrior:
+    """What is known of the variance of a paired difference before it is measured, from others that were compared.
+
+    It is that of a scaled inverse chi-square distribution.
 
     Attributes:
         variance: Of a difference of mean NLL, times the tokens it was taken over; squared nats.
@@ -37,17 +39,17 @@ class Spread:
 class Incumbent:
     """The best completed trial that a running one may be compared with: the same size class, hence equal bits.
 
-    `usual` is how far others scatter around it; None where too few are known.
+    `prior` is how differences to it scatter; None where too few are known.
     """
 
     number: int
     score: Score
-    usual: Spread | None = None
+    prior: VariancePrior | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lag:
-    """How far a partly measured trial is behind the incumbent on the same sequences, in nats per token.
+class ModeratedPairedDifference:
+    """The mean NLL of a partly measured trial minus the incumbent's on the same sequences, in nats per token.
 
     Attributes:
         value: Mean difference; negative when the trial is ahead.
@@ -60,8 +62,8 @@ class Lag:
     degrees: float
 
 
-def usual_spread(others: Sequence[Score], incumbent: Score) -> Spread | None:
-    """What others that were measured to the end say of the scatter that a trial's difference will have.
+def fit_variance_prior(others: Sequence[Score], incumbent: Score) -> VariancePrior | None:
+    """Fit the prior of a paired difference's variance to settings that were measured to the end.
 
     The variances are taken for draws from a scaled inverse chi-square distribution, whose mean and width are fitted by
     moments of their logarithms (Smyth 2004, Statistical Applications in Genetics and Molecular Biology 3, section 6.2).
@@ -71,29 +73,29 @@ def usual_spread(others: Sequence[Score], incumbent: Score) -> Spread | None:
         incumbent: The score that they are compared with.
     """
     tokens = float(incumbent.tokens.sum())
-    found = [paired_difference(other, incumbent) for other in others]
-    known = [one for one in found if 0 < one.standard_error < math.inf]
-    if len(known) < FEWEST_COMPARED:
+    differences = [paired_difference(other, incumbent) for other in others]
+    usable = [difference for difference in differences if 0 < difference.standard_error < math.inf]
+    if len(usable) < FEWEST_COMPARED:
         return None
-    half = known[0].degrees / 2
-    logs = np.array([math.log(tokens * one.standard_error**2) for one in known])
+    half = usable[0].degrees / 2
+    logs = np.array([math.log(tokens * difference.standard_error**2) for difference in usable])
     logs += math.log(half) - float(special.digamma(half))
     excess = float(logs.var(ddof=1) - special.polygamma(1, half))
     least = float(special.polygamma(1, MOST_DEGREES / 2))
     degrees = MOST_DEGREES if excess <= least else 2 * _inverse_trigamma(excess)
     middle = float(logs.mean() + special.digamma(degrees / 2) - math.log(degrees / 2))
-    return Spread(variance=math.exp(middle), degrees=degrees)
+    return VariancePrior(variance=math.exp(middle), degrees=degrees)
 
 
 def _inverse_trigamma(value: float) -> float:
-    """Where the second derivative of log gamma, which falls, has this value."""
+    """Find where the second derivative of log gamma, which falls, has this value."""
     return float(optimize.brentq(lambda x: float(special.polygamma(1, x)) - value, 1e-3, 1e6))
 
 
-def lag(look: Score, incumbent: Incumbent) -> Lag:
-    """Compare the sequences that both have.
+def moderated_paired_difference(look: Score, incumbent: Incumbent) -> ModeratedPairedDifference:
+    """Compare the sequences that both have, with a moderated standard error.
 
-    Few documents tell their own scatter badly, so it is averaged with the usual one, each by its degrees of freedom
+    Few documents tell their own variance badly, so it is averaged with the prior one, each by its degrees of freedom
     (moderated t, Smyth 2004, section 4).
 
     The sequences are a sample without replacement of a finite set, the tuning text, and it is the difference on that
@@ -106,26 +108,26 @@ def lag(look: Score, incumbent: Incumbent) -> Lag:
     """
     count, full = len(look.nll), incumbent.score
     difference = paired_difference(look, full.first(count))
-    own, degrees = difference.standard_error**2, difference.degrees
-    if incumbent.usual is not None:
-        usual = incumbent.usual
-        seen = own * degrees if degrees > 0 else 0.0
-        own = (usual.degrees * usual.variance / float(look.tokens.sum()) + seen) / (usual.degrees + degrees)
-        degrees += usual.degrees
+    variance, degrees = difference.standard_error**2, difference.degrees
+    if incumbent.prior is not None:
+        prior = incumbent.prior
+        own = variance * degrees if degrees > 0 else 0.0
+        variance = (prior.degrees * prior.variance / float(look.tokens.sum()) + own) / (prior.degrees + degrees)
+        degrees += prior.degrees
     read = float(look.tokens.sum() / full.tokens.sum())
-    error = math.sqrt(own * max(0.0, 1 - read)) if math.isfinite(own) else math.inf
-    return Lag(value=difference.value, standard_error=error, degrees=max(1.0, degrees))
+    error = math.sqrt(variance * max(0.0, 1 - read)) if math.isfinite(variance) else math.inf
+    return ModeratedPairedDifference(value=difference.value, standard_error=error, degrees=max(1.0, degrees))
 
 
 def estimate(look: Score, incumbent: Incumbent) -> Estimate:
-    """What a pruned trial would score on all text: as the incumbent, moved by the lag.
+    """Estimate what a pruned trial would score on all text: as the incumbent, moved by the paired difference.
 
     Far more exact than the trial's own running mean, because text that is hard for one setting is hard for all.
     """
-    behind = lag(look, incumbent)
+    difference = moderated_paired_difference(look, incumbent)
     return Estimate(
-        mean_nll=incumbent.score.mean_nll + behind.value,
-        standard_error=behind.standard_error if math.isfinite(behind.standard_error) else None,
-        degrees=behind.degrees,
+        mean_nll=incumbent.score.mean_nll + difference.value,
+        standard_error=difference.standard_error if math.isfinite(difference.standard_error) else None,
+        degrees=difference.degrees,
         against=incumbent.number,
     )

@@ -19,7 +19,7 @@ STARTUP_TRIALS = 5
 
 
 def propose(space: Space, trials: Sequence[TrialRecord], sampler: str, seed: int) -> Setting | None:
-    """The next setting of a study.
+    """Choose the next setting of a study.
 
     Args:
         space: What may be tried.
@@ -30,31 +30,31 @@ def propose(space: Space, trials: Sequence[TrialRecord], sampler: str, seed: int
     Returns:
         A setting no trial has; None when the sampler has no other.
     """
-    taken = tried(trials)
-    if not _has_more(space, taken):
+    tried_settings = tried(trials)
+    if not _has_more(space, tried_settings):
         return None
     chosen = SAMPLERS[sampler]
     starts = len(trials) < STARTUP_TRIALS or not any(map(is_informative, trials))
-    asked = START_UP if chosen.learns and starts else chosen
-    return next(untried(asked.settings(space, trials, seed), taken), None)
+    chooser = START_UP if chosen.learns and starts else chosen
+    return next(untried(chooser.settings(space, trials, seed), tried_settings), None)
 
 
 def presets(space: Space) -> list[tuple[str, Setting]]:
-    """The presets as the space allows them, each once, with the origin that their trials carry.
+    """List the presets as the space allows them, each once, with the origin that their trials carry.
 
     Those of the original method are known by name; any other method has its defaults.
     """
     method = space.base.method
-    known = PRESETS if method == Setting().method else {"defaults": Setting(method=method)}
+    named = PRESETS if method == Setting().method else {"defaults": Setting(method=method)}
     read = DIMENSIONS.keys() & space.base.reads
-    found: dict[Setting, str] = {}
-    for label, preset in known.items():
+    origins: dict[Setting, str] = {}
+    for label, preset in named.items():
         projected = space.project(preset)
         moved = any(getattr(preset, name) != getattr(projected, name) for name in read)
-        found.setdefault(projected, f"preset {label}" + (" (projected)" if moved else ""))
-    return [(origin, setting) for setting, origin in found.items()]
+        origins.setdefault(projected, f"preset {label}" + (" (projected)" if moved else ""))
+    return [(origin, setting) for setting, origin in origins.items()]
 
 
-def _has_more(space: Space, taken: set[Setting]) -> bool:
+def _has_more(space: Space, tried_settings: set[Setting]) -> bool:
     size = space.size()
-    return size is None or len(taken) < size or next(untried(rest(space), taken), None) is not None
+    return size is None or len(tried_settings) < size or next(untried(rest(space), tried_settings), None) is not None

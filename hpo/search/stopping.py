@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpo.search.acquisition import is_informative
-from hpo.search.samplers.gp import promising
+from hpo.search.samplers.gp import candidates
 from hpo.space.size_class import SizeClass, size_class_of
 from hpo.space.space import Space
 from hpo.study.record import ENDED, StudyRecord, TrialRecord
@@ -47,7 +47,7 @@ class Stopping:
 
 
 def reason_to_stop(stopping: Stopping, space: Space, record: StudyRecord, scores: Scores, seed: int) -> str | None:
-    """Why no further trial is worth its time, in one sentence; None while one is.
+    """Say why no further trial is worth its time, in one sentence; None while one is.
 
     Args:
         stopping: The rules.
@@ -66,7 +66,7 @@ def reason_to_stop(stopping: Stopping, space: Space, record: StudyRecord, scores
 
 
 def without_improvement(trials: Sequence[TrialRecord]) -> int:
-    """How many trials have ended since one was better than all before it of its size class."""
+    """Count the trials that have ended since one was better than all before it of its size class."""
     bests: dict[object, float] = {}
     count = 0
     for trial in trials:
@@ -80,7 +80,7 @@ def without_improvement(trials: Sequence[TrialRecord]) -> int:
 
 
 def has_converged(space: Space, trials: Sequence[TrialRecord], noise: Callable[[SizeClass], float], seed: int) -> bool:
-    """Whether at every size class `HORIZON` trials of the largest expected improvement gain less than a paired error.
+    """Tell whether `HORIZON` trials of the largest expected improvement gain less than a paired error, at every size.
 
     Not where everything that is considered was tried: then the space says when it is used up.
 
@@ -93,22 +93,22 @@ def has_converged(space: Space, trials: Sequence[TrialRecord], noise: Callable[[
     if sum(map(is_informative, trials)) < FEWEST_KNOWN:
         return False
     gains: dict[SizeClass, float] = {}
-    for promise in promising(space, trials, seed):
-        gains.setdefault(size_class_of(promise.setting), promise.improvement)
+    for candidate in candidates(space, trials, seed):
+        gains.setdefault(size_class_of(candidate.setting), candidate.improvement)
     return bool(gains) and all(HORIZON * gain < noise(size_class) for size_class, gain in gains.items())
 
 
 def paired_noise(record: StudyRecord, size_class: SizeClass, scores: Scores) -> float:
-    """Standard error of the difference between good settings of one size class, in nats per token; 0 if unknown.
+    """Return the standard error of a difference between good settings of one size class, nats per token; 0 if unknown.
 
     The best trial is compared with the next ones, and with the references of its bits, as far as they can be read.
     """
     good = [trial for trial in record.complete if trial.size_class == size_class][: 1 + COMPARED]
-    beside = [one for one in record.references if one.size_class == size_class] if good else []
-    return usual_error([score for _, score in scores.readable([*good, *beside])])
+    references = [reference for reference in record.references if reference.size_class == size_class] if good else []
+    return median_error([score for _, score in scores.readable([*good, *references])])
 
 
-def usual_error(scores: Sequence[Score]) -> float:
-    """Median standard error of the differences to the first score, in nats per token; 0 where there are none."""
+def median_error(scores: Sequence[Score]) -> float:
+    """Return the median standard error of differences to the first score, in nats per token; 0 where there are none."""
     errors = [paired_difference(score, scores[0]).standard_error for score in scores[1:]]
     return float(np.median([error for error in errors if math.isfinite(error)] or [0.0]))

@@ -39,31 +39,34 @@ class Surrogate:
     scale: float
 
     def predict(self, points: Array) -> tuple[Array, Array]:
-        """Mean and deviation of what would be measured at points `[n, dimensions]`, both `[n]`."""
+        """Return mean and deviation of what would be measured at points `[n, dimensions]`, both `[n]`."""
         mean, deviation = self.process.predict(points, return_std=True)
         return self.center + self.scale * mean, self.scale * deviation
 
-    def believing(self, points: Array) -> "Surrogate":
-        """The same process once `points` were measured as it expects them: nobody need look there again.
+    def fantasized(self, points: Array) -> "Surrogate":
+        """Add fantasy observations: `points` as if they were measured where the process expects them.
 
-        With several workers, each then looks elsewhere (Ginsbourger, Le Riche & Carraro 2010, "Kriging Believer").
+        With several workers, each then looks elsewhere (the kriging believer of Ginsbourger, Le Riche & Carraro 2010).
+
+        Args:
+            points: In the unit cube, `[n, dimensions]`.
         """
         expected = self.process.predict(points)
-        known = GaussianProcessRegressor(
+        process = GaussianProcessRegressor(
             self.process.kernel_, alpha=np.append(self.process.alpha, np.full(len(points), 1e-10)), optimizer=None
         )
-        known.fit(np.vstack([self.process.X_train_, points]), np.append(self.process.y_train_, expected))
-        return Surrogate(process=known, center=self.center, scale=self.scale)
+        process.fit(np.vstack([self.process.X_train_, points]), np.append(self.process.y_train_, expected))
+        return Surrogate(process=process, center=self.center, scale=self.scale)
 
 
 def expected_improvement(mean: Array, deviation: Array, best: Array | float) -> Array:
-    """`E[max(0, best - value)]` of normal values (Jones et al. 1998, equation 15)."""
+    """Compute `E[max(0, best - value)]` of normal values (Jones et al. 1998, equation 15)."""
     standard = (best - mean) / np.maximum(deviation, LEAST_SPREAD)
     return np.asarray((best - mean) * stats.norm.cdf(standard) + deviation * stats.norm.pdf(standard))
 
 
 def fit(points: Array, values: Array, variances: Array) -> Surrogate:
-    """The process of greatest likelihood (Rasmussen & Williams 2006, chapter 5; Matern kernel with nu 5/2).
+    """Fit the process of greatest likelihood (Rasmussen & Williams 2006, chapter 5; Matern kernel with nu 5/2).
 
     Args:
         points: In the unit cube, `[n, dimensions]`, n at least 1.

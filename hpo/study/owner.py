@@ -36,7 +36,7 @@ class Owner:
 
     @classmethod
     def this(cls, device: str = "cpu", name: str | None = None) -> "Owner":
-        """The process that asks."""
+        """Describe the process that asks."""
         # Imported here, as below: `status` reads owners, and asks nothing of processes.
         import psutil
 
@@ -51,7 +51,7 @@ class Owner:
         )
 
     def is_dead(self) -> bool:
-        """Whether it certainly runs no more."""
+        """Tell whether it certainly runs no more."""
         import psutil
 
         if self.machine != _machine():

@@ -44,18 +44,18 @@ class Share:
     high: float
 
     @property
-    def reach(self) -> tuple[float, float]:
-        """How far the interval goes below the value, and above it."""
+    def half_widths(self) -> tuple[float, float]:
+        """Return the parts of the interval below the value and above it, as error bars are drawn."""
         return self.value - self.low, self.high - self.value
 
     def percent(self, digits: int) -> str:
-        """`36.2 % [20.1, 51.7]`, with so many digits."""
-        value, low, high = (f"{100 * each:.{digits}f}" for each in (self.value, self.low, self.high))
+        """Write it as `36.2 % [20.1, 51.7]`, with so many digits."""
+        value, low, high = (f"{100 * share:.{digits}f}" for share in (self.value, self.low, self.high))
         return f"{value} % [{low}, {high}]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
+class ShareTable:
     """Shares by parameter: of either evaluator, adding up to 1, and their average."""
 
     ped_anova: Mapping[str, Share]
@@ -66,8 +66,8 @@ class Evaluated:
 @lru_cache(REMEMBERED)
 def evaluate(
     points: tuple[tuple[float, ...], ...], values: tuple[float, ...], space: tuple[tuple[str, Numerical], ...]
-) -> Evaluated:
-    """The shares of all parameters; equal arguments give equal numbers.
+) -> ShareTable:
+    """Compute the shares of all parameters; equal arguments give equal numbers.
 
     Intervals are percentiles over trials drawn with replacement. Where the evaluators lean another way on repeated
     trials than on all of them, an interval is widened to reach the share itself.
@@ -81,12 +81,12 @@ def evaluate(
     everything = np.arange(len(values))
     with _quiet_optuna():
         sample = _Sample(points, values, space)
-        found = sample.shares(everything, TREES, SEED)
-        assert found is not None, "values differ"
+        shares = sample.shares(everything, TREES, SEED)
+        assert shares is not None, "values differ"
         resampled = np.stack(list(islice(_resampled(sample, len(values)), RESAMPLES)))
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    ped_anova, fanova, mean = (_with_intervals(names, *rows) for rows in zip(found, low, high, strict=True))
-    return Evaluated(ped_anova=ped_anova, fanova=fanova, mean=mean)
+    ped_anova, fanova, mean = (_with_intervals(names, *rows) for rows in zip(shares, low, high, strict=True))
+    return ShareTable(ped_anova=ped_anova, fanova=fanova, mean=mean)
 
 
 def _with_intervals(names: Sequence[str], values: Floats, low: Floats, high: Floats) -> dict[str, Share]:
@@ -97,12 +97,12 @@ def _with_intervals(names: Sequence[str], values: Floats, low: Floats, high: Flo
 
 
 def _resampled(sample: "_Sample", size: int) -> Iterator[Floats]:
-    """Shares of trials drawn with replacement, without end; a draw that leaves nothing to explain is drawn again."""
+    """Yield shares of trials drawn with replacement, without end; draws that leave nothing to explain are skipped."""
     random = np.random.default_rng(SEED)
     for seed in count():
-        found = sample.shares(random.integers(size, size=size), TREES_OF_A_RESAMPLE, seed)
-        if found is not None:
-            yield found
+        shares = sample.shares(random.integers(size, size=size), TREES_OF_A_RESAMPLE, seed)
+        if shares is not None:
+            yield shares
 
 
 class _Sample:
@@ -116,7 +116,7 @@ class _Sample:
     ) -> None:
         self._names = [name for name, _ in space]
         self._points, self._values = np.array(points, float), np.array(values)
-        self._bounds = np.array([[one.low, one.high] for _, one in space], float)
+        self._bounds = np.array([[distribution.low, distribution.high] for _, distribution in space], float)
         self._shown = _Shown()
         self._study = optuna.create_study(storage=self._shown, direction="minimize")
         self._study.add_trials(
@@ -126,15 +126,15 @@ class _Sample:
         self._trials = self._study.get_trials()
 
     def shares(self, chosen: NDArray[np.int64], trees: int, seed: int) -> Floats | None:
-        """Of the trials at these places; rows: PED-ANOVA, fANOVA, their mean. None where nothing differs."""
+        """Compute those of the trials at these places; rows: PED-ANOVA, fANOVA, mean. None where nothing differs."""
         variance = fanova(self._points[chosen], self._values[chosen], self._bounds, trees, seed)
         if variance is None:
             return None
         best = min(MOST_BEST_SHARE, max(BEST_SHARE, FEWEST_BEST / len(chosen)))
         self._shown.trials = [self._trials[place] for place in chosen]
         evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
-        found = get_param_importances(self._study, evaluator=evaluator, params=self._names)
-        best_trials = np.array([found[name] for name in self._names])
+        importances = get_param_importances(self._study, evaluator=evaluator, params=self._names)
+        best_trials = np.array([importances[name] for name in self._names])
         return np.stack([best_trials, variance, (best_trials + variance) / 2])
 
 
@@ -147,13 +147,13 @@ class _Shown(InMemoryStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Those that are shown; before any is, those that were added."""
+        """Return those that are shown; before any is, those that were added."""
         return super().get_all_trials(study_id, deepcopy, states) if self.trials is None else self.trials
 
 
 @contextmanager
 def _quiet_optuna() -> Iterator[None]:
-    """No notice of the study in memory, and none of experimental evaluators; afterwards everything as it was."""
+    """Silence notices of the study in memory and of experimental evaluators; afterwards everything is as it was."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

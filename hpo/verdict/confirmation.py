@@ -32,7 +32,7 @@ class Comparison:
     corrected: float
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able; the difference in percent of perplexity."""
+        """Return it as JSON has it, the difference in percent of perplexity."""
         return {
             "dataset": self.dataset,
             "name": self.name,
@@ -44,35 +44,35 @@ class Comparison:
 
 
 def confirm(
-    bench: Bench, store: ResultStore, level: SizeClassRanking, texts: Sequence[Sequences], progress: Progress
+    bench: Bench, store: ResultStore, ranking: SizeClassRanking, texts: Sequence[Sequences], progress: Progress
 ) -> dict[str, Any]:
-    """Score the best trial of a level, what is recommended there, and its references on every text.
+    """Score the best trial of a ranking, what is recommended there, and its references on every text.
 
     Args:
         bench: Model, roles, calibration.
-        store: Where what is known already is found, and what is measured is kept.
+        store: Where results are read from, and where new ones are kept.
         level: Whose winner is confirmed; it has a completed trial.
         texts: Held-out text: the tuning text's own kind first.
 
     Returns:
         What `StudyRecord.confirmation` holds.
     """
-    winner = level.best_trial
+    winner = ranking.best_trial
     assert winner is not None
-    settings = _settings(level, winner)
+    settings = _settings(ranking, winner)
     results = measure_all(bench, store, list(settings.values()), texts, progress)
     scores = {
-        name: [result.score for result in found if result.score is not None]
-        for name, found in zip(settings, results, strict=True)
+        name: [result.score for result in of_texts if result.score is not None]
+        for name, of_texts in zip(settings, results, strict=True)
     }
     rivals = [name for name in settings if name not in (winner.measured.name, FULL_PRECISION)]
     comparisons = _compare(winner.measured.name, rivals, scores, texts)
     return {
-        "group_size": level.size_class.group_size,
-        "keep_ratio": level.size_class.keep_ratio or None,
+        "group_size": ranking.size_class.group_size,
+        "keep_ratio": ranking.size_class.keep_ratio or None,
         "winner": winner.measured.name,
-        "recommended": level.recommended.measured.name,
-        "sentence": _sentence(winner.measured.name, level.best_reference, comparisons),
+        "recommended": ranking.recommended.measured.name,
+        "sentence": _sentence(winner.measured.name, ranking.best_reference, comparisons),
         "rows": [
             {
                 "dataset": text.source,
@@ -81,23 +81,23 @@ def confirm(
                 "mean_nll": score.mean_nll,
                 "tokens": int(score.tokens.sum()),
             }
-            for name, found in scores.items()
-            for text, score in zip(texts, found, strict=True)
+            for name, of_texts in scores.items()
+            for text, score in zip(texts, of_texts, strict=True)
         ],
         "comparisons": [comparison.as_dict() for comparison in comparisons],
     }
 
 
-def _settings(level: SizeClassRanking, winner: Ranked) -> dict[str, Setting | None]:
-    known = [row.measured for row in level.rows if not isinstance(row.measured, TrialRecord)]
-    chosen = [winner.measured, level.recommended.measured, *known]
-    return {FULL_PRECISION: None, **{one.name: one.setting for one in chosen}}
+def _settings(ranking: SizeClassRanking, winner: Ranked) -> dict[str, Setting | None]:
+    references = [row.measured for row in ranking.rows if not isinstance(row.measured, TrialRecord)]
+    chosen = [winner.measured, ranking.recommended.measured, *references]
+    return {FULL_PRECISION: None, **{measured.name: measured.setting for measured in chosen}}
 
 
 def _compare(
     winner: str, rivals: Sequence[str], scores: Mapping[str, Sequence[Score]], texts: Sequence[Sequences]
 ) -> list[Comparison]:
-    """Every rival on every text; p-values are corrected for all of them together (Holm)."""
+    """Compare with every rival on every text; p-values are corrected for all of them together (Holm)."""
     pairs = [
         (text.source, rival, paired_difference(scores[winner][index], scores[rival][index]))
         for index, text in enumerate(texts)
@@ -113,9 +113,9 @@ def _compare(
 def _sentence(winner: str, reference: Ranked | None, comparisons: Sequence[Comparison]) -> str:
     if reference is None or not comparisons:
         return "There was no reference to confirm the winner against."
-    against = [one for one in comparisons if one.against == reference.measured.name]
-    parts = [f"{percent_text(one.difference)} on {one.dataset}" for one in against]
-    real = all(one.difference.percent()[0] < -MEANINGFUL_PERCENT and one.corrected < SIGNIFICANT for one in against)
-    worse = all(one.difference.value > 0 and one.corrected < SIGNIFICANT for one in against)
+    against = [row for row in comparisons if row.against == reference.measured.name]
+    parts = [f"{percent_text(row.difference)} on {row.dataset}" for row in against]
+    real = all(row.difference.percent()[0] < -MEANINGFUL_PERCENT and row.corrected < SIGNIFICANT for row in against)
+    worse = all(row.difference.value > 0 and row.corrected < SIGNIFICANT for row in against)
     judgement = "confirmed as better" if real else "confirmed as worse" if worse else "not confirmed as different"
     return f"On held-out text {winner} against {reference.measured.name}: {', '.join(parts)}: {judgement}."

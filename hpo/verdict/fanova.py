@@ -17,7 +17,7 @@ Places = NDArray[np.intp]
 
 
 def fanova(points: Floats, values: Floats, bounds: Floats, trees: int, seed: int) -> Floats | None:
-    """Each parameter's share of the variance over the whole space, adding up to 1.
+    """Compute each parameter's share of the variance over the whole space, adding up to 1.
 
     Args:
         points: `[N, H]`.
@@ -33,15 +33,15 @@ def fanova(points: Floats, values: Floats, bounds: Floats, trees: int, seed: int
     from sklearn.ensemble import RandomForestRegressor
 
     forest = RandomForestRegressor(n_estimators=trees, max_depth=64, random_state=seed).fit(points, values)
-    leaves = _leaves([one.tree_ for one in forest.estimators_], bounds)
+    leaves = _leaves([estimator.tree_ for estimator in forest.estimators_], bounds)
     total = leaves.summed(leaves.volumes * (leaves.values - leaves.means[leaves.trees]) ** 2)
     differs = total > 0
     if not differs.any():
         return None
     main = np.array([_main_variances(leaves, place)[differs] / total[differs] for place in range(len(bounds))])
-    found = main.mean(axis=1)
+    shares = main.mean(axis=1)
     # A forest of interactions alone prefers no parameter.
-    return found / found.sum() if found.sum() > 0 else np.full(len(bounds), 1 / len(bounds))
+    return shares / shares.sum() if shares.sum() > 0 else np.full(len(bounds), 1 / len(bounds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +64,17 @@ class _Leaves:
 
     @property
     def volumes(self) -> Floats:
-        """`[L]`; they add up to 1 for each tree."""
+        """Return `[L]`; they add up to 1 for each tree."""
         volumes: Floats = np.prod(self.high - self.low, axis=1)
         return volumes
 
     @property
     def means(self) -> Floats:
-        """`[T]`, each tree's prediction averaged over the space."""
+        """Return `[T]`, each tree's prediction averaged over the space."""
         return self.summed(self.volumes * self.values)
 
     def summed(self, terms: Floats) -> Floats:
-        """`[T]` from `[L]`."""
+        """Add up terms of leaves by tree: `[T]` from `[L]`."""
         return np.bincount(self.trees, terms, self.count).astype(float)
 
 
@@ -88,22 +88,22 @@ def _leaves(trees: Sequence[Any], bounds: Floats) -> _Leaves:
         for name in ("children_left", "children_right", "feature", "threshold", "value")
     )
     low, high = np.zeros((len(owner), len(bounds))), np.ones((len(owner), len(bounds)))
-    level = roots
-    while level.size:
-        inner = level[feature[level] >= 0]
+    nodes = roots
+    while nodes.size:
+        inner = nodes[feature[nodes] >= 0]
         axis = feature[inner]
         cut = (threshold[inner] - bounds[axis, 0]) / (bounds[axis, 1] - bounds[axis, 0])
         below, above = (children[inner] + roots[owner[inner]] for children in (left, right))
         for child in (below, above):
             low[child], high[child] = low[inner], high[inner]
         high[below, axis] = low[above, axis] = cut
-        level = np.concatenate([below, above])
+        nodes = np.concatenate([below, above])
     leaf = feature < 0
     return _Leaves(trees=owner[leaf], low=low[leaf], high=high[leaf], values=value[leaf], count=len(trees))
 
 
 def _main_variances(leaves: _Leaves, place: int) -> Floats:
-    """`[T]`, the variance of each tree's prediction along one parameter, averaged over all others.
+    """Compute the variance `[T]` of each tree's prediction along one parameter, averaged over all others.
 
     That is a step function of the parameter: a leaf adds its part where it begins and takes it away where it ends.
     """

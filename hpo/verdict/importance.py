@@ -51,19 +51,19 @@ class Shares:
 
     @property
     def trials(self) -> int:
-        """How many the shares are over."""
+        """Count the trials that the shares are over."""
         return self.complete + self.pruned
 
     @property
     def counted(self) -> str:
-        """The number of trials in words: `38 trials (12 of them pruned, by their estimates)`."""
+        """Put the number of trials into words: `38 trials (12 of them pruned, by their estimates)`."""
         if not self.pruned:
             return f"{self.trials} complete trials"
         return f"{self.trials} trials ({self.pruned} of them pruned, by their estimates)"
 
     @property
     def warning(self) -> str | None:
-        """Why the numbers do not say what matters most, as a sentence; None where they do, or there are none.
+        """Say why the numbers do not show what matters most, as a sentence; None where they do, or there are none.
 
         Two shares of a whole move against each other, so their difference is about as unsure as both together, and
         intervals that overlap are the right test.
@@ -82,16 +82,17 @@ class Shares:
         return None
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return it as JSON has it."""
         shares = {"ped_anova": self.ped_anova, "fanova": self.fanova, "mean": self.mean}
         return {
             "scope": self.scope,
             "trials": self.trials,
             "complete": self.complete,
             "pruned": self.pruned,
-            **{key: {name: share.value for name, share in found.items()} for key, found in shares.items()},
+            **{key: {name: share.value for name, share in by_name.items()} for key, by_name in shares.items()},
             "intervals": {
-                key: {name: [share.low, share.high] for name, share in found.items()} for key, found in shares.items()
+                key: {name: [share.low, share.high] for name, share in by_name.items()}
+                for key, by_name in shares.items()
             },
             "warning": self.warning,
             "reason": self.reason,
@@ -107,22 +108,22 @@ class Importances:
 
     @property
     def scopes(self) -> list[Shares]:
-        """Those that exist."""
+        """List those that exist."""
         return [self.overall] if self.equal_size is None else [self.overall, self.equal_size]
 
     @property
     def deciding(self) -> Shares:
-        """Those to go by: at equal bits, as verdicts are."""
+        """Return those to go by: at equal bits, as verdicts are."""
         return self.scopes[-1]
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return it as JSON has it."""
         equal = None if self.equal_size is None else self.equal_size.as_dict()
         return {"overall": self.overall.as_dict(), "equal_group_size": equal}
 
 
 def importances(space: Space, trials: Sequence[TrialRecord]) -> Importances:
-    """Shares of the hyperparameters that vary, over the complete trials and pruned ones that are known well enough.
+    """Compute the shares of the hyperparameters that vary, over complete trials and pruned ones of exact estimates.
 
     Without the pruned ones they would tell what matters among good settings only; where settings differ by less than
     estimates err, these are noise.
@@ -138,20 +139,20 @@ def importances(space: Space, trials: Sequence[TrialRecord]) -> Importances:
     )
 
 
-def usual_size_class(trials: Sequence[TrialRecord]) -> SizeClass | None:
-    """The size class that most of `trials`, given best first, have; of equally frequent ones the better."""
-    found = Counter(trial.size_class for trial in trials if trial.size_class is not None)
-    return max(found, key=lambda one: found[one], default=None)
+def most_frequent_size_class(trials: Sequence[TrialRecord]) -> SizeClass | None:
+    """Find the size class that most of `trials`, given best first, have; of equally frequent ones the better."""
+    counts = Counter(trial.size_class for trial in trials if trial.size_class is not None)
+    return max(counts, key=lambda size_class: counts[size_class], default=None)
 
 
 def _at_equal_size(trials: Sequence[TrialRecord], varied: Sequence[Dimension]) -> Shares:
     size_classes = dict.fromkeys(trial.size_class for trial in trials)
-    alike = ([trial for trial in trials if trial.size_class == one] for one in size_classes)
-    kept = [trial for members in alike for trial in _exact_enough(members)]
-    usual = usual_size_class(sorted(kept, key=lambda trial: (_value(trial), trial.number)))
+    alike = ([trial for trial in trials if trial.size_class == size_class] for size_class in size_classes)
+    exact = [trial for members in alike for trial in _exact_enough(members)]
+    most_frequent = most_frequent_size_class(sorted(exact, key=lambda trial: (_value(trial), trial.number)))
     others = [dimension for dimension in varied if dimension.name not in SIZE_CLASS_FIELDS]
-    scope = "equal bits" if usual is None else str(usual)
-    return _shares(scope, [trial for trial in trials if trial.size_class == usual], others)
+    scope = "equal bits" if most_frequent is None else str(most_frequent)
+    return _shares(scope, [trial for trial in trials if trial.size_class == most_frequent], others)
 
 
 def _shares(scope: str, trials: Sequence[TrialRecord], varied: Sequence[Dimension]) -> Shares:
@@ -164,7 +165,7 @@ def _shares(scope: str, trials: Sequence[TrialRecord], varied: Sequence[Dimensio
     # Sorted, so that the order in which a space was written down moves no forest.
     space = tuple(sorted((dimension.parameter, dimension.distribution) for dimension in varied))
     names = {dimension.parameter: dimension.name for dimension in varied}
-    found = evaluate(
+    shares = evaluate(
         tuple(tuple(trial.params[name] for name, _ in space) for trial in trials),
         # Logarithms, so that one catastrophic setting does not explain all the variance.
         tuple(math.log(_value(trial)) for trial in trials),
@@ -174,14 +175,14 @@ def _shares(scope: str, trials: Sequence[TrialRecord], varied: Sequence[Dimensio
         scope=scope,
         complete=complete,
         pruned=pruned,
-        ped_anova=_renamed(found.ped_anova, names),
-        fanova=_renamed(found.fanova, names),
-        mean=dict(sorted(_renamed(found.mean, names).items(), key=lambda entry: -entry[1].value)),
+        ped_anova=_renamed(shares.ped_anova, names),
+        fanova=_renamed(shares.fanova, names),
+        mean=dict(sorted(_renamed(shares.mean, names).items(), key=lambda entry: -entry[1].value)),
     )
 
 
 def _exact_enough(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The complete trials, and those pruned ones whose estimates tell more than they err."""
+    """Keep the complete trials, and those pruned ones whose estimates tell more than they err."""
     values = [math.log(_value(trial)) for trial in trials]
     most = LARGEST_ERROR * (pvariance(values) if values else 0.0)
     return [trial for trial in trials if trial.estimate is None or trial.estimate.variance <= most]
@@ -211,7 +212,7 @@ def _has_value(trial: TrialRecord) -> bool:
 
 
 def _value(trial: TrialRecord) -> float:
-    """What a trial scored, or would probably have; NaN where neither is known."""
+    """Return what a trial scored, or would probably have; NaN where neither is known."""
     if trial.state == "PRUNED" and trial.estimate is not None:
         return trial.estimate.perplexity
     return math.nan if trial.perplexity is None else trial.perplexity

@@ -56,32 +56,32 @@ class SizeClassRanking:
 
     @property
     def against(self) -> Difference | None:
-        """The best trial's mean NLL minus the best reference's; None where one of them is missing."""
+        """Return the best trial's mean NLL minus the best reference's; None where one of them is missing."""
         return self.best_trial.against if self.best_trial else None
 
     @property
     def title(self) -> str:
-        """The size class as the beginning of a sentence."""
+        """Name the size class as a sentence begins."""
         text = str(self.size_class)
         return text[0].upper() + text[1:]
 
     @property
     def best(self) -> Ranked:
-        """The row of least perplexity."""
+        """Return the row of least perplexity."""
         return self.rows[0]
 
     @property
     def best_trial(self) -> Ranked | None:
-        """The best row that the study searched for; None where no trial of these bits was completed."""
+        """Return the best row that the study searched for; None where no trial of these bits was completed."""
         return next((row for row in self.rows if isinstance(row.measured, TrialRecord)), None)
 
     @property
     def best_reference(self) -> Ranked | None:
-        """The best row that is no trial."""
+        """Return the best row that is no trial."""
         return next((row for row in self.rows if not isinstance(row.measured, TrialRecord)), None)
 
     def verdict(self) -> str:
-        """What the comparison with the references says, in one sentence."""
+        """Say what the comparison with the references shows, in one sentence."""
         trial, reference = self.best_trial, self.best_reference
         if trial is None or reference is None or self.against is None:
             missing = "no trial was completed" if trial is None else "no reference was measured"
@@ -89,18 +89,18 @@ class SizeClassRanking:
         method = trial.measured.setting.method if trial.measured.setting else ""
         better = self.against.value <= 0
         interval = f"{percent_text(self.against)} perplexity"
-        known, found = (self._named(row) for row in (reference, trial))
+        baseline, best = (self._named(row) for row in (reference, trial))
         if not better:
             return (
-                f"{self.title}: {known} beats every {method} setting that was tried; "
-                f"the best of them, {found}, is at {interval}."
+                f"{self.title}: {baseline} beats every {method} setting that was tried; "
+                f"the best of them, {best}, is at {interval}."
             )
         real = is_meaningful(self.against)
         judgement = "a meaningful win" if real else "not a meaningful win (it takes 0.1 % and significance)"
-        return f"{self.title}: {found} against {known} is {interval}: {judgement}."
+        return f"{self.title}: {best} against {baseline} is {interval}: {judgement}."
 
     def recommendation(self) -> str:
-        """What to use, in one sentence."""
+        """Say what to use, in one sentence."""
         chosen = self.recommended.measured
         if chosen.size_class == self.size_class:
             return f"Recommended at {self.size_class}: {chosen.name} ({chosen.label})."
@@ -108,8 +108,8 @@ class SizeClassRanking:
         return f"Recommended instead of {self.size_class}: {instead}."
 
     def _named(self, row: Ranked) -> str:
-        """A row with its perplexity, and with its bits where the rows' bits differ."""
-        bits = {f"{one.measured.bits_per_weight:.3f}" for one in self.rows}
+        """Name a row with its perplexity, and with its bits where the rows' bits differ."""
+        bits = {f"{other.measured.bits_per_weight:.3f}" for other in self.rows}
         at = f" at {row.measured.bits_per_weight:.3f} bits per weight" if len(bits) > 1 else ""
         return f"{row.measured.name} ({row.score.perplexity:.3f}{at})"
 
@@ -117,7 +117,7 @@ class SizeClassRanking:
 def rank(record: StudyRecord, scores: Scores) -> list[SizeClassRanking]:
     """Rank what a study measured to the end, for each size class, in their order.
 
-    References in groups are no level of a study of rows with one scale, but rows of its levels.
+    References in groups have no ranking of their own in a study of rows with one scale, but are rows of its rankings.
 
     Args:
         record: The study.
@@ -126,105 +126,112 @@ def rank(record: StudyRecord, scores: Scores) -> list[SizeClassRanking]:
     Raises:
         DamagedEntryError: If values are missing or damaged.
     """
-    levels = []
+    rankings = []
     measured = [*record.references, *record.complete]
-    found = {one.size_class for one in measured if one.size_class is not None}
-    per_row = {size_class for size_class in found if size_class.group_size is None}
-    for size_class in sorted(per_row or found, key=lambda one: one.order):
-        own = [one for one in measured if one.size_class == size_class]
-        beside = _beside(record.references, own) if per_row else []
-        rows = [(one, scores.of(one)) for one in (*own, *beside)]
-        levels.append(_level(size_class, rows))
-    return levels
+    size_classes = {member.size_class for member in measured if member.size_class is not None}
+    per_row = {size_class for size_class in size_classes if size_class.group_size is None}
+    for size_class in sorted(per_row or size_classes, key=lambda size_class: size_class.order):
+        members = [member for member in measured if member.size_class == size_class]
+        group_references = _group_references(record.references, members) if per_row else []
+        rows = [(member, scores.of(member)) for member in (*members, *group_references)]
+        rankings.append(_ranking(size_class, rows))
+    return rankings
 
 
-def frontier(levels: Sequence[SizeClassRanking]) -> list[Ranked]:
-    """Every row that is better than all that take no more bits, fewest bits first."""
-    rows = {row.measured.name + str(row.measured.size_class): row for level in levels for row in level.rows}
-    found: list[Ranked] = []
-    for row in sorted(rows.values(), key=lambda one: (one.measured.bits_per_weight, one.score.mean_nll)):
-        if not found or row.score.mean_nll < found[-1].score.mean_nll:
-            found.append(row)
-    return found
+def frontier(rankings: Sequence[SizeClassRanking]) -> list[Ranked]:
+    """List every row that is better than all that take no more bits (the Pareto front), fewest bits first."""
+    rows = {row.measured.name + str(row.measured.size_class): row for ranking in rankings for row in ranking.rows}
+    front: list[Ranked] = []
+    for row in sorted(rows.values(), key=lambda row: (row.measured.bits_per_weight, row.score.mean_nll)):
+        if not front or row.score.mean_nll < front[-1].score.mean_nll:
+            front.append(row)
+    return front
 
 
-def frontier_text(levels: Sequence[SizeClassRanking]) -> str:
-    """The frontier in one sentence."""
+def frontier_text(rankings: Sequence[SizeClassRanking]) -> str:
+    """Put the frontier into one sentence."""
     parts = (
         f"{row.measured.full_name} ({row.score.perplexity:.3f} at {row.measured.bits_per_weight:.3f})"
-        for row in frontier(levels)
+        for row in frontier(rankings)
     )
     return f"Perplexity at bits per weight, where nothing of no more bits is better: {', '.join(parts)}."
 
 
-def headline(levels: Sequence[SizeClassRanking]) -> SizeClassRanking | None:
-    """The level a report leads with: the one of the best completed trial; None before there is one."""
-    searched = [level for level in levels if level.best_trial is not None]
-    return min(searched, key=lambda level: level.best_trial.score.mean_nll, default=None)  # type: ignore[union-attr]
+def headline(rankings: Sequence[SizeClassRanking]) -> SizeClassRanking | None:
+    """Choose the ranking a report leads with: the one of the best completed trial; None before there is one."""
+    searched = [ranking for ranking in rankings if ranking.best_trial is not None]
+    return min(searched, key=lambda ranking: ranking.best_trial.score.mean_nll, default=None)  # type: ignore[union-attr]
 
 
 def is_meaningful(difference: Difference) -> bool:
-    """Whether the first of two settings is better by more than 0.1 % and significantly."""
+    """Tell whether the first of two settings is better by more than 0.1 % and significantly."""
     return difference.percent()[0] < -MEANINGFUL_PERCENT and difference.p_value < SIGNIFICANT
 
 
 def simplicity(measured: Measured) -> tuple[int, bool, int, int]:
-    """Smaller is simpler: the method as the table of methods has them, known settings before found ones, less work."""
+    """Order by simplicity, the simplest least: by the table of methods, then references and presets, then less work."""
     setting = measured.setting or Setting()
-    found = isinstance(measured, TrialRecord) and not measured.origin.startswith("preset")
-    return list(METHODS).index(setting.method), found, setting.n_calib, setting.n_grid
+    searched = isinstance(measured, TrialRecord) and not measured.origin.startswith("preset")
+    return list(METHODS).index(setting.method), searched, setting.n_calib, setting.n_grid
 
 
 def recommend(rows: Sequence[tuple[Measured, Score]], difference: Callable[[int], Difference]) -> int:
-    """The decision guide: which of `rows`, best first, to use.
+    """Apply the decision guide: the simplest setting that is as good as the best.
 
     Args:
-        rows: What was measured.
+        rows: What was measured, best first.
         difference: Of row i's mean NLL minus the best row's.
+
+    Returns:
+        The place of the row to use.
     """
     equal = [0]
     for index in range(1, len(rows)):
-        apart = difference(index)
-        if apart.percent()[0] <= INDIFFERENT_PERCENT and apart.low <= 0:
+        above_best = difference(index)
+        if above_best.percent()[0] <= INDIFFERENT_PERCENT and above_best.low <= 0:
             equal.append(index)
     return min(equal, key=lambda index: (simplicity(rows[index][0]), index))
 
 
-def _beside(references: Sequence[Measured], own: Sequence[Measured]) -> list[Measured]:
-    """Of each reference method in groups the one of most bits among those that take no more than `own`."""
-    most = max(one.bits_per_weight or 0.0 for one in own)
+def _group_references(references: Sequence[Measured], members: Sequence[Measured]) -> list[Measured]:
+    """Choose of each reference method in groups the one of most bits among those that take no more than `members`."""
+    most = max(_bits(member) for member in members)
     best: dict[str, Measured] = {}
-    for one in sorted(references, key=lambda one: one.bits_per_weight or 0.0):
-        if one.setting is not None and one.group_size is not None and (one.bits_per_weight or 0.0) <= most:
-            best[one.setting.method] = one
+    for reference in sorted(references, key=_bits):
+        if reference.setting is not None and reference.group_size is not None and _bits(reference) <= most:
+            best[reference.setting.method] = reference
     return list(best.values())
 
 
-def _level(size_class: SizeClass, rows: list[tuple[Measured, Score]]) -> SizeClassRanking:
+def _bits(measured: Measured) -> float:
+    return measured.bits_per_weight or 0.0
+
+
+def _ranking(size_class: SizeClass, rows: list[tuple[Measured, Score]]) -> SizeClassRanking:
     rows = sorted(rows, key=lambda row: (row[1].mean_nll, simplicity(row[0])))
     best = rows[0][1]
-    known = next((score for one, score in rows if not isinstance(one, TrialRecord)), None)
+    baseline = next((score for measured, score in rows if not isinstance(measured, TrialRecord)), None)
     ranked = tuple(
         Ranked(
-            measured=one,
+            measured=measured,
             score=score,
             difference=paired_difference(score, best),
-            against=paired_difference(score, known) if known else None,
+            against=paired_difference(score, baseline) if baseline else None,
         )
-        for one, score in rows
+        for measured, score in rows
     )
     chosen = recommend(rows, lambda index: ranked[index].difference)
     return SizeClassRanking(size_class=size_class, rows=ranked, recommended=ranked[chosen])
 
 
-def ranking_json(levels: Sequence[SizeClassRanking]) -> list[Mapping[str, object]]:
-    """The ranking as `show --json` and `result.json` have it."""
+def ranking_json(rankings: Sequence[SizeClassRanking]) -> list[Mapping[str, object]]:
+    """Lay the rankings out as `show --json` and `result.json` have them."""
     return [
         {
-            "group_size": level.size_class.group_size,
-            "keep_ratio": level.size_class.keep_ratio or None,
-            "verdict": level.verdict(),
-            "recommended": level.recommended.measured.name,
+            "group_size": ranking.size_class.group_size,
+            "keep_ratio": ranking.size_class.keep_ratio or None,
+            "verdict": ranking.verdict(),
+            "recommended": ranking.recommended.measured.name,
             "rows": [
                 {
                     "name": row.measured.name,
@@ -237,8 +244,8 @@ def ranking_json(levels: Sequence[SizeClassRanking]) -> list[Mapping[str, object
                     "percent_above_best": row.difference.percent_json(),
                     "p_value": row.difference.p_value,
                 }
-                for row in level.rows
+                for row in ranking.rows
             ],
         }
-        for level in levels
+        for ranking in rankings
     ]

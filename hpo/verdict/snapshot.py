@@ -30,29 +30,29 @@ class Study:
 
     Attributes:
         record: Everything that is stored of it.
-        ranking: What was measured to the end, for each size at equal bits; empty where it is not known.
+        rankings: What was measured to the end, for each size at equal bits; empty where it is not known.
         scores: Its values per sequence, and the store where its results are.
         notes: What a person should know besides.
     """
 
     record: StudyRecord
-    ranking: Sequence[SizeClassRanking]
+    rankings: Sequence[SizeClassRanking]
     scores: Scores
     notes: Sequence[str] = ()
 
     @property
     def lead(self) -> SizeClassRanking | None:
-        """What a report leads with; None before a trial is complete."""
-        return headline(self.ranking)
+        """Return the ranking that a report leads with; None before a trial is complete."""
+        return headline(self.rankings)
 
     @property
     def store(self) -> ResultStore:
-        """Where its results are."""
+        """Return the store where its results are."""
         return self.scores.store
 
     @cached_property
     def importances(self) -> "Importances":
-        """What mattered: each hyperparameter's share of the outcome; seconds for many trials."""
+        """Compute each hyperparameter's share of the outcome, once; seconds for many trials."""
         # Imported here: `show` has no use for it, and scikit-learn takes a second.
         from hpo.verdict.importance import importances
 
@@ -60,23 +60,23 @@ class Study:
 
 
 def read(study: optuna.Study, paths: Paths) -> Study:
-    """A study as it stands now, without its model.
+    """Read a study as it stands now, without its model.
 
     Raises:
         DamagedEntryError: If its values per sequence are missing or damaged.
     """
     record, scores = read_study(study), Scores(ResultStore(paths.results))
     notes = () if record.references else (UNMEASURED,)
-    return Study(record=record, ranking=rank(record, scores) if record.references else [], scores=scores, notes=notes)
+    return Study(record=record, rankings=rank(record, scores) if record.references else [], scores=scores, notes=notes)
 
 
 def read_unranked(study: optuna.Study, paths: Paths) -> Study:
-    """The same without its ranking, for which no values per sequence are needed."""
-    return Study(record=read_study(study), ranking=[], scores=Scores(ResultStore(paths.results)))
+    """Read it without its rankings, for which no values per sequence are needed."""
+    return Study(record=read_study(study), rankings=[], scores=Scores(ResultStore(paths.results)))
 
 
 def read_ranked_if_possible(study: optuna.Study, paths: Paths) -> Study:
-    """The same, ranked where its values per sequence are on this machine."""
+    """Read it, ranked where its values per sequence are on this machine."""
     try:
         return read(study, paths)
     except DamagedEntryError:

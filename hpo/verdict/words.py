@@ -14,20 +14,20 @@ LONGEST_NAME = 24
 
 
 def number(value: object, digits: int = 3) -> str:
-    """A number for people: fixed digits, powers of ten for the very large, a dash for what is not one."""
+    """Write a number for people: fixed digits, powers of ten for the very large, a dash for what is not one."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return NOTHING
     return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def percent_text(difference: Difference) -> str:
-    """`-0.42 % [-0.61, -0.23]`, of perplexity."""
+    """Write a difference in percent of perplexity: `-0.42 % [-0.61, -0.23]`."""
     value, low, high = difference.percent()
     return f"{value:+.2f} % [{low:+.2f}, {high:+.2f}]"
 
 
 def interval_text(value: object, low: object, high: object) -> str:
-    """`-0.42 % [-0.61, -0.23]`, with dashes for what is not finite."""
+    """Write `-0.42 % [-0.61, -0.23]`, with dashes for what is not finite."""
     return f"{_signed(value)} % [{_signed(low)}, {_signed(high)}]"
 
 
@@ -36,14 +36,14 @@ def _signed(value: object) -> str:
 
 
 def short_source(source: str) -> str:
-    """A text's name as figures have room for: of a file its name without the folders, and no more than 24 letters."""
+    """Shorten a text's name as figures need it: of a file its name without folders, and no more than 24 letters."""
     path = PurePath(source)
     name = path.name if path.suffix and not source.startswith("hub:") else source
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def setting_text(measured: Measured) -> str:
-    """The setting's label, with the calibration samples where its method reads them."""
+    """Write the setting's label, with the calibration samples where its method reads them."""
     setting = measured.setting
     if setting is None or setting.definition.salience is None:
         return measured.label

@@ -36,18 +36,18 @@ class Listed:
     best: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return it as JSON has it."""
         return {"name": self.name, "model": self.model, "format": self.format, "trials": self.trials, "best": self.best}
 
 
 def list_studies(storage: BaseStorage) -> list[Listed]:
-    """Every study of a storage, by name."""
-    found = []
+    """List every study of a storage, by name."""
+    listed = []
     for name in sorted(optuna.get_all_study_names(storage)):
         study = optuna.load_study(storage=storage, study_name=name)
         contract, trials = study.user_attrs.get(CONTRACT, {}), study.get_trials(deepcopy=False)
         values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-        found.append(
+        listed.append(
             Listed(
                 name=name,
                 model=contract.get("model", {}).get("name"),
@@ -56,7 +56,7 @@ def list_studies(storage: BaseStorage) -> list[Listed]:
                 best=min(values, default=None),
             )
         )
-    return found
+    return listed
 
 
 def remove_study(study: optuna.Study, storage: BaseStorage, force: bool) -> None:
@@ -82,11 +82,11 @@ def retry_failed(study: optuna.Study, storage: BaseStorage) -> list[int]:
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         again = [trial for trial in failed if trial.number not in retried and SETTING in trial.user_attrs]
         for trial in again:
-            known = {name: trial.user_attrs[name] for name in (SETTING, ORIGIN) if name in trial.user_attrs}
+            attributes = {name: trial.user_attrs[name] for name in (SETTING, ORIGIN) if name in trial.user_attrs}
             study.add_trial(
                 create_trial(
                     state=TrialState.WAITING,
-                    user_attrs={**known, RETRY_OF: trial.number},
+                    user_attrs={**attributes, RETRY_OF: trial.number},
                     system_attrs={"fixed_params": trial.system_attrs.get("fixed_params", trial.params)},
                 )
             )

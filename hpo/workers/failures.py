@@ -30,7 +30,7 @@ class Failure:
 
 
 def failure_of(error: Exception) -> Failure | None:
-    """The failure that an exception is; None where it is no property of the setting, and someone may try it again."""
+    """Classify an exception as a failure; None where it is no property of the setting, and someone may try it again."""
     if isinstance(error, QuantizationError):
         return Failure(outcome="not quantizable", reason=str(error))
     if isinstance(error, RunError | StorageError | OSError | StorageInternalError | SQLAlchemyError):
@@ -40,7 +40,7 @@ def failure_of(error: Exception) -> Failure | None:
 
 
 def failure_in(result: TrialResult) -> Failure | None:
-    """The failure that a result is; None where it has a value."""
+    """Classify a result as a failure; None where it has a value."""
     if result.outcome == "out-of-memory":
         peak = result.peak_bytes / 1e9
         reason = f"out of memory at a peak of {peak:.2f} GB, one sequence at a time; use a smaller --max-memory"

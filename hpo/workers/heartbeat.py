@@ -43,7 +43,7 @@ class Heartbeat:
     Args:
         storage: Where the trial is.
         trial_id: The storage's number of it.
-        patience: Seconds without progress after which the trial is ended; None for any number.
+        timeout: Seconds without progress after which the trial is ended; None for any number.
         ended: Called after a hanging trial was ended, with the reason.
     """
 
@@ -51,11 +51,11 @@ class Heartbeat:
         self,
         storage: BaseStorage,
         trial_id: int,
-        patience: float | None = None,
+        timeout: float | None = None,
         ended: Callable[[str], None] = leave,
     ) -> None:
         self._storage, self._trial_id = storage, trial_id
-        self._patience, self._ended = patience, ended
+        self._timeout, self._ended = timeout, ended
         self._lock, self._stop, self._news = Lock(), Event(), Event()
         self._state = ("starting", 0, 0)
         self._progressed = monotonic()
@@ -75,7 +75,7 @@ class Heartbeat:
         self._thread.join(JOIN_SECONDS)
 
     def note(self, phase: str, done: int, total: int) -> None:
-        """Progress: `phase` begins with the word for what is being done."""
+        """Note progress: `phase` begins with the word for what is being done."""
         word = phase.split(" ", 1)[0]
         with self._lock:
             new = word != self._state[0]
@@ -84,7 +84,7 @@ class Heartbeat:
             self._news.set()
 
     def listening(self, progress: Progress) -> Progress:
-        """`progress` as before, noted on the way."""
+        """Wrap `progress` so that it is noted on the way."""
 
         def report(phase: str, done: int, total: int) -> None:
             self.note(phase, done, total)
@@ -115,16 +115,16 @@ class Heartbeat:
         self._storage.set_trial_user_attr(self._trial_id, BEAT, encode(beat))
 
     def _pause(self) -> float:
-        if self._patience is None:
+        if self._timeout is None:
             return BEAT_SECONDS
         with self._lock:
-            left = self._progressed + self._patience - monotonic()
+            left = self._progressed + self._timeout - monotonic()
         return max(0.01, min(BEAT_SECONDS, left))
 
     def _hangs(self) -> bool:
         with self._lock:
             silent, (phase, done, total) = monotonic() - self._progressed, self._state
-        if self._patience is None or silent < self._patience:
+        if self._timeout is None or silent < self._timeout:
             return False
         reason = f"no progress for {silent:.0f} s while {phase} ({done}/{total}); see --trial-timeout"
         try:

@@ -24,7 +24,7 @@ class Interrupts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """The two signals raise `KeyboardInterrupt` inside the block; one that the process ignores stays ignored.
+        """Let the two signals raise `KeyboardInterrupt` inside the block; one that the process ignores stays ignored.
 
         Python lets only the main thread handle signals: in another one, inside a Dask worker say, nothing is watched.
         """
@@ -41,7 +41,7 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A signal inside the block is raised when it ends: a trial is never claimed without its worker knowing."""
+        """Raise a signal inside the block when it ends: a trial is never claimed without its worker knowing."""
         self._deferred = True
         try:
             yield
@@ -55,7 +55,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def checked(self, progress: Progress) -> Progress:
-        """`progress` as a safe point: it is called often, wherever work takes long."""
+        """Make `progress` a safe point: it is called often, wherever work takes long."""
 
         def report(phase: str, done: int, total: int) -> None:
             self.check()

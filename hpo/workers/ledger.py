@@ -13,7 +13,7 @@ from typing import Any
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from hpo.search.incumbent import Incumbent, estimate, usual_spread
+from hpo.search.incumbent import Incumbent, estimate, fit_variance_prior
 from hpo.search.pruners.pruner import Case
 from hpo.search.pruners.registry import Pruning
 from hpo.space.size_class import SizeClass, size_class_of
@@ -47,37 +47,37 @@ class Ledger:
 
     @cached_property
     def scores(self) -> Scores:
-        """What was read of other trials' results; trials whose values cannot be read are not compared with."""
+        """Hold what was read of other trials' results; trials whose values cannot be read are not compared with."""
         return Scores(self.store, self._left_out)
 
     def _left_out(self, damage: DamagedEntryError) -> None:
         self.listen(Notice(text=f"not compared with a trial: {damage}", passing=True))
 
     def is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
-        """Whether the pruner lets a trial go on after a look."""
+        """Decide whether the pruner lets a trial go on after a look."""
         case = Case(look=look, incumbent=partial(self.incumbent, setting), optuna_prunes=trial.should_prune)
         return not self.pruning.pruner.gives_up(case, self.pruning)
 
     def incumbent(self, setting: Setting) -> Incumbent | None:
-        """The best completed trial that a trial of this setting is compared with; None before there is one."""
+        """Find the best completed trial that a trial of this setting is compared with; None before there is one."""
         study, size_class = self.queue.study, size_class_of(setting)
         # Not the whole record: most of a large study's trials have other bits, or were given up.
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        known = [trial for trial in complete if RESULT in trial.user_attrs and _size_class(trial) == size_class]
-        equals = sorted(known, key=lambda trial: (trial.value, trial.number))[: 1 + MOST_OTHERS]
-        scored = self.scores.readable(map(trial_record, equals))
+        comparable = [trial for trial in complete if RESULT in trial.user_attrs and _size_class(trial) == size_class]
+        best_first = sorted(comparable, key=lambda trial: (trial.value, trial.number))[: 1 + MOST_OTHERS]
+        scored = self.scores.readable(map(trial_record, best_first))
         if not scored:
             return None
-        references = self.scores.readable(one for one in read_references(study) if one.size_class == size_class)
+        equal_bits = (reference for reference in read_references(study) if reference.size_class == size_class)
         (best, incumbent), *others = scored
-        compared = [score for _, score in (*others, *references)]
-        return Incumbent(number=best.number, score=incumbent, usual=usual_spread(compared, incumbent))
+        compared = [score for _, score in (*others, *self.scores.readable(equal_bits))]
+        return Incumbent(number=best.number, score=incumbent, prior=fit_variance_prior(compared, incumbent))
 
     def look(self, trial: Trial, look: Score) -> None:
-        """Tell Optuna of a look, unless it was told already."""
-        told = self.queue.storage.get_trial(trial._trial_id).intermediate_values
+        """Report a look to Optuna, unless it was reported already."""
+        reported = self.queue.storage.get_trial(trial._trial_id).intermediate_values
         for step, value in self.pruning.pruner.reports(look, len(self.tuning)).items():
-            if step not in told and math.isfinite(value):
+            if step not in reported and math.isfinite(value):
                 try:
                     trial.report(value, step)
                 except UpdateFinishedTrialError:
@@ -99,8 +99,7 @@ class Ledger:
             return
         incumbent = self.incumbent(setting)
         if incumbent is not None:
-            found = estimate(score, incumbent)
-            self.write(trial, ESTIMATE, encode(found))
+            self.write(trial, ESTIMATE, encode(estimate(score, incumbent)))
         self.queue.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
 
     def _say_taken(self, trial: Trial) -> None:
@@ -125,7 +124,7 @@ class Ledger:
             self.write(trial, name, value)
 
     def write(self, trial: Trial, name: str, value: object) -> None:
-        """Attributes of a trial that someone has ended meanwhile are settled."""
+        """Write an attribute of a trial; those of a trial that someone has ended meanwhile are settled."""
         with suppress(UpdateFinishedTrialError):
             trial.set_user_attr(name, value)
 

@@ -36,7 +36,7 @@ POLL_SECONDS = 1.0
 def measure(
     bench: Bench, store: ResultStore, setting: Setting | None, texts: Sequence[Sequences], progress: Progress
 ) -> list[TrialResult]:
-    """The results of one setting on every text; the model is quantized once, and not at all where all is known.
+    """Measure one setting on every text; the model is quantized once, and not at all where all results are stored.
 
     Raises:
         InputError: If the setting does not suit the model or the text.
@@ -52,7 +52,7 @@ def measure_all(
     texts: Sequence[Sequences],
     progress: Progress,
 ) -> list[list[TrialResult]]:
-    """The results of every setting on every text; processes that ask for the same share the work out among them.
+    """Measure every setting on every text; processes that ask for the same share the work out among them.
 
     Raises:
         InputError: If a setting does not suit the model or the text.
@@ -120,7 +120,7 @@ def _plan(setting: Setting | None) -> Plan | None:
 def measure_references(
     bench: Bench, store: ResultStore, space: Space, tuning: Sequences, progress: Progress
 ) -> list[Measured]:
-    """Full precision, and what the study's method has to beat, on the tuning text."""
+    """Measure full precision, and what the study's method has to beat, on the tuning text."""
     named: list[tuple[str, Setting | None]] = [(FULL_PRECISION, None), *references(bench, space)]
     results = measure_all(bench, store, [setting for _, setting in named], [tuning], progress)
     return [
@@ -130,7 +130,7 @@ def measure_references(
 
 
 def references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
-    """The reference settings by name: their methods' defaults, on the study's grid and scale sharing.
+    """List the reference settings by name: their methods' defaults, on the study's scheme and scale sharing.
 
     For a method in groups they are other methods at every group size of the space. For one with one scale per row
     they are the plain method of the same bits, at every share of kept rows, and beside it the methods in groups at the
@@ -148,13 +148,13 @@ def references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
         own = [replace(plain, method=KEEPING_REFERENCE, keep_ratio=ratio) for ratio in ratios]
     else:
         own = [replace(plain, method=method) for method in ROW_REFERENCES]
-    beside = dict.fromkeys(other for one in own for other in _at_most_as_large(bench, plain, one))
-    named = ((f"{one.method} {size_class_of(one).short}", one) for one in beside)
+    beside = dict.fromkeys(other for setting in own for other in _at_most_as_large(bench, plain, setting))
+    named = ((f"{setting.method} {size_class_of(setting).short}", setting) for setting in beside)
     return [*((setting.method, setting) for setting in own), *named]
 
 
 def _at_most_as_large(bench: Bench, plain: Setting, limit: Setting) -> Iterator[Setting]:
-    """The reference methods in groups, at the smallest suitable group size that takes no more bits than `limit`."""
+    """Yield the reference methods in groups, at the smallest group size that takes no more bits than `limit`."""
 
     def bits(setting: Setting) -> float:
         return model_size(bench.model, bench.blocks, Plan.uniform(setting)).bits_per_weight
@@ -165,19 +165,19 @@ def _at_most_as_large(bench: Bench, plain: Setting, limit: Setting) -> Iterator[
         yield from affordable[:1]
 
 
-def require_same_machine_result(bench: Bench, known: Score, tuning: Sequences, progress: Progress) -> None:
+def require_same_machine_result(bench: Bench, stored: Score, tuning: Sequences, progress: Progress) -> None:
     """Refuse to join a study where this machine scores the full-precision model differently.
 
     Raises:
         InputError: With both means.
     """
     count = min(CHECKED_SEQUENCES, len(tuning))
-    own = score_all(bench.model.module, tuning[:count], "comparing with the study's full precision", progress)
-    theirs = known.first(count)
-    drift = own.mean_nll - theirs.mean_nll
+    here = score_all(bench.model.module, tuning[:count], "comparing with the study's full precision", progress)
+    there = stored.first(count)
+    drift = here.mean_nll - there.mean_nll
     if not abs(drift) <= MOST_DRIFT:
         raise InputError(
-            f"full precision scores {own.mean_nll:.4f} nats per token here and {theirs.mean_nll:.4f} in the study on "
+            f"full precision scores {here.mean_nll:.4f} nats per token here and {there.mean_nll:.4f} in the study on "
             f"the same {count} sequences (at most {MOST_DRIFT} apart is allowed); use the same device kind and versions"
         )
 

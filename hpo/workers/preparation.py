@@ -43,7 +43,7 @@ def make_contract(
     texts: Sequence[tuple[TextPlan, Sequences]],
     seed: int,
 ) -> Contract:
-    """The contract of a study.
+    """Make the contract of a study.
 
     Args:
         model: What is quantized.
@@ -92,7 +92,7 @@ def _input_scales(space: Space, blocks: Sequence[Block]) -> str:
 
 
 def open_study(storage: BaseStorage, name: str, contract: Contract) -> optuna.Study:
-    """The study of that name under that contract, created where there is none.
+    """Open the study of that name under that contract; it is created where there is none.
 
     Raises:
         InputError: If it exists under another contract or in another format, or is no study of ours.
@@ -120,9 +120,9 @@ def prepare(
         InputError: If this machine scores full precision differently.
         RunError: If a reference cannot be measured.
     """
-    known = read_study(study).references
-    if known:
-        require_same_machine_result(bench, Scores(store).of(known[0]), tuning, progress)
+    references = read_study(study).references
+    if references:
+        require_same_machine_result(bench, Scores(store).of(references[0]), tuning, progress)
     else:
         measured = measure_references(bench, store, queue.space, tuning, progress)
         study.set_user_attr(REFERENCES, encode(measured))

@@ -36,10 +36,10 @@ class Watch:
         self._seen: dict[int, tuple[object, float]] = {}
 
     def silence(self, trial: FrozenTrial) -> float:
-        """Seconds, of this process's own clock, without news of the trial."""
+        """Count the seconds, of this process's own clock, without news of the trial."""
         news = (trial.user_attrs.get(OWNER), (trial.user_attrs.get(BEAT) or {}).get("count"))
-        known, since = self._seen.get(trial.number, (None, 0.0))
-        if known != news:
+        last, since = self._seen.get(trial.number, (None, 0.0))
+        if last != news:
             self._seen[trial.number] = (news, monotonic())
             return 0.0
         return monotonic() - since
@@ -56,7 +56,7 @@ class Queue:
     watch: Watch = field(default_factory=Watch)
 
     def exclusive(self) -> AbstractContextManager[object]:
-        """The study's lock: whoever holds it is the only one that asks, queues, claims or takes back."""
+        """Take the study's lock: whoever holds it is the only one that asks, queues, claims or takes back."""
         return exclusive(self.storage, self.study.study_name)
 
     def add(self, setting: Setting, origin: str) -> None:
@@ -66,7 +66,7 @@ class Queue:
         self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes, system_attrs=fixed))
 
     def claim(self) -> Trial | None:
-        """The first waiting trial, now this worker's; None where none waits."""
+        """Claim the first waiting trial for this worker; None where none waits."""
         for frozen in self._trials(TrialState.WAITING):
             with suppress(UpdateFinishedTrialError):
                 # Written before the claim: a process that dies right after it leaves its name.
@@ -76,20 +76,22 @@ class Queue:
         return None
 
     def owns(self, trial: Trial) -> bool:
-        """Whether a trial is still this worker's: it may have been taken over while the process was suspended."""
+        """Tell whether a trial is still this worker's: it may have been taken over while the process was suspended."""
         frozen = self.storage.get_trial(trial._trial_id)
         return frozen.state == TrialState.RUNNING and self._has(frozen)
 
     def hand_back(self) -> list[int]:
         """Let others, or a later run, have what this worker was at; returns the trials' numbers."""
-        return [one.number for one in self._trials(TrialState.RUNNING) if self._has(one) and self._wait_again(one)]
+        return [
+            trial.number for trial in self._trials(TrialState.RUNNING) if self._has(trial) and self._wait_again(trial)
+        ]
 
     def take_back(self) -> list[tuple[int, str]]:
         """Queue again what dead workers were at (`take_back`)."""
         return take_back(self.study, self.storage, self.owner, self.watch)
 
     def others_run(self) -> int:
-        """How many trials other workers are at."""
+        """Count the trials that other workers are at."""
         return sum(1 for _ in self._trials(TrialState.RUNNING))
 
     def _has(self, frozen: FrozenTrial) -> bool:
@@ -119,14 +121,14 @@ def take_back(study: optuna.Study, storage: BaseStorage, owner: Owner, watch: Wa
         The trials' numbers, and what became of each.
     """
     return [
-        (frozen.number, _taken(storage, frozen, reason))
+        (frozen.number, _requeue(storage, frozen, reason))
         for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         if (reason := _is_left(frozen, owner, watch)) is not None
     ]
 
 
 def _is_left(frozen: FrozenTrial, own: Owner, watch: Watch) -> str | None:
-    """Why nobody is at a running trial any more; None if someone may be."""
+    """Say why nobody is at a running trial any more; None if someone may be."""
     owner = trial_attributes(frozen).owner
     silence = watch.silence(frozen)
     if owner == own:
@@ -139,7 +141,7 @@ def _is_left(frozen: FrozenTrial, own: Owner, watch: Watch) -> str | None:
     return None
 
 
-def _taken(storage: BaseStorage, frozen: FrozenTrial, reason: str) -> str:
+def _requeue(storage: BaseStorage, frozen: FrozenTrial, reason: str) -> str:
     takeovers = trial_attributes(frozen).takeovers + 1
     with suppress(UpdateFinishedTrialError):
         storage.set_trial_user_attr(frozen._trial_id, TAKEOVERS, takeovers)

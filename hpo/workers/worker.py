@@ -105,17 +105,17 @@ class Worker:
 
     @property
     def study(self) -> optuna.Study:
-        """The study it works on."""
+        """Return the study it works on."""
         return self.queue.study
 
     @property
     def space(self) -> Space:
-        """What it searches."""
+        """Return the space it searches."""
         return self.queue.space
 
     @cached_property
     def ledger(self) -> Ledger:
-        """What it writes about trials."""
+        """Hold what it writes about trials."""
         return Ledger(queue=self.queue, store=self.store, tuning=self.tuning, pruning=self.pruning, listen=self.listen)
 
     def work(self, budget: Budget) -> None:
@@ -138,22 +138,22 @@ class Worker:
             raise
 
     def _next(self, budget: Budget) -> Trial | None:
-        """The next trial; None when there is nothing to do, also for others. Waits while they may still die."""
-        settled, said = Settled(), set[str]()
+        """Find the next trial; None when there is nothing to do, also for others. Waits while they may still die."""
+        settled, noticed = Settled(), set[str]()
         while True:
-            found = self._patiently(partial(self.ask, budget, settled))
-            if isinstance(found, Trial):
-                return found
-            settled = found
+            answer = self._patiently(partial(self.ask, budget, settled))
+            if isinstance(answer, Trial):
+                return answer
+            settled = answer
             running = self._patiently(self.queue.others_run)
-            if settled.reason is not None and settled.reason not in said:
+            if settled.reason is not None and settled.reason not in noticed:
                 self.listen(Notice(text=settled.reason))
-                said.add(settled.reason)
+                noticed.add(settled.reason)
             if not running:
                 return None
-            if WAITING not in said:
+            if WAITING not in noticed:
                 self.listen(Notice(text=f"waiting for {running} trials of other workers", passing=True))
-                said.add(WAITING)
+                noticed.add(WAITING)
             self.interrupts.check()
             sleep(POLL_SECONDS)
 
@@ -168,8 +168,8 @@ class Worker:
                 self.listen(Notice(text=f"trial {number}: {became}"))
             record = read_study(self.study)
             require_some_success(record)
-            taken = sum(trial.state in (*ENDED, "RUNNING") for trial in record.counted)
-            if taken >= budget.trials or monotonic() >= budget.deadline:
+            begun = sum(trial.state in (*ENDED, "RUNNING") for trial in record.counted)
+            if begun >= budget.trials or monotonic() >= budget.deadline:
                 return Settled()
             waiting = self.queue.claim()
             if waiting is not None:
@@ -222,14 +222,14 @@ class Worker:
             self.listen(seen)
             return self._patiently(lambda: self.ledger.is_worth(trial, setting, look))
 
-        known = self._known(setting)
-        if known is not None:
-            return _replayed(known, self.pruning, go_on)
+        recalled = self._recalled(setting)
+        if recalled is not None:
+            return _replayed(recalled, self.pruning, go_on)
         listening = heartbeat.listening(self.progress)
         return run_trial(self.bench, Plan.uniform(setting), self.tuning, go_on, listening, self.pruning.first_look)
 
-    def _known(self, setting: Setting) -> TrialResult | None:
-        """What is already measured of a setting to the end: by a worker that died before it told, or another study."""
+    def _recalled(self, setting: Setting) -> TrialResult | None:
+        """Recall a setting that was measured to the end: by a worker that died before it told, or for another study."""
         key = measurement_key(self.bench, Plan.uniform(setting), self.tuning)
         if key not in self.store:
             return None
@@ -259,7 +259,7 @@ class Worker:
 def finished_event(
     record: StudyRecord, trial: TrialRecord, done: int, budget: Budget, pace: float, full: int
 ) -> Finished:
-    """What is said when a trial has ended.
+    """Make the event of a trial that has ended.
 
     Args:
         record: The study.
@@ -280,18 +280,18 @@ def finished_event(
     )
 
 
-def _replayed(known: TrialResult, rule: Rule, go_on: Callable[[Score], bool]) -> TrialResult:
-    """A known result as the trial would have ended, pruned where it would have been: equal studies get equal trials."""
-    assert known.score is not None
-    for size in rule.looks(len(known.score.nll))[:-1]:
-        look = known.score.first(size)
+def _replayed(result: TrialResult, rule: Rule, go_on: Callable[[Score], bool]) -> TrialResult:
+    """End a trial by a stored result, pruned where it would have been: equal studies get equal trials."""
+    assert result.score is not None
+    for size in rule.looks(len(result.score.nll))[:-1]:
+        look = result.score.first(size)
         if not go_on(look):
-            return replace(known, outcome="stopped", score=look)
-    return known
+            return replace(result, outcome="stopped", score=look)
+    return result
 
 
 def versions() -> dict[str, str]:
-    """What a trial's numbers may depend on."""
+    """List the versions that a trial's numbers may depend on."""
     return {name: version(name) for name in ("praqtune", "torch", "transformers")} | {
         "python": platform.python_version()
     }

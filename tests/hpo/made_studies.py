@@ -165,14 +165,14 @@ class Study:
     space: Space
 
     @property
-    def levels(self) -> list[SizeClassRanking]:
+    def rankings(self) -> list[SizeClassRanking]:
         """Its ranking, every sequence a document of its own."""
         return rank(self.record, Scores(self.store))
 
     @property
     def snapshot(self) -> Snapshot:
         """What reports are handed."""
-        return Snapshot(record=self.record, ranking=self.levels, scores=Scores(self.store))
+        return Snapshot(record=self.record, rankings=self.rankings, scores=Scores(self.store))
 
     def stored(self, storage: BaseStorage) -> optuna.Study:
         """The same study in a storage of Optuna's, its text pinned: as workers would have left it."""

@@ -13,13 +13,13 @@ class Never:
     """Gives nothing up."""
 
     def in_optuna(self, rule: Rule, sequences: int) -> BasePruner:
-        """One that never prunes."""
+        """Make one that never prunes."""
         return NopPruner()
 
     def reports(self, look: Score, total: int) -> dict[int, float]:
-        """The running perplexity, for people."""
+        """Report the running perplexity, for people."""
         return running_perplexity(look)
 
     def gives_up(self, case: Case, rule: Rule) -> bool:
-        """Never."""
+        """Let every trial go on."""
         return False

@@ -24,27 +24,27 @@ class FromOptuna:
 
     Attributes:
         make: By the rule and the number of sequences of a whole trial.
-        told: What it is told of a look, of so many sequences in all.
+        values: What it is told of a look, of so many sequences in all.
     """
 
     make: Callable[[Rule, int], BasePruner]
-    told: Callable[[Score, int], dict[int, float]] = lambda look, total: running_perplexity(look)
+    values: Callable[[Score, int], dict[int, float]] = lambda look, total: running_perplexity(look)
 
     def in_optuna(self, rule: Rule, sequences: int) -> BasePruner:
-        """The pruner itself."""
+        """Make the pruner itself."""
         return self.make(rule, sequences)
 
     def reports(self, look: Score, total: int) -> dict[int, float]:
-        """What it compares."""
-        return self.told(look, total)
+        """Report what it compares."""
+        return self.values(look, total)
 
     def gives_up(self, case: Case, rule: Rule) -> bool:
-        """What Optuna says."""
+        """Ask Optuna."""
         return case.optuna_prunes()
 
 
 def pieces(look: Score, total: int) -> dict[int, float]:
-    """Perplexities of the sequences in their order, for a pruner that compares trials piece by piece.
+    """Compute perplexities of the sequences in their order, for a pruner that compares trials piece by piece.
 
     Each is on its own, or several together where there are more than a dashboard can bear, under the number of
     sequences that were read then.
@@ -76,4 +76,4 @@ def _wilcoxon(rule: Rule, sequences: int) -> BasePruner:
 
 
 MEDIAN, HYPERBAND = FromOptuna(make=_median), FromOptuna(make=_hyperband)
-WILCOXON = FromOptuna(make=_wilcoxon, told=pieces)
+WILCOXON = FromOptuna(make=_wilcoxon, values=pieces)

@@ -8,7 +8,7 @@ import math
 from optuna.pruners import BasePruner, NopPruner
 from scipy import stats
 
-from hpo.search.incumbent import Incumbent, lag
+from hpo.search.incumbent import Incumbent, moderated_paired_difference
 from hpo.search.pruners.pruner import Case, Rule, running_perplexity
 from objectives.scoring import Score
 
@@ -17,29 +17,30 @@ class Paired:
     """Compares with the incumbent; where there is none yet, every trial goes on."""
 
     def in_optuna(self, rule: Rule, sequences: int) -> BasePruner:
-        """One that never prunes: Optuna knows no sequences to compare."""
+        """Make one that never prunes: Optuna knows no sequences to compare."""
         return NopPruner()
 
     def reports(self, look: Score, total: int) -> dict[int, float]:
-        """The running perplexity, for people."""
+        """Report the running perplexity, for people."""
         return running_perplexity(look)
 
     def gives_up(self, case: Case, rule: Rule) -> bool:
-        """Whether the trial is hopeless beside the incumbent."""
+        """Decide whether the trial is hopeless beside the incumbent."""
         incumbent = case.incumbent()
         return incumbent is not None and is_hopeless(case.look, incumbent, rule)
 
 
 def is_hopeless(look: Score, incumbent: Incumbent, rule: Rule) -> bool:
-    """Whether a trial may be given up after a look.
+    """Decide whether a trial may be given up after a look.
 
     Either it has already lost more than the incumbent lost on all text (no NLL is negative, so this is certain), or it
     is behind by more than chance explains at this look's part of the error, which all looks share equally.
     """
     if float(look.nll.sum()) > float(incumbent.score.nll.sum()):
         return True
-    behind = lag(look, incumbent)
-    if not math.isfinite(behind.standard_error):
+    difference = moderated_paired_difference(look, incumbent)
+    if not math.isfinite(difference.standard_error):
         return False
     looks = max(1, len(rule.looks(len(incumbent.score.nll))) - 1)
-    return behind.value > float(stats.t.isf(rule.error / looks, behind.degrees)) * behind.standard_error
+    critical = float(stats.t.isf(rule.error / looks, difference.degrees))
+    return difference.value > critical * difference.standard_error

@@ -30,20 +30,20 @@ class Rule:
     first_look: int = SearchOptions.first_look
 
     def __post_init__(self) -> None:
-        if found := self.problems():
-            raise InputError("; ".join(found))
+        if problems := self.problems():
+            raise InputError("; ".join(problems))
 
     def problems(self) -> list[str]:
-        """What makes it impossible, each in a few words."""
-        found = []
+        """List what makes it impossible, each in a few words."""
+        problems = []
         if not 0 < self.error < 0.5:
-            found.append(f"--prune-error {self.error:g} is not between 0 and 0.5")
+            problems.append(f"--prune-error {self.error:g} is not between 0 and 0.5")
         if self.first_look < 2:
-            found.append(f"--first-look {self.first_look} is not at least 2")
-        return found
+            problems.append(f"--first-look {self.first_look} is not at least 2")
+        return problems
 
     def looks(self, read: int) -> list[int]:
-        """After how many sequences a trial that read so many was, or is, judged."""
+        """List after how many sequences a trial that read so many was, or is, judged."""
         return look_sizes(read, self.first_look)
 
 
@@ -54,7 +54,7 @@ class Case:
     Attributes:
         look: Its first sequences.
         incumbent: Finds the best completed trial that it may be compared with; costs time in large studies.
-        optuna_prunes: Asks the pruner that Optuna was given; what `reports` found of this look was told to it.
+        optuna_prunes: Asks the pruner that Optuna was given, which has heard what `reports` gives of this look.
     """
 
     look: Score
@@ -89,5 +89,5 @@ class Pruner(Protocol):
 
 
 def running_perplexity(look: Score) -> dict[int, float]:
-    """The perplexity so far, by the number of sequences."""
+    """Return the perplexity so far, by the number of sequences."""
     return {len(look.nll): look.perplexity}

@@ -34,11 +34,11 @@ class Pruning(Rule):
     name: str = SearchOptions.pruner
 
     def problems(self) -> list[str]:
-        """What makes it impossible, each in a few words."""
+        """List what makes it impossible, each in a few words."""
         unknown = [f"pruner {self.name!r} is unknown; choose one of {', '.join(PRUNERS)}"]
         return [*([] if self.name in PRUNERS else unknown), *super().problems()]
 
     @property
     def pruner(self) -> Pruner:
-        """Whoever has the name."""
+        """Return the pruner of that name."""
         return PRUNERS[self.name]

@@ -5,7 +5,7 @@ Responsible for which settings are considered at a proposal. May assume that at 
 
 from collections.abc import Iterator, Sequence
 
-from hpo.search.acquisition import Promise, consider, promises
+from hpo.search.acquisition import Candidate, best_candidates, considered_settings
 from hpo.search.samplers.qmc import sobol
 from hpo.search.samplers.sampler import draw, rest, tried, untried
 from hpo.space.space import Space
@@ -19,15 +19,15 @@ class Gp:
     learns = True
 
     def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
-        """What promises most, then what was not considered."""
-        yield from (promise.setting for promise in promising(space, trials, draw(trials, seed)))
+        """Yield settings by their expected improvement, then what was not considered."""
+        yield from (candidate.setting for candidate in candidates(space, trials, draw(trials, seed)))
         yield from rest(space)
 
 
-def promising(space: Space, trials: Sequence[TrialRecord], seed: int) -> list[Promise]:
-    """Untried settings, the one of greatest expected improvement first; empty where all that are considered were tried.
+def candidates(space: Space, trials: Sequence[TrialRecord], seed: int) -> list[Candidate]:
+    """Sort untried settings, the one of greatest expected improvement first; empty where all considered were tried.
 
     May assume that at least one trial has a value.
     """
-    considered = consider(space, trials, sobol(space, seed), seed)
-    return promises(space, trials, list(untried(iter(considered), tried(trials))))
+    considered = considered_settings(space, trials, sobol(space, seed), seed)
+    return best_candidates(space, trials, list(untried(iter(considered), tried(trials))))

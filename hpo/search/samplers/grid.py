@@ -18,6 +18,6 @@ class Grid:
     learns = False
 
     def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
-        """The points of the grid in the seed's order."""
+        """Yield the points of the grid in the seed's order."""
         points = space.grid()
         return (points[index] for index in np.random.default_rng(seed).permutation(len(points)))

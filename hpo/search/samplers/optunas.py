@@ -14,14 +14,14 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.search.acquisition import is_informative, nats, telling
+from hpo.search.acquisition import is_informative, mean_nll_of, most_informative
 from hpo.search.samplers.sampler import draw, rest
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
 from quant.setting import Setting
 
 # A sampler that has converged names the same point again and again: look around it, ever farther away.
-NEIGHBOURS, FIRST_REACH = 64, 0.02
+NEIGHBOURS, FIRST_SCALE = 64, 0.02
 # log-perplexity of a broken model would flatten all differences between good ones.
 WORST_NATS_ABOVE_BEST = 3.0
 
@@ -43,23 +43,23 @@ class FromOptuna:
     most: int
 
     def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
-        """What it suggests, others around that, then what is left."""
+        """Yield what it suggests, others around that, then what is left."""
         drawn = draw(trials, seed)
         yield from _around(space, suggestion(space, trials, self, drawn), drawn)
         yield from rest(space)
 
 
 def suggestion(space: Space, trials: Sequence[TrialRecord], sampler: FromOptuna, seed: int) -> Setting:
-    """What one of Optuna's samplers suggests for a study that shows it what we know: pruned trials with estimates."""
-    level = optuna.logging.get_verbosity()
+    """Ask one of Optuna's samplers on a study that shows it what we know: pruned trials with estimates."""
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study(sampler=sampler.make(seed))
-        known = [trial for trial in trials if is_informative(trial)]
-        best = min(map(nats, known), default=0.0)
-        told = {trial.number for trial in telling(known, sampler.most)}
+        informative = [trial for trial in trials if is_informative(trial)]
+        best = min(map(mean_nll_of, informative), default=0.0)
+        chosen = {trial.number for trial in most_informative(informative, sampler.most)}
         for trial in trials:
-            if trial.number in told or trial.state == "RUNNING":
+            if trial.number in chosen or trial.state == "RUNNING":
                 shown = _shown(space, trial, sampler, best)
                 if shown is not None:
                     study.add_trial(shown)
@@ -68,29 +68,29 @@ def suggestion(space: Space, trials: Sequence[TrialRecord], sampler: FromOptuna,
             warnings.simplefilter("ignore")
             return space.setting(study.ask(space.distributions).params)
     finally:
-        optuna.logging.set_verbosity(level)
+        optuna.logging.set_verbosity(verbosity)
 
 
 def _shown(space: Space, trial: TrialRecord, sampler: FromOptuna, best: float) -> FrozenTrial | None:
-    """A trial as a sampler sees it; None where there is nothing to see."""
+    """Make a trial as a sampler sees it; None where there is nothing to see."""
     if trial.setting is None:
         return None
     common = {"params": space.params(trial.setting), "distributions": space.distributions}
     if trial.state == "RUNNING":
         return create_trial(state=TrialState.RUNNING, **common)  # type: ignore[arg-type]
-    value = min(nats(trial), best + WORST_NATS_ABOVE_BEST)
+    value = min(mean_nll_of(trial), best + WORST_NATS_ABOVE_BEST)
     state = sampler.pruned_as if trial.state == "PRUNED" else TrialState.COMPLETE
     return create_trial(state=state, value=value, intermediate_values=dict(trial.running), **common)  # type: ignore[arg-type]
 
 
 def _around(space: Space, setting: Setting, seed: int) -> Iterator[Setting]:
-    """The setting itself, then others around it, farther and farther away."""
+    """Yield the setting itself, then others around it, farther and farther away."""
     yield setting
     generator = np.random.default_rng(seed)
     center = np.array(space.fractions(setting))
     for number in range(NEIGHBOURS):
-        reach = FIRST_REACH * (1 + number)
-        point = np.clip(center + generator.normal(scale=reach, size=len(center)), 0, math.nextafter(1, 0))
+        scale = FIRST_SCALE * (1 + number)
+        point = np.clip(center + generator.normal(scale=scale, size=len(center)), 0, math.nextafter(1, 0))
         yield space.at(point.tolist())
 
 

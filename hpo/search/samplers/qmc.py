@@ -17,18 +17,18 @@ MOST_SOBOL = 2**12
 
 
 class Qmc:
-    """Goes on with the sequence, whatever was found."""
+    """Goes on with the sequence, whatever was measured."""
 
     learns = False
 
     def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
-        """The sequence, then what it missed."""
+        """Yield the sequence, then what it missed."""
         yield from sobol(space, seed)
         yield from rest(space)
 
 
 def sobol(space: Space, seed: int) -> Iterator[Setting]:
-    """Settings that fill the space evenly (a scrambled Sobol sequence)."""
+    """Yield settings that fill the space evenly (a scrambled Sobol sequence)."""
     if space.dimensions:
         points = qmc.Sobol(len(space.dimensions), rng=np.random.default_rng(seed))
         for _ in range(MOST_SOBOL // 64):

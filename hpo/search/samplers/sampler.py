@@ -21,7 +21,7 @@ class Sampler(Protocol):
 
     @property
     def learns(self) -> bool:
-        """Whether it learns from trials, and is asked only once there is something to learn from."""
+        """Tell whether it learns from trials, and is asked only once there is something to learn from."""
         ...
 
     def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
@@ -38,22 +38,22 @@ class Sampler(Protocol):
 
 
 def draw(trials: Sequence[TrialRecord], seed: int) -> int:
-    """The seed of one proposal: another one for every trial of a study."""
+    """Draw the seed of one proposal: another one for every trial of a study."""
     return int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
 
 
 def rest(space: Space) -> Iterator[Setting]:
-    """All settings of a finite space that is not too large; of any other space none."""
+    """Yield all settings of a finite space that is not too large; of any other space none."""
     size = space.size()
     if size is not None and size <= MOST_ENUMERATED:
         yield from space.every()
 
 
 def tried(trials: Sequence[TrialRecord]) -> set[Setting]:
-    """The settings that trials have, in canonical form."""
+    """Collect the settings that trials have, in canonical form."""
     return {trial.setting.canonical() for trial in trials if trial.setting is not None}
 
 
-def untried(settings: Iterator[Setting], taken: set[Setting]) -> Iterator[Setting]:
-    """Those settings that no trial has."""
-    return (setting for setting in settings if setting.canonical() not in taken)
+def untried(settings: Iterator[Setting], tried_settings: set[Setting]) -> Iterator[Setting]:
+    """Yield those settings that no trial has."""
+    return (setting for setting in settings if setting.canonical() not in tried_settings)

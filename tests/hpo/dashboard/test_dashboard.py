@@ -98,7 +98,7 @@ def test_the_value_has_its_name(shown: Shown) -> None:
 def test_the_note_of_a_study_says_everything_in_words(shown: Shown) -> None:
     """Verdict with its interval, references, space, contract, and the command of another worker."""
     note = get_note(shown.study).replace("\\", "")
-    lead = headline(shown.made.levels)
+    lead = headline(shown.made.rankings)
     assert lead is not None
     assert lead.verdict() in note
     assert confirmation()["sentence"] in note

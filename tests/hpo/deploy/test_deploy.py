@@ -77,7 +77,7 @@ def test_a_format_that_is_registered_is_written(tmp_path: Path) -> None:
     """It is given what its result has to score, proves it, and what it has to say is passed on."""
     target = tmp_path / "out"
     written = deploy(BENCH, Chosen(setting=RTN), target, "one-file", Paths(tmp_path / "home"), silent)
-    assert written.record["proof"]["found"] == written.record["proof"]["measured"]
+    assert written.manifest["proof"]["found"] == written.manifest["proof"]["measured"]
     assert written.disk_bytes == sum(path.stat().st_size for path in target.iterdir())
     assert any("blocks in one file" in note for note in written.notes)
 

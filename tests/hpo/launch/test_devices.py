@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpo.launch.devices import THREADS, VISIBLE, assigned, environment, inside
+from hpo.launch.devices import THREADS, VISIBLE, assigned, name_inside, worker_environment
 from objectives.errors import InputError
 
 GPUS = ["cuda:0", "cuda:1", "cuda:2"]
@@ -38,14 +38,14 @@ def test_what_is_not_there_is_refused_with_what_is(workers: int | None, devices:
 
 def test_a_process_sees_its_gpu_only_also_where_its_parent_sees_some() -> None:
     """The numbers of a parent that was given GPUs 4 and 7 count among those."""
-    assert environment("cuda:1", GPUS, None, 8) == {VISIBLE: "1"}
-    assert environment("cuda:1", GPUS, "4, 7", 8) == {VISIBLE: "7"}
-    assert environment("cuda:0", GPUS, "GPU-abc", 8) == {VISIBLE: "GPU-abc"}
-    assert (inside("cuda:1"), inside("cpu")) == ("cuda", "cpu")
+    assert worker_environment("cuda:1", GPUS, None, 8) == {VISIBLE: "1"}
+    assert worker_environment("cuda:1", GPUS, "4, 7", 8) == {VISIBLE: "7"}
+    assert worker_environment("cuda:0", GPUS, "GPU-abc", 8) == {VISIBLE: "GPU-abc"}
+    assert (name_inside("cuda:1"), name_inside("cpu")) == ("cuda", "cpu")
 
 
 @pytest.mark.parametrize(("workers", "cores", "threads"), [(2, 8, "4"), (3, 8, "2"), (4, 2, "1"), (1, 6, "6")])
 def test_workers_on_the_processor_divide_its_cores(workers: int, cores: int, threads: str) -> None:
     """Never none; a worker on a GPU takes none of them."""
-    told = environment("cpu", ["cpu"] * workers + ["cuda:0"], None, cores)
-    assert told == {VISIBLE: "", **dict.fromkeys(THREADS, threads)}
+    environment = worker_environment("cpu", ["cpu"] * workers + ["cuda:0"], None, cores)
+    assert environment == {VISIBLE: "", **dict.fromkeys(THREADS, threads)}

@@ -13,7 +13,7 @@ from optuna.trial import Trial
 from hpo.launch import launch as launching
 from hpo.launch.following import Follower
 from hpo.launch.launch import LAUNCHERS, Fleet, launch
-from hpo.launch.launcher import Died, Job, Launcher, Report, Task, Wanted
+from hpo.launch.launcher import Death, Job, Launcher, Report, Task, WorkerRequest
 from hpo.study.events import Event, Finished, Notice
 from hpo.study.record import read_study
 from hpo.workers.preparation import open_study
@@ -29,25 +29,25 @@ BUDGET = Budget(trials=6)
 class Threads:
     """Workers as threads of this process, a launcher that the product does not have."""
 
-    def __init__(self, wanted: Wanted, task: Task) -> None:
-        self._wanted, self._task = wanted, task
+    def __init__(self, request: WorkerRequest, task: Task) -> None:
+        self._request, self._task = request, task
         self._pool = ThreadPoolExecutor(4)
         self._running: dict[str, Future[Report]] = {}
 
     @staticmethod
-    def refusal(wanted: Wanted) -> str | None:
+    def refusal(request: WorkerRequest) -> str | None:
         """A number is needed."""
-        return None if wanted.workers else "--backend threads needs --workers N"
+        return None if request.workers else "--backend threads needs --workers N"
 
     def jobs(self) -> Sequence[Job]:
         """As many as are wanted."""
-        return [Job(name=f"t{index}", device="cpu") for index in range(self._wanted.workers or 0)]
+        return [Job(name=f"t{index}", device="cpu") for index in range(self._request.workers or 0)]
 
     def start(self, job: Job) -> None:
         """In a thread."""
         self._running[job.name] = self._pool.submit(self._task, job)
 
-    def poll(self) -> Mapping[str, Report | Died]:
+    def poll(self) -> Mapping[str, Report | Death]:
         """Whatever is raised is a death."""
         done = [name for name, future in self._running.items() if future.done()]
         return {name: self._ending(self._running.pop(name)) for name in done}
@@ -56,8 +56,8 @@ class Threads:
         """They end by themselves."""
         self._pool.shutdown()
 
-    def _ending(self, future: Future[Report]) -> Report | Died:
-        return Died(who="thread") if future.exception() else future.result()
+    def _ending(self, future: Future[Report]) -> Report | Death:
+        return Death(who="thread") if future.exception() else future.result()
 
 
 @dataclass(frozen=True)

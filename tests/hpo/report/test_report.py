@@ -138,7 +138,7 @@ def test_a_report_is_one_folder_with_everything(folder: Path) -> None:
 
 def test_the_verdict_comes_first(mixed: Study, folder: Path, page: Reader) -> None:
     """Of the leading group size, before anything else is read: in the page and in the Markdown."""
-    lead = headline(mixed.levels)
+    lead = headline(mixed.rankings)
     assert lead is not None
     assert page.text[0] == lead.verdict()
     assert page.text[2].startswith(f"Recommended: {lead.recommended.measured.name} (")
@@ -181,26 +181,26 @@ def test_every_figure_can_be_read_without_seeing_it(page: Reader) -> None:
 
 def test_the_ranking_shows_all_references_at_every_group_size(mixed: Study, page: Reader) -> None:
     """Each table has the three references, full precision, and percent with an interval."""
-    for level in mixed.levels:
-        start = page.text.index(level.title)
+    for ranking in mixed.rankings:
+        start = page.text.index(ranking.title)
         rows = page.text[start : page.text.index("full precision", start) + 1]
         assert {"rtn", "gw-awq", "gwh-praq-v1", "full precision"} <= set(rows)
-        assert f"{level.recommended.measured.name} (recommended)" in rows
-        assert f"{level.rows[1].score.perplexity:.3f}" in rows
-        assert f"{level.rows[1].measured.bits_per_weight:.3f}" in rows
+        assert f"{ranking.recommended.measured.name} (recommended)" in rows
+        assert f"{ranking.rows[1].score.perplexity:.3f}" in rows
+        assert f"{ranking.rows[1].measured.bits_per_weight:.3f}" in rows
         assert sum(cell.endswith("]") and " % [" in cell for cell in rows) >= 3
 
 
 def test_kept_rows_are_reported_by_their_share(tmp_path: Path) -> None:
     """One level for each share, with the groups that take no more memory; figures tell shares apart; no group size."""
     study = kept_study(ResultStore(tmp_path / "store"))
-    few, many = study.levels
+    few, many = study.rankings
     page = written(study, tmp_path / "report")
     assert page.text[0] == many.verdict()
     assert many.verdict().startswith("One scale per row, 20 % of rows in 16 bit: ")
     assert "gw-awq g32" in few.verdict()
-    for level in (few, many):
-        start = page.text.index(level.title)
+    for ranking in (few, many):
+        start = page.text.index(ranking.title)
         cells = page.text[start : page.text.index("full precision", start)]
         assert {"awq-mixed", "gw-awq g32"} <= {cell.removesuffix(" (recommended)") for cell in cells}
     names = [f"one scale per row, {share} % of rows in 16 bit" for share in (5, 20)]
@@ -209,7 +209,10 @@ def test_kept_rows_are_reported_by_their_share(tmp_path: Path) -> None:
         assert {len(trace["x"]) for trace in traces(page, name)} == {len(trials)}
     assert traces(page, "gw-awq g32")
     result = json.loads((tmp_path / "report" / "result.json").read_text())
-    assert [(level["group_size"], level["keep_ratio"]) for level in result["ranking"]] == [(None, 0.05), (None, 0.2)]
+    assert [(ranking["group_size"], ranking["keep_ratio"]) for ranking in result["ranking"]] == [
+        (None, 0.05),
+        (None, 0.2),
+    ]
     assert "keep_ratio" in result["importances"]["overall"]["fanova"]
     assert "keep_ratio" not in result["importances"]["equal_group_size"]["fanova"]
     assert not [text for text in page.text if "group size 128" in text]
@@ -373,7 +376,7 @@ def test_levels_of_very_different_length_are_drawn(tmp_path: Path) -> None:
 def test_a_study_without_anything_has_a_report(tmp_path: Path) -> None:
     """A study that was only created."""
     record = StudyRecord(name="new", contract=CONTRACT, references=(), trials=())
-    unranked = Snapshot(record=record, ranking=[], scores=Scores(ResultStore(tmp_path / "store")))
+    unranked = Snapshot(record=record, rankings=[], scores=Scores(ResultStore(tmp_path / "store")))
     path = write_report(unranked, tmp_path / "report")
     page = Reader(path.read_text(encoding="utf-8"))
     assert page.text[1] == "Study new: 0 trials."

@@ -1,4 +1,4 @@
-"""Promises: relative to the best of equal bits, deaf to catastrophes, led by what is known of pruned trials."""
+"""Expected improvements: on the best of equal bits, deaf to catastrophes, led by what is known of pruned trials."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpo.search.acquisition import consider, flattened, nats, promises, telling
+from hpo.search.acquisition import best_candidates, considered_settings, mean_nll_of, most_informative, winsorized
 from hpo.search.samplers.qmc import sobol
 from hpo.space.size_class import size_class_of
 from hpo.space.space import Space, make_space
@@ -39,15 +39,15 @@ def history(space: Space, count: int) -> list[TrialRecord]:
 
 
 def considered(space: Space, trials: list[TrialRecord]) -> list[Setting]:
-    return consider(space, trials, sobol(space, 1), 1)
+    return considered_settings(space, trials, sobol(space, 1), 1)
 
 
 def test_the_most_promising_setting_is_near_the_optimum() -> None:
     """Of all that is considered; improvements fall from the first to the last."""
     trials = history(FLAT, 20)
-    found = promises(FLAT, trials, considered(FLAT, trials))
+    found = best_candidates(FLAT, trials, considered(FLAT, trials))
     assert perplexity(found[0].setting) < 100.5
-    gains = [promise.improvement for promise in found]
+    gains = [candidate.improvement for candidate in found]
     assert gains == sorted(gains, reverse=True)
     assert min(gains) >= 0
 
@@ -56,9 +56,9 @@ def test_every_group_size_is_judged_by_its_own_best() -> None:
     """Where only the smaller group was searched, what is promised is of the other, although that is worse."""
     trials = [one for one in history(SIZES, 60) if one.setting and one.setting.group_size == 32]
     trials += [trial(len(trials), SIZES, Setting(beta=0, tau=5, n_calib=16, group_size=64), 120.0)]
-    found = promises(SIZES, trials, considered(SIZES, trials))
+    found = best_candidates(SIZES, trials, considered(SIZES, trials))
     assert found[0].setting.group_size == 64
-    assert {promise.setting.group_size for promise in found} == {32, 64}
+    assert {candidate.setting.group_size for candidate in found} == {32, 64}
 
 
 def test_the_neighbourhoods_of_the_best_are_looked_at_closely() -> None:
@@ -67,7 +67,7 @@ def test_the_neighbourhoods_of_the_best_are_looked_at_closely() -> None:
     found = considered(SIZES, trials)
     assert len(set(found)) == len(found)
     for size in (32, 64):
-        best = min((one for one in trials if one.setting and one.setting.group_size == size), key=nats).setting
+        best = min((one for one in trials if one.setting and one.setting.group_size == size), key=mean_nll_of).setting
         assert best is not None
         near = [
             one
@@ -80,26 +80,28 @@ def test_the_neighbourhoods_of_the_best_are_looked_at_closely() -> None:
 
 
 def test_a_catastrophe_hides_no_differences() -> None:
-    """One broken model among good ones leaves the promise where it is."""
+    """One broken model among good ones leaves the largest improvement where it is."""
     trials = history(FLAT, 20)
     broken = trial(20, FLAT, Setting(beta=0.05, tau=4.5, n_calib=16, group_size=64), 1e6)
-    found = promises(FLAT, [*trials, broken], considered(FLAT, trials))
+    found = best_candidates(FLAT, [*trials, broken], considered(FLAT, trials))
     assert perplexity(found[0].setting) < 100.5
 
 
-def test_flattened_values_keep_the_order_of_the_better_half() -> None:
+def test_winsorized_values_keep_the_order_of_the_better_half() -> None:
     """And no value is farther above the middle than twice the middle is above the best."""
     values = np.array([1.0, 2.0, 3.0, 50.0, 1000.0])
-    assert flattened(values).tolist() == [1.0, 2.0, 3.0, 7.0, 7.0]
+    assert winsorized(values).tolist() == [1.0, 2.0, 3.0, 7.0, 7.0]
 
 
 def test_what_others_are_at_promises_less() -> None:
     """The setting of a running trial, and what is near it."""
     trials = history(FLAT, 12)
     settings = considered(FLAT, trials)
-    first = promises(FLAT, trials, settings)[0]
+    first = best_candidates(FLAT, trials, settings)[0]
     running = trial(12, FLAT, first.setting, None, state="RUNNING")
-    after = {promise.setting: promise.improvement for promise in promises(FLAT, [*trials, running], settings)}
+    after = {
+        candidate.setting: candidate.improvement for candidate in best_candidates(FLAT, [*trials, running], settings)
+    }
     assert after[first.setting] < 0.8 * first.improvement
 
 
@@ -110,7 +112,7 @@ def test_a_vague_estimate_leaves_more_to_hope_for_than_an_exact_one() -> None:
         Estimate(mean_nll=math.log(102), standard_error=error, degrees=9.0, against=0) for error in (5e-5, None)
     ]
     exact, vague = (replace(pruned(12, FLAT, setting, 102.0), estimate=estimate) for estimate in estimates)
-    gains = [promises(FLAT, [*trials, one], [setting])[0].improvement for one in (exact, vague)]
+    gains = [best_candidates(FLAT, [*trials, one], [setting])[0].improvement for one in (exact, vague)]
     assert gains[0] < gains[1]
 
 
@@ -118,39 +120,39 @@ def test_a_vague_estimate_leaves_more_to_hope_for_than_an_exact_one() -> None:
 def test_a_model_is_told_the_best_and_some_of_the_rest(most: int) -> None:
     """In the order of the study, no more than it can bear, the worst among them."""
     trials = [trial(number, FLAT, Setting(beta=number / 100), 20.0 + number % 60) for number in range(99)]
-    chosen = telling(trials, most)
+    chosen = most_informative(trials, most)
     assert len(chosen) <= most
     assert [one.number for one in chosen] == sorted(one.number for one in chosen)
     values = sorted(one.perplexity or 0 for one in chosen)
     assert values[: most // 2] == pytest.approx(sorted(one.perplexity or 0 for one in trials)[: most // 2])
     assert values[-1] > 60
-    assert telling(trials[:3], most) == trials[:3]
+    assert most_informative(trials[:3], most) == trials[:3]
 
 
 def test_nothing_is_promised_where_nothing_is_considered() -> None:
     """A space may be used up."""
-    assert promises(FLAT, history(FLAT, 12), []) == []
+    assert best_candidates(FLAT, history(FLAT, 12), []) == []
 
 
 def test_a_pruned_trial_without_an_estimate_teaches_nothing() -> None:
     """Its running perplexity is one of other text."""
     lost = trial(3, FLAT, Setting(), None, state="PRUNED", running={8: 20.0})
-    assert nats(lost) == math.inf
+    assert mean_nll_of(lost) == math.inf
 
 
 def test_what_is_considered_is_the_same_in_every_process() -> None:
     """Also where a size class has no group size, whose hash is another one in every process."""
     space = make_space(Setting(method="praq-mixed"), {})
     trials = [trial(n, space, one, 20.0 + n) for n, one in enumerate(itertools.islice(sobol(space, 0), 12))]
-    here = consider(space, trials, sobol(space, 1), 1)
+    here = considered_settings(space, trials, sobol(space, 1), 1)
     code = (
-        "from itertools import islice; from hpo.search.acquisition import consider;"
+        "from itertools import islice; from hpo.search.acquisition import considered_settings;"
         "from hpo.search.samplers.qmc import sobol;"
         "from hpo.space.space import make_space; from quant.setting import Setting;"
         "from tests.hpo.made_studies import trial;"
         "space = make_space(Setting(method='praq-mixed'), {});"
         "trials = [trial(n, space, one, 20.0 + n) for n, one in enumerate(islice(sobol(space, 0), 12))];"
-        "print(consider(space, trials, sobol(space, 1), 1))"
+        "print(considered_settings(space, trials, sobol(space, 1), 1))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]

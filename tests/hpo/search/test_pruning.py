@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hpo.search.incumbent import Incumbent, Spread, estimate, lag, usual_spread
+from hpo.search.incumbent import Incumbent, VariancePrior, estimate, fit_variance_prior, moderated_paired_difference
 from hpo.search.pruners.paired import is_hopeless
 from hpo.search.pruners.registry import PRUNERS, Pruning
 from objectives.errors import InputError
@@ -67,18 +67,20 @@ def test_what_cannot_win_any_more_is_given_up_for_certain() -> None:
 def test_the_error_vanishes_as_the_text_is_read() -> None:
     """The difference on all text decides: nothing is uncertain once all is read."""
     trial, incumbent = texts(0, shift=0.01)
-    errors = [lag(prefix(trial, count), against(incumbent)).standard_error for count in (8, 32, COUNT)]
+    errors = [
+        moderated_paired_difference(prefix(trial, count), against(incumbent)).standard_error for count in (8, 32, COUNT)
+    ]
     assert errors[0] > errors[1] > errors[2] == 0
-    assert lag(trial, against(incumbent)).value == pytest.approx(0.01)
+    assert moderated_paired_difference(trial, against(incumbent)).value == pytest.approx(0.01)
 
 
 def test_sequences_of_one_document_count_as_one() -> None:
     """Repeated text is no further evidence."""
     trial, incumbent = texts(1, shift=0.05)
-    alone = lag(prefix(trial, 16), against(incumbent))
+    alone = moderated_paired_difference(prefix(trial, 16), against(incumbent))
     documents = torch.arange(COUNT) // 8
     trial, incumbent = replace(trial, clusters=documents), replace(incumbent, clusters=documents)
-    clustered = lag(prefix(trial, 16), against(incumbent))
+    clustered = moderated_paired_difference(prefix(trial, 16), against(incumbent))
     assert clustered.degrees == 1
     assert alone.degrees == 15
     assert math.isfinite(clustered.standard_error)
@@ -101,12 +103,12 @@ def test_an_estimate_keeps_the_error_that_its_interval_comes_from() -> None:
     """Student's t of the stored degrees of freedom; unbounded, and as good as unknown, where there is one document."""
     trial, full = texts(4, shift=0.05)
     found = estimate(prefix(trial, 16), against(full))
-    behind = lag(prefix(trial, 16), against(full))
-    assert (found.standard_error, found.degrees) == (behind.standard_error, behind.degrees)
-    reach = stats.t.ppf(0.975, behind.degrees) * behind.standard_error
-    assert math.log(found.high / found.perplexity) == pytest.approx(reach)
-    assert math.log(found.perplexity / found.low) == pytest.approx(reach)
-    assert found.variance == pytest.approx((reach / stats.norm.ppf(0.975)) ** 2, rel=1e-4)
+    difference = moderated_paired_difference(prefix(trial, 16), against(full))
+    assert (found.standard_error, found.degrees) == (difference.standard_error, difference.degrees)
+    half_width = stats.t.ppf(0.975, difference.degrees) * difference.standard_error
+    assert math.log(found.high / found.perplexity) == pytest.approx(half_width)
+    assert math.log(found.perplexity / found.low) == pytest.approx(half_width)
+    assert found.variance == pytest.approx((half_width / stats.norm.ppf(0.975)) ** 2, rel=1e-4)
     alone = estimate(score([3.0]), against(score([2.9, 3.1])))
     assert (alone.standard_error, alone.low, alone.variance) == (None, 0.0, 1.0)
     assert alone.high > 1e300
@@ -179,13 +181,13 @@ def compared(count: int, noise: float = 0.02) -> tuple[list[Score], Score]:
     return [score(incumbent + move) for move in moves], score(incumbent)
 
 
-def test_the_usual_spread_is_that_of_the_others() -> None:
+def test_the_prior_variance_is_that_of_the_others() -> None:
     """The variance per token they were made with; as many degrees as it may have where all scatter alike."""
-    usual = usual_spread(*compared(10))
-    assert usual is not None
+    prior = fit_variance_prior(*compared(10))
+    assert prior is not None
     # A move is one of the mean of a sequence's ten tokens.
-    assert usual.variance == pytest.approx(10 * 0.02**2, rel=0.15)
-    assert usual.degrees > 20
+    assert prior.variance == pytest.approx(10 * 0.02**2, rel=0.15)
+    assert prior.degrees > 20
 
 
 def test_others_that_scatter_unlike_each_other_say_less() -> None:
@@ -193,36 +195,36 @@ def test_others_that_scatter_unlike_each_other_say_less() -> None:
     others, incumbent = compared(3)
     wild, _ = compared(6, noise=0.5)
     calm, _ = compared(6, noise=0.01)
-    mixed = usual_spread([*wild, *calm], incumbent)
+    mixed = fit_variance_prior([*wild, *calm], incumbent)
     assert mixed is not None
     assert mixed.degrees < 3
-    assert usual_spread(others[:2], incumbent) is None
-    assert usual_spread([incumbent] * 5, incumbent) is None
+    assert fit_variance_prior(others[:2], incumbent) is None
+    assert fit_variance_prior([incumbent] * 5, incumbent) is None
 
 
-def test_knowing_the_spread_gives_up_sooner_and_no_more_often_wrongly() -> None:
+def test_a_prior_gives_up_sooner_and_no_more_often_wrongly() -> None:
     """Eight sequences know their scatter badly; what others showed makes up for it."""
-    usual = usual_spread(*compared(10))
+    prior = fit_variance_prior(*compared(10))
 
-    def share(shift: float, known: Spread | None, first: bool) -> float:
+    def share(shift: float, prior: VariancePrior | None, first: bool) -> float:
         pairs = [texts(seed, shift) for seed in range(300)]
         gone = [
             any(
-                is_hopeless(look, Incumbent(number=0, score=incumbent, usual=known), STRICT)
+                is_hopeless(look, Incumbent(number=0, score=incumbent, prior=prior), STRICT)
                 for look in (looks(trial)[:1] if first else looks(trial))
             )
             for trial, incumbent in pairs
         ]
         return sum(gone) / len(gone)
 
-    assert share(0.02, usual, first=True) > share(0.02, None, first=True) + 0.1
-    assert share(0.0, usual, first=False) < 0.03
+    assert share(0.02, prior, first=True) > share(0.02, None, first=True) + 0.1
+    assert share(0.0, prior, first=False) < 0.03
 
 
 def test_others_that_scatter_almost_alike_are_no_special_case() -> None:
     """The excess of scatter may be as small as it likes."""
     others, incumbent = compared(3)
     for count in range(3, 40):
-        found = usual_spread((others * 20)[:count], incumbent)
+        found = fit_variance_prior((others * 20)[:count], incumbent)
         assert found is not None
         assert 0 < found.degrees <= 50

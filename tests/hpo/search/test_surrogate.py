@@ -66,7 +66,7 @@ def test_a_vague_value_counts_less_than_an_exact_one(points: Array) -> None:
 def test_believing_a_point_takes_the_doubt_from_it_and_leaves_the_mean(surrogate: Surrogate) -> None:
     """So that a second worker looks elsewhere."""
     corner = np.array([[0.0, 1.0, 0.0]])
-    before, after = surrogate.predict(corner), surrogate.believing(corner).predict(corner)
+    before, after = surrogate.predict(corner), surrogate.fantasized(corner).predict(corner)
     assert after[0] == pytest.approx(before[0], abs=1e-3)
     assert after[1] < before[1]
 

@@ -29,10 +29,10 @@ def made(store: Path, truth: Truth, trials: int, sizes: str = "64") -> tuple[Stu
     return record, importances(record)
 
 
-def known(trial: TrialRecord, reach: float) -> TrialRecord:
+def with_half_width(trial: TrialRecord, half_width: float) -> TrialRecord:
     """A pruned trial whose estimate's interval reaches about so many nats to either side."""
     assert trial.estimate is not None
-    return replace(trial, estimate=replace(trial.estimate, standard_error=reach / 2, degrees=50.0))
+    return replace(trial, estimate=replace(trial.estimate, standard_error=half_width / 2, degrees=50.0))
 
 
 def by_beta(setting: Setting) -> float:
@@ -163,7 +163,9 @@ def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Pa
     space = make_space(Setting(), {"group_size": "32,64"})
     maker = Maker(ResultStore(tmp_path), space)
     trials = [maker.complete(number, replace(maker.draw(), group_size=32)) for number in range(5)]
-    trials += [known(maker.pruned(number, replace(maker.draw(), group_size=64)), 1e-6) for number in range(5, 17)]
+    trials += [
+        with_half_width(maker.pruned(number, replace(maker.draw(), group_size=64)), 1e-6) for number in range(5, 17)
+    ]
     found = importances(study_of(maker, trials).record).equal_size
     assert found is not None
     assert (found.scope, found.complete, found.pruned) == ("group size 64", 0, 12)
@@ -270,7 +272,7 @@ def test_estimates_that_err_more_than_trials_differ_are_left_out(tmp_path: Path)
     maker = Maker(ResultStore(tmp_path), space, truth=by_beta)
     complete = [maker.complete(number, maker.draw()) for number in range(12)]
     pruned = [maker.pruned(number, maker.draw()) for number in range(12, 20)]
-    for reach, count in ((0.7, 0), (1e-6, 8)):
-        trials = [*complete, *(known(trial, reach) for trial in pruned)]
+    for half_width, count in ((0.7, 0), (1e-6, 8)):
+        trials = [*complete, *(with_half_width(trial, half_width) for trial in pruned)]
         found = importances(study_of(maker, trials).record).overall
         assert (found.complete, found.pruned) == (12, count)

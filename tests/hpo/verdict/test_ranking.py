@@ -64,7 +64,7 @@ class Study:
             changes = {"name": name or one.name, "result": f"result-{number}", "bits_per_weight": bits}
             self.references.append(replace(one, **changes))
 
-    def levels(self) -> list[SizeClassRanking]:
+    def rankings(self) -> list[SizeClassRanking]:
         record = StudyRecord(name="s", contract=CONTRACT, references=tuple(self.references), trials=tuple(self.trials))
         return rank(record, Scores(self.store))
 
@@ -82,20 +82,20 @@ def test_a_reference_that_beats_every_setting_is_said_to(study: Study) -> None:
     study.add(AWQ, shifted(0), searched=False)
     study.add(RTN, shifted(3), searched=False)
     study.add(Setting(beta=0.2), shifted(1, noise=0.001), searched=True)
-    (level,) = study.levels()
-    assert level.verdict().startswith("Group size 128: gw-awq")
-    assert "beats every gwh-praq-v2 setting that was tried" in level.verdict()
-    assert "+1.01 % [" in level.verdict()
-    assert level.recommended.measured.name == "gw-awq"
+    (ranking,) = study.rankings()
+    assert ranking.verdict().startswith("Group size 128: gw-awq")
+    assert "beats every gwh-praq-v2 setting that was tried" in ranking.verdict()
+    assert "+1.01 % [" in ranking.verdict()
+    assert ranking.recommended.measured.name == "gw-awq"
 
 
 def test_a_clear_win_is_meaningful(study: Study) -> None:
     """Above 0.1 % and significant."""
     study.add(AWQ, shifted(1, noise=0.001), searched=False)
     study.add(Setting(beta=0.2), shifted(0), searched=True)
-    (level,) = study.levels()
-    assert level.verdict().endswith("a meaningful win.")
-    assert level.recommended.measured.name == "trial 1"
+    (ranking,) = study.rankings()
+    assert ranking.verdict().endswith("a meaningful win.")
+    assert ranking.recommended.measured.name == "trial 1"
 
 
 @pytest.mark.parametrize(("percent", "noise"), [(0.08, 0.0001), (0.5, 0.05)])
@@ -103,29 +103,29 @@ def test_a_win_that_is_small_or_within_noise_is_not_meaningful(study: Study, per
     """Significant but below 0.1 %, or above it and not significant."""
     study.add(AWQ, shifted(percent, noise), searched=False)
     study.add(Setting(beta=0.2), shifted(0), searched=True)
-    (level,) = study.levels()
-    assert "not a meaningful win" in level.verdict()
+    (ranking,) = study.rankings()
+    assert "not a meaningful win" in ranking.verdict()
 
 
 def test_the_simplest_setting_within_noise_and_a_twentieth_of_a_percent_is_recommended(study: Study) -> None:
     """References before presets before found settings, small calibration before large; but not beyond 0.05 %."""
     study.add(Setting(beta=0.11, n_calib=256), shifted(0), searched=True)
     study.add(Setting(beta=0.12, n_calib=64), shifted(0.02, noise=0.01), searched=True)
-    (level,) = study.levels()
-    assert level.recommended.measured.name == "trial 1"
+    (ranking,) = study.rankings()
+    assert ranking.recommended.measured.name == "trial 1"
     study.add(Setting(beta=0.5), shifted(0.03, noise=0.01), searched=True, origin="preset balanced")
-    assert study.levels()[0].recommended.measured.name == "balanced"
+    assert study.rankings()[0].recommended.measured.name == "balanced"
     study.add(AWQ, shifted(0.04, noise=0.01), searched=False)
-    assert study.levels()[0].recommended.measured.name == "gw-awq"
+    assert study.rankings()[0].recommended.measured.name == "gw-awq"
     study.add(RTN, shifted(0.06, noise=0.05), searched=False)
-    assert study.levels()[0].recommended.measured.name == "gw-awq"
+    assert study.rankings()[0].recommended.measured.name == "gw-awq"
 
 
 def test_what_is_surely_worse_is_not_recommended_however_simple(study: Study) -> None:
     """Within 0.05 % but beyond noise."""
     study.add(Setting(beta=0.11), shifted(0), searched=True)
     study.add(RTN, shifted(0.04, noise=0.0001), searched=False)
-    assert study.levels()[0].recommended.measured.name == "trial 0"
+    assert study.rankings()[0].recommended.measured.name == "trial 0"
 
 
 def test_only_equal_group_sizes_are_compared(study: Study) -> None:
@@ -134,11 +134,11 @@ def test_only_equal_group_sizes_are_compared(study: Study) -> None:
     study.add(Setting(beta=0.2), shifted(1), searched=True)
     study.add(Setting(method="gw-awq", group_size=32), shifted(0), searched=False)
     study.add(Setting(beta=0.2, group_size=32), shifted(0.5), searched=True)
-    levels = study.levels()
-    assert [level.size_class.group_size for level in levels] == [32, 128]
-    assert [len(level.rows) for level in levels] == [2, 2]
-    assert headline(levels) is levels[0]
-    assert levels[1].best.measured.name == "trial 1"
+    rankings = study.rankings()
+    assert [ranking.size_class.group_size for ranking in rankings] == [32, 128]
+    assert [len(ranking.rows) for ranking in rankings] == [2, 2]
+    assert headline(rankings) is rankings[0]
+    assert rankings[1].best.measured.name == "trial 1"
 
 
 def kept(ratio: float, method: str = "praq-mixed", **others: float) -> Setting:
@@ -152,14 +152,14 @@ def test_only_equal_shares_of_kept_rows_are_compared(study: Study) -> None:
         study.add(kept(ratio, "awq-mixed"), shifted(percent + 0.5, noise=0.001), searched=False, bits=bits)
         study.add(kept(ratio, beta_risk=2), shifted(percent), searched=True, bits=bits)
         study.add(kept(ratio, beta_risk=1), shifted(percent + 0.2), searched=True, bits=bits)
-    levels = study.levels()
-    assert [level.size_class.keep_ratio for level in levels] == [0.05, 0.1, 0.2]
-    assert [len(level.rows) for level in levels] == [3, 3, 3]
-    assert all(level.best_reference.measured.name == "awq-mixed" for level in levels if level.best_reference)
-    assert levels[0].verdict().startswith("One scale per row, 5 % of rows in 16 bit: trial 1 (")
-    assert levels[0].verdict().endswith("a meaningful win.")
-    assert headline(levels) is levels[2]
-    assert [(one["group_size"], one["keep_ratio"]) for one in ranking_json(levels)] == [
+    rankings = study.rankings()
+    assert [ranking.size_class.keep_ratio for ranking in rankings] == [0.05, 0.1, 0.2]
+    assert [len(ranking.rows) for ranking in rankings] == [3, 3, 3]
+    assert all(ranking.best_reference.measured.name == "awq-mixed" for ranking in rankings if ranking.best_reference)
+    assert rankings[0].verdict().startswith("One scale per row, 5 % of rows in 16 bit: trial 1 (")
+    assert rankings[0].verdict().endswith("a meaningful win.")
+    assert headline(rankings) is rankings[2]
+    assert [(one["group_size"], one["keep_ratio"]) for one in ranking_json(rankings)] == [
         (None, 0.05),
         (None, 0.1),
         (None, 0.2),
@@ -174,7 +174,7 @@ def test_methods_in_groups_stand_beside_kept_rows_of_no_fewer_bits(study: Study)
     study.add(kept(0.0), shifted(4), searched=True, bits=4.03)
     study.add(kept(0.03), shifted(3), searched=True, bits=4.36)
     study.add(kept(0.1), shifted(1), searched=True, bits=5.2)
-    none, few, many = study.levels()
+    none, few, many = study.rankings()
     assert [row.measured.name for row in none.rows] == ["trial 2"]
     assert none.title == "One scale per row"
     assert [row.measured.name for row in few.rows] == ["gw-awq g64", "trial 3"]
@@ -195,9 +195,9 @@ def test_more_bits_must_be_better(study: Study) -> None:
     study.add(Setting(beta=0.2, group_size=64), shifted(2), searched=True, bits=4.25)
     study.add(Setting(method="gw-awq", group_size=32), shifted(1.5), searched=False, bits=4.5)
     study.add(Setting(beta=0.3, group_size=32), shifted(0.5), searched=True, bits=4.5)
-    levels = study.levels()
-    assert [row.measured.name for row in frontier(levels)] == ["gw-awq", "trial 3"]
-    text = frontier_text(levels)
+    rankings = study.rankings()
+    assert [row.measured.name for row in frontier(rankings)] == ["gw-awq", "trial 3"]
+    text = frontier_text(rankings)
     assert "no more bits is better: gw-awq g64 (" in text
     assert " at 4.250), trial 3 g32 (" in text
     assert text.endswith(" at 4.500).")
@@ -207,18 +207,18 @@ def test_a_trial_that_equals_its_reference_is_not_said_to_lose(study: Study) -> 
     """The defaults of a method are a reference and a trial: neither beats the other."""
     study.add(Setting(method="awq"), shifted(0), searched=False)
     study.add(Setting(method="awq"), shifted(0), searched=True, origin="preset defaults")
-    (level,) = study.levels()
-    assert "beats" not in level.verdict()
-    assert "not a meaningful win" in level.verdict()
+    (ranking,) = study.rankings()
+    assert "beats" not in ranking.verdict()
+    assert "not a meaningful win" in ranking.verdict()
 
 
 def test_a_size_without_a_completed_trial_says_so(study: Study) -> None:
     """Nothing is compared with nothing, and such a size does not lead."""
     study.add(AWQ, shifted(0), searched=False)
-    (level,) = study.levels()
-    assert "no trial was completed" in level.verdict()
-    assert headline([level]) is None
-    assert ranking_json([level])[0]["recommended"] == "gw-awq"
+    (ranking,) = study.rankings()
+    assert "no trial was completed" in ranking.verdict()
+    assert headline([ranking]) is None
+    assert ranking_json([ranking])[0]["recommended"] == "gw-awq"
 
 
 def test_meaningful_takes_size_and_significance() -> None:

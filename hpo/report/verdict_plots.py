@@ -1,6 +1,6 @@
 """The figures of the verdict as pictures, drawn by matplotlib: who won, bits, memory, other text.
 
-Responsible for drawing `Evidence` on white paper. May assume that captions say which figures can be drawn.
+Responsible for drawing `VerdictData` on white paper. May assume that captions say which figures can be drawn.
 """
 
 import math
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from hpo.report import palette
 from hpo.report.charts import ChartData, forest_ends
-from hpo.report.evidence import BEST_TRIAL, Forest
 from hpo.report.sheet import WIDTH, blank, sheet, tidy, with_legend
+from hpo.report.verdict_data import BEST_TRIAL, Forest
 
 MARKERS = ("s", "D", "^", "o", "*", "p")
 ROW, AROUND = 0.26, 2.6
@@ -20,16 +20,16 @@ OF_KIND = {"reference": "s", "trial": "o", "recommended": "*"}
 
 
 def forest(data: ChartData) -> Figure:
-    """One panel for every level of bits, names at the left and numbers at the right."""
-    found = data.evidence.forests
+    """Draw one panel for every size class, names at the left and numbers at the right."""
+    forests = data.verdict.forests
     # A panel's title and ticks take as much as some rows do.
-    shares = [len(one.rows) + AROUND for one in found]
+    shares = [len(plot.rows) + AROUND for plot in forests]
     figure = sheet(WIDTH, 0.9 + ROW * sum(shares))
     # Room for the numbers at the right.
     figure.set_layout_engine("constrained", rect=(0, 0, 0.79, 1))
-    panels = figure.subplots(len(found), squeeze=False, height_ratios=shares)[:, 0]
-    for axes, one in zip(panels, found, strict=True):
-        _contrasts(axes, one)
+    panels = figure.subplots(len(forests), squeeze=False, height_ratios=shares)[:, 0]
+    for axes, plot in zip(panels, forests, strict=True):
+        _contrasts(axes, plot)
     tidy(panels[-1], "percent of perplexity against the best reference; left is better", "")
     panels[-1].grid(visible=False, axis="y")
     labels = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -37,11 +37,11 @@ def forest(data: ChartData) -> Figure:
     return figure
 
 
-def _contrasts(axes: Axes, found: Forest) -> None:
-    low, high = forest_ends(found)
+def _contrasts(axes: Axes, plot: Forest) -> None:
+    low, high = forest_ends(plot)
     for kind, marker in OF_KIND.items():
         colour = palette.KINDS[kind]
-        rows = [(place, row) for place, row in enumerate(found.rows) if row.kind == kind]
+        rows = [(place, row) for place, row in enumerate(plot.rows) if row.kind == kind]
         # Nothing that is drawn nowhere: an empty line counts as standing in the corner when room is given.
         if not rows:
             continue
@@ -59,62 +59,62 @@ def _contrasts(axes: Axes, found: Forest) -> None:
     axes.axvline(0, color=palette.GREY, linewidth=1.2, zorder=0)
     tidy(axes, "", "")
     axes.grid(visible=False, axis="y")
-    axes.set_title(f"{found.title}, against {found.baseline}", fontsize="medium", loc="left")
-    axes.set_yticks(range(len(found.rows)), [row.name for row in found.rows], fontsize="small")
-    axes.set_ylim(len(found.rows) - 0.4, -0.6)
+    axes.set_title(f"{plot.title}, against {plot.baseline}", fontsize="medium", loc="left")
+    axes.set_yticks(range(len(plot.rows)), [row.name for row in plot.rows], fontsize="small")
+    axes.set_ylim(len(plot.rows) - 0.4, -0.6)
     room = 0.04 * (high - low)
     axes.set_xlim(low - room, high + room)
-    for place, row in enumerate(found.rows):
+    for place, row in enumerate(plot.rows):
         beside = axes.get_yaxis_transform()
         axes.text(1.02, place, row.text, va="center", fontsize="small", transform=beside, in_layout=False)
 
 
 def bits(data: ChartData) -> Figure:
-    """Perplexity of references and best trials against what they cost."""
+    """Draw perplexity of references and best trials against what they cost."""
     figure, axes = blank("bits per weight", "perplexity")
-    costs = data.evidence.costs
+    costs = data.verdict.costs
     colours = palette.series(dict.fromkeys(cost.series for cost in costs), {BEST_TRIAL})
     for (label, colour), marker in zip(colours.items(), cycle(MARKERS), strict=False):
-        found = [cost for cost in costs if cost.series == label]
-        x, y = [cost.bits for cost in found], [cost.perplexity for cost in found]
+        members = [cost for cost in costs if cost.series == label]
+        x, y = [cost.bits for cost in members], [cost.perplexity for cost in members]
         axes.plot(x, y, marker, color=colour, markersize=8, linestyle=":", linewidth=1, label=label)
-    if data.evidence.full is not None:
-        axes.axhline(data.evidence.full, linestyle="--", color=palette.GREY, label="full precision")
+    if data.verdict.full is not None:
+        axes.axhline(data.verdict.full, linestyle="--", color=palette.GREY, label="full precision")
     axes.margins(x=0.1, y=0.1)
     return with_legend(figure, axes)
 
 
 def memory(data: ChartData) -> Figure:
-    """Bytes of the whole model, in parts."""
-    found = data.evidence.memory
-    figure, axes = blank("MB", "", height=1.3 + 0.42 * len(found))
-    starts = [0.0] * len(found)
+    """Draw bytes of the whole model, in parts."""
+    models = data.verdict.memory
+    figure, axes = blank("MB", "", height=1.3 + 0.42 * len(models))
+    starts = [0.0] * len(models)
     for part, label, colour in (
         ("blocks", "weights of the blocks", palette.BLUE),
         ("scales", "scales, zero points", palette.ORANGE),
         ("others", "all other weights", palette.GREY),
     ):
-        sizes = [getattr(one, part) / 1e6 for one in found]
-        axes.barh(range(len(found)), sizes, 0.62, left=starts, color=colour, label=label)
+        sizes = [getattr(model, part) / 1e6 for model in models]
+        axes.barh(range(len(models)), sizes, 0.62, left=starts, color=colour, label=label)
         starts = [start + size for start, size in zip(starts, sizes, strict=True)]
     for place, end in enumerate(starts):
         axes.text(end, place, f" {end:,.1f}", va="center", fontsize="small")
-    axes.set_yticks(range(len(found)), [one.name for one in found])
+    axes.set_yticks(range(len(models)), [model.name for model in models])
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.grid(visible=False, axis="y")
     return with_legend(figure, axes)
 
 
-def elsewhere(data: ChartData) -> Figure:
-    """One line per setting across the texts."""
-    found = data.evidence.elsewhere
-    assert found is not None
+def transfer(data: ChartData) -> Figure:
+    """Draw one line per setting across the texts."""
+    transferred = data.verdict.transfer
+    assert transferred is not None
     figure, axes = blank("", "percent above full precision")
-    colours = palette.series([name for name, _ in found.rows], {found.searched})
-    for (name, values), marker in zip(found.rows, cycle(MARKERS), strict=False):
+    colours = palette.series([name for name, _ in transferred.rows], {transferred.searched})
+    for (name, values), marker in zip(transferred.rows, cycle(MARKERS), strict=False):
         heights = [math.nan if value is None else value for value in values]
         axes.plot(range(len(values)), heights, marker, linestyle="-", color=colours[name], markersize=7, label=name)
-    axes.set_xticks(range(len(found.texts)), ["\n".join(text) for text in found.texts])
+    axes.set_xticks(range(len(transferred.texts)), ["\n".join(text) for text in transferred.texts])
     axes.margins(x=0.15)
     return with_legend(figure, axes)

@@ -31,14 +31,14 @@ class Contrast:
 
     @property
     def text(self) -> str:
-        """`+1.99 [+1.07, +2.91]`; nothing for what all are compared with."""
+        """Write it as `+1.99 [+1.07, +2.91]`; the row that all are compared with says so."""
         interval = f"{self.percent:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
         return interval if self.low < self.high else "compared with"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forest:
-    """All contrasts at equal bits, best first."""
+    """All contrasts at equal bits, best first: a forest plot's rows."""
 
     title: str
     baseline: str
@@ -54,7 +54,7 @@ class Cost:
 
     name: str
     series: str
-    level: str
+    size_class: str
     bits: float
     perplexity: float
 
@@ -77,13 +77,13 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Bytes of the whole model."""
+        """Add up the bytes of the whole model."""
         return self.blocks + self.scales + self.others
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elsewhere:
-    """Percent of perplexity above full precision on each text: what was tuned on, and what was not.
+class Transfer:
+    """How settings transfer to other text: percent of perplexity above full precision on each.
 
     Attributes:
         texts: What each was for, and what it is called.
@@ -97,82 +97,82 @@ class Elsewhere:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class VerdictData:
     """Everything that is drawn of the verdict; what is not known is empty or None."""
 
     forests: tuple[Forest, ...] = ()
     costs: tuple[Cost, ...] = ()
     full: float | None = None
     memory: tuple[Memory, ...] = ()
-    elsewhere: Elsewhere | None = None
+    transfer: Transfer | None = None
 
 
-def evidence(study: Study) -> Evidence:
-    """What a study's ranking and confirmation show; the leading group size first."""
-    record, levels, lead = study.record, study.ranking, study.lead
-    ordered = sorted(levels, key=lambda level: level is not lead)
-    full = next((one for one in record.references if one.setting is None), None)
-    return Evidence(
-        forests=tuple(forest for level in ordered if len((forest := _forest(level)).rows) > 1),
-        costs=tuple(_costs(levels)),
+def verdict_data(study: Study) -> VerdictData:
+    """Collect what a study's rankings and confirmation show; the leading size class first."""
+    record, rankings, lead = study.record, study.rankings, study.lead
+    ordered = sorted(rankings, key=lambda ranking: ranking is not lead)
+    full = next((reference for reference in record.references if reference.setting is None), None)
+    return VerdictData(
+        forests=tuple(forest for ranking in ordered if len((forest := _forest(ranking)).rows) > 1),
+        costs=tuple(_costs(rankings)),
         full=full.perplexity if full else None,
-        memory=tuple(_memory(full, levels)) if full else (),
-        elsewhere=_elsewhere(record, levels),
+        memory=tuple(_memory(full, rankings)) if full else (),
+        transfer=_transfer(record, rankings),
     )
 
 
-def find_row(level: SizeClassRanking, name: str) -> Ranked | None:
-    """The row of that name."""
-    return next((row for row in level.rows if row.measured.name == name), None)
+def find_row(ranking: SizeClassRanking, name: str) -> Ranked | None:
+    """Find the row of that name; None where there is none."""
+    return next((row for row in ranking.rows if row.measured.name == name), None)
 
 
-def _forest(level: SizeClassRanking) -> Forest:
-    baseline = level.best_reference
+def _forest(ranking: SizeClassRanking) -> Forest:
+    baseline = ranking.best_reference
     rows = [
-        _contrast(level, row)
-        for place, row in enumerate(level.rows)
-        if baseline is not None and is_shown(level, place, row)
+        _contrast(ranking, row)
+        for place, row in enumerate(ranking.rows)
+        if baseline is not None and is_shown(ranking, place, row)
     ]
-    known = baseline.measured.name if baseline else ""
-    return Forest(title=level.title, baseline=known, rows=tuple(row for row in rows if row is not None))
+    name = baseline.measured.name if baseline else ""
+    return Forest(title=ranking.title, baseline=name, rows=tuple(row for row in rows if row is not None))
 
 
-def _contrast(level: SizeClassRanking, row: Ranked) -> Contrast | None:
+def _contrast(ranking: SizeClassRanking, row: Ranked) -> Contrast | None:
     if row.against is None:
         return None
     value, low, high = row.against.percent()
     if not all(map(math.isfinite, (value, low, high))):
         return None
-    return Contrast(name=row.measured.name, kind=_kind(level, row), percent=value, low=low, high=high)
+    return Contrast(name=row.measured.name, kind=_kind(ranking, row), percent=value, low=low, high=high)
 
 
-def _kind(level: SizeClassRanking, row: Ranked) -> Kind:
-    if row is level.recommended:
+def _kind(ranking: SizeClassRanking, row: Ranked) -> Kind:
+    if row is ranking.recommended:
         return "recommended"
     return "trial" if isinstance(row.measured, TrialRecord) else "reference"
 
 
-def _costs(levels: Sequence[SizeClassRanking]) -> list[Cost]:
-    """References and the best trial of every group size."""
+def _costs(rankings: Sequence[SizeClassRanking]) -> list[Cost]:
+    """Collect references and the best trial of every size class."""
     return [
         Cost(
             name=row.measured.name,
-            series=BEST_TRIAL if row is level.best_trial else row.measured.name,
-            level=str(level.size_class),
+            series=BEST_TRIAL if row is ranking.best_trial else row.measured.name,
+            size_class=str(ranking.size_class),
             bits=row.measured.bits_per_weight,
             perplexity=row.score.perplexity,
         )
-        for level in levels
-        for row in level.rows
+        for ranking in rankings
+        for row in ranking.rows
         if row.measured.bits_per_weight is not None
         and math.isfinite(row.score.perplexity)
-        and (row is level.best_trial or not isinstance(row.measured, TrialRecord))
+        and (row is ranking.best_trial or not isinstance(row.measured, TrialRecord))
     ]
 
 
-def _memory(full: Measured, levels: Sequence[SizeClassRanking]) -> list[Memory]:
-    """Full precision and the best of every size class, where their sizes are known."""
-    best = [(str(level.size_class), level.best.measured.size) for level in levels]
+def _memory(full: Measured, rankings: Sequence[SizeClassRanking]) -> list[Memory]:
+    """Collect full precision and the best of every size class, where their sizes are known."""
+    best = [(str(ranking.size_class), ranking.best.measured.size) for ranking in rankings]
     sizes = [(name, size) for name, size in best if size is not None]
     if full.size is None or not sizes:
         return []
@@ -182,32 +182,32 @@ def _memory(full: Measured, levels: Sequence[SizeClassRanking]) -> list[Memory]:
     ]
 
 
-def _elsewhere(record: StudyRecord, levels: Sequence[SizeClassRanking]) -> Elsewhere | None:
-    found = record.confirmation
-    if found is None or not found["rows"]:
+def _transfer(record: StudyRecord, rankings: Sequence[SizeClassRanking]) -> Transfer | None:
+    confirmation = record.confirmation
+    if confirmation is None or not confirmation["rows"]:
         return None
-    level = next((level for level in levels if find_row(level, str(found["winner"]))), None)
-    datasets = list(dict.fromkeys(row["dataset"] for row in found["rows"]))
-    names = [name for name in dict.fromkeys(row["name"] for row in found["rows"]) if name != FULL_PRECISION]
-    tuned = {row.measured.name: row.score.perplexity for row in level.rows} if level else {}
+    ranking = next((ranking for ranking in rankings if find_row(ranking, str(confirmation["winner"]))), None)
+    datasets = list(dict.fromkeys(row["dataset"] for row in confirmation["rows"]))
+    names = [name for name in dict.fromkeys(row["name"] for row in confirmation["rows"]) if name != FULL_PRECISION]
+    tuned = {row.measured.name: row.score.perplexity for row in ranking.rows} if ranking else {}
     columns = [_above(tuned, _tuning_perplexity(record), names)]
     for dataset in datasets:
-        on = {row["name"]: row["perplexity"] for row in found["rows"] if row["dataset"] == dataset}
-        columns.append(_above(on, on.get(FULL_PRECISION), names))
+        values = {row["name"]: row["perplexity"] for row in confirmation["rows"] if row["dataset"] == dataset}
+        columns.append(_above(values, values.get(FULL_PRECISION), names))
     tuning = short_source(record.contract.tuning.source)
     purposes = ("tuned on", "held out", *["second data set"] * len(datasets))
     texts = tuple(zip(purposes, (tuning, *map(short_source, datasets)), strict=False))
     rows = tuple((name, tuple(column[place] for column in columns)) for place, name in enumerate(names))
-    return Elsewhere(texts=texts, rows=rows, searched=str(found["winner"]))
+    return Transfer(texts=texts, rows=rows, searched=str(confirmation["winner"]))
 
 
 def _tuning_perplexity(record: StudyRecord) -> float | None:
-    return next((one.perplexity for one in record.references if one.setting is None), None)
+    return next((reference.perplexity for reference in record.references if reference.setting is None), None)
 
 
 def _above(values: Mapping[str, Any], full: float | None, names: Sequence[str]) -> list[float | None]:
     def percent(value: float | None) -> float | None:
-        known = value is not None and full is not None and math.isfinite(value) and full > 0
-        return 100 * (value / full - 1) if known else None  # type: ignore[operator]
+        comparable = value is not None and full is not None and math.isfinite(value) and full > 0
+        return 100 * (value / full - 1) if comparable else None  # type: ignore[operator]
 
     return [percent(values.get(name)) for name in names]

@@ -1,6 +1,6 @@
 """What the scale search chose in each layer of the best trial, by depth and role.
 
-Responsible for laying out the values of a kept result as a grid. May assume that a Linear's result says which block it
+Responsible for laying out the values of a stored result. May assume that a Linear's result says which block it
 belongs to and what that uses it for.
 """
 
@@ -22,7 +22,7 @@ ROLES = list(dict.fromkeys(WHOLE.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerGrid:
+class LayerMap:
     """One number per role and depth; None where a block has no such Linear or the number says nothing."""
 
     roles: tuple[str, ...]
@@ -30,8 +30,8 @@ class LayerGrid:
     values: tuple[tuple[float | None, ...], ...]
 
     @property
-    def known(self) -> list[float]:
-        """Every number."""
+    def numbers(self) -> list[float]:
+        """List every number."""
         return [value for row in self.values for value in row if value is not None]
 
 
@@ -46,14 +46,14 @@ class LayerChoices:
         reason: Why there are none; None where there are.
     """
 
-    alpha: LayerGrid | None = None
-    reduction: LayerGrid | None = None
-    remaining: LayerGrid | None = None
+    alpha: LayerMap | None = None
+    reduction: LayerMap | None = None
+    remaining: LayerMap | None = None
     reason: str | None = None
 
 
 def layer_choices(best: TrialRecord | None, store: ResultStore) -> LayerChoices:
-    """What the search of the best trial chose, from its kept result."""
+    """Read what the search of the best trial chose from its kept result."""
     if best is None:
         return LayerChoices(reason="no trial is complete")
     if best.setting is not None and best.setting.definition.salience is None:
@@ -67,26 +67,26 @@ def layer_choices(best: TrialRecord | None, store: ResultStore) -> LayerChoices:
         return LayerChoices(reason=f"the layers of {best.name} were not kept")
     total = sum(layer.final_loss for layer in layers)
     return LayerChoices(
-        alpha=layer_grid(layers, lambda layer: layer.alpha),
-        reduction=layer_grid(layers, _reduction),
-        remaining=layer_grid(layers, lambda layer: 100 * layer.final_loss / total) if 0 < total < math.inf else None,
+        alpha=map_layers(layers, lambda layer: layer.alpha),
+        reduction=map_layers(layers, _reduction),
+        remaining=map_layers(layers, lambda layer: 100 * layer.final_loss / total) if 0 < total < math.inf else None,
     )
 
 
-def share_ends(grid: LayerGrid) -> tuple[float, float]:
-    """The ends of a logarithmic scale for shares that add up: what is a thousandth of the largest no longer matters."""
-    return max(grid.known) / 1000, max(grid.known)
+def share_ends(layer_map: LayerMap) -> tuple[float, float]:
+    """Find the ends of a logarithmic scale for shares: what is a thousandth of the largest no longer matters."""
+    return max(layer_map.numbers) / 1000, max(layer_map.numbers)
 
 
 def _reduction(layer: LayerResult) -> float | None:
     return 100 * (1 - layer.final_loss / layer.nearest_loss) if layer.nearest_loss > 0 else None
 
 
-def layer_grid(layers: Sequence[LayerResult], value: Callable[[LayerResult], float | None]) -> LayerGrid:
-    """One number of every Linear, laid out by depth and role."""
+def map_layers(layers: Sequence[LayerResult], value: Callable[[LayerResult], float | None]) -> LayerMap:
+    """Lay out one number of every Linear by depth and role."""
     cells = {(layer.depth, layer.role): value(layer) for layer in layers}
     depths = tuple(sorted({depth for depth, _ in cells}))
-    found = dict.fromkeys(role for _, role in cells)
-    roles = tuple(sorted(found, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES)))
+    present = dict.fromkeys(role for _, role in cells)
+    roles = tuple(sorted(present, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES)))
     values = tuple(tuple(cells.get((depth, role)) for depth in depths) for role in roles)
-    return LayerGrid(roles=roles, depths=depths, values=values)
+    return LayerMap(roles=roles, depths=depths, values=values)

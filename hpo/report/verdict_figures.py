@@ -1,6 +1,6 @@
 """The figures of the verdict on a report's page, in plotly: who won, bits, memory, other text.
 
-Responsible for drawing `Evidence`. May assume that captions say which figures can be drawn.
+Responsible for drawing `VerdictData`. May assume that captions say which figures can be drawn.
 """
 
 from itertools import cycle
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from hpo.report import palette
 from hpo.report.canvas import HEIGHT, blank
 from hpo.report.charts import ChartData, forest_ends
-from hpo.report.evidence import BEST_TRIAL, Forest
+from hpo.report.verdict_data import BEST_TRIAL, Forest
 
 SYMBOLS = ("square", "diamond", "triangle-up", "circle", "star", "pentagon")
 OF_KIND = {"reference": "square", "trial": "circle", "recommended": "star"}
@@ -19,16 +19,16 @@ Panels = list[tuple[str, go.Figure]]
 
 
 def forest(data: ChartData) -> Panels:
-    """One panel for every level of bits."""
-    return [(f"{found.title}, against {found.baseline}", forest_figure(found)) for found in data.evidence.forests]
+    """Draw one panel for every size class."""
+    return [(f"{plot.title}, against {plot.baseline}", forest_figure(plot)) for plot in data.verdict.forests]
 
 
-def forest_figure(found: Forest) -> go.Figure:
-    """Contrasts at equal bits, best at the top; outliers at the right edge."""
-    figure = blank(AGAINST, "", height=150 + 26 * len(found.rows))
-    low, high = forest_ends(found)
+def forest_figure(plot: Forest) -> go.Figure:
+    """Draw contrasts at equal bits, best at the top; outliers at the right edge."""
+    figure = blank(AGAINST, "", height=150 + 26 * len(plot.rows))
+    low, high = forest_ends(plot)
     for kind, symbol in OF_KIND.items():
-        rows = [row for row in found.rows if row.kind == kind]
+        rows = [row for row in plot.rows if row.kind == kind]
         if not rows:
             continue
         places = [min(row.percent, high) for row in rows]
@@ -51,46 +51,46 @@ def forest_figure(found: Forest) -> go.Figure:
     figure.add_vline(0, line={"color": palette.GREY, "width": 1.5})
     room = 0.04 * (high - low)
     figure.update_xaxes(range=[low - room, high + room])
-    names = [row.name for row in found.rows]
+    names = [row.name for row in plot.rows]
     figure.update_yaxes(categoryorder="array", categoryarray=names, range=[len(names) - 0.4, -0.6], showgrid=False)
     return figure
 
 
 def bits(data: ChartData) -> Panels:
-    """Perplexity of references and best trials against what they cost."""
-    found = data.evidence
+    """Draw perplexity of references and best trials against what they cost."""
+    verdict = data.verdict
     figure = blank("bits per weight", "perplexity")
-    colours = palette.series(dict.fromkeys(cost.series for cost in found.costs), {BEST_TRIAL})
+    colours = palette.series(dict.fromkeys(cost.series for cost in verdict.costs), {BEST_TRIAL})
     for (label, colour), symbol in zip(colours.items(), cycle(SYMBOLS), strict=False):
-        costs = [cost for cost in found.costs if cost.series == label]
+        costs = [cost for cost in verdict.costs if cost.series == label]
         figure.add_scatter(
             x=[cost.bits for cost in costs],
             y=[cost.perplexity for cost in costs],
             mode="lines+markers",
             line={"color": colour, "width": 1, "dash": "dot"},
             marker={"color": colour, "symbol": symbol, "size": 11},
-            text=[f"{cost.name}, {cost.level}: {cost.perplexity:.3f} at {cost.bits:.3f} bits" for cost in costs],
+            text=[f"{cost.name}, {cost.size_class}: {cost.perplexity:.3f} at {cost.bits:.3f} bits" for cost in costs],
             hovertemplate="%{text}<extra></extra>",
             cliponaxis=False,
             name=label,
         )
-    if found.full is not None:
-        figure.add_hline(found.full, line={"dash": "dash", "color": palette.GREY})
+    if verdict.full is not None:
+        figure.add_hline(verdict.full, line={"dash": "dash", "color": palette.GREY})
         named = {"dash": "dash", "color": palette.GREY}
         figure.add_scatter(x=[None], y=[None], mode="lines", line=named, name="full precision")
     return [("", figure)]
 
 
 def memory(data: ChartData) -> Panels:
-    """Bytes of the whole model, in parts."""
-    found = data.evidence.memory
-    figure = blank("MB", "", height=150 + 44 * len(found))
+    """Draw bytes of the whole model, in parts."""
+    sizes = data.verdict.memory
+    figure = blank("MB", "", height=150 + 44 * len(sizes))
     parts = (("blocks", palette.BLUE), ("scales", palette.ORANGE), ("others", palette.GREY))
     names = {"blocks": "weights of the blocks", "scales": "scales, zero points", "others": "all other weights"}
     for part, colour in parts:
         figure.add_bar(
-            x=[getattr(one, part) / 1e6 for one in found],
-            y=[one.name for one in found],
+            x=[getattr(size, part) / 1e6 for size in sizes],
+            y=[size.name for size in sizes],
             orientation="h",
             marker={"color": colour},
             name=names[part],
@@ -101,16 +101,16 @@ def memory(data: ChartData) -> Panels:
     return [("", figure)]
 
 
-def elsewhere(data: ChartData) -> Panels:
-    """One line per setting across the texts."""
-    found = data.evidence.elsewhere
-    assert found is not None
+def transfer(data: ChartData) -> Panels:
+    """Draw one line per setting across the texts."""
+    transferred = data.verdict.transfer
+    assert transferred is not None
     figure = blank("", "percent above full precision", height=HEIGHT)
-    colours = palette.series([name for name, _ in found.rows], {found.searched})
-    for (name, values), symbol in zip(found.rows, cycle(SYMBOLS), strict=False):
+    colours = palette.series([name for name, _ in transferred.rows], {transferred.searched})
+    for (name, values), symbol in zip(transferred.rows, cycle(SYMBOLS), strict=False):
         colour = colours[name]
         figure.add_scatter(
-            x=[purpose for purpose, _ in found.texts],
+            x=[purpose for purpose, _ in transferred.texts],
             y=list(values),
             mode="lines+markers",
             line={"color": colour, "width": 2},
@@ -119,5 +119,5 @@ def elsewhere(data: ChartData) -> Panels:
             cliponaxis=False,
             name=name,
         )
-    figure.update_xaxes(range=[-0.3, len(found.texts) - 0.7])
+    figure.update_xaxes(range=[-0.3, len(transferred.texts) - 0.7])
     return [("", figure)]
