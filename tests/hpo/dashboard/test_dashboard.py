@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,27 @@ class Shown:
         return get_note(Trial(self.study, self.trial_id(number)))
 
 
+def once(draw: Callable[..., bytes]) -> Callable[..., bytes]:
+    """Draws the first time, and gives the same bytes from then on."""
+    drawn: list[bytes] = []
+
+    def draw_once(*about: Any) -> bytes:
+        if not drawn:
+            drawn.append(draw(*about))
+        return drawn[0]
+
+    return draw_once
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    """A study of 24 trials after two rounds: the first has room for 20 of them."""
+    """A study of 24 trials after two rounds: the first has room for 20 of them. One picture stands for all."""
     folder = tmp_path_factory.mktemp("home")
     made = mixed_study(ResultStore(Paths(folder).results), 24)
     found = Shown(replace(made, record=replace(made.record, confirmation=confirmation())), folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PICTURES, blank)
+        patch.setattr(study_page, "trial_picture", once(study_page.trial_picture))
         found.refresher.refresh()
         found.refresher.refresh()
     return found
@@ -80,7 +94,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shown:
-    """A study of 12 trials that nothing was shown of yet; its report is a word, because drawing one takes seconds."""
+    """A study of 12 trials that nothing was shown of yet; report and pictures are words: drawing them takes seconds."""
+    monkeypatch.setattr(study_page, "trial_picture", lambda *_: b"picture")
     monkeypatch.setattr(study_page, "report_files", lambda *_: {"index.html": b"report", "trials.csv": b"trials"})
     return Shown(mixed_study(ResultStore(Paths(tmp_path).results), 12), tmp_path)
 
