@@ -233,6 +233,7 @@ def test_what_is_drawn_is_what_was_measured(mixed: Study, page: Reader) -> None:
     assert traces(page, "best so far")[0]["y"] == np.minimum.accumulate(complete["y"]).tolist()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_an_outlier_does_not_flatten_the_figures(tmp_path: Path) -> None:
     """A catastrophic setting stands at the upper edge; the axis ends where the others do."""
     space = make_space(Setting(), {"group_size": 64})
@@ -310,6 +311,7 @@ def test_the_study_as_json_has_settings_and_estimates(mixed: Study) -> None:
     assert found["references"][0]["setting"] is None
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_numbers_that_json_has_not_become_null(small: Study, tmp_path: Path) -> None:
     """An infinite estimate, and numpy's numbers in what confirmed, are written so that every reader takes them."""
     spoilt = next(trial for trial in small.record.pruned if trial.estimate)
@@ -363,7 +365,7 @@ def test_levels_of_very_different_length_are_drawn(tmp_path: Path) -> None:
     """One group size with every trial, three with references alone."""
     space = make_space(Setting(), {"group_size": "32,64,128,256"})
     maker = Maker(ResultStore(tmp_path / "store"), space)
-    trials = [maker.complete(number, replace(maker.draw(), group_size=64)) for number in range(30)]
+    trials = [maker.complete(number, replace(maker.draw(), group_size=64)) for number in range(16)]
     study = study_of(maker, trials)
     page = written(study, tmp_path / "report")
     assert "forest" in pictures(tmp_path / "report")
