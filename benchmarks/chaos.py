@@ -55,7 +55,7 @@ def die_at(phase: str) -> None:
         "calibrating": (objectives.calibration.calibration, "record"),
         "quantizing": (objectives.trial, "quantize_model"),
         "scoring": (ledger.Ledger, "is_worth"),
-        "keeping": (worker, "keep_result"),
+        "keeping": (worker, "save_result"),
         "telling": (ledger.Ledger, "tell"),
         "ending": (ledger.Ledger, "_describe"),
     }[phase]

@@ -39,7 +39,7 @@ from hpo.workers.preparation import open_study  # noqa: E402
 from hpo.workers.queue import Queue  # noqa: E402
 from hpo.workers.worker import Budget, Settled, Worker  # noqa: E402
 from objectives.progress import silent  # noqa: E402
-from objectives.results import keep_result  # noqa: E402
+from objectives.results import save_result  # noqa: E402
 from objectives.scoring import Score, look_sizes  # noqa: E402
 from objectives.text.sequences import Sequences  # noqa: E402
 from objectives.trial import TrialResult  # noqa: E402
@@ -104,7 +104,7 @@ def fill(study: optuna.Study, store: ResultStore, space: Space, count: int) -> N
     """Bring a study to `count` trials, two thirds of them complete."""
     random = np.random.default_rng(len(study.trials))
     # One file stands for the values of all of them.
-    keep_result(store, MADE, result_of(Setting(), 0))
+    save_result(store, MADE, result_of(Setting(), 0))
     for number in range(len(study.trials), count):
         setting = space.at(random.random(len(space.dimensions)).tolist())
         result = result_of(setting, number)
@@ -163,7 +163,7 @@ def one_trial(worker: Worker, budget: Budget, pause: float = 0.0) -> dict[str, f
         worker.ledger.look(trial, look)
         worker.ledger.is_worth(trial, setting, look)
     reported = time.perf_counter()
-    keep_result(worker.store, f"run-{trial.number}", result)
+    save_result(worker.store, f"run-{trial.number}", result)
     worker.ledger.tell(trial, setting, result, f"run-{trial.number}")
     return {"ask": asked - started, "report": reported - reporting, "tell": time.perf_counter() - reported}
 

@@ -67,8 +67,8 @@ class LaidOut:
     def notes(self) -> list[str]:
         """What a person should know: how far the numbers' type can be trusted, and what is not quantized or scaled."""
         blocks = self.bench.blocks
-        found = (self.agreement, kept_in_16_bit(blocks), unscaled_inputs(blocks))
-        return [str(note) for note in found if note is not None]
+        notes = (self.agreement, kept_in_16_bit(blocks), unscaled_inputs(blocks))
+        return [str(note) for note in notes if note is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], 
     bench = laid_out.bench
     plan = None if setting is None else Plan.uniform(setting)
     size = model_size(bench.model, bench.blocks, plan)
-    with quantized(bench, plan, progress) as made:
+    with quantized(bench, plan, progress) as model:
         for index, sequences in enumerate(laid_out.data):
             started = perf_counter()
             measured = score_all(bench.model.module, sequences, f"scoring on {sequences.source}", progress)
@@ -169,6 +169,6 @@ def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], 
                 difference=paired_difference(measured, full) if full else None,
                 bits_per_weight=size.bits_per_weight,
                 model_bytes=size.model_bytes,
-                quantize_seconds=made.seconds.get("quantize", 0.0),
+                quantize_seconds=model.seconds.get("quantize", 0.0),
                 score_seconds=score_seconds,
             )

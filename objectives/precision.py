@@ -68,9 +68,9 @@ def check_agreement(
         return None
     sequences = sequences[:SEQUENCES]
     key = xxhash.xxh3_128_hexdigest(f"agreement {model.fingerprint} {sequences.fingerprint()}".encode())
-    known = _recalled(store, key)
-    if known is not None:
-        return known
+    stored = _stored_agreement(store, key)
+    if stored is not None:
+        return stored
     if 4 * sum(parameter.numel() for parameter in model.module.parameters()) > available_bytes(model.device):
         log.warning("no memory for a float32 copy of the model: its %s results are not checked", model.dtype)
         return None
@@ -79,10 +79,10 @@ def check_agreement(
         progress("comparing in another process", 0, 1)
 
     store.once(key, lambda: store.save(key, asdict(_compared(model, blocks, sequences, progress)), {}), waiting)
-    return _recalled(store, key)
+    return _stored_agreement(store, key)
 
 
-def _recalled(store: ResultStore, key: str) -> Agreement | None:
+def _stored_agreement(store: ResultStore, key: str) -> Agreement | None:
     if key not in store:
         return None
     try:

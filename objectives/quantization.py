@@ -92,12 +92,12 @@ def quantize_model(
     results: list[LayerResult] = []
     codes: dict[str, IntWeight] = {}
     for done, block in enumerate(blocks, 1):
-        found: dict[str, LayerResult] = {}
+        layers: dict[str, LayerResult] = {}
         for linear, quantized in _quantize_block(block, _read_statistics(block, calibration, plan), plan, stored):
-            found[linear.name] = _layer_result(block, linear, quantized)
+            layers[linear.name] = _layer_result(block, linear, quantized)
             if with_codes and quantized.codes is not None:
                 codes[linear.name] = quantized.codes.cpu()
-        results += [found[linear.name] for linear in block.linears]
+        results += [layers[linear.name] for linear in block.linears]
         progress(f"quantizing {plan.label()}", done, len(blocks))
     return QuantizedBlocks(layers=tuple(results), codes=codes)
 

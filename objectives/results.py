@@ -52,7 +52,7 @@ def _sizes(plan: Plan) -> list[int]:
     return sorted({setting.n_calib for setting in plan.settings})
 
 
-def keep_result(store: ResultStore, key: str, result: TrialResult) -> None:
+def save_result(store: ResultStore, key: str, result: TrialResult) -> None:
     """Write a result; NLL per sequence in float64.
 
     Raises:
@@ -72,8 +72,8 @@ def keep_result(store: ResultStore, key: str, result: TrialResult) -> None:
     store.save(key, record, tensors)
 
 
-def recall_result(store: ResultStore, key: str) -> TrialResult:
-    """The inverse of `keep_result`.
+def load_result(store: ResultStore, key: str) -> TrialResult:
+    """The inverse of `save_result`.
 
     Raises:
         DamagedEntryError: If the file is missing or damaged, or of another version's format.

@@ -43,7 +43,9 @@ def _require_all_named(blocks: Sequence[Block], plan: Plan) -> None:
 def _require_agreement(site: InputSite, plan: Plan) -> None:
     """Linears whose input takes one scale together are searched together, so one setting has to do for them all."""
     settings = {plan.setting_for(linear.name) for linear in site.linears}
-    shared = site.folds and any(one.definition.salience is not None and one.scales == "foldable" for one in settings)
+    shared = site.folds and any(
+        setting.definition.salience is not None and setting.scales == "foldable" for setting in settings
+    )
     if shared and len(settings) > 1:
         raise InputError(
             f"{_listed([linear.name for linear in site.linears])} share one foldable input scale and have "
@@ -79,6 +81,9 @@ def site_parts(site: InputSite, plan: Plan) -> list[tuple[InputSite, Setting]]:
     """The Linears of a site by their setting; a suitable plan has one setting where they share a scale."""
     settings = dict.fromkeys(plan.setting_for(linear.name) for linear in site.linears)
     return [
-        (replace(site, linears=tuple(one for one in site.linears if plan.setting_for(one.name) == setting)), setting)
+        (
+            replace(site, linears=tuple(linear for linear in site.linears if plan.setting_for(linear.name) == setting)),
+            setting,
+        )
         for setting in settings
     ]

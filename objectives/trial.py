@@ -129,10 +129,10 @@ def run_trial(
     """
     reset_peak(bench.model.device)
     watch = Stopwatch()
-    made = Quantized()
+    model = Quantized()
     measured: Score | None = None
     try:
-        with quantized(bench, plan, progress) as made, watch.phase("score"):
+        with quantized(bench, plan, progress) as model, watch.phase("score"):
             outcome: Outcome = "complete"
             for look in score(bench.model.module, sequences, first_look=first_look):
                 if not look.nll.isfinite().all():
@@ -149,14 +149,14 @@ def run_trial(
         log.warning("out of memory: %s", error)
         outcome = "out-of-memory"
         if isinstance(error, QuantizingOutOfMemoryError):
-            made = Quantized(seconds=error.seconds)
+            model = Quantized(seconds=error.seconds)
     return TrialResult(
         plan=plan,
         outcome=outcome,
         score=measured,
         size=model_size(bench.model, bench.blocks, plan),
-        layers=made.layers,
-        seconds={**made.seconds, **watch.seconds},
+        layers=model.layers,
+        seconds={**model.seconds, **watch.seconds},
         peak_bytes=peak_bytes(bench.model.device),
     )
 
@@ -188,14 +188,14 @@ def quantized(
         with weights_restored(modules):
             try:
                 with _within_memory(watch, "quantize"):
-                    made = _quantize(bench, plan, progress, with_codes)
+                    blocks = _quantize(bench, plan, progress, with_codes)
             except DamagedEntryError as damage:
                 if damage.key in repaired:
                     raise
                 repaired.add(damage.key)
                 bench.calibration.discard(damage)
                 continue
-            yield Quantized(layers=made.layers, codes=made.codes, seconds=watch.seconds)
+            yield Quantized(layers=blocks.layers, codes=blocks.codes, seconds=watch.seconds)
             return
 
 

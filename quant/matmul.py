@@ -18,8 +18,8 @@ def fast_dtype(device_type: str) -> torch.dtype:
     if device_type == "cuda":
         return torch.bfloat16
     if device_type == "cpu":
-        found = torch.cpu.get_capabilities()
-        return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else torch.float32
+        capabilities = torch.cpu.get_capabilities()
+        return torch.bfloat16 if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else torch.float32
     return torch.float32
 
 

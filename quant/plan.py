@@ -51,8 +51,8 @@ class Plan:
     @property
     def settings(self) -> tuple[Setting, ...]:
         """The distinct settings, that of the Linears without a name first."""
-        given = ((self.others,) if self.others is not None else ()) + tuple(self.named.values())
-        return tuple(dict.fromkeys(given))
+        settings = ((self.others,) if self.others is not None else ()) + tuple(self.named.values())
+        return tuple(dict.fromkeys(settings))
 
     @property
     def only(self) -> Setting | None:

@@ -100,8 +100,8 @@ class OutputSums:
 
 def merge(parts: Sequence[S]) -> S:
     """The statistics of consecutive token runs as one, weighted by their tokens, in float64."""
-    first, *rest = parts
-    if not rest:
+    first, *following = parts
+    if not following:
         return first
     tokens = sum(part.tokens for part in parts)
     merged: dict[str, Tensor] = {}
@@ -109,7 +109,7 @@ def merge(parts: Sequence[S]) -> S:
         if field.name == "tokens":
             continue
         total = getattr(first, field.name).double() * (first.tokens / tokens)
-        for part in rest:
+        for part in following:
             total.add_(getattr(part, field.name).double(), alpha=part.tokens / tokens)
         merged[field.name] = total.float()
     return type(first)(tokens=tokens, **merged)

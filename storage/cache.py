@@ -208,8 +208,8 @@ class TensorCache:
         shutil.rmtree(aside)
 
     def _keys(self) -> list[str]:
-        found = (path.parent.name for path in self._root.glob(f"*/{MANIFEST}"))
-        return sorted(name for name in found if not name.startswith(TEMPORARY))
+        names = (path.parent.name for path in self._root.glob(f"*/{MANIFEST}"))
+        return sorted(name for name in names if not name.startswith(TEMPORARY))
 
     def _entry(self, key: str) -> Entry | None:
         """None if another process has just removed it."""

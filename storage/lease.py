@@ -32,8 +32,8 @@ class Lease:
         self._file = SoftFileLease(self._path, lease_duration=LEASE_SECONDS, poll_interval=POLL_SECONDS)
 
     @contextmanager
-    def if_free(self, patience: float = 0.0) -> Iterator[bool]:
-        """Own the name inside the block if nobody does, or lets go of it within `patience` seconds; says whether.
+    def if_free(self, timeout: float = 0.0) -> Iterator[bool]:
+        """Own the name inside the block if nobody does, or lets go of it within `timeout` seconds; says whether.
 
         Raises:
             StorageError: If the directory cannot be written.
@@ -42,7 +42,7 @@ class Lease:
         with disk_errors(self._path):
             _remove_torn(self._path)
             try:
-                self._file.acquire(timeout=patience)
+                self._file.acquire(timeout=timeout)
             except Timeout:
                 free = False
             else:
@@ -71,6 +71,6 @@ class Lease:
 def _remove_torn(path: Path) -> None:
     """Remove an empty lease file: what a crash of its machine leaves, and nobody could tell whose it was."""
     with suppress(FileNotFoundError):
-        found = path.stat()
-        if not found.st_size and time.time() - found.st_mtime > LEASE_SECONDS:
+        status = path.stat()
+        if not status.st_size and time.time() - status.st_mtime > LEASE_SECONDS:
             path.unlink()

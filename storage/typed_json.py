@@ -65,11 +65,11 @@ def decode(kind: type[T], stored: object, where: str) -> T:
     """
     expected: Any = kind
     try:
-        found: T = _decoder(expected)(stored)
+        value: T = _decoder(expected)(stored)
     except _Mismatch as error:
         place = f"{where}: {error.path.lstrip('.')}" if error.path else where
         raise StoredValueError(f"{place} {error.problem}") from None
-    return found
+    return value
 
 
 def decode_known(kind: type[T], stored: Mapping[str, object], where: str) -> T:

@@ -22,7 +22,7 @@ from hpo.report.verdict_data import find_row
 from hpo.report.write import PAGE, report_files
 from hpo.study.record import ENDED, StudyRecord, TrialRecord, read_study
 from hpo.verdict.snapshot import Study, read, read_unranked
-from objectives.results import recall_result
+from objectives.results import load_result
 from objectives.trial import TrialResult
 from storage.errors import DamagedEntryError
 from storage.paths import Paths
@@ -150,7 +150,7 @@ class StudyPage:
             self._board.file(TABLE, layer_table(result), frozen._trial_id)
 
     def _result(self, trial: TrialRecord) -> TrialResult | None:
-        return recall_result(self._store, trial.result) if trial.result is not None else None
+        return load_result(self._store, trial.result) if trial.result is not None else None
 
     def _attempt(self, what: str, make: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
         """Return what `make` gives; where it fails the page says so and goes on without it."""

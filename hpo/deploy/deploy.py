@@ -15,7 +15,7 @@ from objectives.evaluation import BenchPlan, load_bench
 from objectives.export.formats import Export, Proof, find_format
 from objectives.model.roles import kept_in_16_bit
 from objectives.progress import Progress
-from objectives.results import measurement_key, recall_result
+from objectives.results import load_result, measurement_key
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.plan import Plan
@@ -115,5 +115,5 @@ def _measured_before(bench: Bench, setting: Setting, tuning: Sequences, store: R
     key = measurement_key(bench, Plan.uniform(setting), tuning)
     if key not in store:
         return None
-    result = recall_result(store, key)
+    result = load_result(store, key)
     return None if result.score is None or result.outcome != "complete" else result.score.perplexity

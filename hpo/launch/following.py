@@ -14,7 +14,7 @@ from hpo.study.events import Finished, Listener, Notice, Working
 from hpo.study.record import ENDED, StudyRecord, TrialRecord, read_study
 from hpo.workers.worker import Budget, finished_event
 from storage.studies.opening import open_storage, storage_errors
-from storage.studies.patience import patiently
+from storage.studies.retries import with_retries
 
 
 @dataclass(kw_only=True)
@@ -77,7 +77,7 @@ class Follower:
                     self._study = None
                     return None
 
-            return patiently(read, self.say)
+            return with_retries(read, self.say)
 
     def _finished(self, record: StudyRecord, trial: TrialRecord) -> Finished:
         done = len(self._reported)

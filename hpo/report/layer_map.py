@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hpo.study.record import TrialRecord
 from objectives.model.layouts import WHOLE
 from objectives.quantization import LayerResult
-from objectives.results import recall_result
+from objectives.results import load_result
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 
@@ -59,7 +59,7 @@ def layer_choices(best: TrialRecord | None, store: ResultStore) -> LayerChoices:
     if best.setting is not None and best.setting.definition.salience is None:
         return LayerChoices(reason=f"{best.setting.method} searches no exponent")
     try:
-        layers = recall_result(store, best.result).layers if best.result is not None else []
+        layers = load_result(store, best.result).layers if best.result is not None else []
     except DamagedEntryError as error:
         log.warning("the report has no layers of %s: %s", best.name, error)
         return LayerChoices(reason=f"the kept result of {best.name} is damaged or missing")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from hpo.study.record import Measured
-from objectives.results import recall_result
+from objectives.results import load_result
 from objectives.scoring import Score
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
@@ -45,7 +45,7 @@ class Scores:
         """
         key = measured.result or ""
         if key not in self._read:
-            score = recall_result(self.store, key).score if key else None
+            score = load_result(self.store, key).score if key else None
             if score is None:
                 raise DamagedEntryError(key, f"{measured.name} has no values per sequence")
             # Copied: what is read is a window on the file, and stays open as long as the tensors live.

@@ -15,7 +15,7 @@ from objectives.errors import InputError, RunError
 from objectives.model.memory import peak_bytes, reset_peak
 from objectives.progress import Progress
 from objectives.quantization import model_size
-from objectives.results import keep_result, measurement_key, recall_result
+from objectives.results import load_result, measurement_key, save_result
 from objectives.scoring import Score, score_all
 from objectives.stopwatch import Stopwatch
 from objectives.suitability import suitable_group_sizes
@@ -67,7 +67,7 @@ def measure_all(
         if not any(measured_here):
             progress("measuring in other processes", len(keys) - len(missing), len(keys))
             sleep(POLL_SECONDS)
-    return [[recall_result(store, key) for key in keys[setting]] for setting in settings]
+    return [[load_result(store, key) for key in keys[setting]] for setting in settings]
 
 
 def _measured(
@@ -110,7 +110,7 @@ def _measure_missing(
                 seconds={**made.seconds, **watch.seconds},
                 peak_bytes=peak_bytes(bench.model.device),
             )
-            keep_result(store, key, result)
+            save_result(store, key, result)
 
 
 def _plan(setting: Setting | None) -> Plan | None:

@@ -33,7 +33,7 @@ from hpo.workers.ledger import Ledger
 from hpo.workers.queue import Queue
 from objectives.errors import InputError
 from objectives.progress import Progress
-from objectives.results import keep_result, measurement_key, recall_result
+from objectives.results import load_result, measurement_key, save_result
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
@@ -41,7 +41,7 @@ from quant.plan import Plan
 from quant.setting import Setting
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
-from storage.studies.patience import patiently
+from storage.studies.retries import with_retries
 from storage.typed_json import decode
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class Worker:
             log.warning("the running trial could not be handed back (%s)", error)
 
     def _patiently(self, step: Callable[[], T]) -> T:
-        return patiently(step, lambda text: self.listen(Notice(text=text)), self.interrupts.check)
+        return with_retries(step, lambda text: self.listen(Notice(text=text)), self.interrupts.check)
 
     def _measure(self, trial: Trial) -> None:
         setting = decode(Setting, trial.user_attrs[SETTING], f"trial {trial.number}: setting")
@@ -234,7 +234,7 @@ class Worker:
         if key not in self.store:
             return None
         try:
-            return recall_result(self.store, key)
+            return load_result(self.store, key)
         except DamagedEntryError as damage:
             self.listen(Notice(text=f"{damage}; it is measured again"))
             return None
@@ -246,7 +246,7 @@ class Worker:
             return
         assert result.score is not None
         key = measurement_key(self.bench, Plan.uniform(setting), self.tuning[: len(result.score.nll)])
-        keep_result(self.store, key, result)
+        save_result(self.store, key, result)
         self._patiently(lambda: self.ledger.tell(trial, setting, result, key))
 
     def _report(self, number: int, budget: Budget, pace: float) -> None:

@@ -152,8 +152,8 @@ def _docstrings(path: Path) -> str:
             tree = ast.parse(source)
     except (SyntaxError, ValueError):  # templates and fixtures that are no Python
         return ""
-    found = [inspect.cleandoc(text) for text in _raw_docstrings(tree)]
-    return "\n\n".join(text for text in found if text).strip()
+    docstrings = [inspect.cleandoc(text) for text in _raw_docstrings(tree)]
+    return "\n\n".join(text for text in docstrings if text).strip()
 
 
 def _raw_docstrings(node: ast.AST) -> Iterator[str]:
@@ -184,12 +184,12 @@ def _fraction(purpose: str, name: str) -> float:
 def _without_contained(documents: Mapping[str, str]) -> dict[str, str]:
     """Drop documents of which more than half repeats longer ones (`compound` includes `try`, ...)."""
     kept: dict[str, str] = {}
-    seen: set[tuple[str, ...]] = set()
+    earlier_runs: set[tuple[str, ...]] = set()
     for name in sorted(documents, key=lambda name: (-len(documents[name]), name)):
         runs = set(word_runs(documents[name]))
-        if len(runs & seen) * 2 <= len(runs):
+        if len(runs & earlier_runs) * 2 <= len(runs):
             kept[name] = documents[name]
-            seen |= runs
+            earlier_runs |= runs
     return kept
 
 

@@ -109,20 +109,20 @@ class Calibration:
             RunError: If a block's sums alone exceed the memory.
             StorageError: If the cache cannot be written, or has no room.
         """
-        wanted = {segment.key: segment for size in sorted(sizes) for segment in self.segments(size)}
+        segments = {segment.key: segment for size in sorted(sizes) for segment in self.segments(size)}
         computed = 0
-        said: set[str] = set()
+        messages: set[str] = set()
 
         def waiting(text: str) -> None:
-            if text not in said:
+            if text not in messages:
                 log.warning("%s", text)
-            said.add(text)
+            messages.add(text)
             progress("calibrating in another process", 0, 1)
 
-        while self._missing(wanted):
+        while self._missing(segments):
             # One process at a time computes for a model; one that lost its lease waits for its successor.
             with suppress(LeaseLostError), self._cache.lease(self._model.fingerprint, waiting):
-                for segment in self._missing(wanted):
+                for segment in self._missing(segments):
                     self._compute(segment, progress)
                     computed += segment.end - segment.start
         return computed
@@ -141,8 +141,8 @@ class Calibration:
         log.warning("%s; computing it again", damage)
         self._cache.remove(damage.key, missing_ok=True)
 
-    def _missing(self, wanted: Mapping[str, Segment]) -> list[Segment]:
-        return [segment for key, segment in wanted.items() if key not in self._cache]
+    def _missing(self, segments: Mapping[str, Segment]) -> list[Segment]:
+        return [segment for key, segment in segments.items() if key not in self._cache]
 
     def _compute(self, segment: Segment, progress: Progress) -> None:
         allowed = available_bytes(self._model.device) // 2 if self._max_memory is None else self._max_memory
@@ -180,7 +180,7 @@ class Calibration:
 def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
     """Consecutive blocks whose sums fit into `max_memory` bytes together."""
     group: list[Block] = []
-    taken = 0
+    group_bytes = 0
     for block in blocks:
         size = statistics_bytes(block)
         if size > max_memory:
@@ -188,11 +188,11 @@ def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
                 f"the statistics of {block.name} take {size / 1e9:.2f} GB and {max_memory / 1e9:.2f} GB are allowed; "
                 "raise --max-memory or use another --device"
             )
-        if taken + size > max_memory:
+        if group_bytes + size > max_memory:
             yield group
-            group, taken = [], 0
+            group, group_bytes = [], 0
         group.append(block)
-        taken += size
+        group_bytes += size
     yield group
 
 
@@ -211,22 +211,22 @@ def _flattened(statistics: BlockStatistics) -> dict[str, Tensor]:
         *statistics.inputs.items(),
         *statistics.outputs.items(),
     ]
-    for name, one in named:
-        for field in fields(one):
-            value = torch.as_tensor(getattr(one, field.name))
+    for name, means in named:
+        for field in fields(means):
+            value = torch.as_tensor(getattr(means, field.name))
             # Cloned: the format refuses tensors that share memory, as importances of two placements may.
             tensors[f"{name}/{field.name}"] = pack_symmetric(value) if field.name == "gram" else value.clone()
     return tensors
 
 
 def _merged(parts: Sequence[Mapping[str, Tensor]], block: Block, device: torch.device) -> BlockStatistics:
-    def one(kind: type[Statistics], name: str) -> Statistics:
+    def merged(kind: type[Statistics], name: str) -> Statistics:
         return merge([_restored(kind, name, part, device) for part in parts])
 
-    inputs = {site.name: one(InputStatistics, site.name) for site in block.sites}
+    inputs = {site.name: merged(InputStatistics, site.name) for site in block.sites}
     return BlockStatistics(
-        inputs={name: replace(one, gram=unpack_symmetric(one.gram)) for name, one in inputs.items()},
-        outputs={linear.name: one(OutputStatistics, linear.name) for linear in block.linears},
+        inputs={name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in inputs.items()},
+        outputs={linear.name: merged(OutputStatistics, linear.name) for linear in block.linears},
     )
 
 

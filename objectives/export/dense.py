@@ -36,10 +36,10 @@ class Dense:
         model = export.bench.model
         weights = sum(parameter.numel() * parameter.itemsize for parameter in model.module.parameters())
         require_vacant(export.directory, weights)
-        with quantized(export.bench, export.plan, progress) as made:
+        with quantized(export.bench, export.plan, progress) as result:
             phase = f"writing {export.directory}"
             progress(phase, 0, 1)
-            record = make_record(export.bench, export.plan, made.layers, weights="dense")
+            record = make_record(export.bench, export.plan, result.layers, weights="dense")
             with new_directory(export.directory) as place, configuration_kept(model.module):
                 model.module.save_pretrained(place)
                 model.tokenizer.save_pretrained(place)

@@ -53,20 +53,20 @@ class Packed:
         self.require_holds(bench.blocks, plan)
         model = bench.model
         require_vacant(export.directory, sum(parameter.numel() for parameter in model.module.parameters()))
-        with quantized(bench, plan, progress, with_codes=True) as made:
+        with quantized(bench, plan, progress, with_codes=True) as result:
             expected = proof.perplexity
             if expected is None:
                 expected = score_all(model.module, proof.text, f"scoring on {proof.text.source}", progress).perplexity
-            tensors = _state(model, bench.blocks, made.codes)
+            tensors = _state(model, bench.blocks, result.codes)
         with new_directory(export.directory) as place:
             _write_model(model, tensors, quantization_config(model.module, bench.blocks, plan), place)
-            found = self.score(place, proof.text, model, progress, proof.trust_remote_code).perplexity
-            _require_equal(found, expected)
+            measured = self.score(place, proof.text, model, progress, proof.trust_remote_code).perplexity
+            _require_equal(measured, expected)
             source = {"source": proof.text.source, "sequences": len(proof.text)}
             record = {
-                **make_record(bench, plan, made.layers, weights="packed"),
+                **make_record(bench, plan, result.layers, weights="packed"),
                 "stored_bits_per_weight": _stored_bits(bench, place),
-                "proof": {**source, "measured": expected, "packed": found},
+                "proof": {**source, "measured": expected, "packed": measured},
             }
             write_record(place, record)
             if export.card is not None:
@@ -109,7 +109,7 @@ def require_packable(blocks: Sequence[Block], plan: Plan) -> None:
     linears = [linear for block in blocks for linear in block.linears]
     for setting in plan.settings:
         size = _scheme(setting).group_size
-        widths = (one.shape[1] for one in linears if plan.setting_for(one.name) == setting)
+        widths = (linear.shape[1] for linear in linears if plan.setting_for(linear.name) == setting)
         partial = sorted({width for width in widths if size and width % size})
         if partial:
             raise InputError(
@@ -210,12 +210,12 @@ def _write_model(model: Model, tensors: dict[str, Tensor], quantization: Mapping
     write_file(path, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def _require_equal(found: float, expected: float) -> None:
-    apart = found / expected - 1
+def _require_equal(measured: float, expected: float) -> None:
+    apart = measured / expected - 1
     # Written so that NaN is refused, too.
     if not abs(apart) <= MOST_APART:
         raise RunError(
-            f"the packed model has a perplexity of {found:.4f} in a fresh process and {expected:.4f} was measured "
+            f"the packed model has a perplexity of {measured:.4f} in a fresh process and {expected:.4f} was measured "
             f"({apart:+.2%}, at most {MOST_APART:.1%} is allowed); nothing was written"
         )
 
@@ -225,6 +225,6 @@ def _stored_bits(bench: Bench, place: Path) -> float:
     packed = sum(size for name, size in tensor_bytes(place).items() if name.rpartition(".")[2].startswith("weight_"))
     uncovered = sum(size for block in bench.blocks for size in block.uncovered.values())
     covered = sum(
-        outputs * inputs for block in bench.blocks for outputs, inputs in (one.shape for one in block.linears)
+        outputs * inputs for block in bench.blocks for outputs, inputs in (linear.shape for linear in block.linears)
     )
     return (8 * packed + 8 * bench.model.stored_dtype.itemsize * uncovered) / (covered + uncovered)

@@ -53,8 +53,8 @@ def rescore(
                 if word == SCORED:
                     progress(f"scoring {directory.name} in a fresh process", int(count), len(sequences))
         if process.returncode:
-            said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-            raise RunError(f"{directory} cannot be loaded and scored in a fresh process: {said[-1]}")
+            output = log.read_text(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+            raise RunError(f"{directory} cannot be loaded and scored in a fresh process: {output[-1]}")
         _, tensors = store.load(SCORE)
     return Score(**tensors)
 

@@ -143,13 +143,15 @@ def norm_offset(norm: nn.Module) -> float | None:
         return None
     # In float32 whatever the model's type: a few bits would not tell.
     probe = torch.linspace(-1, 2, weight.numel(), device=weight.device)
-    given = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in norm.named_parameters()}
+    zeros = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in norm.named_parameters()}
     with torch.no_grad():
-        none, one, two = (
-            torch.func.functional_call(norm, {**given, "weight": torch.full_like(probe, gain)}, (probe,))
+        zero, once, twice = (
+            torch.func.functional_call(norm, {**zeros, "weight": torch.full_like(probe, gain)}, (probe,))
             for gain in (0.0, 1.0, 2.0)
         )
     for offset in (0.0, 1.0):
-        if torch.allclose((1 + offset) * two, (2 + offset) * one) and torch.allclose((1 + offset) * none, offset * one):
+        if torch.allclose((1 + offset) * twice, (2 + offset) * once) and torch.allclose(
+            (1 + offset) * zero, offset * once
+        ):
             return offset
     return None

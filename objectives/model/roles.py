@@ -172,7 +172,7 @@ def _decoder_layers(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
     ]
     if not lists:
         raise InputError(f"{type(module).__name__} has no list of {count} decoder blocks; {SUPPORTED}")
-    return max(lists, key=lambda found: sum(parameter.numel() for parameter in found[1].parameters()))
+    return max(lists, key=lambda named: sum(parameter.numel() for parameter in named[1].parameters()))
 
 
 def _block(index: int, name: str, layer: nn.Module, shape: HeadShape, config: Any) -> Block:
@@ -182,8 +182,8 @@ def _block(index: int, name: str, layer: nn.Module, shape: HeadShape, config: An
     named = list(_linears(name, layer, shape))
     times = Counter(linear.role for linear in named)
     # Of several Linears of one role (routed experts) none reads what the block reads.
-    found = {linear.role: linear for linear in named if times[linear.role] == 1}
-    covered = {id(linear.module.weight) for linear in found.values()}
+    by_role = {linear.role: linear for linear in named if times[linear.role] == 1}
+    covered = {id(linear.module.weight) for linear in by_role.values()}
     uncovered = {
         f"{name}.{child}": parameter.numel()
         for child, parameter in layer.named_parameters()
@@ -193,9 +193,9 @@ def _block(index: int, name: str, layer: nn.Module, shape: HeadShape, config: An
         InputSite(
             name=f"{name}:{'+'.join(roles)}",
             kind=kind,
-            linears=tuple(found[role] for role in roles if role in found),
-            inputs=next(found[role].module.in_features for role in roles if role in found),
-            producer=_linear_before(roles, found, layer, config)
+            linears=tuple(by_role[role] for role in roles if role in by_role),
+            inputs=next(by_role[role].module.in_features for role in roles if role in by_role),
+            producer=_linear_before(roles, by_role, layer, config)
             if roles in AFTER_LINEAR
             else None
             if uncovered
@@ -203,7 +203,7 @@ def _block(index: int, name: str, layer: nn.Module, shape: HeadShape, config: An
             tie=shape.tie if roles == ("o",) else None,
         )
         for kind, roles in SITES
-        if any(role in found for role in roles)
+        if any(role in by_role for role in roles)
     )
     return Block(index=index, name=name, sites=sites, activation=activation(config), uncovered=uncovered)
 
@@ -221,13 +221,13 @@ def _linears(prefix: str, layer: nn.Module, shape: HeadShape) -> Iterator[Linear
 
 
 def _linear_before(
-    roles: tuple[Role, ...], found: Mapping[Role, LinearRole], layer: nn.Module, config: Any
+    roles: tuple[Role, ...], linears: Mapping[Role, LinearRole], layer: nn.Module, config: Any
 ) -> LinearRole | None:
     """The Linear of the block whose rows can take the scale of what it feeds these with."""
     inner = {path.rpartition(".")[2] for path, _ in layer.named_modules() if "." in path and "norm" in path}
     # ReLU is positively homogeneous, relu(z / s) = relu(z) / s; other activations are not, and no norm is.
     passes = roles != ("fc2",) or activation_name(config) == "relu"
-    return found.get(AFTER_LINEAR[roles]) if passes and inner <= HEAD_NORMS else None
+    return linears.get(AFTER_LINEAR[roles]) if passes and inner <= HEAD_NORMS else None
 
 
 def _norm_before(kind: Kind, block: str, layer: nn.Module, config: Any) -> NormRole | None:

@@ -221,9 +221,9 @@ def _require_disjoint(pools: Mapping[TextPlan, Sequences], prepared: Mapping[Tex
             continue
         windows = [_windows(ids) for ids in others.ids]
         # Packed sequences are one text: what is repeated may begin in one of them and end in the next.
-        found = np.isin(np.concatenate(windows), _windows(torch.cat(sequences.ids)))
+        repeats = np.isin(np.concatenate(windows), _windows(torch.cat(sequences.ids)))
         ends = np.cumsum([len(hashes) for hashes in windows])
-        repeated = sum(2 * int(part.sum()) > len(part) for part in np.split(found, ends[:-1]))
+        repeated = sum(2 * int(part.sum()) > len(part) for part in np.split(repeats, ends[:-1]))
         if repeated:
             raise InputError(
                 f"{repeated} of {len(others)} {other.part} sequences of {other.source} repeat {plan.part} text "

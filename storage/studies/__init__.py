@@ -1,1 +1,1 @@
-"""Study databases: opening, locks, journals, patience with lost connections."""
+"""Study databases: opening, locks, journals, retries after lost connections."""

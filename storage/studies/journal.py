@@ -98,14 +98,14 @@ def _cut_torn_line(path: Path) -> int:
         end = file.seek(0, os.SEEK_END)
         if not end or _byte(file, end - 1) == b"\n":
             return 0
-        kept = end
-        while kept and _byte(file, kept - 1) != b"\n":
-            kept -= 1
-        file.truncate(kept)
-        return end - kept
+        whole_bytes = end
+        while whole_bytes and _byte(file, whole_bytes - 1) != b"\n":
+            whole_bytes -= 1
+        file.truncate(whole_bytes)
+        return end - whole_bytes
 
 
 def _byte(file: Any, position: int) -> bytes:
     file.seek(position)
-    read: bytes = file.read(1)
-    return read
+    byte: bytes = file.read(1)
+    return byte

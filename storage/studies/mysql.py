@@ -26,10 +26,10 @@ class Mysql(Database):
     def lock(self, storage: BaseStorage, name: str) -> Iterator[None]:
         """A named lock that ends with its session."""
         with engine_of(storage).connect() as connection:
-            given = connection.execute(
+            answer = connection.execute(
                 sqlalchemy.text("SELECT GET_LOCK(:name, :wait)"), {"name": name, "wait": WAIT_SECONDS}
             )
-            if given.scalar() != 1:
+            if answer.scalar() != 1:
                 raise StorageError(f"no lock of the database in {WAIT_SECONDS} s; look for workers that hang")
             try:
                 yield

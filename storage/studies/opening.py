@@ -45,9 +45,9 @@ def default_url(paths: Paths) -> str:
     return f"sqlite:///{paths.studies}"
 
 
-def chosen_url(given: str | None, paths: Paths) -> str:
+def chosen_url(url: str | None, paths: Paths) -> str:
     """What was given, else `$PRAQTUNE_STORAGE`, else the default file."""
-    return given or os.environ.get(STORAGE_VARIABLE) or default_url(paths)
+    return url or os.environ.get(STORAGE_VARIABLE) or default_url(paths)
 
 
 def shown(url: str) -> str:

@@ -43,7 +43,7 @@ from hpo.verdict.snapshot import Study as Snapshot
 from objectives.model.layouts import Role
 from objectives.paired import Difference
 from objectives.quantization import LayerResult
-from objectives.results import keep_result, pin
+from objectives.results import pin, save_result
 from objectives.scoring import Score, look_sizes
 from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
@@ -291,7 +291,7 @@ class Maker:
             seconds={},
             peak_bytes=0,
         )
-        keep_result(self.store, key, result)
+        save_result(self.store, key, result)
 
     def _layers(self) -> tuple[LayerResult, ...]:
         return tuple(

@@ -11,7 +11,7 @@ from objectives.errors import InputError
 from objectives.model.folding import changed_modules
 from objectives.model.roles import Block
 from objectives.quantization import model_size
-from objectives.results import keep_result, measurement_key, recall_result
+from objectives.results import load_result, measurement_key, save_result
 from objectives.suitability import require_suitable
 from objectives.trial import Bench, quantized, run_trial
 from quant.plan import Plan
@@ -164,8 +164,8 @@ def test_a_result_of_a_plan_is_kept_with_depth_role_and_parts(bench: Bench, tmp_
     store = ResultStore(tmp_path / "results")
     for plan in (by_block(bench), Plan.uniform(FINE), None):
         result = run_trial(bench, plan, TEXT)
-        keep_result(store, "key", result)
-        found = recall_result(store, "key")
+        save_result(store, "key", result)
+        found = load_result(store, "key")
         assert (found.plan, found.size, found.layers) == (result.plan, result.size, result.layers)
         assert found.setting == (FINE if plan is not None and plan.is_uniform else None)
     roles = [(layer.depth, layer.role) for layer in run_trial(bench, by_block(bench), TEXT).layers]
@@ -175,11 +175,11 @@ def test_a_result_of_a_plan_is_kept_with_depth_role_and_parts(bench: Bench, tmp_
 def test_a_result_of_another_format_is_not_misread(bench: Bench, tmp_path: Path) -> None:
     """It is refused as damaged, which is what is measured again."""
     store = ResultStore(tmp_path / "results")
-    keep_result(store, "key", run_trial(bench, None, TEXT))
+    save_result(store, "key", run_trial(bench, None, TEXT))
     record, tensors = store.load("key")
     store.save("key", {name: value for name, value in record.items() if name != "format"}, tensors)
     with pytest.raises(DamagedEntryError, match="has format None, and this version reads"):
-        recall_result(store, "key")
+        load_result(store, "key")
 
 
 def test_the_key_is_that_of_what_is_done(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from hpo.study.scores import Scores
 from hpo.verdict.ranking import SizeClassRanking, frontier, frontier_text, headline, is_meaningful, rank, ranking_json
 from objectives.errors import InputError
 from objectives.paired import paired_difference
-from objectives.results import keep_result
+from objectives.results import save_result
 from objectives.scoring import Score
 from objectives.trial import TrialResult
 from quant.plan import Plan
@@ -53,7 +53,7 @@ class Study:
             seconds={},
             peak_bytes=0,
         )
-        keep_result(self.store, f"result-{number}", result)
+        save_result(self.store, f"result-{number}", result)
         if searched:
             name = origin.removeprefix("preset ") if origin.startswith("preset") else f"trial {number}"
             space = make_space(Setting(method=setting.method), {})

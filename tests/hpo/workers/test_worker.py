@@ -32,7 +32,7 @@ from hpo.workers.worker import Budget, Worker
 from objectives.errors import InputError, RunError
 from objectives.progress import silent
 from objectives.quantization import model_size
-from objectives.results import measurement_key, recall_result
+from objectives.results import load_result, measurement_key
 from objectives.scoring import Score
 from objectives.trial import Bench, TrialResult
 from quant.plan import Plan
@@ -94,7 +94,7 @@ def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: str) 
         assert SPACE.setting(trial.params) == trial.setting
         assert trial.bits_per_weight is not None
         assert {"quantize", "score"} <= set(trial.seconds)
-        values = recall_result(worker.store, str(trial.result)).score
+        values = load_result(worker.store, str(trial.result)).score
         assert values is not None
         assert int(values.tokens.sum()) == trial.tokens
         if trial.state == "COMPLETE":
@@ -288,7 +288,7 @@ def test_a_damaged_result_is_measured_again(make: Make, tmp_path: Path) -> None:
     second.work(Budget(trials=1))
     assert read_study(second.study).trials[0].perplexity == read_study(first.study).trials[0].perplexity
     assert any("damaged" in str(event) and "measured again" in str(event) for event in notices)
-    assert recall_result(first.store, kept.stem).score is not None
+    assert load_result(first.store, kept.stem).score is not None
 
 
 def test_a_late_result_is_kept_and_told_by_whoever_has_the_trial_now(
@@ -335,7 +335,7 @@ def test_a_storage_that_comes_back_costs_no_result(make: Make, monkeypatch: pyte
             raise StorageInternalError("lost") from OperationalError("update", {}, OSError("server closed"))
         return tell(study, *arguments, **named)
 
-    monkeypatch.setattr("storage.studies.patience.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("storage.studies.retries.FIRST_PAUSE", 0.01)
     monkeypatch.setattr(optuna.Study, "tell", unreachable)
     monkeypatch.setattr(worker_module, "run_trial", counted)
     worker.work(Budget(trials=1))
@@ -419,7 +419,7 @@ def test_a_full_disk_hands_the_trial_back(make: Make, monkeypatch: pytest.Monkey
         raise StorageError("no space")
 
     worker = make()
-    monkeypatch.setattr(worker_module, "keep_result", refuse)
+    monkeypatch.setattr(worker_module, "save_result", refuse)
     with pytest.raises(StorageError):
         worker.work(Budget(trials=3))
     assert [trial.state for trial in read_study(worker.study).trials] == ["WAITING"]
@@ -502,7 +502,7 @@ def test_a_machine_that_scores_differently_may_not_join(make: Make) -> None:
     """A mean that moved by more than 0.002 is refused with both values; the same machine is welcome."""
     worker = make()
     full = measure_references(worker.bench, worker.store, SPACE, TEXT, silent)[0]
-    known = recall_result(worker.store, str(full.result)).score
+    known = load_result(worker.store, str(full.result)).score
     assert known is not None
     require_same_machine_result(worker.bench, known, TEXT, silent)
     moved = replace(known, nll=known.nll + 0.003 * known.tokens)

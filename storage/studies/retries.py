@@ -12,11 +12,11 @@ import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 600.0
+RETRY_SECONDS = 600.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 
 
-def patiently(step: Callable[[], T], waiting: Callable[[str], None], check: Callable[[], None] = lambda: None) -> T:
+def with_retries(step: Callable[[], T], waiting: Callable[[str], None], check: Callable[[], None] = lambda: None) -> T:
     """The result of `step`, which is tried again as long as its storage cannot be reached.
 
     Args:
@@ -25,7 +25,7 @@ def patiently(step: Callable[[], T], waiting: Callable[[str], None], check: Call
         check: Called often while waiting; what it raises ends the wait.
 
     Raises:
-        sqlalchemy.exc.OperationalError, optuna.exceptions.StorageInternalError: After `PATIENCE_SECONDS`; and at once
+        sqlalchemy.exc.OperationalError, optuna.exceptions.StorageInternalError: After `RETRY_SECONDS`; and at once
             whatever is no lost connection.
     """
     started, pause = time.monotonic(), FIRST_PAUSE
@@ -34,10 +34,10 @@ def patiently(step: Callable[[], T], waiting: Callable[[str], None], check: Call
             return step()
         except Exception as error:
             reason = _lost(error)
-            if reason is None or time.monotonic() - started > PATIENCE_SECONDS:
+            if reason is None or time.monotonic() - started > RETRY_SECONDS:
                 raise
             if pause == FIRST_PAUSE:
-                waiting(f"the storage cannot be reached ({reason}); trying again for {PATIENCE_SECONDS / 60:.0f} min")
+                waiting(f"the storage cannot be reached ({reason}); trying again for {RETRY_SECONDS / 60:.0f} min")
         until = time.monotonic() + pause
         while time.monotonic() < until:
             check()
