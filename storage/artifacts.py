@@ -87,11 +87,11 @@ def attach(
     Raises:
         StorageError: If the disk is full or refuses.
     """
-    artifact_id = attached(storage.get_study_system_attrs(study_id), trial_id).get(name)
-    artifact_id = artifact_id or str(uuid.uuid4())
+    existing_id = attached(storage.get_study_system_attrs(study_id), trial_id).get(name)
+    artifact_id = existing_id or str(uuid.uuid4())
     # The file first: an entry without one would be a broken picture.
     files.write(artifact_id, io.BytesIO(data))
-    if artifact_id is None:
+    if existing_id is None:
         kind, encoding = mimetypes.guess_type(name)
         entry = {
             "artifact_id": artifact_id,

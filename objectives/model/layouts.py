@@ -150,8 +150,7 @@ def norm_offset(norm: nn.Module) -> float | None:
             for gain in (0.0, 1.0, 2.0)
         )
     for offset in (0.0, 1.0):
-        if torch.allclose((1 + offset) * twice, (2 + offset) * once) and torch.allclose(
-            (1 + offset) * zero, offset * once
-        ):
+        linear = torch.allclose((1 + offset) * twice, (2 + offset) * once)
+        if linear and torch.allclose((1 + offset) * zero, offset * once):
             return offset
     return None
