@@ -65,7 +65,7 @@ class LaidOut:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know: how far the numbers' type can be trusted, and what is not quantized or scaled."""
+        """Say what a person should know: how far the numbers' type is trusted, and what is not quantized or scaled."""
         blocks = self.bench.blocks
         notes = (self.agreement, kept_in_16_bit(blocks), unscaled_inputs(blocks))
         return [str(note) for note in notes if note is not None]
@@ -97,7 +97,7 @@ class Row:
 
     @property
     def method(self) -> str:
-        """What the row is called."""
+        """Return what the row is called."""
         return self.setting.label() if self.setting else FULL_PRECISION
 
 

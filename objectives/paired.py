@@ -42,12 +42,12 @@ class Difference:
     degrees: float = 0.0
 
     def percent(self) -> tuple[float, float, float]:
-        """The difference and its interval as percent of perplexity: `100 (exp(d) - 1)`."""
+        """Return the difference and its interval as percent of perplexity: `100 (exp(d) - 1)`."""
         value, low, high = (100 * math.expm1(nats) for nats in (self.value, self.low, self.high))
         return value, low, high
 
     def percent_json(self) -> dict[str, float]:
-        """`percent` by name: `value`, `low` and `high`."""
+        """Return `percent` by name: `value`, `low` and `high`."""
         return dict(zip(("value", "low", "high"), self.percent(), strict=True))
 
 
@@ -98,7 +98,7 @@ def paired_difference(first: Score, second: Score, confidence: float = 0.95) -> 
 
 
 def _members(score: Score) -> NDArray[np.int64]:
-    """The cluster of each sequence, numbered from 0 in the order of the documents' numbers: int64 `[sequences]`."""
+    """Number the cluster of each sequence from 0 in the order of the documents' numbers: int64 `[sequences]`."""
     _, members = np.unique(score.clusters.numpy(), return_inverse=True)
     return members
 
@@ -108,7 +108,7 @@ def _described(score: Score) -> str:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6), in the given order."""
+    """Correct p-values for their number (Holm 1979, Scandinavian Journal of Statistics 6), in the given order."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected = [0.0] * len(p_values)
     largest = 0.0

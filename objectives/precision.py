@@ -49,7 +49,7 @@ class Agreement:
 
     @property
     def good(self) -> bool:
-        """Whether both stay within the tolerance."""
+        """Return whether both stay within the tolerance."""
         return all(abs(difference) <= TOLERANCE for difference in (self.mean_nll, self.rounding))
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ def _compared(model: Model, blocks: Sequence[Block], sequences: Sequences, progr
 def _scores(
     module: Any, blocks: Sequence[Block], sequences: Sequences, dtype: torch.dtype, progress: Progress
 ) -> list[Score]:
-    """Scores in full precision and after nearest rounding."""
+    """Return scores in full precision and after nearest rounding."""
     phase = f"comparing {module.dtype} with float32".replace("torch.", "")
     exact = score_all(module, sequences, phase, progress)
     with _rounded(blocks, Scheme(group_size=GROUP_SIZE, scale_dtype=scale_type(dtype))):

@@ -7,4 +7,4 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(phase: str, done: int, total: int) -> None:
-    """Says nothing."""
+    """Say nothing."""

@@ -129,7 +129,7 @@ def _read_statistics(block: Block, calibration: Calibration, plan: Plan) -> dict
 
 
 def model_size(model: Model, blocks: Sequence[Block], plan: Plan | None) -> ModelSize:
-    """Size under a plan; None is the model as it is, every weight in its own type."""
+    """Return the size under a plan; None is the model as it is, every weight in its own type."""
     own_bits = 8 * model.dtype.itemsize
     uncovered = sum(size for block in blocks for size in block.uncovered.values())
     covered = codes = scales = 0

@@ -24,7 +24,7 @@ FORMAT = 5
 
 
 def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> str:
-    """The key of one plan measured on `sequences`; None is full precision.
+    """Return the key of one plan measured on `sequences`; None is full precision.
 
     Documents are part of it: equal tokens from other documents are another text to whoever compares scores.
 
@@ -40,7 +40,7 @@ def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> st
 
 
 def _canonical(plan: Plan) -> dict[str, object]:
-    """What a plan does, without what its methods do not read; that of a uniform plan is its setting's."""
+    """Say what a plan does, without what its methods do not read; a uniform plan does what its setting does."""
     if plan.only is not None:
         return plan.only.canonical().as_dict()
     others = plan.others and plan.others.canonical()
@@ -73,7 +73,7 @@ def save_result(store: ResultStore, key: str, result: TrialResult) -> None:
 
 
 def load_result(store: ResultStore, key: str) -> TrialResult:
-    """The inverse of `save_result`.
+    """Load what `save_result` wrote.
 
     Raises:
         DamagedEntryError: If the file is missing or damaged, or of another version's format.
@@ -92,7 +92,7 @@ def load_result(store: ResultStore, key: str) -> TrialResult:
 
 
 def text_key(fingerprint: str) -> str:
-    """The key of pinned token sequences."""
+    """Return the key of pinned token sequences."""
     return f"text-{fingerprint}"
 
 
@@ -111,7 +111,7 @@ def pin(store: ResultStore, sequences: Sequences) -> str:
 
 
 def pinned(store: ResultStore, key: str) -> Sequences:
-    """The inverse of `pin`.
+    """Read what `pin` wrote.
 
     Raises:
         DamagedEntryError: If the file is missing or damaged.

@@ -52,21 +52,21 @@ class Score:
             raise ValueError(f"nll, tokens and clusters of a score have different lengths: {lengths}")
 
     def first(self, count: int) -> "Score":
-        """The score of the first `count` sequences."""
+        """Return the score of the first `count` sequences."""
         return self.part(0, count)
 
     def part(self, start: int, end: int) -> "Score":
-        """The score of the sequences from `start` up to but not including `end`."""
+        """Return the score of the sequences from `start` up to but not including `end`."""
         return Score(nll=self.nll[start:end], tokens=self.tokens[start:end], clusters=self.clusters[start:end])
 
     @property
     def mean_nll(self) -> float:
-        """Nats per target, every target counting the same."""
+        """Return the nats per target, every target counting the same."""
         return float(self.nll.sum() / self.tokens.sum())
 
     @property
     def perplexity(self) -> float:
-        """`exp(mean_nll)`; infinite where that overflows."""
+        """Return `exp(mean_nll)`; infinite where that overflows."""
         return math.exp(self.mean_nll) if self.mean_nll < 700 else math.inf
 
 
@@ -120,14 +120,14 @@ def score(
 
 
 def score_all(model: Any, sequences: Sequences, phase: str, progress: Progress) -> Score:
-    """The score of all sequences; `progress` is told of every look under the name of `phase`."""
+    """Score all sequences; `progress` is told of every look under the name of `phase`."""
     for look in score(model, sequences):
         progress(phase, len(look.nll), len(sequences))
     return look
 
 
 def _nll(batch: Batch, features: Tensor, head: Head) -> Tensor:
-    """Summed negative log-likelihood of each row's targets, float64 `[B]`, from `features` `[B, T, F]`."""
+    """Return summed negative log-likelihood of each row's targets, float64 `[B]`, from `features` `[B, T, F]`."""
     targets = batch.scored[:, 1:]
     rows = targets.nonzero()[:, 0]
     wanted, labels = features[:, :-1][targets], batch.ids[:, 1:][targets]
@@ -139,7 +139,7 @@ def _nll(batch: Batch, features: Tensor, head: Head) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """`-log softmax(logits)[label]` per row, float32 `[rows]`, from `logits` `[rows, V]` in pieces."""
+    """Return `-log softmax(logits)[label]` per row, float32 `[rows]`, from `logits` `[rows, V]` in pieces."""
     elements = CPU_PIECE if logits.device.type == "cpu" else logits.numel()
     size = max(1, elements // logits.shape[-1])
     pieces = zip(torch.split(logits, size), torch.split(labels, size), strict=True)
@@ -147,7 +147,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _halves(model: Any, sequences: Sequences) -> tuple[Features, Head]:
-    """The model as features and a head on them, so that logits are made for a few tokens at a time.
+    """Split the model into features and a head on them, so that logits are made for a few tokens at a time.
 
     Models that do more than a matrix product after the backbone (soft caps, scaled logits) are run whole: tried on
     one short sequence instead of asked by name.

@@ -22,5 +22,5 @@ class Stopwatch:
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """Seconds per phase until now."""
+        """Return seconds per phase until now."""
         return dict(self._seconds)

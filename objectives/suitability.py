@@ -72,13 +72,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def suitable_group_sizes(blocks: Sequence[Block]) -> list[int]:
-    """Which of 32, 64, 128 and 256 divide the inputs of every quantized Linear."""
+    """Return which of 32, 64, 128 and 256 divide the inputs of every quantized Linear."""
     widths = {site.inputs for block in blocks for site in block.sites}
     return [size for size in (32, 64, 128, 256) if all(width % size == 0 for width in widths)]
 
 
 def site_parts(site: InputSite, plan: Plan) -> list[tuple[InputSite, Setting]]:
-    """The Linears of a site by their setting; a suitable plan has one setting where they share a scale."""
+    """Return the Linears of a site by their setting; a suitable plan has one setting where they share a scale."""
     settings = dict.fromkeys(plan.setting_for(linear.name) for linear in site.linears)
     return [
         (

@@ -96,7 +96,7 @@ class TrialResult:
 
     @property
     def setting(self) -> Setting | None:
-        """The setting of all Linears; None for full precision, and where they had different ones."""
+        """Return the setting of all Linears; None for full precision, and where they had different ones."""
         return None if self.plan is None else self.plan.only
 
 
@@ -165,7 +165,7 @@ def run_trial(
 def quantized(
     bench: Bench, plan: Plan | None, progress: Progress = silent, with_codes: bool = False
 ) -> Iterator[Quantized]:
-    """The model quantized by `plan` inside the block, and as it was after it; None changes nothing.
+    """Quantize the model by `plan` inside the block, and restore it after it; None changes nothing.
 
     A damaged cache entry is computed again. `with_codes` asks for the codes.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 @cache
 def fast_dtype(device_type: str) -> torch.dtype:
-    """The operand type in which this kind of device multiplies matrices fastest without losing range."""
+    """Return the operand type in which this kind of device multiplies matrices fastest without losing range."""
     if device_type == "cuda":
         return torch.bfloat16
     if device_type == "cpu":
@@ -24,7 +24,7 @@ def fast_dtype(device_type: str) -> torch.dtype:
 
 
 def gram_sum(x: Tensor) -> Tensor:
-    """`xᵀ x` accumulated and returned in float32, `[I, I]`, for rows `x` `[N, I]`.
+    """Accumulate `xᵀ x` in float32, `[I, I]`, for rows `x` `[N, I]`.
 
     A product of two bfloat16 numbers is exact in float32, so rows that already are bfloat16 lose nothing by being
     multiplied as such; rows of any other type are multiplied in float32.

@@ -41,7 +41,7 @@ class Method:
 
     @property
     def reads(self) -> frozenset[str]:
-        """Every field of `Setting` that this method's weights depend on, whatever the other fields are."""
+        """Return every field of `Setting` that this method's weights depend on, whatever the other fields are."""
         weighs_outputs = (
             self.keeps_rows or self.error_weights != "uniform" or self.salience in ("post-activation", "blend")
         )

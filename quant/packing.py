@@ -47,7 +47,7 @@ def _shifts(bits: int, like: Tensor) -> Tensor:
 
 
 def packed_tensors(weight: IntWeight) -> dict[str, Tensor]:
-    """What is stored of one Linear.
+    """Return what is stored of one Linear.
 
     Returns:
         `weight_packed` int32 `[O, ceil(I / 8)]`, `weight_scale` `[O, G]`, `weight_shape` int64 `[2]`, and on an
@@ -65,7 +65,7 @@ def packed_tensors(weight: IntWeight) -> dict[str, Tensor]:
 
 
 def unpacked(tensors: Mapping[str, Tensor], bits: int = 4) -> IntWeight:
-    """The inverse of `packed_tensors` for whole groups, which are all that the format has."""
+    """Invert `packed_tensors` for whole groups, which are all that the format has."""
     outputs, inputs = tensors[SHAPE].tolist()
     scale, zero = tensors[SCALE], tensors.get(ZERO)
     numbers = unpack(tensors[WEIGHT], inputs, bits)
@@ -79,7 +79,7 @@ def unpacked(tensors: Mapping[str, Tensor], bits: int = 4) -> IntWeight:
 
 
 def interleaved(parts: Sequence[tuple[Tensor, IntWeight]]) -> IntWeight:
-    """One matrix of the rows of several: what a fused Linear is made of.
+    """Join the rows of several matrices into the one that a fused Linear is made of.
 
     Args:
         parts: Which rows of the whole, int64 `[R]`, and their codes; together every row once, on one scheme.

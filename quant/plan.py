@@ -34,11 +34,11 @@ class Plan:
 
     @classmethod
     def uniform(cls, setting: Setting) -> "Plan":
-        """The plan that quantizes every Linear by `setting`."""
+        """Return the plan that quantizes every Linear by `setting`."""
         return cls(others=setting)
 
     def setting_for(self, linear: str) -> Setting:
-        """The setting of the Linear called `linear`.
+        """Return the setting of the Linear called `linear`.
 
         Raises:
             QuantizationError: If the plan has none for it.
@@ -50,31 +50,31 @@ class Plan:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """The distinct settings, that of the Linears without a name first."""
+        """Return the distinct settings, that of the Linears without a name first."""
         settings = ((self.others,) if self.others is not None else ()) + tuple(self.named.values())
         return tuple(dict.fromkeys(settings))
 
     @property
     def only(self) -> Setting | None:
-        """The setting of every Linear; None where they have different ones."""
+        """Return the setting of every Linear; None where they have different ones."""
         return self.settings[0] if len(self.settings) == 1 else None
 
     @property
     def is_uniform(self) -> bool:
-        """Whether every Linear has the same setting."""
+        """Return whether every Linear has the same setting."""
         return self.only is not None
 
     @property
     def n_calib(self) -> int:
-        """The most calibration samples that a setting needs."""
+        """Return the most calibration samples that a setting needs."""
         return max(setting.n_calib for setting in self.settings)
 
     def label(self) -> str:
-        """The settings' labels, for tables."""
+        """Return the settings' labels, for tables."""
         return "; ".join(dict.fromkeys(setting.label() for setting in self.settings))
 
     def as_dict(self) -> dict[str, object]:
-        """Everything, JSON-able; `from_dict` is the inverse."""
+        """Convert everything to what JSON has; `from_dict` is the inverse."""
         return {
             "named": {linear: setting.as_dict() for linear, setting in self.named.items()},
             "others": None if self.others is None else self.others.as_dict(),
@@ -82,7 +82,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, object]) -> "Plan":
-        """The plan that `as_dict` gave.
+        """Rebuild the plan that `as_dict` gave.
 
         Raises:
             QuantizationError: If a value is outside its range.

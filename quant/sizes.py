@@ -28,7 +28,7 @@ class MatrixBits:
 
     @property
     def total(self) -> int:
-        """Bits of the whole matrix."""
+        """Return bits of the whole matrix."""
         return self.codes + self.scales + self.kept
 
 
@@ -52,17 +52,17 @@ class ModelSize:
 
     @property
     def bits_per_weight(self) -> float:
-        """Over the weights of the decoder blocks."""
+        """Return the bits over the weights of the decoder blocks."""
         return 8 * (self.codes + self.scales + self.rest) / self.weights
 
     @property
     def model_bytes(self) -> int:
-        """Everything, embeddings and head included."""
+        """Return the bytes of everything, embeddings and head included."""
         return int(self.codes + self.scales + self.rest + self.outside)
 
 
 def matrix_bits(outputs: int, inputs: int, scheme: Scheme, kept: int = 0) -> MatrixBits:
-    """Bits of one matrix `[O, I]`: codes, scales and zero points on a scheme, but for `kept` rows in 16 bit.
+    """Return bits of one matrix `[O, I]`: codes, scales and zero points on a scheme, but for `kept` rows in 16 bit.
 
     Where those rows are, at most a bit per row, is not counted.
     """
@@ -74,5 +74,5 @@ def matrix_bits(outputs: int, inputs: int, scheme: Scheme, kept: int = 0) -> Mat
 
 
 def input_scale_bits(inputs: int, setting: Setting) -> int:
-    """Bits of the input scale `S` of one Linear: 16 per column where it has to be applied at run time."""
+    """Return bits of the input scale `S` of one Linear: 16 per column where it has to be applied at run time."""
     return SCALE_BITS * inputs if setting.scales_at_run_time else 0

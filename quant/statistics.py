@@ -94,12 +94,12 @@ class OutputSums:
         self.vectors += torch.stack([z.sum(0), z.square().sum(0), magnitude, activated])
 
     def means(self) -> dict[str, Tensor]:
-        """`mean`, `square`, `magnitude` and `activated`, float32 `[O]` each."""
+        """Return `mean`, `square`, `magnitude` and `activated`, float32 `[O]` each."""
         return dict(zip(("mean", "square", "magnitude", "activated"), _mean(self.vectors, self.tokens), strict=True))
 
 
 def merge(parts: Sequence[S]) -> S:
-    """The statistics of consecutive token runs as one, weighted by their tokens, in float64."""
+    """Merge the statistics of consecutive token runs, weighted by their tokens, in float64."""
     first, *following = parts
     if not following:
         return first
@@ -116,7 +116,7 @@ def merge(parts: Sequence[S]) -> S:
 
 
 def pack_symmetric(matrix: Tensor) -> Tensor:
-    """The upper triangle of a symmetric `[I, I]` matrix as a rectangle `[I // 2 + 1, I]`.
+    """Pack the upper triangle of a symmetric `[I, I]` matrix into a rectangle `[I // 2 + 1, I]`.
 
     Row k of the triangle has I - k entries and row I - k has k: side by side they fill one row of the rectangle.
     """
@@ -128,7 +128,7 @@ def pack_symmetric(matrix: Tensor) -> Tensor:
 
 
 def unpack_symmetric(packed: Tensor) -> Tensor:
-    """The inverse of `pack_symmetric`."""
+    """Unpack what `pack_symmetric` packed."""
     size = packed.shape[1]
     half = size // 2
     upper = packed.new_zeros(size, size)

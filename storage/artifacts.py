@@ -32,7 +32,7 @@ class ArtifactFiles:
         self._directory = directory
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        """The file of that id.
+        """Return the file of that id.
 
         Raises:
             ArtifactNotFound: If there is none.
@@ -68,7 +68,7 @@ class ArtifactFiles:
 
 
 def attached(attributes: Mapping[str, Any], trial_id: int | None) -> dict[str, str]:
-    """The ids of what is attached to a study, or to one of its trials, by file name.
+    """Return the ids of what is attached to a study, or to one of its trials, by file name.
 
     Args:
         attributes: The study's system attributes.

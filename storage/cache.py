@@ -43,12 +43,12 @@ class Manifest:
     checksums: dict[str, str]
 
     def encode(self) -> bytes:
-        """As JSON, with a checksum of its own."""
+        """Encode it as JSON, with a checksum of its own."""
         return json.dumps({**asdict(self), "checksum": self._checksum()}, indent=1).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> "Manifest":
-        """The inverse of `encode`.
+        """Decode what `encode` wrote.
 
         Raises:
             ValueError: If the bytes are not those of a manifest.
@@ -101,7 +101,7 @@ class TensorCache:
         return (self._root / key / MANIFEST).is_file()
 
     def read(self, key: str, part: str) -> dict[str, Tensor]:
-        """One part of an entry, on the CPU.
+        """Read one part of an entry, on the CPU.
 
         Raises:
             DamagedEntryError: If its bytes are not those that were written, naming the file.
@@ -159,7 +159,7 @@ class TensorCache:
         require_free(Paths.create(self._root), needed)
 
     def entries(self) -> list[Entry]:
-        """All whole entries, by key."""
+        """Return all whole entries, by key."""
         return [entry for key in self._keys() if (entry := self._entry(key))]
 
     def verify(self, key: str) -> list[str]:
@@ -212,7 +212,7 @@ class TensorCache:
         return sorted(name for name in names if not name.startswith(TEMPORARY))
 
     def _entry(self, key: str) -> Entry | None:
-        """None if another process has just removed it."""
+        """Describe an entry; None if another process has just removed it."""
         try:
             size = sum(file.stat().st_size for file in (self._root / key).iterdir())
         except FileNotFoundError:

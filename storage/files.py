@@ -23,12 +23,12 @@ OTHER_REMEDY = "check the path, its permissions and the disk"
 
 
 def checksum(data: bytes) -> str:
-    """A fingerprint against damage (not against forgery): 128-bit xxh3, as hexadecimal."""
+    """Return a fingerprint against damage (not against forgery): 128-bit xxh3, as hexadecimal."""
     return str(xxhash.xxh3_128_hexdigest(data))
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other process uses."""
+    """Return a name beside `path` that no other process uses."""
     return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 

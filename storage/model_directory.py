@@ -68,12 +68,12 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 
 def disk_bytes(directory: Path) -> int:
-    """What the files of a directory take."""
+    """Return what the files of a directory take."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def tensor_bytes(directory: Path) -> dict[str, int]:
-    """What every tensor takes in the safetensors files of a directory, by their headers.
+    """Return what every tensor takes in the safetensors files of a directory, by their headers.
 
     Raises:
         StorageError: If a file cannot be read.

@@ -23,7 +23,7 @@ class Paths:
 
     @classmethod
     def default(cls) -> "Paths":
-        """`$PRAQTUNE_HOME`, or `praqtune` in the user's cache directory."""
+        """Return `$PRAQTUNE_HOME`, or `praqtune` in the user's cache directory."""
         named = os.environ.get(HOME_VARIABLE)
         if named:
             return cls(Path(named))
@@ -31,27 +31,27 @@ class Paths:
 
     @property
     def calibration(self) -> Path:
-        """One directory per calibration entry, named by its key."""
+        """Return one directory per calibration entry, named by its key."""
         return self.home / "calibration"
 
     @property
     def leases(self) -> Path:
-        """One small file per computation under way."""
+        """Return one small file per computation under way."""
         return self.home / "leases"
 
     @property
     def results(self) -> Path:
-        """One file per measured result, named by its key."""
+        """Return one file per measured result, named by its key."""
         return self.home / "results"
 
     @property
     def artifacts(self) -> Path:
-        """One file per picture or table that the dashboard shows, named by its id."""
+        """Return one file per picture or table that the dashboard shows, named by its id."""
         return self.home / "artifacts"
 
     @property
     def studies(self) -> Path:
-        """The default study storage."""
+        """Return the default study storage."""
         return self.home / "studies.db"
 
     def require_private(self) -> None:

@@ -30,7 +30,7 @@ class ResultStore:
         return self._path(key).is_file()
 
     def lease(self, key: str) -> Lease:
-        """For being the only one who measures `key`."""
+        """Return the lease of whoever measures `key`."""
         return Lease(self._directory.parent / "leases", key)
 
     def once(self, key: str, compute: Callable[[], None], waiting: Callable[[], None]) -> None:
@@ -61,7 +61,7 @@ class ResultStore:
             self._path(key).unlink(missing_ok=True)
 
     def load(self, key: str) -> tuple[dict[str, object], dict[str, Tensor]]:
-        """What `save` was given.
+        """Load what `save` was given.
 
         Raises:
             DamagedEntryError: If the file is missing, or its bytes are not those that were written.
@@ -80,7 +80,7 @@ class ResultStore:
             ) from error
 
     def encoded(self, key: str) -> bytes:
-        """A result as one piece, to be moved elsewhere.
+        """Return a result as one piece, to be moved elsewhere.
 
         Raises:
             DamagedEntryError: If the file is missing, or its bytes are not those that were written.

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def plain(value: object) -> object:
-    """The same value in the types that JSON has; numbers that are not finite become null."""
+    """Convert a value to the types that JSON has; numbers that are not finite become null."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -24,10 +24,10 @@ def plain(value: object) -> object:
 
 
 def json_text(value: Mapping[str, object]) -> str:
-    """Indented JSON of `plain(value)`, with a newline at its end."""
+    """Return indented JSON of `plain(value)`, with a newline at its end."""
     return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def json_line(value: Mapping[str, object]) -> str:
-    """JSON of `plain(value)` on one line, without a newline at its end."""
+    """Return JSON of `plain(value)` on one line, without a newline at its end."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)

@@ -27,12 +27,12 @@ class _Mismatch(Exception):
         self.problem, self.path = problem, path
 
     def below(self, step: str) -> "_Mismatch":
-        """The same, seen from what holds the value under `step`."""
+        """Return the same, seen from what holds the value under `step`."""
         return _Mismatch(self.problem, f"{step}{self.path}")
 
 
 def encode(value: object) -> Any:
-    """The value in the types that JSON has: dataclasses and mappings as objects, tuples as arrays.
+    """Convert a value to the types that JSON has: dataclasses and mappings as objects, tuples as arrays.
 
     A dataclass with fields that follow from the others may leave those out by a method `as_json` of its own.
 
@@ -53,7 +53,7 @@ def encode(value: object) -> Any:
 
 
 def decode(kind: type[T], stored: object, where: str) -> T:
-    """The inverse of `encode`.
+    """Decode what `encode` gave.
 
     Args:
         kind: The dataclass, or another type, that is expected.
@@ -73,7 +73,7 @@ def decode(kind: type[T], stored: object, where: str) -> T:
 
 
 def decode_known(kind: type[T], stored: Mapping[str, object], where: str) -> T:
-    """As `decode`, of an object that others write into as well: keys that are no fields of `kind` are left out.
+    """Decode an object that others write into as well: keys that are no fields of `kind` are left out.
 
     Raises:
         StoredValueError: As `decode`.
@@ -90,7 +90,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 @cache
 def _decoder(kind: Any) -> Decoder:
-    """Checks and builds values of one type; made once, since studies have thousands of trials."""
+    """Make what checks and builds values of one type; once, since studies have thousands of trials."""
     if kind is Any or kind is object:
         return _as_it_is
     if kind in WORDS:

@@ -88,7 +88,7 @@ def training_documents(extra_packages: Sequence[str] = ()) -> list[str]:
 
 
 def is_held_out(family: Family, name: str) -> bool:
-    """Whether the document `name` (a dotted module name or a topic) belongs to the held-out split.
+    """Return whether the document `name` (a dotted module name or a topic) belongs to the held-out split.
 
     Modules are decided by their package, and `_pydecimal` with `decimal`: text that moves inside a
     package or behind its C accelerator in another Python version stays on its side of the split.
@@ -105,7 +105,7 @@ def word_runs(text: str, length: int = RUN_WORDS) -> Iterator[tuple[str, ...]]:
 
 @cache
 def _split(family: Family, *, held: bool) -> Mapping[str, str]:
-    """Name to text of the held-out documents of a family, or of the others, in order of name; parsed once."""
+    """Map names to texts of the held-out documents of a family, or of the others, in order; parsed once."""
 
     def wanted(name: str) -> bool:
         return is_held_out(family, name) is held
@@ -118,7 +118,7 @@ def _split(family: Family, *, held: bool) -> Mapping[str, str]:
 
 
 def _modules(root: Path, prefix: str, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, str]:
-    """Dotted name to docstrings of every wanted module under `root`, in order of name."""
+    """Map the dotted name of every wanted module under `root` to its docstrings, in order of name."""
     paths = {name: path for name, path in _sources(root, prefix) if wanted(name)}
     texts = {name: _docstrings(paths[name]) for name in sorted(paths)}
     texts = {name: text for name, text in texts.items() if len(text) >= MINIMUM_CHARACTERS}
@@ -142,7 +142,7 @@ def _sources(root: Path, prefix: str) -> Iterator[tuple[str, Path]]:
 
 
 def _docstrings(path: Path) -> str:
-    """All docstrings of one source file, in source order, joined by blank lines."""
+    """Return all docstrings of one source file, in source order, joined by blank lines."""
     source = path.read_bytes()
     if b'"""' not in source and b"'''" not in source:  # parsing is the slow part
         return ""
@@ -168,7 +168,7 @@ def _raw_docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _package_root(package: str) -> Path:
-    """Directory of an installed package, found without importing it."""
+    """Return directory of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"package {package!r} is not installed; install it or leave it out")
@@ -176,7 +176,7 @@ def _package_root(package: str) -> Path:
 
 
 def _fraction(purpose: str, name: str) -> float:
-    """A number in [0, 1) that depends on nothing but the arguments."""
+    """Return a number in [0, 1) that depends on nothing but the arguments."""
     digest = hashlib.sha256(f"{_SALT}/{purpose}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -194,7 +194,7 @@ def _without_contained(documents: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_runs(text: str, forbidden: set[tuple[str, ...]]) -> str:
-    """`text` without the paragraphs that take part in a forbidden run of words."""
+    """Drop the paragraphs of `text` that take part in a forbidden run of words."""
     paragraphs = _PARAGRAPH_BREAK.split(text)
     while True:
         owner = [index for index, paragraph in enumerate(paragraphs) for _ in _WORD.findall(paragraph.lower())]

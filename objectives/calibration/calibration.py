@@ -44,7 +44,7 @@ class Segment:
 
 
 def boundaries(size: int) -> list[int]:
-    """Where the first `size` samples are cut: at 16, 32, 64, ... so that sizes share their prefixes, and at the end."""
+    """Return where the first `size` samples are cut: at 16, 32, ... so that sizes share prefixes, and at the end."""
     cuts = []
     cut = FIRST_BOUNDARY
     while cut < size:
@@ -68,7 +68,7 @@ class Calibration:
         cache: TensorCache,
         max_memory: int | None = None,
     ) -> None:
-        """Nothing is computed yet.
+        """Prepare; nothing is computed yet.
 
         Args:
             model: The full-precision model.
@@ -85,11 +85,11 @@ class Calibration:
 
     @property
     def text(self) -> Sequences:
-        """All the calibration text, in its fixed order."""
+        """Return all the calibration text, in its fixed order."""
         return self._sequences
 
     def segments(self, size: int) -> list[Segment]:
-        """The segments whose merged statistics are those of the first `size` samples.
+        """Return the segments whose merged statistics are those of the first `size` samples.
 
         Raises:
             InputError: If there are not so many samples.
@@ -128,7 +128,7 @@ class Calibration:
         return computed
 
     def read(self, block: Block, size: int) -> BlockStatistics:
-        """Statistics of one block over the first `size` samples, on the model's device.
+        """Return statistics of one block over the first `size` samples, on the model's device.
 
         Raises:
             DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
@@ -178,7 +178,7 @@ class Calibration:
 
 
 def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
-    """Consecutive blocks whose sums fit into `max_memory` bytes together."""
+    """Yield consecutive blocks whose sums fit into `max_memory` bytes together."""
     group: list[Block] = []
     group_bytes = 0
     for block in blocks:
@@ -197,7 +197,7 @@ def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
 
 
 def _stored_bytes(blocks: Sequence[Block]) -> int:
-    """Bytes of one segment, but for vectors: packed float32 Gram matrices."""
+    """Return bytes of one segment, but for vectors: packed float32 Gram matrices."""
     return sum(4 * (site.inputs // 2 + 1) * site.inputs for block in blocks for site in block.sites)
 
 
@@ -231,7 +231,7 @@ def _merged(parts: Sequence[Mapping[str, Tensor]], block: Block, device: torch.d
 
 
 def _restored(kind: type[Statistics], name: str, part: Mapping[str, Tensor], device: torch.device) -> Statistics:
-    """Statistics as they were stored, Gram matrices still packed: merging needs half the arithmetic that way."""
+    """Restore statistics as they were stored, Gram matrices still packed: merging then needs half the arithmetic."""
     tensors = {field.name: part[f"{name}/{field.name}"] for field in fields(kind)}
     tokens = int(tensors.pop("tokens"))
     return kind(tokens=tokens, **{field: tensor.to(device) for field, tensor in tensors.items()})

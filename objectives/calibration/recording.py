@@ -29,7 +29,7 @@ class BlockStatistics:
 
 
 def statistics_bytes(block: Block) -> int:
-    """Memory that recording one block takes: float64 Gram matrices, and the largest float32 product beside them."""
+    """Return the memory of recording one block: float64 Gram matrices, and the largest float32 product."""
     return sum(8 * site.inputs**2 for site in block.sites) + max(4 * site.inputs**2 for site in block.sites)
 
 
@@ -79,7 +79,7 @@ class _BlockRecorder:
                 yield module.register_forward_hook(self._output_hook(site, slices))
 
     def statistics(self) -> BlockStatistics:
-        """The means of everything seen, on the CPU."""
+        """Return the means of everything seen, on the CPU."""
         inputs = {name: _on_cpu(sums.means()) for name, sums in self._inputs.items()}
         # What `down` reads is the gated product: its magnitude is already known from there.
         gated = next((inputs[site.name].magnitude for site in self.block.sites if site.linears[0].role == "down"), None)

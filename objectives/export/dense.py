@@ -29,7 +29,7 @@ class Dense:
     proven = False
 
     def require_holds(self, blocks: Sequence[Block], plan: Plan) -> None:
-        """Nothing is refused: the values themselves are stored."""
+        """Refuse nothing: the values themselves are stored."""
 
     def write(self, export: Export, progress: Progress) -> dict[str, Any]:
         """Write the quantized weights in the model's own type; see `Format.write`."""
@@ -54,7 +54,7 @@ class Dense:
         return rescore(directory, text, model, progress, trust_remote_code)
 
     def notes(self, blocks: Sequence[Block]) -> list[str]:
-        """Nothing beyond what holds for every format."""
+        """Return nothing beyond what holds for every format."""
         return []
 
 

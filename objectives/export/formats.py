@@ -62,7 +62,7 @@ class Format(Protocol):
 
     @property
     def proven(self) -> bool:
-        """Whether `write` loads and scores the result before it appears; it is then given a proof and a card."""
+        """Return whether `write` loads and scores the result before it appears; it is then given a proof and a card."""
 
     def require_holds(self, blocks: "Sequence[Block]", plan: "Plan") -> None:
         """Refuse a plan that the format cannot hold, before anything is computed.
@@ -103,7 +103,7 @@ class Format(Protocol):
         """
 
     def notes(self, blocks: "Sequence[Block]") -> list[str]:
-        """What a person should know of a model in this format."""
+        """Return what a person should know of a model in this format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ FORMATS: dict[str, RegisteredFormat] = {
 
 
 def find_format(name: str) -> Format:
-    """The format of that name.
+    """Return the format of that name.
 
     Raises:
         InputError: If there is none, naming those there are.
@@ -149,7 +149,7 @@ def find_format(name: str) -> Format:
 
 
 def formats_help() -> str:
-    """What `--format` can be, in one line."""
+    """Say what `--format` can be, in one line."""
     usual = {DEFAULT_FORMAT: f"{DEFAULT_FORMAT} (default)"}
     named = (f"{usual.get(name, name)}: {registered.summary}" for name, registered in FORMATS.items())
     return "; ".join(named)

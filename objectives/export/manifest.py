@@ -33,7 +33,7 @@ def write_record(directory: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
-    """What `write_record` wrote about a model directory; None for one that was made otherwise."""
+    """Return what `write_record` wrote about a model directory; None for one that was made otherwise."""
     try:
         record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):

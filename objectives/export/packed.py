@@ -80,7 +80,7 @@ class Packed:
         return rescore(directory, text, model, progress, trust_remote_code)
 
     def notes(self, blocks: Sequence[Block]) -> list[str]:
-        """Which inputs are not scaled: here a scale has to fold."""
+        """Say which inputs are not scaled: here a scale has to fold."""
         note = unscaled_inputs(blocks)
         return [] if note is None else [note]
 
@@ -129,7 +129,7 @@ def _require_packable(setting: Setting) -> None:
 
 
 def quantization_config(module: Any, blocks: Sequence[Block], plan: Plan) -> dict[str, Any]:
-    """What `config.json` says of the weights: every Linear but those that stay as they are, one group per scheme."""
+    """Return what `config.json` says of the weights: all Linears but those left alone, one group per scheme."""
     packed = {linear.module for block in blocks for linear in block.linears}
     linears = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
     targets: dict[Scheme, list[str]] = {}
@@ -163,12 +163,12 @@ def _weights(scheme: Scheme) -> dict[str, Any]:
 
 
 def _scheme(setting: Setting) -> Scheme:
-    """The scheme of a setting; the type of its scales is the whole model's."""
+    """Return the scheme of a setting; the type of its scales is the whole model's."""
     return setting.scheme(torch.float16)
 
 
 def _packed_modules(blocks: Sequence[Block]) -> dict[str, list[LinearRole]]:
-    """The modules that are packed by name, each with its Linear or the slices that it consists of."""
+    """Return the modules that are packed by name, each with its Linear or the slices that it consists of."""
     modules: dict[str, list[LinearRole]] = {}
     for linear in (linear for block in blocks for linear in block.linears):
         modules.setdefault(linear.name.partition(":")[0], []).append(linear)
@@ -176,7 +176,7 @@ def _packed_modules(blocks: Sequence[Block]) -> dict[str, list[LinearRole]]:
 
 
 def _state(model: Model, blocks: Sequence[Block], codes: Mapping[str, IntWeight]) -> dict[str, Tensor]:
-    """Every tensor of the model as it is stored: packed Linears, and the rest in the stored type."""
+    """Return every tensor of the model as it is stored: packed Linears, and the rest in the stored type."""
     tensors: dict[str, Tensor] = {}
     modules = _packed_modules(blocks)
     for name, linears in modules.items():
@@ -193,7 +193,7 @@ def _state(model: Model, blocks: Sequence[Block], codes: Mapping[str, IntWeight]
 
 
 def _whole(linears: Sequence[LinearRole], codes: Mapping[str, IntWeight]) -> IntWeight:
-    """The codes of a module, of one Linear or of its slices."""
+    """Return the codes of a module, of one Linear or of its slices."""
     first = linears[0]
     if first.rows is None:
         return codes[first.name]
@@ -221,7 +221,7 @@ def _require_equal(measured: float, expected: float) -> None:
 
 
 def _stored_bits(bench: Bench, place: Path) -> float:
-    """Bits for each weight of the decoder blocks, counted in the file; biases and norms are none of them."""
+    """Return bits for each weight of the decoder blocks, counted in the file; biases and norms are none of them."""
     packed = sum(size for name, size in tensor_bytes(place).items() if name.rpartition(".")[2].startswith("weight_"))
     uncovered = sum(size for block in bench.blocks for size in block.uncovered.values())
     covered = sum(

@@ -29,7 +29,7 @@ REMOTE_CODE = "trust-remote-code"
 def rescore(
     directory: Path, sequences: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
 ) -> Score:
-    """The score of the model in `directory`, computed as `model` is: on its device and in its type.
+    """Score the model in `directory` as `model` is: on its device and in its type.
 
     Raises:
         RunError: If it does not load or cannot be scored there, with the last line of what the process said.

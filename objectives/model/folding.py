@@ -13,7 +13,7 @@ from quant.scaling.folding import NormWeight
 
 
 def norm_weight(site: InputSite, stored: torch.dtype) -> NormWeight | None:
-    """The weight of the norm that feeds a site, in the type it is stored in; None where no norm takes its scale."""
+    """Return the weight of the norm before a site, in the type it is stored in; None where none takes its scale."""
     norm = site.producer
     if not isinstance(norm, NormRole):
         return None
@@ -45,7 +45,7 @@ def fold(site: InputSite, scale: Tensor, stored: torch.dtype) -> dict[str, Tenso
 
 
 def changed_modules(block: Block) -> list[nn.Module]:
-    """Every module of a block that quantizing or folding may change."""
+    """Return every module of a block that quantizing or folding may change."""
     producers = [site.producer.module for site in block.sites if site.producer is not None]
     return [*(linear.module for linear in block.linears), *producers]
 

@@ -38,7 +38,7 @@ class HeadShape:
 
     @property
     def tie(self) -> HeadTie | None:
-        """Which inputs of the output projection must share a scale; None where every head has its own values."""
+        """Return which inputs of the output projection must share a scale; None where every head has its own values."""
         repeats = self.heads // self.kv_heads
         return None if repeats == 1 else HeadTie(kv_heads=self.kv_heads, repeats=repeats, head_dim=self.head_dim)
 
@@ -47,7 +47,7 @@ Slices = Callable[[HeadShape, int], Mapping[Role, Tensor]]
 
 
 def _concatenated(shape: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
-    """Rows of a fused `q | k | v` projection (Phi-3); none where the sizes say that it is another arrangement."""
+    """Return the rows of a fused `q | k | v` projection (Phi-3); none where the sizes tell another arrangement."""
     sizes = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
     if outputs != sum(sizes):
         return {}
@@ -56,7 +56,7 @@ def _concatenated(shape: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
 
 
 def _per_head(shape: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
-    """Rows of a fused projection that holds q, k and v head by head (GPT-NeoX); none of another arrangement."""
+    """Return the rows of a fused projection of q, k and v head by head (GPT-NeoX); none of another arrangement."""
     if outputs != 3 * shape.heads * shape.head_dim:
         return {}
     rows = torch.arange(outputs).view(shape.heads, 3, shape.head_dim)
@@ -64,7 +64,7 @@ def _per_head(shape: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
 
 
 def _halves(_: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
-    """Rows of a fused `gate | up` projection (Phi-3)."""
+    """Return rows of a fused `gate | up` projection (Phi-3)."""
     gate, up = torch.arange(outputs).chunk(2)
     return {"gate": gate, "up": up}
 
@@ -116,7 +116,7 @@ HEAD_NORMS = {"q_norm", "k_norm"}
 
 
 def activation_name(config: Any) -> str:
-    """What the configuration calls it.
+    """Return what the configuration calls the activation.
 
     Raises:
         InputError: If it names none.
@@ -129,12 +129,12 @@ def activation_name(config: Any) -> str:
 
 
 def activation(config: Any) -> Callable[[Tensor], Tensor]:
-    """The MLP's activation function."""
+    """Return the MLP's activation function."""
     return ACT2FN[activation_name(config)]  # type: ignore[no-any-return]
 
 
 def norm_offset(norm: nn.Module) -> float | None:
-    """What a norm adds to its weight before it multiplies with it; None where it does not work like that.
+    """Return what a norm adds to its weight before it multiplies with it; None where it works otherwise.
 
     Asked by running it: some norms multiply with `1 + weight` (Gemma), and nothing but their code says so.
     """

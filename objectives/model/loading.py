@@ -78,12 +78,12 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type its weights are in."""
+        """Return the type its weights are in."""
         return self.module.dtype  # type: ignore[no-any-return]
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The type that what becomes of it is stored in: computing in float32 makes no file wider."""
+        """Return the type of what becomes of it on disk: computing in float32 makes no file wider."""
         return self.file_dtype if self.dtype == torch.float32 and self.file_dtype in SCALE_TYPES else self.dtype
 
 
@@ -124,7 +124,7 @@ def load_model(plan: ModelPlan) -> Model:
 
 @contextmanager
 def weights_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Whatever the block does to the weights and biases of these modules is undone when it ends; holds a copy of each.
+    """Undo whatever the block does to the weights and biases of these modules; holds a copy of each.
 
     A module may be named more than once: a fused Linear for every role it plays.
     """
@@ -193,7 +193,7 @@ def _require_unpacked(plan: ModelPlan, module: nn.Module) -> None:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that can be allocated on `device` now."""
+    """Return memory that can be allocated on `device` now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)

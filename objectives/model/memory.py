@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; PyTorch has an error type of its own for GPUs, but none for processors."""
+    """Return whether memory ran out; PyTorch has an error type of its own for GPUs, but none for processors."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
@@ -53,7 +53,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The highest memory in use since `reset_peak`: allocated on a GPU, resident in the process on a CPU."""
+    """Return the most memory since `reset_peak`: allocated on a GPU, resident in the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if STATUS.exists():

@@ -57,17 +57,17 @@ class LinearRole:
 
     @property
     def structure(self) -> Structure:
-        """What the block computes from its output."""
+        """Return what the block computes from its output."""
         return STRUCTURE.get(self.role, "plain")
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(O, I)`, without the copy that `weight` makes of a slice."""
+        """Return `(O, I)`, without the copy that `weight` makes of a slice."""
         outputs = self.module.out_features if self.rows is None else len(self.rows)
         return outputs, self.module.in_features
 
     def weight(self) -> Tensor:
-        """Its weight `[O, I]`; a view for a whole Linear, a copy for a slice."""
+        """Return its weight `[O, I]`; a view for a whole Linear, a copy for a slice."""
         return self.module.weight if self.rows is None else self.module.weight[self.rows]
 
     def set_weight(self, weight: Tensor) -> None:
@@ -110,7 +110,7 @@ class InputSite:
 
     @property
     def folds(self) -> bool:
-        """Whether a scale of the input can be folded into what produces it."""
+        """Return whether a scale of the input can be folded into what produces it."""
         return self.producer is not None
 
 
@@ -134,12 +134,12 @@ class Block:
 
     @property
     def linears(self) -> Iterator[LinearRole]:
-        """All its Linears and slices, site by site."""
+        """Return all its Linears and slices, site by site."""
         return (linear for site in self.sites for linear in site.linears)
 
 
 def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
-    """The decoder blocks of a causal language model.
+    """Return the decoder blocks of a causal language model.
 
     Args:
         module: A `PreTrainedModel`.
@@ -223,7 +223,7 @@ def _linears(prefix: str, layer: nn.Module, shape: HeadShape) -> Iterator[Linear
 def _linear_before(
     roles: tuple[Role, ...], linears: Mapping[Role, LinearRole], layer: nn.Module, config: Any
 ) -> LinearRole | None:
-    """The Linear of the block whose rows can take the scale of what it feeds these with."""
+    """Return the Linear of the block whose rows can take the scale of what it feeds these with."""
     inner = {path.rpartition(".")[2] for path, _ in layer.named_modules() if "." in path and "norm" in path}
     # ReLU is positively homogeneous, relu(z / s) = relu(z) / s; other activations are not, and no norm is.
     passes = roles != ("fc2",) or activation_name(config) == "relu"
@@ -242,7 +242,7 @@ def _norm_before(kind: Kind, block: str, layer: nn.Module, config: Any) -> NormR
 
 
 def kept_in_16_bit(blocks: Sequence[Block]) -> str | None:
-    """One line on the block weights that no setting quantizes; None where there are none."""
+    """Return one line on the block weights that no setting quantizes; None where there are none."""
     uncovered = {name: size for block in blocks for name, size in block.uncovered.items()}
     if not uncovered:
         return None
@@ -250,7 +250,7 @@ def kept_in_16_bit(blocks: Sequence[Block]) -> str | None:
 
 
 def unscaled_inputs(blocks: Sequence[Block]) -> str | None:
-    """One line on the inputs whose scale nothing can take, so that `foldable` leaves them as they are; None without."""
+    """Name the inputs whose scale nothing can take, so that `foldable` leaves them alone; None without."""
     sites = [site for block in blocks for site in block.sites]
     fixed = [site for site in sites if not site.folds]
     if not fixed:
@@ -263,7 +263,7 @@ def unscaled_inputs(blocks: Sequence[Block]) -> str | None:
 
 
 def _share(blocks: Sequence[Block]) -> float:
-    """Of the block weights, those that are not quantized."""
+    """Return the share of the block weights that is not quantized."""
     uncovered = sum(size for block in blocks for size in block.uncovered.values())
     covered = sum(prod(linear.shape) for block in blocks for linear in block.linears)
     return uncovered / max(1, covered + uncovered)

@@ -31,7 +31,7 @@ class Batch:
 
 
 def batches(sequences: Sequences, indices: Sequence[int], tokens: int, device: torch.device) -> Iterator[Batch]:
-    """The sequences named by `indices`, longest first, in batches of at most `tokens` padded tokens (but never none).
+    """Batch the sequences named by `indices`, longest first, at most `tokens` padded tokens each (but never none).
 
     Sequences of similar length share a batch, so little is padded.
     """

@@ -91,7 +91,7 @@ class Sequences:
         return replace(self, ids=self.ids[which], scored=self.scored[which], clusters=self.clusters[which])
 
     def picked(self, indices: Sequence[int]) -> "Sequences":
-        """Those sequences, in that order."""
+        """Pick those sequences, in that order."""
         return replace(
             self,
             ids=tuple(self.ids[index] for index in indices),
@@ -100,7 +100,7 @@ class Sequences:
         )
 
     def fingerprint(self) -> str:
-        """128 bits of the token ids and targets, in order."""
+        """Hash the token ids and targets, in order, to 128 bits."""
         digest = xxhash.xxh3_128()
         for ids, scored in zip(self.ids, self.scored, strict=True):
             digest.update(len(ids).to_bytes(4, "little") + ids.numpy().tobytes() + scored.numpy().tobytes())
@@ -108,7 +108,7 @@ class Sequences:
 
 
 def prepare_text(plans: Sequence[TextPlan], tokenizer: Any, seed: int = 0) -> list[Sequences]:
-    """The sequences of every plan, in its order; no two plans share a document.
+    """Prepare the sequences of every plan, in its order; no two plans share a document.
 
     Raises:
         InputError: If a source is unusable, has too little text, or repeats another plan's text in other documents.
@@ -142,7 +142,7 @@ def deal(documents: Sequence[str], parts: Sequence[Part], seed: int) -> dict[Par
 
 
 def tokenize(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Sequences:
-    """The first `plan.count` sequences of `documents`, in their order; fewer if there are fewer."""
+    """Make the first `plan.count` sequences of `documents`, in their order; fewer if there are fewer."""
     make = _truncated if plan.protocol == "documents" else _packed
     pieces = list(islice(make(documents, tokenizer, plan), plan.count))
     return Sequences(
@@ -154,7 +154,7 @@ def tokenize(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Sequen
 
 
 def _drawn(pool: Sequences, plan: TextPlan, seed: int) -> Sequences:
-    """The first `plan.count` sequences in a seeded order; the order is the same for every count up to `DRAWN_FROM`.
+    """Draw the first `plan.count` sequences in a seeded order, the same for every count up to `DRAWN_FROM`.
 
     Neighbouring blocks of packed text mostly come from one document. Drawn from all over the text, as many blocks are
     of far more documents, which is what narrows an interval.
@@ -232,7 +232,7 @@ def _require_disjoint(pools: Mapping[TextPlan, Sequences], prepared: Mapping[Tex
 
 
 def _windows(ids: Tensor) -> NDArray[np.uint64]:
-    """A hash of every run of `OVERLAP_WINDOW` tokens: a polynomial modulo 2^64."""
+    """Hash every run of `OVERLAP_WINDOW` tokens: a polynomial modulo 2^64."""
     if len(ids) < OVERLAP_WINDOW:
         return np.empty(0, dtype=np.uint64)
     factors = HASH_BASE ** np.arange(OVERLAP_WINDOW, dtype=np.uint64)

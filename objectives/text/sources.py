@@ -34,7 +34,7 @@ BLANK_LINES = re.compile(r"\n[ \t]*\n")
 
 
 def read_documents(source: str) -> list[str]:
-    """The non-empty documents of a source, at most `POOL`, in its own order.
+    """Read the non-empty documents of a source, at most `POOL`, in its own order.
 
     Raises:
         InputError: If the source is unknown, absent, not text or empty.
@@ -90,7 +90,7 @@ def _file(path: Path) -> Iterable[str]:
 
 
 def _plain(path: Path) -> Iterator[str]:
-    """WikiText articles where the file has their headings; paragraphs between blank lines otherwise."""
+    """Split at WikiText's article headings where the file has them, at blank lines otherwise."""
     text = path.read_text(encoding=ENCODING)
     if WIKITEXT_HEADING.search(text):
         return _articles(text.splitlines(keepends=True))

@@ -24,7 +24,7 @@ class NormWeight:
     offset: float = 0.0
 
     def divided(self, scale: Tensor) -> Tensor:
-        """The weight with which the norm outputs `1/S` of what it did, in the stored type, `[I]`.
+        """Return the weight with which the norm outputs `1/S` of what it did, in the stored type, `[I]`.
 
         Where rounding leaves nothing of an output, or no number at all, its weight is left as it is.
 

@@ -22,7 +22,7 @@ SMALLEST_SALIENCE = 1e-8
 def importance(
     setting: Setting, kind: Kind, inputs: InputStatistics, outputs: OutputStatistics, weight: Tensor
 ) -> Tensor:
-    """How much each output matters to the method, `[O]`: `E|z|` for attention Linears, its own for MLP Linears.
+    """Return each output's weight to the method, `[O]`: `E|z|` for attention Linears, its own for MLP Linears.
 
     Args:
         setting: The method and its parameters.
@@ -43,7 +43,7 @@ def importance(
 
 
 def risk(setting: Setting, inputs: InputStatistics, outputs: OutputStatistics, weight: Tensor) -> Tensor:
-    """`risk_o = sigmoid(β_r (upper_o - τ_r)) · (E|z_o| + std z_o)`, `[O]` (docs/methods.md).
+    """Return `risk_o = sigmoid(β_r (upper_o - τ_r)) · (E|z_o| + std z_o)`, `[O]` (docs/methods.md).
 
     `upper_o = E z_o + 3 std z_o + noise · E|x| · mean_j |W_oj|` bounds what rounding may make of an output; `E|x|` is
     the mean over all inputs.
@@ -55,19 +55,19 @@ def risk(setting: Setting, inputs: InputStatistics, outputs: OutputStatistics, w
 
 
 def spread(outputs: OutputStatistics) -> Tensor:
-    """`std z = sqrt(E[z²] - E[z]²)`, `[O]`; a difference below 0 comes from rounding alone and counts as 0."""
+    """Return `std z = sqrt(E[z²] - E[z]²)`, `[O]`; a difference below 0 is rounding alone and counts as 0."""
     return (outputs.square - outputs.mean.square()).clamp(min=0).sqrt()
 
 
 def kept_rows(importances: Tensor, count: int) -> Tensor:
-    """Which `count` rows are the most important, bool `[O]`; of equal ones the earlier."""
+    """Select the `count` most important rows, bool `[O]`; of equal ones the earlier."""
     kept = torch.zeros_like(importances, dtype=torch.bool)
     kept[importances.argsort(descending=True, stable=True)[:count]] = True
     return kept
 
 
 def post_activation_salience(weights: Sequence[Tensor], importances: Sequence[Tensor]) -> Tensor:
-    """PRAQ's `p_j = Σ_o h_o |W_oj|`, `[I]`, summed over all Linears that share the input.
+    """Return PRAQ's `p_j = Σ_o h_o |W_oj|`, `[I]`, summed over all Linears that share the input.
 
     Args:
         weights: `[O, I]` each.
@@ -80,7 +80,7 @@ def post_activation_salience(weights: Sequence[Tensor], importances: Sequence[Te
 def input_salience(
     setting: Setting, kind: Kind, inputs: InputStatistics, weights: Sequence[Tensor], importances: Sequence[Tensor]
 ) -> Tensor:
-    """The normalised salience `s` `[I]` that the method raises to the power alpha.
+    """Return the normalised salience `s` `[I]` that the method raises to the power alpha.
 
     Raises:
         ValueError: If the method scales no inputs.
@@ -99,7 +99,7 @@ def input_salience(
 
 
 def normalise(salience: Tensor, how: Normalisation) -> Tensor:
-    """`mean(v) = v / mean v`, or `soft(v) = 0.1 + 9.9 (v - min v) / (max v - min v)`; all ones when constant."""
+    """Normalise: `mean(v) = v / mean v`; `soft(v) = 0.1 + 9.9 (v - min v) / (max v - min v)`, ones if constant."""
     v = salience.clamp(min=SMALLEST_SALIENCE)
     if how == "mean":
         return v / v.mean()
@@ -110,7 +110,7 @@ def normalise(salience: Tensor, how: Normalisation) -> Tensor:
 
 
 def error_weights(setting: Setting, kind: Kind, h: Tensor) -> Tensor:
-    """`w` `[O]` of the loss `Σ_o w_o Δ_o G Δ_oᵀ`, with mean 1, so that losses of one Linear are comparable."""
+    """Return `w` `[O]` of the loss `Σ_o w_o Δ_o G Δ_oᵀ`, with mean 1 so that a Linear's losses are comparable."""
     method = setting.definition
     if method.error_weights == "softmax":
         return h.numel() * torch.softmax(h / setting.tau, 0)

@@ -46,7 +46,7 @@ class QuadraticForm:
         self._panels = [(start, end, self._panel(gram, start, end)) for start, end in pairwise(bounds)]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """The value of the form for each row of `rows` `[..., I]` of type `dtype`, float32 `[...]`."""
+        """Return the value of the form for each row of `rows` `[..., I]` of type `dtype`, float32 `[...]`."""
         total = torch.zeros(rows.shape[:-1], device=rows.device)
         for start, end, panel in self._panels:
             product = rows[..., :end] @ panel
@@ -61,12 +61,12 @@ class QuadraticForm:
 
 
 def candidate_scales(salience: Tensor, n_grid: int) -> list[Tensor]:
-    """`S = max(s^alpha, 1e-5)`, `[I]`, for `alpha = k / n_grid`, `k = 0..n_grid`; the first is the identity."""
+    """Return `S = max(s^alpha, 1e-5)`, `[I]`, for `alpha = k / n_grid`, `k = 0..n_grid`; the first is the identity."""
     return [salience.pow(k / n_grid).clamp(min=SMALLEST_SCALE) for k in range(n_grid + 1)]
 
 
 def losses(problems: Sequence[Problem], form: QuadraticForm, scales: Sequence[Tensor], rounding: Rounding) -> Tensor:
-    """Loss of every candidate scale on Linears that share an input.
+    """Return the loss of every candidate scale on Linears that share an input.
 
     Args:
         problems: The Linears.
@@ -98,7 +98,7 @@ def _losses(problem: Problem, form: QuadraticForm, scales: Sequence[Tensor], rou
 
 
 def _row_chunks(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows in pieces that stay in a processor's cache while every candidate is tried on them."""
+    """Yield rows in pieces that stay in a processor's cache while every candidate is tried on them."""
     elements = CPU_CHUNK if problem.weight.device.type == "cpu" else GPU_CHUNK
     size = max(32, elements // problem.weight.shape[1])
     return zip(torch.split(problem.weight, size), torch.split(problem.error_weights, size), strict=True)

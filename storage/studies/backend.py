@@ -28,7 +28,7 @@ class Backend(Protocol):
         """
 
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
-        """A lock that everyone shares who shares the storage, and that vanishes with its holder.
+        """Return a lock that everyone who shares the storage shares, and that vanishes with its holder.
 
         Args:
             storage: As `open` opened it.
@@ -39,7 +39,7 @@ class Backend(Protocol):
         """
 
     def limits(self) -> list[str]:
-        """What a person who chose this storage should know before a study begins."""
+        """Return what a person who chose this storage should know before a study begins."""
 
     def heal(self, url: str) -> int:
         """Cut off what a writer that died left half-written; returns the bytes that were cut."""

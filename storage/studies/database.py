@@ -24,28 +24,28 @@ class Database:
     """A database that is known to Optuna alone: it can be opened and upgraded, but has no lock."""
 
     def open(self, url: str) -> BaseStorage:
-        """With few connections per worker, each tried before it is used: a server allows about a hundred in all."""
+        """Open it with few connections per worker, each tried first: a server allows about a hundred in all."""
         make_url(url)
         return with_tables(url, {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True, **self.arguments()})
 
     def arguments(self) -> dict[str, object]:
-        """What SQLAlchemy is told besides."""
+        """Return what SQLAlchemy is told besides."""
         return {}
 
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
-        """Refused."""
+        """Refuse: such a storage has no lock."""
         raise no_locks(storage)
 
     def limits(self) -> list[str]:
-        """Nothing to know."""
+        """Return nothing: there is nothing to know."""
         return []
 
     def heal(self, url: str) -> int:
-        """A database heals itself."""
+        """Do nothing: a database heals itself."""
         return 0
 
     def upgrade(self, url: str) -> str:
-        """By Optuna's own migrations."""
+        """Upgrade the tables by Optuna's own migrations."""
         storage = RDBStorage(url, skip_compatibility_check=True)
         try:
             storage.upgrade()
@@ -55,12 +55,12 @@ class Database:
 
 
 def no_locks(storage: BaseStorage) -> StorageError:
-    """That a storage cannot be shared."""
+    """Return the error that a storage cannot be shared."""
     return StorageError(f"{type(storage).__name__} has no locks; use sqlite:, postgresql:, mysql: or journal:")
 
 
 def engine_of(storage: BaseStorage) -> sqlalchemy.Engine:
-    """The connections of a database."""
+    """Return the connections of a database."""
     if not isinstance(storage, RDBStorage):
         raise no_locks(storage)
     return storage.engine

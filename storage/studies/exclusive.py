@@ -15,7 +15,7 @@ from storage.studies.opening import backend_that_opened
 
 
 def exclusive(storage: BaseStorage, name: str) -> AbstractContextManager[object]:
-    """A context manager that only one process at a time is inside of; others wait.
+    """Return a context manager that only one process at a time is inside of; others wait.
 
     Args:
         storage: As `open_storage` opened it.

@@ -63,17 +63,17 @@ class JournalFile:
     """The backend for `journal:`."""
 
     def open(self, url: str) -> JournalStorage:
-        """One file, made where needed."""
+        """Open one file, and make it where needed."""
         return JournalStorage(FileJournal(_file(url)))
 
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
-        """A locked file beside the journal."""
+        """Lock a file beside the journal."""
         if not (isinstance(storage, JournalStorage) and isinstance(storage._backend, FileJournal)):
             raise StorageError(f"{type(storage).__name__} is no journal in a file")
         return FileLock(f"{storage._backend._path}.{name}.lock")
 
     def limits(self) -> list[str]:
-        """Its length."""
+        """Warn of its length."""
         return ["a journal file as a storage is read by every worker as a whole: good for some hundred trials"]
 
     def heal(self, url: str) -> int:
@@ -83,7 +83,7 @@ class JournalFile:
             return FileJournal(path).heal()
 
     def upgrade(self, url: str) -> None:
-        """There are no tables."""
+        """Return None: there are no tables."""
 
 
 def _file(url: str) -> Path:

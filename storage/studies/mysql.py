@@ -19,12 +19,12 @@ class Mysql(Database):
     """The backend for `mysql:` and `mariadb:`."""
 
     def limits(self) -> list[str]:
-        """Tested by others only."""
+        """Warn that nothing here tests it."""
         return ["MySQL as a storage works as Optuna offers it and is not among this project's tests; prefer PostgreSQL"]
 
     @contextmanager
     def lock(self, storage: BaseStorage, name: str) -> Iterator[None]:
-        """A named lock that ends with its session."""
+        """Hold a named lock that ends with its session."""
         with engine_of(storage).connect() as connection:
             answer = connection.execute(
                 sqlalchemy.text("SELECT GET_LOCK(:name, :wait)"), {"name": name, "wait": WAIT_SECONDS}

@@ -41,17 +41,17 @@ _OPENED: WeakKeyDictionary[BaseStorage, Backend] = WeakKeyDictionary()
 
 
 def default_url(paths: Paths) -> str:
-    """One SQLite file beside the results."""
+    """Return one SQLite file beside the results."""
     return f"sqlite:///{paths.studies}"
 
 
 def chosen_url(url: str | None, paths: Paths) -> str:
-    """What was given, else `$PRAQTUNE_STORAGE`, else the default file."""
+    """Return the URL that was given, else `$PRAQTUNE_STORAGE`, else the default file."""
     return url or os.environ.get(STORAGE_VARIABLE) or default_url(paths)
 
 
 def shown(url: str) -> str:
-    """The URL as it may be printed: without a password."""
+    """Return the URL as it may be printed: without a password."""
     if url.startswith((JOURNAL, IN_FILE)):
         return url
     try:
@@ -61,7 +61,7 @@ def shown(url: str) -> str:
 
 
 def resolved(url: str) -> str:
-    """The URL that `@FILE` stands for; any other is itself.
+    """Return the URL that `@FILE` stands for; any other is itself.
 
     Raises:
         AddressError: If the file cannot be read or is empty.
@@ -78,7 +78,7 @@ def resolved(url: str) -> str:
 
 
 def limits(url: str) -> list[str]:
-    """What a person who chose this storage should know before a study begins."""
+    """Return what a person who chose this storage should know before a study begins."""
     return _backend(resolved(url)).limits()
 
 
@@ -98,7 +98,7 @@ def open_storage(url: str) -> BaseStorage:
 
 
 def backend_that_opened(storage: BaseStorage) -> Backend | None:
-    """Whose storage it is; None if it was not opened here."""
+    """Return the backend whose storage it is; None if it was not opened here."""
     return _OPENED.get(storage)
 
 

@@ -21,12 +21,12 @@ class Postgresql(Database):
     """The backend for `postgresql:`."""
 
     def arguments(self) -> dict[str, object]:
-        """Whoever cannot connect says so soon."""
+        """Return a short time limit for connecting, so that a server that is away is noticed soon."""
         return {"connect_args": {"connect_timeout": CONNECT_SECONDS}}
 
     @contextmanager
     def lock(self, storage: BaseStorage, name: str) -> Iterator[None]:
-        """An advisory lock that ends with its transaction."""
+        """Hold an advisory lock that ends with its transaction."""
         number = int.from_bytes(bytes.fromhex(name)[:8], signed=True)
         with engine_of(storage).begin() as connection:
             connection.execute(sqlalchemy.text(f"SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_IDLE}'"))

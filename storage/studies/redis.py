@@ -29,7 +29,7 @@ class RedisJournal(BaseJournalBackend):
         self._journal = JournalRedisBackend(url)
 
     def read_logs(self, log_number_from: int) -> Iterable[Mapping[str, Any]]:  # type: ignore[override]
-        """Entries from a number on."""
+        """Read the entries from a number on."""
         return self._journal.read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -46,7 +46,7 @@ class Redis:
     """The backend for `redis:` and `rediss:`."""
 
     def open(self, url: str) -> JournalStorage:
-        """A journal on a server that runs."""
+        """Open a journal on a server that runs."""
         make_url(url)
         with warnings.catch_warnings():
             # It was asked for by name: that Optuna may still change it is no news.
@@ -60,12 +60,12 @@ class Redis:
         return storage._backend.lock(f"praqtune-{name}")
 
     def limits(self) -> list[str]:
-        """Its log, and who may write there."""
+        """Warn of its log's growth, and of who may write there."""
         return ["Redis as a storage: use a server that nobody else reaches; its log is replayed whole by every worker"]
 
     def heal(self, url: str) -> int:
-        """A server writes whole entries."""
+        """Do nothing: a server writes whole entries."""
         return 0
 
     def upgrade(self, url: str) -> None:
-        """There are no tables."""
+        """Return None: there are no tables."""

@@ -17,7 +17,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 
 
 def with_retries(step: Callable[[], T], waiting: Callable[[str], None], check: Callable[[], None] = lambda: None) -> T:
-    """The result of `step`, which is tried again as long as its storage cannot be reached.
+    """Return the result of `step`, which is tried again as long as its storage cannot be reached.
 
     Args:
         step: Safe to do again from its beginning.

@@ -31,7 +31,7 @@ class Sqlite(Database):
     """
 
     def open(self, url: str) -> RDBStorage:
-        """One file, made where needed."""
+        """Open one file, and make it where needed."""
         parsed = make_url(url)
         if parsed.database is None or parsed.database == ":memory:":
             raise AddressError(f"storage {parsed} lives in one process's memory; {ALLOWED}")
@@ -44,7 +44,7 @@ class Sqlite(Database):
         return storage
 
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
-        """A locked file beside the database."""
+        """Lock a file beside the database."""
         return FileLock(f"{engine_of(storage).url.database}.{name}.lock")
 
 
