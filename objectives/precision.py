@@ -108,7 +108,7 @@ def _compared(model: Model, blocks: Sequence[Block], sequences: Sequences, progr
 def _scores(
     module: Any, blocks: Sequence[Block], sequences: Sequences, dtype: torch.dtype, progress: Progress
 ) -> list[Score]:
-    """Return scores in full precision and after nearest rounding."""
+    """Return the scores in full precision and after nearest rounding."""
     phase = f"comparing {module.dtype} with float32".replace("torch.", "")
     exact = score_all(module, sequences, phase, progress)
     with _rounded(blocks, Scheme(group_size=GROUP_SIZE, scale_dtype=scale_type(dtype))):

@@ -127,7 +127,7 @@ def score_all(model: Any, sequences: Sequences, phase: str, progress: Progress) 
 
 
 def _nll(batch: Batch, features: Tensor, head: Head) -> Tensor:
-    """Return summed negative log-likelihood of each row's targets, float64 `[B]`, from `features` `[B, T, F]`."""
+    """Return the summed negative log-likelihood of each row's targets, float64 `[B]`, from `features` `[B, T, F]`."""
     targets = batch.scored[:, 1:]
     rows = targets.nonzero()[:, 0]
     wanted, labels = features[:, :-1][targets], batch.ids[:, 1:][targets]

@@ -28,7 +28,7 @@ class MatrixBits:
 
     @property
     def total(self) -> int:
-        """Return bits of the whole matrix."""
+        """Return the bits of the whole matrix."""
         return self.codes + self.scales + self.kept
 
 
@@ -62,7 +62,7 @@ class ModelSize:
 
 
 def matrix_bits(outputs: int, inputs: int, scheme: Scheme, kept: int = 0) -> MatrixBits:
-    """Return bits of one matrix `[O, I]`: codes, scales and zero points on a scheme, but for `kept` rows in 16 bit.
+    """Return the bits of one matrix `[O, I]`: codes, scales and zero points on a scheme, but for `kept` rows in 16 bit.
 
     Where those rows are, at most a bit per row, is not counted.
     """
@@ -74,5 +74,5 @@ def matrix_bits(outputs: int, inputs: int, scheme: Scheme, kept: int = 0) -> Mat
 
 
 def input_scale_bits(inputs: int, setting: Setting) -> int:
-    """Return bits of the input scale `S` of one Linear: 16 per column where it has to be applied at run time."""
+    """Return the bits of the input scale `S` of one Linear: 16 per column where it has to be applied at run time."""
     return SCALE_BITS * inputs if setting.scales_at_run_time else 0

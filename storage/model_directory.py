@@ -68,7 +68,7 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 
 def disk_bytes(directory: Path) -> int:
-    """Return what the files of a directory take."""
+    """Return the bytes that the files of a directory take."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 

@@ -31,22 +31,22 @@ class Paths:
 
     @property
     def calibration(self) -> Path:
-        """Return one directory per calibration entry, named by its key."""
+        """Return the directory of calibration entries: one directory each, named by its key."""
         return self.home / "calibration"
 
     @property
     def leases(self) -> Path:
-        """Return one small file per computation under way."""
+        """Return the directory of leases: one small file per computation under way."""
         return self.home / "leases"
 
     @property
     def results(self) -> Path:
-        """Return one file per measured result, named by its key."""
+        """Return the directory of measured results: one file each, named by its key."""
         return self.home / "results"
 
     @property
     def artifacts(self) -> Path:
-        """Return one file per picture or table that the dashboard shows, named by its id."""
+        """Return the directory of what the dashboard shows: one file per picture or table, named by its id."""
         return self.home / "artifacts"
 
     @property

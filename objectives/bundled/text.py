@@ -168,7 +168,7 @@ def _raw_docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _package_root(package: str) -> Path:
-    """Return directory of an installed package, found without importing it."""
+    """Return the directory of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"package {package!r} is not installed; install it or leave it out")

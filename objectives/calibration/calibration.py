@@ -128,7 +128,7 @@ class Calibration:
         return computed
 
     def read(self, block: Block, size: int) -> BlockStatistics:
-        """Return statistics of one block over the first `size` samples, on the model's device.
+        """Return the statistics of one block over the first `size` samples, on the model's device.
 
         Raises:
             DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
@@ -197,7 +197,7 @@ def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
 
 
 def _stored_bytes(blocks: Sequence[Block]) -> int:
-    """Return bytes of one segment, but for vectors: packed float32 Gram matrices."""
+    """Return the bytes of one segment, but for vectors: packed float32 Gram matrices."""
     return sum(4 * (site.inputs // 2 + 1) * site.inputs for block in blocks for site in block.sites)
 
 

@@ -221,7 +221,7 @@ def _require_equal(measured: float, expected: float) -> None:
 
 
 def _stored_bits(bench: Bench, place: Path) -> float:
-    """Return bits for each weight of the decoder blocks, counted in the file; biases and norms are none of them."""
+    """Return the bits for each weight of the decoder blocks, counted in the file; biases and norms are none of them."""
     packed = sum(size for name, size in tensor_bytes(place).items() if name.rpartition(".")[2].startswith("weight_"))
     uncovered = sum(size for block in bench.blocks for size in block.uncovered.values())
     covered = sum(

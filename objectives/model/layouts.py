@@ -64,7 +64,7 @@ def _per_head(shape: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
 
 
 def _halves(_: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
-    """Return rows of a fused `gate | up` projection (Phi-3)."""
+    """Return the rows of a fused `gate | up` projection (Phi-3)."""
     gate, up = torch.arange(outputs).chunk(2)
     return {"gate": gate, "up": up}
 

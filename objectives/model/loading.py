@@ -193,7 +193,7 @@ def _require_unpacked(plan: ModelPlan, module: nn.Module) -> None:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return memory that can be allocated on `device` now."""
+    """Return the memory that can be allocated on `device` now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)

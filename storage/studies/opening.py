@@ -41,7 +41,7 @@ _OPENED: WeakKeyDictionary[BaseStorage, Backend] = WeakKeyDictionary()
 
 
 def default_url(paths: Paths) -> str:
-    """Return one SQLite file beside the results."""
+    """Return the URL of one SQLite file beside the results."""
     return f"sqlite:///{paths.studies}"
 
 
