@@ -156,7 +156,7 @@ class Ours:
     def go_on(self, row: int, read: int) -> bool:
         look = self._field.text.score(row).first(read)
         case = Case(look=look, incumbent=self._incumbent, optuna_prunes=lambda: False)
-        return not self._pruning.pruner.gives_up(case, self._pruning)
+        return not self._pruning.pruner.should_prune(case, self._pruning)
 
     def tell(self, row: int, read: int) -> None:
         number = next(index for index, trial in enumerate(self.trials) if trial.result == str(row))

@@ -43,7 +43,7 @@ def trial_note(
 
     Args:
         trial: The trial.
-        level: The ranking that it stands in; None where it stands in none.
+        ranking: The ranking that it stands in; None where it stands in none.
         layers: What the search chose in each Linear; empty where it is not known.
         references: Of the study.
     """

@@ -193,7 +193,7 @@ def _running(data: ChartData) -> list[tuple[str, go.Figure]]:
 
 
 def _parallel(data: ChartData) -> list[tuple[str, go.Figure]]:
-    """Lines of equal colour are one trace; drawn as lines because plotly's own kind of figure needs WebGL."""
+    """Draw lines of equal colour as one trace, as lines because plotly's own kind of figure needs WebGL."""
     figure = blank("", "", height=HEIGHT)
     lines = parallel_lines(data)
     for place, colour in enumerate(sample_colorscale(list(palette.BEST_TO_WORST), SHADES)[::-1]):

@@ -51,7 +51,7 @@ def confirm(
     Args:
         bench: Model, roles, calibration.
         store: Where results are read from, and where new ones are kept.
-        level: Whose winner is confirmed; it has a completed trial.
+        ranking: Whose winner is confirmed; it has a completed trial.
         texts: Held-out text: the tuning text's own kind first.
 
     Returns:

@@ -79,7 +79,7 @@ class _Leaves:
 
 
 def _leaves(trees: Sequence[Any], bounds: Floats) -> _Leaves:
-    """Cut the space down from the roots, one level of all trees at a time."""
+    """Cut the space down from the roots, one depth of all trees at a time."""
     sizes = [tree.node_count for tree in trees]
     roots = np.cumsum([0, *sizes[:-1]])
     owner = np.repeat(np.arange(len(trees)), sizes)

@@ -56,7 +56,7 @@ class Ledger:
     def is_worth(self, trial: Trial, setting: Setting, look: Score) -> bool:
         """Decide whether the pruner lets a trial go on after a look."""
         case = Case(look=look, incumbent=partial(self.incumbent, setting), optuna_prunes=trial.should_prune)
-        return not self.pruning.pruner.gives_up(case, self.pruning)
+        return not self.pruning.pruner.should_prune(case, self.pruning)
 
     def incumbent(self, setting: Setting) -> Incumbent | None:
         """Find the best completed trial that a trial of this setting is compared with; None before there is one."""

@@ -20,6 +20,6 @@ class Never:
         """Report the running perplexity, for people."""
         return running_perplexity(look)
 
-    def gives_up(self, case: Case, rule: Rule) -> bool:
+    def should_prune(self, case: Case, rule: Rule) -> bool:
         """Let every trial go on."""
         return False

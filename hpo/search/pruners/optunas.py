@@ -38,7 +38,7 @@ class FromOptuna:
         """Report what it compares."""
         return self.values(look, total)
 
-    def gives_up(self, case: Case, rule: Rule) -> bool:
+    def should_prune(self, case: Case, rule: Rule) -> bool:
         """Ask Optuna."""
         return case.optuna_prunes()
 

@@ -24,7 +24,7 @@ class Paired:
         """Report the running perplexity, for people."""
         return running_perplexity(look)
 
-    def gives_up(self, case: Case, rule: Rule) -> bool:
+    def should_prune(self, case: Case, rule: Rule) -> bool:
         """Decide whether the trial is hopeless beside the incumbent."""
         incumbent = case.incumbent()
         return incumbent is not None and is_hopeless(case.look, incumbent, rule)

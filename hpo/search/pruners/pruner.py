@@ -83,7 +83,7 @@ class Pruner(Protocol):
         """
         ...
 
-    def gives_up(self, case: Case, rule: Rule) -> bool:
+    def should_prune(self, case: Case, rule: Rule) -> bool:
         """Decide whether a trial ends here."""
         ...
 

@@ -265,8 +265,10 @@ def test_what_mattered_has_intervals_and_a_warning(mixed: Study, page: Reader) -
     """Bars with error bars, a table, how many trials they are over; what cannot be told apart is said, too."""
     found = importances(mixed.record.contract.space, mixed.record.trials)
     for shares, bars in zip(found.scopes, traces(page, "fANOVA"), strict=True):
-        reach = bars["error_x"]
-        for name, value, below, above in zip(bars["y"], bars["x"], reach["arrayminus"], reach["array"], strict=True):
+        error_bars = bars["error_x"]
+        for name, value, below, above in zip(
+            bars["y"], bars["x"], error_bars["arrayminus"], error_bars["array"], strict=True
+        ):
             share = shares.fanova[name]
             assert (value, value - below, value + above) == pytest.approx((share.value, share.low, share.high))
             assert shares.mean[name].percent(1) in page.text

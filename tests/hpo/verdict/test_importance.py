@@ -66,33 +66,33 @@ def by_bits(setting: Setting) -> float:
 @pytest.mark.parametrize("evaluator", ["ped_anova", "fanova", "mean"])
 def test_what_drives_the_value_is_ranked_first(evaluator: str, tmp_path: Path) -> None:
     """Beta alone decides here: either evaluator gives it more than everything that does nothing; shares add up to 1."""
-    _, found = made(tmp_path, by_beta, 40)
-    shares = {name: share.value for name, share in getattr(found.overall, evaluator).items()}
+    _, computed = made(tmp_path, by_beta, 40)
+    shares = {name: share.value for name, share in getattr(computed.overall, evaluator).items()}
     assert set(shares) == {"beta", "tau", "n_grid", "n_calib"}
     assert shares["beta"] > 2 * max(share for name, share in shares.items() if name != "beta")
     assert sum(shares.values()) == pytest.approx(1)
-    assert found.overall.reason is None
-    assert found.equal_size is None
+    assert computed.overall.reason is None
+    assert computed.equal_size is None
 
 
 def test_another_driver_gives_another_ranking(tmp_path: Path) -> None:
     """The first place is not beta's by birth."""
-    _, found = made(tmp_path, by_grid, 40)
-    assert next(iter(found.overall.mean)) == "n_grid"
-    values = [share.value for share in found.overall.mean.values()]
+    _, computed = made(tmp_path, by_grid, 40)
+    assert next(iter(computed.overall.mean)) == "n_grid"
+    values = [share.value for share in computed.overall.mean.values()]
     assert values == sorted(values, reverse=True)
 
 
 def test_group_size_is_told_apart_from_the_rest(tmp_path: Path) -> None:
     """It dominates over all trials; at equal group size it is left out, and beta leads."""
-    record, found = made(tmp_path, by_bits, 60, "32,64")
-    assert next(iter(found.overall.mean)) == "group_size"
-    assert found.equal_size is not None
-    assert next(iter(found.equal_size.mean)) == "beta"
-    assert "group_size" not in found.equal_size.ped_anova
+    record, computed = made(tmp_path, by_bits, 60, "32,64")
+    assert next(iter(computed.overall.mean)) == "group_size"
+    assert computed.equal_size is not None
+    assert next(iter(computed.equal_size.mean)) == "beta"
+    assert "group_size" not in computed.equal_size.ped_anova
     sizes = [trial.group_size for trial in record.complete]
     most = max((32, 64), key=sizes.count)
-    assert (found.equal_size.scope, found.equal_size.trials) == (f"group size {most}", sizes.count(most))
+    assert (computed.equal_size.scope, computed.equal_size.trials) == (f"group size {most}", sizes.count(most))
 
 
 def test_equal_group_size_is_the_most_frequent_one(tmp_path: Path) -> None:
@@ -101,31 +101,31 @@ def test_equal_group_size_is_the_most_frequent_one(tmp_path: Path) -> None:
     maker = Maker(ResultStore(tmp_path), space)
     sizes = [32] * 3 + [64] * 12
     trials = [maker.complete(number, replace(maker.draw(), group_size=size)) for number, size in enumerate(sizes)]
-    found = importances(study_of(maker, trials).record).equal_size
-    assert found is not None
-    assert (found.scope, found.trials, found.reason) == ("group size 64", 12, None)
+    computed = importances(study_of(maker, trials).record).equal_size
+    assert computed is not None
+    assert (computed.scope, computed.trials, computed.reason) == ("group size 64", 12, None)
 
 
 @pytest.mark.parametrize("trials", [0, 1, FEWEST_TRIALS - 1])
 def test_too_few_trials_give_a_sentence_and_no_numbers(trials: int, tmp_path: Path) -> None:
     """Chance is not shown as importance."""
-    _, found = made(tmp_path, by_beta, trials)
-    assert found.overall.reason == (
+    _, computed = made(tmp_path, by_beta, trials)
+    assert computed.overall.reason == (
         f"All trials: {trials} trials with a perplexity or an estimate are too few for importances; it takes "
         f"{FEWEST_TRIALS}."
     )
-    assert not found.overall.ped_anova
-    assert not found.overall.fanova
-    assert not found.overall.mean
-    assert found.overall.warning is None
+    assert not computed.overall.ped_anova
+    assert not computed.overall.fanova
+    assert not computed.overall.mean
+    assert computed.overall.warning is None
 
 
 def test_enough_trials_in_all_may_be_too_few_of_one_group_size(tmp_path: Path) -> None:
     """Each scope is judged by its own trials."""
-    _, found = made(tmp_path, by_bits, FEWEST_TRIALS, "32,64")
-    assert found.overall.reason is None
-    assert found.equal_size is not None
-    assert "too few" in str(found.equal_size.reason)
+    _, computed = made(tmp_path, by_bits, FEWEST_TRIALS, "32,64")
+    assert computed.overall.reason is None
+    assert computed.equal_size is not None
+    assert "too few" in str(computed.equal_size.reason)
 
 
 def test_pruned_trials_count_by_their_estimates(tmp_path: Path) -> None:
@@ -135,11 +135,11 @@ def test_pruned_trials_count_by_their_estimates(tmp_path: Path) -> None:
     drawn = [maker.draw() for _ in range(60)]
     trials = [(maker.pruned if one.beta > 0.5 else maker.complete)(number, one) for number, one in enumerate(drawn)]
     record = study_of(maker, trials).record
-    found = importances(record).overall
-    assert (found.complete, found.pruned, found.trials) == (len(record.complete), len(record.pruned), 60)
-    assert found.counted == f"60 trials ({found.pruned} of them pruned, by their estimates)"
-    assert next(iter(found.fanova)) == "beta"
-    assert found.fanova["beta"].value > 0.8
+    computed = importances(record).overall
+    assert (computed.complete, computed.pruned, computed.trials) == (len(record.complete), len(record.pruned), 60)
+    assert computed.counted == f"60 trials ({computed.pruned} of them pruned, by their estimates)"
+    assert next(iter(computed.fanova)) == "beta"
+    assert computed.fanova["beta"].value > 0.8
     without = importances(without_estimates(record)).overall
     assert (without.complete, without.pruned) == (len(record.complete), 0)
     assert without.counted == f"{without.complete} complete trials"
@@ -153,9 +153,9 @@ def test_trials_without_any_value_do_not_count(tmp_path: Path) -> None:
     trials = [maker.complete(number, maker.draw()) for number in range(FEWEST_TRIALS - 1)]
     trials.append(replace(maker.pruned(len(trials), maker.draw()), estimate=None))
     trials.append(maker.failed(len(trials), maker.draw()))
-    found = importances(study_of(maker, trials).record).overall
-    assert (found.complete, found.pruned) == (FEWEST_TRIALS - 1, 0)
-    assert "too few" in str(found.reason)
+    computed = importances(study_of(maker, trials).record).overall
+    assert (computed.complete, computed.pruned) == (FEWEST_TRIALS - 1, 0)
+    assert "too few" in str(computed.reason)
 
 
 def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Pa
     trials += [
         with_half_width(maker.pruned(number, replace(maker.draw(), group_size=64)), 1e-6) for number in range(5, 17)
     ]
-    found = importances(study_of(maker, trials).record).equal_size
-    assert found is not None
-    assert (found.scope, found.complete, found.pruned) == ("group size 64", 0, 12)
+    computed = importances(study_of(maker, trials).record).equal_size
+    assert computed is not None
+    assert (computed.scope, computed.complete, computed.pruned) == ("group size 64", 0, 12)
 
 
 @pytest.mark.parametrize("evaluator", ["ped_anova", "fanova", "mean"])
@@ -182,26 +182,26 @@ def test_intervals_cover_what_many_trials_say_and_shrink(evaluator: str, tmp_pat
 
 def test_two_that_matter_equally_are_not_told_apart_by_few_trials(tmp_path: Path) -> None:
     """The warning names both, and how few trials there are."""
-    _, found = made(tmp_path, by_two, 14)
-    first, second, *_ = found.overall.mean
+    _, computed = made(tmp_path, by_two, 14)
+    first, second, *_ = computed.overall.mean
     assert {first, second} == {"beta", "n_grid"}
-    assert found.overall.warning == (
+    assert computed.overall.warning == (
         f"The intervals of {first} and {second} overlap: 14 trials are too few to say which matters more."
     )
 
 
 def test_one_that_dominates_many_trials_needs_no_warning(tmp_path: Path) -> None:
     """Its interval lies above all others."""
-    _, found = made(tmp_path, by_grid, 60)
-    lead, *others = found.overall.mean.values()
+    _, computed = made(tmp_path, by_grid, 60)
+    lead, *others = computed.overall.mean.values()
     assert lead.low > max(share.high for share in others)
-    assert found.overall.warning is None
+    assert computed.overall.warning is None
 
 
 def test_few_trials_are_named_however_narrow_their_intervals(tmp_path: Path) -> None:
     """Resampling a dozen trials cannot show what none of them tried."""
-    _, found = made(tmp_path, by_grid, 60)
-    few = replace(found.overall, complete=FEW_TRIALS - 1)
+    _, computed = made(tmp_path, by_grid, 60)
+    few = replace(computed.overall, complete=FEW_TRIALS - 1)
     assert few.warning == f"Of {FEW_TRIALS - 1} trials only the first place, n_grid, is worth believing."
 
 
@@ -209,20 +209,20 @@ def test_draws_with_nothing_to_explain_are_drawn_again(tmp_path: Path) -> None:
     """With a single trial that differs a third of all draws leave it out."""
     record, _ = made(tmp_path, by_beta, FEWEST_TRIALS)
     flat = [replace(trial, perplexity=30.0) for trial in record.trials]
-    found = importances(replace(record, trials=(replace(flat[0], perplexity=60.0), *flat[1:])))
-    assert found.overall.reason is None
-    assert sum(share.value for share in found.overall.fanova.values()) == pytest.approx(1)
+    computed = importances(replace(record, trials=(replace(flat[0], perplexity=60.0), *flat[1:])))
+    assert computed.overall.reason is None
+    assert sum(share.value for share in computed.overall.fanova.values()) == pytest.approx(1)
 
 
 def test_importances_as_json(tmp_path: Path) -> None:
     """Plain numbers by evaluator and hyperparameter as ever, and beside them intervals, counts and the warning."""
-    _, found = made(tmp_path, by_two, 14)
-    entry = json.loads(json.dumps(found.as_dict()))["overall"]
+    _, computed = made(tmp_path, by_two, 14)
+    entry = json.loads(json.dumps(computed.as_dict()))["overall"]
     assert (entry["scope"], entry["trials"], entry["complete"], entry["pruned"]) == ("all trials", 14, 14, 0)
-    assert (entry["warning"], entry["reason"]) == (found.overall.warning, None)
+    assert (entry["warning"], entry["reason"]) == (computed.overall.warning, None)
     assert set(entry["intervals"]) == {"ped_anova", "fanova", "mean"}
     for evaluator, intervals in entry["intervals"].items():
-        shares = getattr(found.overall, evaluator)
+        shares = getattr(computed.overall, evaluator)
         assert entry[evaluator] == {name: share.value for name, share in shares.items()}
         assert intervals == {name: [share.low, share.high] for name, share in shares.items()}
 
@@ -231,17 +231,17 @@ def test_a_constant_value_has_no_importances(tmp_path: Path) -> None:
     """Equal perplexities give a sentence instead of equal shares."""
     record, _ = made(tmp_path, by_beta, FEWEST_TRIALS)
     flat = replace(record, trials=tuple(replace(trial, perplexity=30.0) for trial in record.trials))
-    found = importances(flat).overall
-    assert "same perplexity" in str(found.reason)
-    assert not found.mean
+    computed = importances(flat).overall
+    assert "same perplexity" in str(computed.reason)
+    assert not computed.mean
 
 
 def test_trials_without_a_finite_value_are_left_out(tmp_path: Path) -> None:
     """An overflow is not a perplexity."""
     record, before = made(tmp_path, by_beta, 2 * FEWEST_TRIALS)
     broken = replace(record.trials[0], perplexity=math.inf)
-    found = importances(replace(record, trials=(broken, *record.trials[1:])))
-    assert found.overall.trials == before.overall.trials - 1
+    computed = importances(replace(record, trials=(broken, *record.trials[1:])))
+    assert computed.overall.trials == before.overall.trials - 1
 
 
 def test_one_hyperparameter_alone_has_nothing_to_compare(tmp_path: Path) -> None:
@@ -258,9 +258,9 @@ def test_importances_are_repeatable_and_leave_no_trace(
 ) -> None:
     """The same record gives the same numbers; Optuna says nothing and is as talkative as before."""
     before = optuna.logging.get_verbosity()
-    record, found = made(tmp_path, by_beta, 20)
+    record, computed = made(tmp_path, by_beta, 20)
     evaluate.cache_clear()
-    assert importances(record) == found
+    assert importances(record) == computed
     assert optuna.logging.get_verbosity() == before
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
@@ -274,5 +274,5 @@ def test_estimates_that_err_more_than_trials_differ_are_left_out(tmp_path: Path)
     pruned = [maker.pruned(number, maker.draw()) for number in range(12, 20)]
     for half_width, count in ((0.7, 0), (1e-6, 8)):
         trials = [*complete, *(with_half_width(trial, half_width) for trial in pruned)]
-        found = importances(study_of(maker, trials).record).overall
-        assert (found.complete, found.pruned) == (12, count)
+        computed = importances(study_of(maker, trials).record).overall
+        assert (computed.complete, computed.pruned) == (12, count)

@@ -118,7 +118,7 @@ class Second:
     def reports(self, look: Score, total: int) -> dict[int, float]:
         return {len(look.nll): float(total)}
 
-    def gives_up(self, case: Case, rule: Rule) -> bool:
+    def should_prune(self, case: Case, rule: Rule) -> bool:
         self.seen.append(len(case.look.nll))
         return len(case.look.nll) == 2 * rule.first_look and case.incumbent() is not None
 
