@@ -189,14 +189,14 @@ def _trial_rows(
 
 
 def _worst(layers: Sequence[LayerResult]) -> Table:
-    total = sum(layer.loss for layer in layers)
-    worst = sorted(layers, key=lambda layer: -layer.loss)[:WORST] if total > 0 else []
+    total = sum(layer.final_loss for layer in layers)
+    worst = sorted(layers, key=lambda layer: -layer.final_loss)[:WORST] if total > 0 else []
     rows = tuple(
         (
             layer.name,
-            f"{100 * layer.loss / total:.1f} %",
+            f"{100 * layer.final_loss / total:.1f} %",
             f"{layer.alpha:.2f}",
-            f"{100 * layer.loss / layer.nearest_loss:.1f} %" if layer.nearest_loss > 0 else NOTHING,
+            f"{100 * layer.final_loss / layer.nearest_loss:.1f} %" if layer.nearest_loss > 0 else NOTHING,
         )
         for layer in worst
     )

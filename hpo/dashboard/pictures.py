@@ -46,7 +46,7 @@ def layer_table(result: TrialResult) -> bytes:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["layer", "depth", "role", "alpha", "nearest_loss", "loss"])
     for layer in result.layers:
-        losses = (f"{layer.nearest_loss:.6g}", f"{layer.loss:.6g}")
+        losses = (f"{layer.nearest_loss:.6g}", f"{layer.final_loss:.6g}")
         writer.writerow([layer.name, layer.depth, layer.role, layer.alpha, *losses])
     return buffer.getvalue().encode()
 

@@ -172,6 +172,27 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
     assert row["bits_per_weight"] > 4 + 20 / 64
 
 
+def test_ranges_and_rounding_reach_the_codes(capsys: Any, flags: list[str], text: str) -> None:
+    """Each flag changes the perplexity, and the label says what was done."""
+    given = [*flags, "--eval-data", text, "--method", "gw-awq"]
+    stacks: list[list[str]] = [
+        [],
+        ["--range-search", "diagonal"],
+        ["--range-search", "block"],
+        ["--rounding", "gptq"],
+        ["--rounding", "gptq", "--damping", "5"],
+    ]
+    found = [rows(capsys, *given, *stack)[-1] for stack in stacks]
+    assert len({row["mean_nll"] for row in found}) == len(stacks)
+    assert [row["method"].partition(" n_grid=3")[2] for row in found] == [
+        "",
+        " range=diagonal",
+        " range=block",
+        " gptq damping=0.05",
+        " gptq damping=5",
+    ]
+
+
 def test_the_same_command_gives_the_same_numbers(capsys: Any, flags: list[str], text: str, tmp_path: Path) -> None:
     """A second run repeats every value, and finds its calibration in the cache."""
     arguments = [*flags, "--eval-data", text, "--method", "gw-awq"]

@@ -39,6 +39,15 @@ GRIDS = {
     for symmetric in (True, False)
     for size in (32, 64, None)
 }
+STACKS = {
+    f"{'symmetric' if symmetric else 'asymmetric'} {search} {rounding}": replace(
+        AWQ, symmetric=symmetric, range_search=search, rounding=rounding
+    )
+    for symmetric in (True, False)
+    for search in ("none", "diagonal", "block")
+    for rounding in ("nearest", "gptq")
+    if (search, rounding) != ("none", "nearest")
+}
 Stored = dict[str, Tensor]
 
 
@@ -98,6 +107,21 @@ def test_every_layout_comes_back_bit_by_bit(layout: str, symmetric: bool, tmp_pa
     assert record["proof"]["packed"] == pytest.approx(
         run_trial(bench, Plan.uniform(setting), TEXT).score.perplexity, rel=1e-6
     )
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("name", STACKS)
+def test_every_stack_of_ingredients_comes_back_bit_by_bit(name: str, bench: Bench, target: Path) -> None:
+    """Searched ranges and GPTQ's codes, on both grids; and they are not those of the method alone."""
+    setting = STACKS[name]
+    expected = measured_state(bench, setting)
+    record = write(bench, setting, target)
+    assert tiny.same_bits(expected, tiny.state(reload(target)))
+    plain = measured_state(bench, replace(AWQ, symmetric=setting.symmetric))
+    assert not tiny.same_bits(expected, plain)
+    assert record["parameters"]["range_search"] == setting.range_search
+    assert record["parameters"]["rounding"] == setting.rounding
+    assert all(layer["final_loss"] <= layer["loss"] for layer in record["layers"])
 
 
 @pytest.mark.usefixtures("same_process")
