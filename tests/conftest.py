@@ -45,7 +45,7 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
 
 @pytest.fixture
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed models are scored in this process, for tests that do not need a fresh one: that takes seconds."""
+    """What was written is scored in this process, for tests that do not need a fresh one: that takes seconds."""
     from transformers import AutoModelForCausalLM
 
     from objectives.progress import silent
@@ -55,7 +55,8 @@ def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=model.dtype, trust_remote_code=trust)
         return score_all(loaded.eval(), text, "", silent)
 
-    monkeypatch.setattr("objectives.export.packed.rescore", here)
+    for form in ("dense", "packed"):
+        monkeypatch.setattr(f"objectives.export.{form}.rescore", here)
 
 
 @pytest.fixture
