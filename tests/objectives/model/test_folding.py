@@ -14,7 +14,6 @@ from objectives.model.loading import Model
 from objectives.model.roles import InputSite, NormRole, find_blocks, unscaled_inputs
 from objectives.trial import quantized
 from quant.plan import Plan
-from quant.rounding.rounding import ROUNDINGS
 from quant.setting import Setting
 from tests.objectives import tiny
 from tests.objectives.tiny import LAYOUTS
@@ -71,7 +70,7 @@ def test_a_search_without_rounding_changes_no_logit(
     made = replace(made, file_dtype=file_dtype)
     bench = tiny.bench(made, tmp_path)
     before, state = logits(made, ids), tiny.state(made.module)
-    monkeypatch.setitem(ROUNDINGS, "nearest", lambda weight, *_: weight)
+    monkeypatch.setattr(quant.layers, "quantize", lambda weight, scheme: weight)
     monkeypatch.setattr(quant.layers, "loaded", lambda weight: weight)
     with quantized(bench, Plan.uniform(AWQ)) as made_of:
         assert any(layer.alpha > 0 for layer in made_of.layers)
