@@ -35,6 +35,7 @@ from objectives.trial import Bench
 from quant.plan import Plan
 from storage.paths import Paths
 from storage.results import ResultStore
+from storage.typed_json import encode
 
 UNSUITABLE = "it does not divide the input widths of this model"
 
@@ -90,7 +91,8 @@ def optimize(
         snapshot = replace(read(study, paths), notes=laid_out.notes)
         ranking = snapshot.lead
         if ranking is not None and held_out and not plan.presets_only:
-            study.set_user_attr(CONFIRMATION, confirm(bench, store, ranking, held_out, progress))
+            confirmation = confirm(bench, store, ranking, held_out, progress)
+            study.set_user_attr(CONFIRMATION, encode(confirmation))
     return replace(snapshot, record=read_study(study))
 
 

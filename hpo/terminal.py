@@ -4,7 +4,6 @@ Responsible for lines, for a live board with a lane per worker, and for JSON lin
 so that standard output has the result alone. May assume that events come from one thread at a time.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Lanes
 from rich.text import Text
 
-from hpo.study.events import Event, Finished, Listener, Looked, Working, event_json
+from hpo.study.event_lines import ProgressLine, event_line
+from hpo.study.events import Event, Finished, Listener, Looked, Working
 from hpo.study.owner import Owner
 from hpo.study.record import TrialRecord
 from hpo.study.status import phase
 from objectives.progress import Progress, silent
 from storage.strict_json import json_line
+from storage.typed_json import encode
 
 SILENT_SECONDS = 2.0
 SECONDS_BETWEEN_LINES = 15.0
@@ -151,7 +152,7 @@ def _json_lines() -> tuple[Listener, Progress]:
     last: dict[str, str] = {}
 
     def listen(event: Event) -> None:
-        line = json_line(event_json(event))
+        line = json_line(encode(event_line(event)))
         if not isinstance(event, Working) or line != last.get("working"):
             say(line)
         if isinstance(event, Working):
@@ -159,7 +160,7 @@ def _json_lines() -> tuple[Listener, Progress]:
 
     def progress(phase: str, done: int, total: int) -> None:
         if may_say():
-            say(json.dumps({"event": "progress", "phase": phase, "done": done, "total": total}))
+            say(json_line(encode(ProgressLine(phase=phase, done=done, total=total))))
 
     return listen, progress
 

@@ -9,7 +9,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from objectives.progress import Progress
 from objectives.scoring import Score, score_all
 from objectives.text.sequences import Sequences
 from quant.scheme import Scheme, effective_weight, scale_type
-from storage.errors import DamagedEntryError
+from storage.errors import DamagedEntryError, StoredValueError
 from storage.results import ResultStore
+from storage.typed_json import decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def check_agreement(
     def waiting() -> None:
         progress("comparing in another process", 0, 1)
 
-    store.once(key, lambda: store.save(key, asdict(_compared(model, blocks, sequences, progress)), {}), waiting)
+    store.once(key, lambda: store.save(key, encode(_compared(model, blocks, sequences, progress)), {}), waiting)
     return _stored_agreement(store, key)
 
 
@@ -86,8 +87,8 @@ def _stored_agreement(store: ResultStore, key: str) -> Agreement | None:
     if key not in store:
         return None
     try:
-        return Agreement(**store.load(key)[0])  # type: ignore[arg-type]
-    except DamagedEntryError as damage:
+        return decode(Agreement, store.load(key)[0], f"the comparison {key}")
+    except (DamagedEntryError, StoredValueError) as damage:
         log.warning("%s; comparing again", damage)
         store.remove(key)
         return None

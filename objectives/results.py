@@ -6,7 +6,8 @@ done, and nothing kept can be stale.
 """
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import xxhash
@@ -14,11 +15,13 @@ import xxhash
 from objectives.quantization import LayerResult
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
-from objectives.trial import Bench, TrialResult
+from objectives.trial import Bench, Outcome, TrialResult
 from quant.plan import Plan
+from quant.setting import Setting
 from quant.sizes import ModelSize
-from storage.errors import DamagedEntryError
+from storage.errors import DamagedEntryError, StoredValueError
 from storage.results import ResultStore
+from storage.typed_json import decode, encode
 
 FORMAT = 5
 
@@ -34,22 +37,35 @@ def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> st
     parts: list[object] = [FORMAT, bench.model.fingerprint, bench.model.device.type, sequences.fingerprint()]
     parts.append(sequences.clusters)
     if plan is not None:
-        parts += [_canonical(plan), bench.allow_partial_groups, str(bench.model.stored_dtype)]
+        parts += [encode(_canonical(plan)), bench.allow_partial_groups, str(bench.model.stored_dtype)]
         parts += [segment.key for size in _sizes(plan) for segment in bench.calibration.segments(size)]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))
 
 
-def _canonical(plan: Plan) -> dict[str, object]:
+def _canonical(plan: Plan) -> Plan | Setting:
     """Say what a plan does, without what its methods do not read; a uniform plan does what its setting does."""
     if plan.only is not None:
-        return plan.only.canonical().as_dict()
+        return plan.only.canonical()
     others = plan.others and plan.others.canonical()
     named = {linear: setting.canonical() for linear, setting in plan.named.items()}
-    return Plan(named=named, others=others).as_dict()
+    return Plan(named=named, others=others)
 
 
 def _sizes(plan: Plan) -> list[int]:
     return sorted({setting.n_calib for setting in plan.settings})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredResult:
+    """What is stored of a result beside its tensors: the fields of `TrialResult` without the score, and a version."""
+
+    format: int = FORMAT
+    plan: Plan | None
+    outcome: Outcome
+    size: ModelSize
+    layers: tuple[LayerResult, ...]
+    seconds: Mapping[str, float]
+    peak_bytes: int
 
 
 def save_result(store: ResultStore, key: str, result: TrialResult) -> None:
@@ -58,18 +74,8 @@ def save_result(store: ResultStore, key: str, result: TrialResult) -> None:
     Raises:
         StorageError: If the disk is full or refuses.
     """
-    record = {
-        "format": FORMAT,
-        "plan": None if result.plan is None else result.plan.as_dict(),
-        "outcome": result.outcome,
-        "size": asdict(result.size),
-        "layers": [asdict(layer) for layer in result.layers],
-        "seconds": dict(result.seconds),
-        "peak_bytes": result.peak_bytes,
-    }
-    score = result.score
-    tensors = {} if score is None else vars(score)
-    store.save(key, record, tensors)
+    parts = {name: value for name, value in vars(result).items() if name != "score"}
+    store.save(key, encode(StoredResult(**parts)), vars(result.score) if result.score else {})
 
 
 def load_result(store: ResultStore, key: str) -> TrialResult:
@@ -79,16 +85,15 @@ def load_result(store: ResultStore, key: str) -> TrialResult:
         DamagedEntryError: If the file is missing or damaged, or of another version's format.
     """
     record, tensors = store.load(key)
-    values: dict[str, object] = dict(record)
-    form = values.pop("format", None)
+    form = record.get("format")
     if form != FORMAT:
         raise DamagedEntryError(key, f"the result {key} has format {form}, and this version reads {FORMAT}; delete it")
-    plan, size = values["plan"], values["size"]
-    values["plan"] = None if plan is None else Plan.from_dict(plan)  # type: ignore[arg-type]
-    values["size"] = ModelSize(**size)  # type: ignore[arg-type]
-    values["layers"] = tuple(LayerResult(**layer) for layer in values["layers"])  # type: ignore[attr-defined]
-    score = Score(**tensors) if tensors else None
-    return TrialResult(score=score, **values)  # type: ignore[arg-type]
+    try:
+        parts = vars(decode(StoredResult, record, f"the result {key}"))
+    except StoredValueError as error:
+        raise DamagedEntryError(key, f"{error}; delete it") from error
+    values = {name: value for name, value in parts.items() if name != "format"}
+    return TrialResult(score=Score(**tensors) if tensors else None, **values)
 
 
 def text_key(fingerprint: str) -> str:

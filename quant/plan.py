@@ -72,23 +72,3 @@ class Plan:
     def label(self) -> str:
         """Return the settings' labels, for tables."""
         return "; ".join(dict.fromkeys(setting.label() for setting in self.settings))
-
-    def as_dict(self) -> dict[str, object]:
-        """Convert everything to what JSON has; `from_dict` is the inverse."""
-        return {
-            "named": {linear: setting.as_dict() for linear, setting in self.named.items()},
-            "others": None if self.others is None else self.others.as_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, object]) -> "Plan":
-        """Rebuild the plan that `as_dict` gave.
-
-        Raises:
-            QuantizationError: If a value is outside its range.
-        """
-        named, others = stored["named"], stored["others"]
-        return cls(
-            named={linear: Setting(**setting) for linear, setting in named.items()},  # type: ignore[attr-defined]
-            others=None if others is None else Setting(**others),  # type: ignore[arg-type]
-        )

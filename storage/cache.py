@@ -12,16 +12,17 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
 
-from storage.errors import DamagedEntryError, LeaseLostError, StorageError
+from storage.errors import DamagedEntryError, LeaseLostError, StorageError, StoredValueError
 from storage.files import TEMPORARY, checksum, disk_errors, require_free, temporary_name, write_file
 from storage.lease import Lease
 from storage.paths import Paths
+from storage.typed_json import decode_known, encode
 
 MANIFEST = "manifest.json"
 
@@ -31,7 +32,7 @@ class Entry:
     """What `cache ls` shows of one entry: its key, what it holds in words and numbers, and its size in bytes."""
 
     key: str
-    about: dict[str, object]
+    about: Mapping[str, object]
     size: int
 
 
@@ -39,12 +40,12 @@ class Entry:
 class Manifest:
     """What an entry holds, in words and numbers, and the checksum of each of its parts."""
 
-    about: dict[str, object]
-    checksums: dict[str, str]
+    about: Mapping[str, object]
+    checksums: Mapping[str, str]
 
     def encode(self) -> bytes:
         """Encode it as JSON, with a checksum of its own."""
-        return json.dumps({**asdict(self), "checksum": self._checksum()}, indent=1).encode()
+        return json.dumps({**encode(self), "checksum": self._checksum()}, indent=1).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> "Manifest":
@@ -53,18 +54,17 @@ class Manifest:
         Raises:
             ValueError: If the bytes are not those of a manifest.
         """
+        values = json.loads(data)
         try:
-            values = json.loads(data)
-            expected = values.pop("checksum")
-            manifest = cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
+            manifest = decode_known(cls, values, "the manifest")
+        except (AttributeError, StoredValueError) as error:
             raise ValueError("not a manifest") from error
-        if manifest._checksum() != expected:
+        if values.get("checksum") != manifest._checksum():
             raise ValueError("its checksum is not its own")
         return manifest
 
     def _checksum(self) -> str:
-        return checksum(json.dumps(asdict(self)).encode())
+        return checksum(json.dumps(encode(self)).encode())
 
 
 class EntryWriter:
@@ -218,7 +218,7 @@ class TensorCache:
         except FileNotFoundError:
             return None
         try:
-            about = self._manifest(key).about
+            about: Mapping[str, object] = self._manifest(key).about
         except DamagedEntryError as error:
             about = {"damaged": str(error)}
         return Entry(key=key, about=about, size=size)

@@ -8,6 +8,7 @@ stand where a float is declared and stays one, so that what is written again is 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -49,6 +50,9 @@ def encode(value: object) -> Any:
         return {key: encode(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [encode(part) for part in value]
+    # Those of other libraries.
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 

@@ -27,7 +27,7 @@ def conclude(parsed: Namespace, study: "Study", directory: Path | None) -> None:
 
     notes = [*verdicts(study), *study.notes]
     if study.record.confirmation:
-        notes.insert(0, study.record.confirmation["sentence"])
+        notes.insert(0, study.record.confirmation.sentence)
     if directory is not None:
         notes.append(f"report: {write_report(study, directory)}")
     output(parsed, study_json(study), notes, *ranking_tables(study))

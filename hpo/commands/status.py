@@ -38,12 +38,13 @@ def run(parsed: Namespace) -> None:
     """Print where the study stands."""
     from hpo.study.record import read_study
     from hpo.study.status import summary
+    from storage.typed_json import encode
 
     with opened_study(parsed) as study:
         if parsed.watch is not None:
-            watch(parsed, lambda: summary(read_study(study)))
+            watch(parsed, lambda: encode(summary(read_study(study))))
             return
-        facts = summary(read_study(study))
+        facts = encode(summary(read_study(study)))
     output(parsed, facts, [], status_table(facts))
 
 

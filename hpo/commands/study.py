@@ -50,6 +50,7 @@ UPGRADE_EXAMPLES = """examples:
 def list_them(parsed: Namespace) -> None:
     """List the studies of a storage."""
     from hpo.workers.administration import list_studies
+    from storage.typed_json import encode
 
     with opened_storage(parsed) as storage:
         studies = list_studies(storage)
@@ -58,7 +59,7 @@ def list_them(parsed: Namespace) -> None:
         trials = ", ".join(f"{count} {state.lower()}" for state, count in study.trials.items())
         best = "-" if study.best is None else f"{study.best:.3f}"
         table.add_row(study.name, study.model or "(not made by praqtune)", trials or "-", best)
-    output(parsed, {"studies": [study.as_dict() for study in studies]}, [f"{len(studies)} studies"], table)
+    output(parsed, {"studies": encode(studies)}, [f"{len(studies)} studies"], table)
 
 
 def add_rm_flags(parser: ArgumentParser) -> None:

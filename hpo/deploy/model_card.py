@@ -118,17 +118,18 @@ def _name_and_label(row: Ranked) -> str:
 def _confirmed(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
     """Say what held-out text showed, where it is this trial that was confirmed."""
     confirmation = study.confirmation
-    if confirmation is None or confirmation["winner"] != trial.name:
+    if confirmation is None or confirmation.winner != trial.name:
         return
-    yield from (confirmation["sentence"], "")
+    yield from (confirmation.sentence, "")
     yield from ("| held-out text | setting | perplexity |", "|---|---|---|")
-    for row in confirmation["rows"]:
-        if row["name"] in (trial.name, FULL_PRECISION):
-            yield f"| {row['dataset']} | {row['name']} | {row['perplexity']:.3f} |"
+    for row in confirmation.rows:
+        if row.name in (trial.name, FULL_PRECISION):
+            yield f"| {row.dataset} | {row.name} | {row.perplexity:.3f} |"
     yield ""
     yield from ("| held-out text | compared | perplexity | p after Holm |", "|---|---|---|---|")
-    for row in confirmation["comparisons"]:
-        yield f"| {row['dataset']} | against {row['against']} | {interval_text(**row['percent'])} | {row['holm']:.4f} |"
+    for compared in confirmation.comparisons:
+        percent = interval_text(**vars(compared.percent))
+        yield f"| {compared.dataset} | against {compared.against} | {percent} | {compared.holm:.4f} |"
     yield ""
 
 

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from hpo.study.estimate import Estimate
+from hpo.report.document import printed_result, printed_study
 from hpo.study.record import Measured, StudyRecord, TrialRecord
-from hpo.verdict.ranking import ranking_json
 from hpo.verdict.snapshot import Study
 from quant.setting import Setting
 from storage.strict_json import plain
@@ -20,24 +19,19 @@ from storage.typed_json import encode
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hpo.verdict.importance import Importances
+
 PHASES = ("calibrate", "quantize", "score")
 
 
 def study_json(study: Study) -> dict[str, object]:
     """Collect everything that is known of a study, as JSON has it; numbers that are not finite are null."""
-    record = study.record
-    return {
-        str(key): plain(value)
-        for key, value in {
-            "study": record.name,
-            "contract": encode(record.contract),
-            "references": [_reference(reference) for reference in record.references],
-            "trials": [_trial(trial) for trial in record.trials],
-            "best": None if record.best is None else _trial(record.best),
-            "ranking": ranking_json(study.rankings),
-            "confirmation": record.confirmation,
-        }.items()
-    }
+    return _object(printed_study(study))
+
+
+def result_json(study: Study, importances: "Importances") -> dict[str, object]:
+    """Collect the same with its importances."""
+    return _object(printed_result(study, importances))
 
 
 def trials_csv(record: StudyRecord) -> str:
@@ -102,41 +96,5 @@ def _row(trial: TrialRecord) -> dict[str, object]:
     }
 
 
-def _reference(reference: Measured) -> dict[str, object]:
-    return {
-        "name": reference.name,
-        "setting": reference.setting.as_dict() if reference.setting else None,
-        "perplexity": reference.perplexity,
-        "bits_per_weight": reference.bits_per_weight,
-        "model_bytes": reference.model_bytes,
-        "seconds": reference.seconds,
-    }
-
-
-def _trial(trial: TrialRecord) -> dict[str, object]:
-    return {
-        "number": trial.number,
-        "name": trial.name,
-        "state": trial.state,
-        "origin": trial.origin,
-        "params": trial.setting.as_dict() if trial.setting else None,
-        "value": trial.perplexity,
-        "bits_per_weight": trial.bits_per_weight,
-        "model_bytes": trial.model_bytes,
-        "seconds": trial.seconds,
-        "tokens": trial.tokens,
-        "estimate": _estimate(trial.estimate) if trial.estimate else None,
-        "outcome": trial.outcome,
-        "reason": trial.reason,
-    }
-
-
-def _estimate(estimate: Estimate) -> dict[str, object]:
-    return {
-        "perplexity": estimate.perplexity,
-        "low": estimate.low,
-        "high": estimate.high,
-        "standard_error": estimate.standard_error,
-        "degrees": estimate.degrees,
-        "against": estimate.against,
-    }
+def _object(value: object) -> dict[str, object]:
+    return {name: plain(part) for name, part in encode(value).items()}

@@ -54,9 +54,9 @@ def confirmed_text(record: StudyRecord) -> str:
     """Say what other text shows, with short names of texts."""
     if record.confirmation is None:
         return UNCONFIRMED
-    text = str(record.confirmation["sentence"])
-    for dataset in dict.fromkeys(row["dataset"] for row in record.confirmation["rows"]):
-        text = text.replace(str(dataset), short_source(str(dataset)))
+    text = record.confirmation.sentence
+    for dataset in record.confirmation.datasets:
+        text = text.replace(dataset, short_source(dataset))
     return text
 
 

@@ -6,10 +6,8 @@ Responsible for what they say; the page and the Markdown file lay out the same t
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hpo.report.export import phases
-from hpo.space.size_class import SizeClass
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.importance import Importances
 from hpo.verdict.ranking import Ranked, SizeClassRanking
@@ -51,17 +49,17 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
     if confirmation is None:
         return []
     measured = Table(
-        title=f"Perplexity on held-out text, {_confirmed_at(confirmation)}",
+        title=f"Perplexity on held-out text, {confirmation.size_class}",
         columns=("text", "name", "perplexity", "mean NLL", "tokens"),
         rows=tuple(
             (
-                short_source(row["dataset"]),
-                row["name"],
-                number(row["perplexity"]),
-                number(row["mean_nll"], 4),
-                f"{row['tokens']:,}",
+                short_source(row.dataset),
+                row.name,
+                number(row.perplexity),
+                number(row.mean_nll, 4),
+                f"{row.tokens:,}",
             )
-            for row in confirmation["rows"]
+            for row in confirmation.rows
         ),
         words=2,
     )
@@ -70,22 +68,18 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
         columns=("text", "compared", "perplexity, percent [95 %]", "p", "p after Holm"),
         rows=tuple(
             (
-                short_source(row["dataset"]),
-                f"{row['name']} against {row['against']}",
-                interval_text(**row["percent"]),
-                number(row["p_value"], 4),
-                number(row["holm"], 4),
+                short_source(row.dataset),
+                f"{row.name} against {row.against}",
+                interval_text(**vars(row.percent)),
+                number(row.p_value, 4),
+                number(row.holm, 4),
             )
-            for row in confirmation["comparisons"]
+            for row in confirmation.comparisons
         ),
         words=2,
         note="Negative is better; Holm's correction is for all of these comparisons together.",
     )
     return [measured, *([compared] if compared.rows else [])]
-
-
-def _confirmed_at(confirmation: Mapping[str, Any]) -> SizeClass:
-    return SizeClass(group_size=confirmation["group_size"], keep_ratio=confirmation.get("keep_ratio") or 0.0)
 
 
 def importance_tables(importances: Importances) -> list[Table]:

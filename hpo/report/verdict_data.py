@@ -184,21 +184,21 @@ def _memory(full: Measured, rankings: Sequence[SizeClassRanking]) -> list[Memory
 
 def _transfer(record: StudyRecord, rankings: Sequence[SizeClassRanking]) -> Transfer | None:
     confirmation = record.confirmation
-    if confirmation is None or not confirmation["rows"]:
+    if confirmation is None or not confirmation.rows:
         return None
-    ranking = next((ranking for ranking in rankings if find_row(ranking, str(confirmation["winner"]))), None)
-    datasets = list(dict.fromkeys(row["dataset"] for row in confirmation["rows"]))
-    names = [name for name in dict.fromkeys(row["name"] for row in confirmation["rows"]) if name != FULL_PRECISION]
+    ranking = next((ranking for ranking in rankings if find_row(ranking, confirmation.winner)), None)
+    datasets = confirmation.datasets
+    names = [name for name in dict.fromkeys(row.name for row in confirmation.rows) if name != FULL_PRECISION]
     tuned = {row.measured.name: row.score.perplexity for row in ranking.rows} if ranking else {}
     columns = [_above(tuned, _tuning_perplexity(record), names)]
     for dataset in datasets:
-        values = {row["name"]: row["perplexity"] for row in confirmation["rows"] if row["dataset"] == dataset}
+        values = {row.name: row.perplexity for row in confirmation.rows if row.dataset == dataset}
         columns.append(_above(values, values.get(FULL_PRECISION), names))
     tuning = short_source(record.contract.tuning.source)
     purposes = ("tuned on", "held out", *["second data set"] * len(datasets))
     texts = tuple(zip(purposes, (tuning, *map(short_source, datasets)), strict=False))
     rows = tuple((name, tuple(column[place] for column in columns)) for place, name in enumerate(names))
-    return Transfer(texts=texts, rows=rows, searched=str(confirmation["winner"]))
+    return Transfer(texts=texts, rows=rows, searched=confirmation.winner)
 
 
 def _tuning_perplexity(record: StudyRecord) -> float | None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from hpo.report.captions import Caption, captions
 from hpo.report.charts import ChartData, chart_data
-from hpo.report.export import study_json, trials_csv
+from hpo.report.export import result_json, trials_csv
 from hpo.report.page import Page, make_page, markdown
 from hpo.verdict.snapshot import Study
 from storage.files import disk_errors, write_file
@@ -74,7 +74,7 @@ def report_files(study: Study) -> dict[str, bytes | None]:
     caption_list = captions(data)
     page = make_page(study, data)
     drawn = _pictures(caption_list, data)
-    result = {**study_json(study), "importances": data.importances.as_dict()}
+    result = result_json(study, data.importances)
     return {
         **drawn,
         "trials.csv": trials_csv(study.record).encode(),

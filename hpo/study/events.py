@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpo.study.record import TrialRecord
-from hpo.study.status import phase
-from storage.typed_json import encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,41 +61,3 @@ class Working:
 
 Event = Notice | Looked | Finished | Working
 Listener = Callable[[Event], None]
-
-
-def event_json(event: Event) -> dict[str, object]:
-    """An event for a program; trials with their number, and the best with its perplexity."""
-    match event:
-        case Looked():
-            about = {"read": event.read, "total": event.total, "perplexity": event.perplexity}
-            return {"event": "looked", "trial": event.trial.number, **about}
-        case Finished():
-            return {
-                "event": "finished",
-                "trial": event.trial.number,
-                "state": event.trial.state,
-                "setting": None if event.trial.setting is None else encode(event.trial.setting),
-                "perplexity": event.trial.perplexity,
-                "worker": event.trial.owner and event.trial.owner.name,
-                "best": None if event.best is None else event.best.number,
-                "best_perplexity": None if event.best is None else event.best.perplexity,
-                "done": event.done,
-                "budget": event.budget,
-                "tokens_saved": event.saved,
-                "seconds_left": event.seconds_left,
-            }
-        case Working():
-            return {"event": "working", "workers": [_at_work(trial) for trial in event.trials]}
-        case Notice():
-            return {"event": "notice", "text": event.text, "passing": event.passing}
-
-
-def _at_work(trial: TrialRecord) -> dict[str, object]:
-    owner = trial.owner
-    return {
-        "name": owner and owner.name,
-        "host": owner and owner.host,
-        "device": owner and owner.device,
-        "trial": trial.number,
-        "phase": phase(trial),
-    }

@@ -24,6 +24,7 @@ from hpo.study.attributes import (
     Beat,
     trial_attributes,
 )
+from hpo.study.confirmation import Confirmation
 from hpo.study.contract import Contract, stored_contract
 from hpo.study.estimate import Estimate
 from hpo.study.owner import Owner
@@ -133,7 +134,7 @@ class StudyRecord:
     contract: Contract
     references: tuple[Measured, ...]
     trials: tuple[TrialRecord, ...]
-    confirmation: Mapping[str, Any] | None = None
+    confirmation: Confirmation | None = None
     retried: frozenset[int] = frozenset()
     search: Mapping[str, Any] = field(default_factory=dict)
 
@@ -196,10 +197,15 @@ def read_study(study: optuna.Study) -> StudyRecord:
         contract=stored_contract(attributes[CONTRACT], study.study_name),
         references=read_references(study),
         trials=tuple(map(trial_record, trials)),
-        confirmation=attributes.get(CONFIRMATION),
+        confirmation=_confirmation(study),
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
         search=attributes.get(SEARCH, {}),
     )
+
+
+def _confirmation(study: optuna.Study) -> Confirmation | None:
+    stored = study.user_attrs.get(CONFIRMATION)
+    return None if stored is None else decode(Confirmation, stored, f"the confirmation of study {study.study_name!r}")
 
 
 def read_references(study: optuna.Study) -> tuple[Measured, ...]:

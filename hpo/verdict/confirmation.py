@@ -5,14 +5,13 @@ whether the win is real. May assume that the winner was fixed before; nothing he
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from hpo.study.confirmation import Confirmation, ConfirmedComparison, ConfirmedScore
 from hpo.study.record import FULL_PRECISION, TrialRecord
 from hpo.verdict.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Ranked, SizeClassRanking
-from hpo.verdict.words import percent_text
+from hpo.verdict.words import percent_interval
 from hpo.workers.measuring import measure_all
-from objectives.paired import Difference, holm, paired_difference
+from objectives.paired import holm, paired_difference
 from objectives.progress import Progress
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
@@ -21,31 +20,9 @@ from quant.setting import Setting
 from storage.results import ResultStore
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The winner against one other setting on one text; negative differences are in the winner's favour."""
-
-    dataset: str
-    name: str
-    against: str
-    difference: Difference
-    corrected: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it, the difference in percent of perplexity."""
-        return {
-            "dataset": self.dataset,
-            "name": self.name,
-            "against": self.against,
-            "percent": self.difference.percent_json(),
-            "p_value": self.difference.p_value,
-            "holm": self.corrected,
-        }
-
-
 def confirm(
     bench: Bench, store: ResultStore, ranking: SizeClassRanking, texts: Sequence[Sequences], progress: Progress
-) -> dict[str, Any]:
+) -> Confirmation:
     """Score the best trial of a ranking, what is recommended there, and its references on every text.
 
     Args:
@@ -55,7 +32,7 @@ def confirm(
         texts: Held-out text: the tuning text's own kind first.
 
     Returns:
-        What `StudyRecord.confirmation` holds.
+        What is stored with the study.
     """
     winner = ranking.best_trial
     assert winner is not None
@@ -67,25 +44,25 @@ def confirm(
     }
     rivals = [name for name in settings if name not in (winner.measured.name, FULL_PRECISION)]
     comparisons = _compare(winner.measured.name, rivals, scores, texts)
-    return {
-        "group_size": ranking.size_class.group_size,
-        "keep_ratio": ranking.size_class.keep_ratio or None,
-        "winner": winner.measured.name,
-        "recommended": ranking.recommended.measured.name,
-        "sentence": _sentence(winner.measured.name, ranking.best_reference, comparisons),
-        "rows": [
-            {
-                "dataset": text.source,
-                "name": name,
-                "perplexity": score.perplexity,
-                "mean_nll": score.mean_nll,
-                "tokens": int(score.tokens.sum()),
-            }
+    return Confirmation(
+        group_size=ranking.size_class.group_size,
+        keep_ratio=ranking.size_class.keep_ratio or None,
+        winner=winner.measured.name,
+        recommended=ranking.recommended.measured.name,
+        sentence=_sentence(winner.measured.name, ranking.best_reference, comparisons),
+        rows=tuple(
+            ConfirmedScore(
+                dataset=text.source,
+                name=name,
+                perplexity=score.perplexity,
+                mean_nll=score.mean_nll,
+                tokens=int(score.tokens.sum()),
+            )
             for name, of_texts in scores.items()
             for text, score in zip(texts, of_texts, strict=True)
-        ],
-        "comparisons": [comparison.as_dict() for comparison in comparisons],
-    }
+        ),
+        comparisons=tuple(comparisons),
+    )
 
 
 def _settings(ranking: SizeClassRanking, winner: Ranked) -> dict[str, Setting | None]:
@@ -96,7 +73,7 @@ def _settings(ranking: SizeClassRanking, winner: Ranked) -> dict[str, Setting | 
 
 def _compare(
     winner: str, rivals: Sequence[str], scores: Mapping[str, Sequence[Score]], texts: Sequence[Sequences]
-) -> list[Comparison]:
+) -> list[ConfirmedComparison]:
     """Compare with every rival on every text; p-values are corrected for all of them together (Holm)."""
     pairs = [
         (text.source, rival, paired_difference(scores[winner][index], scores[rival][index]))
@@ -105,17 +82,24 @@ def _compare(
     ]
     corrected = holm([difference.p_value for _, _, difference in pairs])
     return [
-        Comparison(dataset=dataset, name=winner, against=rival, difference=difference, corrected=p_value)
+        ConfirmedComparison(
+            dataset=dataset,
+            name=winner,
+            against=rival,
+            percent=percent_interval(difference),
+            p_value=difference.p_value,
+            holm=p_value,
+        )
         for (dataset, rival, difference), p_value in zip(pairs, corrected, strict=True)
     ]
 
 
-def _sentence(winner: str, reference: Ranked | None, comparisons: Sequence[Comparison]) -> str:
+def _sentence(winner: str, reference: Ranked | None, comparisons: Sequence[ConfirmedComparison]) -> str:
     if reference is None or not comparisons:
         return "There was no reference to confirm the winner against."
     against = [row for row in comparisons if row.against == reference.measured.name]
-    parts = [f"{percent_text(row.difference)} on {row.dataset}" for row in against]
-    real = all(row.difference.percent()[0] < -MEANINGFUL_PERCENT and row.corrected < SIGNIFICANT for row in against)
-    worse = all(row.difference.value > 0 and row.corrected < SIGNIFICANT for row in against)
+    parts = [f"{row.percent} on {row.dataset}" for row in against]
+    real = all(row.percent.value < -MEANINGFUL_PERCENT and row.holm < SIGNIFICANT for row in against)
+    worse = all(row.percent.value > 0 and row.holm < SIGNIFICANT for row in against)
     judgement = "confirmed as better" if real else "confirmed as worse" if worse else "not confirmed as different"
     return f"On held-out text {winner} against {reference.measured.name}: {', '.join(parts)}: {judgement}."

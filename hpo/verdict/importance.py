@@ -81,23 +81,6 @@ class Shares:
             return f"Of {self.trials} trials only the first place, {lead}, is worth believing."
         return None
 
-    def as_dict(self) -> dict[str, object]:
-        """Return it as JSON has it."""
-        shares = {"ped_anova": self.ped_anova, "fanova": self.fanova, "mean": self.mean}
-        return {
-            "scope": self.scope,
-            "trials": self.trials,
-            "complete": self.complete,
-            "pruned": self.pruned,
-            **{key: {name: share.value for name, share in by_name.items()} for key, by_name in shares.items()},
-            "intervals": {
-                key: {name: [share.low, share.high] for name, share in by_name.items()}
-                for key, by_name in shares.items()
-            },
-            "warning": self.warning,
-            "reason": self.reason,
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class Importances:
@@ -115,11 +98,6 @@ class Importances:
     def deciding(self) -> Shares:
         """Return those to go by: at equal bits, as verdicts are."""
         return self.scopes[-1]
-
-    def as_dict(self) -> dict[str, object]:
-        """Return it as JSON has it."""
-        equal = None if self.equal_size is None else self.equal_size.as_dict()
-        return {"overall": self.overall.as_dict(), "equal_group_size": equal}
 
 
 def importances(space: Space, trials: Sequence[TrialRecord]) -> Importances:

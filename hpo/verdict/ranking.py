@@ -6,7 +6,7 @@ text was also used to choose, so the best of many looks better than it is: confi
 word.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hpo.space.size_class import SizeClass
@@ -222,30 +222,3 @@ def _ranking(size_class: SizeClass, rows: list[tuple[Measured, Score]]) -> SizeC
     )
     chosen = recommend(rows, lambda index: ranked[index].difference)
     return SizeClassRanking(size_class=size_class, rows=ranked, recommended=ranked[chosen])
-
-
-def ranking_json(rankings: Sequence[SizeClassRanking]) -> list[Mapping[str, object]]:
-    """Lay the rankings out as `show --json` and `result.json` have them."""
-    return [
-        {
-            "group_size": ranking.size_class.group_size,
-            "keep_ratio": ranking.size_class.keep_ratio or None,
-            "verdict": ranking.verdict(),
-            "recommended": ranking.recommended.measured.name,
-            "rows": [
-                {
-                    "name": row.measured.name,
-                    "kind": "trial" if isinstance(row.measured, TrialRecord) else "reference",
-                    "number": row.measured.number if isinstance(row.measured, TrialRecord) else None,
-                    "setting": row.measured.setting.as_dict() if row.measured.setting else None,
-                    "perplexity": row.score.perplexity,
-                    "mean_nll": row.score.mean_nll,
-                    "bits_per_weight": row.measured.bits_per_weight,
-                    "percent_above_best": row.difference.percent_json(),
-                    "p_value": row.difference.p_value,
-                }
-                for row in ranking.rows
-            ],
-        }
-        for ranking in rankings
-    ]

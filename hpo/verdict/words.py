@@ -6,6 +6,7 @@ Responsible for how many digits there are and for the dash where there is no num
 import math
 from pathlib import PurePath
 
+from hpo.study.confirmation import Interval
 from hpo.study.record import Measured
 from objectives.paired import Difference
 
@@ -22,8 +23,13 @@ def number(value: object, digits: int = 3) -> str:
 
 def percent_text(difference: Difference) -> str:
     """Write a difference in percent of perplexity: `-0.42 % [-0.61, -0.23]`."""
+    return str(percent_interval(difference))
+
+
+def percent_interval(difference: Difference) -> Interval:
+    """Convert a difference to percent of perplexity, for what is stored and printed."""
     value, low, high = difference.percent()
-    return f"{value:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    return Interval(value=value, low=low, high=high)
 
 
 def interval_text(value: object, low: object, high: object) -> str:

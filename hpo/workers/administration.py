@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -34,10 +33,6 @@ class Listed:
     format: int | None
     trials: dict[str, int]
     best: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return {"name": self.name, "model": self.model, "format": self.format, "trials": self.trials, "best": self.best}
 
 
 def list_studies(storage: BaseStorage) -> list[Listed]:

@@ -6,7 +6,6 @@ for the model.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from quant.plan import MIXED, Plan
 from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.files import write_file
+from storage.typed_json import encode
 
 FORMAT = 2
 RECORD = "praqtune.json"
@@ -58,7 +58,7 @@ def make_record(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weights
         },
         "calibration": {"source": text.source, "samples": len(text), "fingerprint": text.fingerprint()},
         "versions": {package: _version(package) for package in VERSIONS_OF},
-        "layers": [asdict(layer) for layer in layers],
+        "layers": encode(layers),
     }
 
 
@@ -82,7 +82,7 @@ def _setting(setting: Setting) -> dict[str, object]:
 
 
 def _size(size: ModelSize) -> dict[str, object]:
-    return {"bits_per_weight": size.bits_per_weight, "model_bytes": size.model_bytes, "size": asdict(size)}
+    return {"bits_per_weight": size.bits_per_weight, "model_bytes": size.model_bytes, "size": encode(size)}
 
 
 def _version(package: str) -> str:

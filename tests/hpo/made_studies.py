@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,14 @@ from hpo.study.attributes import (
 )
 from hpo.study.attributes import CONTRACT as CONTRACT_KEY
 from hpo.study.attributes import TOKENS as TOKENS_KEY
+from hpo.study.confirmation import Confirmation, ConfirmedComparison, ConfirmedScore
 from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract
 from hpo.study.estimate import Estimate
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from hpo.verdict.ranking import SizeClassRanking, rank
 from hpo.verdict.snapshot import Study as Snapshot
+from hpo.verdict.words import percent_interval
 from objectives.model.layouts import Role
 from objectives.paired import Difference
 from objectives.quantization import LayerResult
@@ -180,9 +182,9 @@ class Study:
         record = self.record
         study = optuna.create_study(storage=storage, study_name=record.name, direction="minimize")
         study.set_user_attr(CONTRACT_KEY, encode(record.contract))
-        study.set_user_attr(REFERENCES, [asdict(one) for one in record.references])
+        study.set_user_attr(REFERENCES, encode(record.references))
         if record.confirmation is not None:
-            study.set_user_attr(CONFIRMATION, dict(record.confirmation))
+            study.set_user_attr(CONFIRMATION, encode(record.confirmation))
         study.add_trials([_frozen(trial, record.contract.space.distributions) for trial in record.trials])
         return study
 
@@ -363,47 +365,46 @@ def study_of(maker: Maker, trials: Sequence[TrialRecord], **changes: object) -> 
     return Study(record=replace(record, **changes), store=maker.store, space=maker.space)  # type: ignore[arg-type]
 
 
-def confirmation(dataset: str = "C4, held out") -> Mapping[str, object]:
+def confirmation(dataset: str = "C4, held out") -> Confirmation:
     """What confirming the winner gives."""
     names = (FULL_PRECISION, "trial 7", "gw-awq")
     difference = Difference(value=-0.01, standard_error=0.002, low=-0.014, high=-0.006, p_value=0.001, clusters=32)
-    value, low, high = difference.percent()
-    return {
-        "group_size": 32,
-        "winner": "trial 7",
-        "recommended": "trial 7",
-        "sentence": f"On held-out text trial 7 against gw-awq: -1.00 % on {dataset}: confirmed as better.",
-        "rows": [
-            {"dataset": dataset, "name": name, "perplexity": 33.0 + place, "mean_nll": 3.5, "tokens": 3200}
+    comparison = ConfirmedComparison(
+        dataset=dataset,
+        name="trial 7",
+        against="gw-awq",
+        percent=percent_interval(difference),
+        p_value=difference.p_value,
+        holm=0.001,
+    )
+    return Confirmation(
+        group_size=32,
+        keep_ratio=None,
+        winner="trial 7",
+        recommended="trial 7",
+        sentence=f"On held-out text trial 7 against gw-awq: -1.00 % on {dataset}: confirmed as better.",
+        rows=tuple(
+            ConfirmedScore(dataset=dataset, name=name, perplexity=33.0 + place, mean_nll=3.5, tokens=3200)
             for place, name in enumerate(names)
-        ],
-        "comparisons": [
-            {
-                "dataset": dataset,
-                "name": "trial 7",
-                "against": "gw-awq",
-                "percent": {"value": value, "low": low, "high": high},
-                "p_value": difference.p_value,
-                "holm": 0.001,
-            }
-        ],
-    }
+        ),
+        comparisons=(comparison,),
+    )
 
 
 def _frozen(trial: TrialRecord, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
     attributes = {
-        SETTING: encode(trial.setting) if trial.setting else None,
+        SETTING: encode(trial.setting),
         ORIGIN: trial.origin,
         OUTCOME: trial.outcome,
         RESULT: trial.result,
-        ESTIMATE: asdict(trial.estimate) if trial.estimate else None,
+        ESTIMATE: encode(trial.estimate),
         REASON: trial.reason,
         BITS: trial.bits_per_weight,
         BYTES: trial.model_bytes,
-        SIZE: asdict(trial.size) if trial.size else None,
+        SIZE: encode(trial.size),
         SECONDS: dict(trial.seconds),
         TOKENS_KEY: trial.tokens,
-        OWNER: encode(trial.owner) if trial.owner else None,
+        OWNER: encode(trial.owner),
     }
     return create_trial(
         state=TrialState[trial.state],

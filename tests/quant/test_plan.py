@@ -7,6 +7,7 @@ import pytest
 from quant.errors import QuantizationError
 from quant.plan import Plan
 from quant.setting import Setting
+from storage.typed_json import decode, encode
 
 COARSE, FINE = Setting(method="rtn", group_size=64, n_calib=16), Setting(method="rtn", group_size=32, n_calib=32)
 
@@ -44,4 +45,4 @@ def test_a_plan_without_settings_is_refused() -> None:
 @pytest.mark.parametrize("plan", [Plan.uniform(FINE), Plan(named={"a": FINE}), Plan(named={"a": FINE}, others=COARSE)])
 def test_a_plan_is_read_back_as_it_was_stored(plan: Plan) -> None:
     """As JSON."""
-    assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
+    assert decode(Plan, json.loads(json.dumps(encode(plan))), "a plan") == plan

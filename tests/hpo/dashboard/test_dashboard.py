@@ -116,7 +116,7 @@ def test_the_note_of_a_study_says_everything_in_words(shown: Shown) -> None:
     lead = headline(shown.made.rankings)
     assert lead is not None
     assert lead.verdict() in note
-    assert confirmation()["sentence"] in note
+    assert confirmation().sentence in note
     for reference in shown.made.record.references:
         assert f"| {reference.name} |" in note
         assert f"{reference.perplexity:.3f}" in note

@@ -142,7 +142,7 @@ def test_the_verdict_comes_first(mixed: Study, folder: Path, page: Reader) -> No
     assert lead is not None
     assert page.text[0] == lead.verdict()
     assert page.text[2].startswith(f"Recommended: {lead.recommended.measured.name} (")
-    assert page.text[page.text.index("Is it real") + 1] == confirmation()["sentence"]
+    assert page.text[page.text.index("Is it real") + 1] == confirmation().sentence
     first = (folder / "report.md").read_text(encoding="utf-8").splitlines()[0]
     assert first.replace("\\", "") == f"# {lead.verdict()}"
 
@@ -320,14 +320,15 @@ def test_numbers_that_json_has_not_become_null(small: Study, tmp_path: Path) -> 
     assert spoilt.estimate is not None
     broken = replace(spoilt, estimate=replace(spoilt.estimate, mean_nll=math.inf), seconds={"score": math.nan})
     trials = tuple(broken if trial is spoilt else trial for trial in small.record.trials)
-    spoilt_numbers = {**confirmation(), "seed": np.int64(3), "limit": np.float64("inf")}
-    record = replace(small.record, trials=trials, confirmation=spoilt_numbers)
+    score = replace(confirmation().rows[0], tokens=np.int64(3), perplexity=np.float64("inf"))
+    record = replace(small.record, trials=trials, confirmation=replace(confirmation(), rows=(score,)))
     written(small, tmp_path, record)
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
     entry = result["trials"][spoilt.number]
     assert (entry["estimate"]["perplexity"], entry["seconds"]) == (None, {"score": None})
     assert entry["estimate"]["standard_error"] == spoilt.estimate.standard_error
-    assert (result["confirmation"]["seed"], result["confirmation"]["limit"]) == (3, None)
+    row = result["confirmation"]["rows"][0]
+    assert (row["tokens"], row["perplexity"]) == (3, None)
 
 
 def test_trials_are_a_table(mixed: Study, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from hpo.report.document import printed_importances
 from hpo.space.space import make_space
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict import importance
@@ -15,6 +16,7 @@ from hpo.verdict.bootstrap import Share, evaluate
 from hpo.verdict.importance import FEW_TRIALS, FEWEST_TRIALS, Importances
 from quant.setting import Setting
 from storage.results import ResultStore
+from storage.typed_json import encode
 from tests.hpo.made_studies import Maker, Truth, study_of
 
 
@@ -217,7 +219,7 @@ def test_draws_with_nothing_to_explain_are_drawn_again(tmp_path: Path) -> None:
 def test_importances_as_json(tmp_path: Path) -> None:
     """Plain numbers by evaluator and hyperparameter as ever, and beside them intervals, counts and the warning."""
     _, computed = made(tmp_path, by_two, 14)
-    entry = json.loads(json.dumps(computed.as_dict()))["overall"]
+    entry = json.loads(json.dumps(encode(printed_importances(computed))))["overall"]
     assert (entry["scope"], entry["trials"], entry["complete"], entry["pruned"]) == ("all trials", 14, 14, 0)
     assert (entry["warning"], entry["reason"]) == (computed.overall.warning, None)
     assert set(entry["intervals"]) == {"ped_anova", "fanova", "mean"}

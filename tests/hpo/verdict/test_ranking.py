@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from hpo.report.document import printed_size_class
 from hpo.space.space import make_space
 from hpo.study.contract import require_same
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
-from hpo.verdict.ranking import SizeClassRanking, frontier, frontier_text, headline, is_meaningful, rank, ranking_json
+from hpo.verdict.ranking import SizeClassRanking, frontier, frontier_text, headline, is_meaningful, rank
 from objectives.errors import InputError
 from objectives.paired import paired_difference
 from objectives.results import save_result
@@ -159,7 +160,7 @@ def test_only_equal_shares_of_kept_rows_are_compared(study: Study) -> None:
     assert rankings[0].verdict().startswith("One scale per row, 5 % of rows in 16 bit: trial 1 (")
     assert rankings[0].verdict().endswith("a meaningful win.")
     assert headline(rankings) is rankings[2]
-    assert [(one["group_size"], one["keep_ratio"]) for one in ranking_json(rankings)] == [
+    assert [(one.group_size, one.keep_ratio) for one in map(printed_size_class, rankings)] == [
         (None, 0.05),
         (None, 0.1),
         (None, 0.2),
@@ -218,7 +219,7 @@ def test_a_size_without_a_completed_trial_says_so(study: Study) -> None:
     (ranking,) = study.rankings()
     assert "no trial was completed" in ranking.verdict()
     assert headline([ranking]) is None
-    assert ranking_json([ranking])[0]["recommended"] == "gw-awq"
+    assert printed_size_class(ranking).recommended == "gw-awq"
 
 
 def test_meaningful_takes_size_and_significance() -> None:

@@ -1,0 +1,93 @@
+"""What other text said of a study's winner, as it is stored.
+
+Responsible for its fields; `hpo.verdict.confirmation` makes it.
+"""
+
+from dataclasses import dataclass
+
+from hpo.space.size_class import SizeClass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Percent of perplexity with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.2f} % [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmedScore:
+    """One setting on one text.
+
+    Attributes:
+        dataset: The text's source.
+        name: Of the trial or the reference.
+        perplexity: There.
+        mean_nll: Nats per token.
+        tokens: How many were scored.
+    """
+
+    dataset: str
+    name: str
+    perplexity: float
+    mean_nll: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmedComparison:
+    """The winner against one other setting on one text.
+
+    Attributes:
+        dataset: The text's source.
+        name: Of the winner.
+        against: Of the other one.
+        percent: Difference of perplexity; negative is in the winner's favour.
+        p_value: Two-sided, of no difference.
+        holm: The same, corrected for all comparisons together.
+    """
+
+    dataset: str
+    name: str
+    against: str
+    percent: Interval
+    p_value: float
+    holm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """The winner on text that had no part in choosing it.
+
+    Attributes:
+        group_size: Of the size class it won; None for one scale per row.
+        keep_ratio: Of the size class it won; None where no rows are kept.
+        winner: The trial's name.
+        recommended: What was recommended before.
+        sentence: The verdict.
+        rows: What was measured.
+        comparisons: The winner against everything else, text by text.
+    """
+
+    group_size: int | None
+    keep_ratio: float | None
+    winner: str
+    recommended: str
+    sentence: str
+    rows: tuple[ConfirmedScore, ...]
+    comparisons: tuple[ConfirmedComparison, ...]
+
+    @property
+    def size_class(self) -> SizeClass:
+        """Return the size class that was won."""
+        return SizeClass(group_size=self.group_size, keep_ratio=self.keep_ratio or 0.0)
+
+    @property
+    def datasets(self) -> list[str]:
+        """List the texts' sources, the tuning text's own kind first."""
+        return list(dict.fromkeys(row.dataset for row in self.rows))
