@@ -232,6 +232,7 @@ def test_workers_that_cannot_be_are_refused_in_one_line(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_workers_that_refuse_the_plan_end_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The line is the one that a single worker prints; nothing is started again and again."""
     flags = ["--workers", "1", "--eval-samples", "100000", "--storage", f"sqlite:///{tmp_path}/s.db"]

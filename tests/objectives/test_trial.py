@@ -352,7 +352,7 @@ def still_scaled(weight: IntWeight, scale: torch.Tensor) -> torch.Tensor:
     return dequantize(weight)
 
 
-@pytest.mark.parametrize("method", ["gw-awq", "gwh-praq-v2"])
+@pytest.mark.parametrize("method", ["gw-awq", pytest.param("gwh-praq-v2", marks=pytest.mark.slow)])
 def test_leaving_out_the_inverse_scale_is_catastrophic(
     real: Callable[[Setting | None], TrialResult], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hpo.report.document import printed_importances
 from hpo.space.space import make_space
 from hpo.study.record import StudyRecord, TrialRecord
-from hpo.verdict import importance
+from hpo.verdict import bootstrap, importance
 from hpo.verdict.bootstrap import Share, evaluate
 from hpo.verdict.importance import FEW_TRIALS, FEWEST_TRIALS, Importances
 from quant.setting import Setting
@@ -65,7 +66,17 @@ def by_bits(setting: Setting) -> float:
     return by_beta(setting) / 2 + 0.1 * math.log2(setting.group_size)
 
 
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that look at no interval: resampling takes most of the time."""
+    evaluate.cache_clear()
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
+    yield
+    evaluate.cache_clear()
+
+
 @pytest.mark.parametrize("evaluator", ["ped_anova", "fanova", "mean"])
+@pytest.mark.usefixtures("few_resamples")
 def test_what_drives_the_value_is_ranked_first(evaluator: str, tmp_path: Path) -> None:
     """Beta alone decides here: either evaluator gives it more than everything that does nothing; shares add up to 1."""
     _, computed = made(tmp_path, by_beta, 40)
@@ -77,6 +88,7 @@ def test_what_drives_the_value_is_ranked_first(evaluator: str, tmp_path: Path) -
     assert computed.equal_size is None
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_another_driver_gives_another_ranking(tmp_path: Path) -> None:
     """The first place is not beta's by birth."""
     _, computed = made(tmp_path, by_grid, 40)
@@ -85,6 +97,7 @@ def test_another_driver_gives_another_ranking(tmp_path: Path) -> None:
     assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_group_size_is_told_apart_from_the_rest(tmp_path: Path) -> None:
     """It dominates over all trials; at equal group size it is left out, and beta leads."""
     record, computed = made(tmp_path, by_bits, 60, "32,64")
@@ -97,6 +110,7 @@ def test_group_size_is_told_apart_from_the_rest(tmp_path: Path) -> None:
     assert (computed.equal_size.scope, computed.equal_size.trials) == (f"group size {most}", sizes.count(most))
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_equal_group_size_is_the_most_frequent_one(tmp_path: Path) -> None:
     """Not the best, and not the first."""
     space = make_space(Setting(), {"group_size": "32,64"})
@@ -122,6 +136,7 @@ def test_too_few_trials_give_a_sentence_and_no_numbers(trials: int, tmp_path: Pa
     assert computed.overall.warning is None
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_enough_trials_in_all_may_be_too_few_of_one_group_size(tmp_path: Path) -> None:
     """Each scope is judged by its own trials."""
     _, computed = made(tmp_path, by_bits, FEWEST_TRIALS, "32,64")
@@ -160,6 +175,7 @@ def test_trials_without_any_value_do_not_count(tmp_path: Path) -> None:
     assert "too few" in str(computed.reason)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Path) -> None:
     """Pruning most trials of one size does not move the comparison to another."""
     space = make_space(Setting(), {"group_size": "32,64"})
@@ -216,6 +232,7 @@ def test_draws_with_nothing_to_explain_are_drawn_again(tmp_path: Path) -> None:
     assert sum(share.value for share in computed.overall.fanova.values()) == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_importances_as_json(tmp_path: Path) -> None:
     """Plain numbers by evaluator and hyperparameter as ever, and beside them intervals, counts and the warning."""
     _, computed = made(tmp_path, by_two, 14)
@@ -238,6 +255,7 @@ def test_a_constant_value_has_no_importances(tmp_path: Path) -> None:
     assert not computed.mean
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_trials_without_a_finite_value_are_left_out(tmp_path: Path) -> None:
     """An overflow is not a perplexity."""
     record, before = made(tmp_path, by_beta, 2 * FEWEST_TRIALS)
@@ -255,6 +273,7 @@ def test_one_hyperparameter_alone_has_nothing_to_compare(tmp_path: Path) -> None
     assert "only beta varies" in str(importances(record).overall.reason)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_importances_are_repeatable_and_leave_no_trace(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,6 +287,7 @@ def test_importances_are_repeatable_and_leave_no_trace(
     assert not caplog.records
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_estimates_that_err_more_than_trials_differ_are_left_out(tmp_path: Path) -> None:
     """They are noise; the same trials known exactly count."""
     space = make_space(Setting(), {"group_size": 64})

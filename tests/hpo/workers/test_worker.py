@@ -79,7 +79,9 @@ def make(bench: Bench, tmp_path: Path) -> Make:
     return worker
 
 
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize(
+    "pruner", [pytest.param(name, marks=pytest.mark.slow) if place else name for place, name in enumerate(PRUNERS)]
+)
 def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: str) -> None:
     """Twelve trials, complete or pruned, each with setting, outcome, sizes, seconds and values; no setting twice."""
     events: list[Event] = []
