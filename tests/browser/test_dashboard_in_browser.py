@@ -16,7 +16,7 @@ from storage.studies.opening import open_storage
 from tests.browser.conftest import watched
 from tests.dashboards import Served, dashboard
 
-TRIALS = 24
+TRIALS = 16
 
 
 @pytest.fixture(scope="module")

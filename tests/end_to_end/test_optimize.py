@@ -333,7 +333,7 @@ def test_max_bits_leaves_out_shares_of_kept_rows_that_cost_more(run: Run) -> Non
 @pytest.mark.usefixtures("no_pictures")
 def test_a_study_whose_patience_has_ended_is_over(run: Run) -> None:
     """Two trials in a row without an improvement: it stops, says so, and does not go on when it is called again."""
-    command = ["optimize", *ONE_SIZE, "--trials", "40", "--patience", "2", "--json", "-"]
+    command = ["optimize", *ONE_SIZE, "--eval-samples", "8", "--trials", "40", "--patience", "2", "--json", "-"]
     first = run(*command)
     assert first.returncode == 0, first.stderr
     trials = json.loads(first.stdout)["trials"]

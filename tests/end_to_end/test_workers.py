@@ -85,7 +85,7 @@ def test_one_command_starts_workers_that_share_a_study(
         assert json.loads(capsys.readouterr().out)["trials"] == {"COMPLETE": 6}
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 8))])
 def test_workers_that_start_together_on_nothing_make_one_study(count: int, home: Path, tmp_path: Path) -> None:
     """One contract, presets queued once, every reference and every segment of calibration computed once."""
     url, own = f"sqlite:///{tmp_path}/s.db", tmp_path / "own"
