@@ -3,19 +3,24 @@
 import json
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from time import sleep
 
 import optuna
 import pytest
 import transformers
+from optuna.trial import TrialState
 
 import cli
+from hpo.study.attributes import BEAT
 from hpo.study.record import StudyRecord, read_study
 from storage.studies.opening import open_storage
 from tests.processes import finish, run_impatient, run_worker, start, wait_until
@@ -51,6 +56,29 @@ def states(url: str) -> Counter[str]:
         return Counter(trial.state for trial in study(url).trials)
     except KeyError:
         return Counter()
+
+
+def is_measuring(url: str) -> bool:
+    """Whether a trial is past the lock that it was proposed under: its heartbeat begins after that."""
+    try:
+        trials = optuna.load_study(storage=open_storage(url), study_name="s").trials
+    except KeyError:
+        return False
+    return any(trial.state == TrialState.RUNNING and BEAT in trial.user_attrs for trial in trials)
+
+
+def suspend(process: BaseProcess, database: Path) -> None:
+    """Stop a process where it is not writing: SQLite's lock of a stopped writer would stop everyone else, too."""
+    assert process.pid is not None
+    while True:
+        os.kill(process.pid, signal.SIGSTOP)
+        with closing(sqlite3.connect(database, timeout=1)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError:
+                os.kill(process.pid, signal.SIGCONT)
+                sleep(0.05)
 
 
 def assert_whole(url: str, budget: int) -> None:
@@ -110,13 +138,13 @@ def test_a_suspended_worker_loses_its_trial_and_tells_nothing_late(tmp_path: Pat
     # Where nothing is measured yet, a trial lasts long enough to be seen.
     home = tmp_path / "own"
     first = worker(url, home, tmp_path / "first", "--trials", "4", target=run_impatient)
-    wait_until(lambda: states(url)["RUNNING"], "a running trial")
-    assert first.pid is not None
-    os.kill(first.pid, signal.SIGSTOP)
+    wait_until(lambda: is_measuring(url), "a trial with a heartbeat")
+    suspend(first, tmp_path / "s.db")
     second = worker(url, home, tmp_path / "second", "--trials", "4", target=run_impatient)
     assert finish(second) == [0]
     assert_whole(url, 4)
     before = study(url).trials
+    assert first.pid is not None
     os.kill(first.pid, signal.SIGCONT)
     assert finish(first) == [0]
     assert study(url).trials == before
