@@ -106,14 +106,6 @@ class Ranges:
     scale: Tensor
     zero: Tensor | None
 
-    def per_input(self, inputs: int, group_size: int) -> tuple[Tensor, Tensor | None]:
-        """Spread scale and zero over the inputs: `[O, I]` each."""
-
-        def spread(per_group: Tensor) -> Tensor:
-            return per_group.expand(-1, -1, group_size).flatten(1)[:, :inputs]
-
-        return spread(self.scale), None if self.zero is None else spread(self.zero)
-
 
 def scale_type(dtype: torch.dtype) -> torch.dtype:
     """The 16-bit type that scales of a model of `dtype` are stored in: its own, or float16 for wider ones."""
@@ -197,12 +189,12 @@ def group_ranges(groups: Tensor, scheme: Scheme) -> Ranges:
     """
     if scheme.symmetric:
         raw = groups.abs().amax(-1, keepdim=True).div_(scheme.highest)
-        return Ranges(scale=_of_zeros(raw, stored_scale_(raw.clone(), scheme)), zero=None)
+        return Ranges(scale=_group_scale(raw, scheme), zero=None)
     low = groups.amin(-1, keepdim=True).clamp_(max=0)
     high = groups.amax(-1, keepdim=True).clamp_(min=0)
     # Halved before the difference and doubled after it: two huge values of opposite sign must not overflow.
     raw = (high / 2 - low / 2).div_(scheme.highest).mul_(2)
-    scale = _of_zeros(raw, stored_scale_(raw.clone(), scheme))
+    scale = _group_scale(raw, scheme)
     return Ranges(scale=scale, zero=low.neg_().div_(scale).round_().clamp_(0, scheme.highest))
 
 
@@ -232,14 +224,14 @@ def grouped(weight: Tensor, scheme: Scheme) -> Tensor:
     return weight.view(outputs, weight.shape[1] // size, size)
 
 
-def stored_scale_(scale: Tensor, scheme: Scheme) -> Tensor:
-    """Write scales over themselves in the precision they are stored in."""
+def stored_scale(scale: Tensor, scheme: Scheme) -> Tensor:
+    """Round float32 scales to the precision they are stored in, and to the smallest and largest that this holds."""
     limits = torch.finfo(scheme.scale_dtype)
     # Subnormal scales are fine in float16, but a float32 subnormal may be flushed to zero by the processor.
     smallest = max(limits.tiny * limits.eps, torch.finfo(torch.float32).tiny)
-    return scale.clamp_(smallest, limits.max).to(scheme.scale_dtype).float()
+    return scale.clamp(smallest, limits.max).to(scheme.scale_dtype).float()
 
 
-def _of_zeros(raw: Tensor, scale: Tensor) -> Tensor:
+def _group_scale(raw: Tensor, scheme: Scheme) -> Tensor:
     """The codes of an all-zero group are zero under any scale; the one that is stored is 1."""
-    return torch.where(raw == 0, 1.0, scale)
+    return torch.where(raw == 0, 1.0, stored_scale(raw, scheme))

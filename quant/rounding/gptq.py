@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quant.rounding.inputs import ScaledInputs
 from quant.rounding.matrix import Matrix, Rounded
-from quant.scheme import Scheme, stored
+from quant.scheme import Ranges, Scheme, encode_, stored
 
 BLOCK = 64
 """Inputs whose errors are spread together over those that follow: fewer passes over the rest of the matrix."""
@@ -83,16 +83,10 @@ def _round_block(columns: Columns, factor: Tensor, scheme: Scheme, start: int, e
     weight = columns.weight[start:end]
     errors = torch.empty_like(weight)
     for step, column in enumerate(range(start, end)):
-        scale, error, row = columns.scale[column], errors[step], weight[step]
-        error.copy_(row)
-        row.div_(scale).round_()
-        if columns.zero is None:
-            row.clamp_(scheme.lowest, scheme.highest)
-            error.addcmul_(row, scale, value=-1)
-        else:
-            zero = columns.zero[column]
-            row.add_(zero).clamp_(scheme.lowest, scheme.highest)
-            error.addcmul_(row - zero, scale, value=-1)
+        scale, error = columns.scale[column], errors[step].copy_(weight[step])
+        zero = None if columns.zero is None else columns.zero[column]
+        codes = encode_(weight[step], Ranges(scale=scale, zero=zero), scheme)
+        error.addcmul_(codes if zero is None else codes - zero, scale, value=-1)
         weight[step + 1 :].addr_(factor[column, column + 1 : end], error, alpha=-1)
     return errors
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from quant.rounding.inputs import ScaledInputs
-from quant.scheme import Ranges, Scheme, decode_, encode_, group_ranges, grouped, stored_scale_
+from quant.scheme import Ranges, Scheme, decode_, encode_, group_ranges, grouped, stored_scale
 
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 1.05)
 """Of the range that holds every weight; the first is that range itself, which wins ties."""
@@ -56,12 +56,14 @@ def _search(groups: Tensor, scheme: Scheme, curvature: Tensor) -> Ranges:
 
 
 def _candidates(groups: Tensor, whole: Ranges, scheme: Scheme) -> list[Ranges]:
-    scales = [stored_scale_(whole.scale * share, scheme) for share in SHARES]
+    scales = [stored_scale(whole.scale * share, scheme) for share in SHARES]
     if whole.zero is None:
         return [Ranges(scale=scale, zero=None) for scale in scales]
     # Shrinking both ends by one share leaves the exact zero point where it is.
     exact = groups.amin(-1, keepdim=True).clamp_(max=0).neg_().div_(whole.scale)
-    zeros = [whole.zero, *(zero.clamp_(0, scheme.highest) for zero in (exact.floor(), exact.ceil()))]
+    # The zero point of the whole range is one of the two whole numbers beside it.
+    other = torch.where(whole.zero > exact, exact.floor(), exact.ceil()).clamp_(0, scheme.highest)
+    zeros = (whole.zero, other)
     return [Ranges(scale=scale, zero=zero) for scale in scales for zero in zeros]
 
 

@@ -26,6 +26,11 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def per_input(per_group: Tensor, group_size: int, inputs: int) -> Tensor:
+    """What groups have, `[O, G, 1]`, for each of their inputs, `[O, I]`."""
+    return per_group.expand(-1, -1, group_size).flatten(1)[:, :inputs]
+
+
 def activations(tokens: int, inputs: int, seed: int) -> Tensor:
     """Float32 rows `[tokens, inputs]` with correlated channels of unequal size, every eighth an outlier."""
     random = seeded(seed)

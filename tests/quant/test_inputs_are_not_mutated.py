@@ -67,6 +67,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         f"effective_weight-{number}": (scheme.effective_weight, (WEIGHT, SALIENCE, one))
         for number, one in enumerate(SCHEMES)
     },
+    "stored_scale": (scheme.stored_scale, (SALIENCE, SCHEMES[0])),
     "grouped": (scheme.grouped, (WEIGHT, SCHEMES[-1])),
     "stored": (
         scheme.stored,

@@ -17,7 +17,7 @@ from quant.scheme import IntWeight, Scheme, dequantize, quantize
 from quant.setting import Setting
 from quant.statistics import InputStatistics
 from tests.quant import synthetic
-from tests.quant.synthetic import activations, seeded
+from tests.quant.synthetic import activations, per_input, seeded
 
 INPUTS = 90
 DAMPING = 0.02
@@ -46,7 +46,9 @@ def literal(one: Matrix, scheme: Scheme, gram: Tensor, damping: float) -> Tensor
     order = gram.diagonal().argsort(descending=True, stable=True)
     hessian = gram + damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     upper = torch.linalg.cholesky(torch.linalg.inv(hessian[order][:, order]), upper=True)
-    scale, zero = one.ranges.per_input(len(gram), scheme.group_size or len(gram))
+    size = scheme.group_size or len(gram)
+    scale = per_input(one.ranges.scale, size, len(gram))
+    zero = None if one.ranges.zero is None else per_input(one.ranges.zero, size, len(gram))
     rest, codes = one.weight.double()[:, order], torch.zeros(one.weight.shape, dtype=torch.float64)
     for step, column in enumerate(order.tolist()):
         offset = 0 if zero is None else zero[:, column].double()

@@ -17,7 +17,7 @@ from quant.rounding.rounding import ROUNDINGS
 from quant.scaling.salience import error_weights, importance, kept_rows
 from quant.scheme import IntWeight, Scheme, dequantize, quantize
 from quant.setting import Setting
-from tests.quant.synthetic import seeded
+from tests.quant.synthetic import per_input, seeded
 from tests.quant.test_inputs_are_not_mutated import GATE_UP
 
 SETTING = {"method": "gw-awq", "group_size": 12, "n_grid": 4}
@@ -38,7 +38,7 @@ class Swept:
 
 def swept(matrix: Matrix, scheme: Scheme, gram: Tensor) -> IntWeight:
     codes = quantize(matrix.weight, scheme, matrix.ranges)
-    scale, _ = matrix.ranges.per_input(matrix.weight.shape[1], codes.group_size)
+    scale = per_input(matrix.ranges.scale, codes.group_size, matrix.weight.shape[1])
     for column in range(matrix.weight.shape[1]):
         step = ((matrix.weight - dequantize(codes)) @ gram[:, column]) / gram[column, column]
         moved = codes.codes[:, column] + (step / scale[:, column]).round()
