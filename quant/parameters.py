@@ -71,7 +71,7 @@ class Parameter:
     @property
     def flag(self) -> str:
         """How it is given on the command line."""
-        return f"--{self.name.replace('_', '-')}"
+        return flag_of(self.name)
 
     def problem(self, value: Any) -> str | None:
         """Say in one line why `value` is not allowed; None where it is."""
@@ -86,6 +86,11 @@ class Parameter:
         if not low <= value <= high:
             return f"{self.name} {value} is outside {bound_text(low)}..{bound_text(high)}"
         return None
+
+
+def flag_of(name: str) -> str:
+    """Spell a name as a flag of the command line: `--group-size`."""
+    return f"--{name.replace('_', '-')}"
 
 
 def bound_text(value: float) -> str:

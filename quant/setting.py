@@ -69,7 +69,8 @@ class Setting(Parameters):
 
     def canonical(self) -> "Setting":
         """The same setting with every field that it does not read at its default: equal work, equal value."""
-        unread = {field.name: field.default for field in fields(self) if field.name not in self.reads}
+        reads = self.reads
+        unread = {field.name: field.default for field in fields(self) if field.name not in reads}
         return replace(self, **unread)  # type: ignore[arg-type]
 
     def label(self) -> str:
@@ -82,6 +83,11 @@ class Setting(Parameters):
         rounding = [] if self.rounding == PARAMETERS["rounding"].default else [self.rounding]
         damping = [f"damping={self.damping:g}"] if "damping" in self.reads else []
         return " ".join([self.method, *read, *ranges, *rounding, *damping])
+
+    def read_values(self) -> dict[str, object]:
+        """The values of the fields that it reads, by name: all that its weights depend on."""
+        reads = self.reads
+        return {name: value for name, value in self.as_dict().items() if name in reads}
 
     def as_dict(self) -> dict[str, object]:
         """Every field by name, JSON-able."""

@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpo.commands.command import Command
-from hpo.commands.flags import add_options, add_setting_flags, add_storage_flag, given_parameters, options_of
+from hpo.commands.flags import (
+    PARAMETER_FLAGS,
+    add_options,
+    add_setting_flags,
+    add_storage_flag,
+    given_parameters,
+    options_of,
+)
 from hpo.commands.output import output, report_table
-from hpo.commands.settings import PARAMETER_FLAGS
 from hpo.commands.stores import opened_study, paths_of
 from hpo.study.options import BenchOptions
 

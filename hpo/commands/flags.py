@@ -5,17 +5,19 @@ options, so that defaults stand in the dataclasses alone and a study's own value
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, Field, fields
+from collections.abc import Iterable
+from dataclasses import Field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
 
-from quant.parameters import PARAMETERS, SEARCHED, Parameter, Range, bound_text
+from quant.parameters import PARAMETERS, SEARCHED, Parameter, Range, bound_text, flag_of
 
 Options = TypeVar("Options")
 
 STORAGE_HELP = "sqlite:///FILE, postgresql://..., @FILE with it, ... ($PRAQTUNE_STORAGE)"
+PARAMETER_FLAGS = tuple(name for name in PARAMETERS if name != "method")
+"""What a setting has beside its method."""
 SPACE_WORDS = "0.3 fixes a hyperparameter, 0.2..0.8 is a range, 32,64 are sizes"
 
 
@@ -57,11 +59,6 @@ def options_of(parsed: argparse.Namespace, options: type[Options]) -> Options:
     return options(**given(parsed, options))
 
 
-def add_study_flag(group: Any) -> None:
-    """Add the flag that names a study."""
-    group.add_argument("--study", help="its name (default: the model's; elsewhere the study begun last)")
-
-
 def add_storage_flag(group: Any) -> None:
     """Add the flag that says where studies are."""
     group.add_argument("--storage", metavar="URL", help=STORAGE_HELP)
@@ -70,7 +67,7 @@ def add_storage_flag(group: Any) -> None:
 def add_study_flags(parser: argparse.ArgumentParser) -> Any:
     """Add which study is meant, and where it is; returns the group."""
     group = parser.add_argument_group("study")
-    add_study_flag(group)
+    group.add_argument("--study", help="its name (default: the model's; elsewhere the study begun last)")
     add_storage_flag(group)
     return group
 
@@ -83,8 +80,9 @@ def add_report_flag(group: Any) -> None:
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every parameter of a setting but its method, each with one value."""
     group = parser.add_argument_group("setting")
-    for parameter in _all_but_method():
-        if parameter.name in SEARCHED:
+    for name in PARAMETER_FLAGS:
+        parameter = PARAMETERS[name]
+        if name in SEARCHED:
             text = f"{parameter.help} (default {bound_text(float(parameter.default))})"  # type: ignore[arg-type]
             group.add_argument(parameter.flag, type=parameter.type, default=argparse.SUPPRESS, help=text)
         else:
@@ -97,7 +95,8 @@ def add_space_flags(group: Any) -> None:
     method = PARAMETERS["method"]
     searched = f"the method that is searched (default {method.default})"
     group.add_argument(method.flag, default=argparse.SUPPRESS, help=searched)
-    for parameter in _all_but_method():
+    for name in PARAMETER_FLAGS:
+        parameter = PARAMETERS[name]
         if parameter.search is not None:
             text = f"{parameter.help} (default {range_text(parameter.search)}{_minus(parameter)})"
             group.add_argument(parameter.flag, default=argparse.SUPPRESS, help=text)
@@ -117,10 +116,6 @@ def range_text(search: Range) -> str:
     return f"{bound_text(search.low)}..{bound_text(search.high)}"
 
 
-def _all_but_method() -> Iterator[Parameter]:
-    return (parameter for name, parameter in PARAMETERS.items() if name != "method")
-
-
 def _add_fixed(group: Any, parameter: Parameter) -> None:
     """A flag of a parameter that no study varies: a name, or one of two flags."""
     fixed = {"dest": parameter.name, "default": argparse.SUPPRESS}
@@ -128,7 +123,7 @@ def _add_fixed(group: Any, parameter: Parameter) -> None:
         opposite, words = parameter.opposite
         either = group.add_mutually_exclusive_group()
         either.add_argument(parameter.flag, action="store_true", help=f"{parameter.help} (default)", **fixed)
-        either.add_argument(f"--{opposite}", action="store_false", help=words, **fixed)
+        either.add_argument(flag_of(opposite), action="store_false", help=words, **fixed)
         return
     listed = f": {' or '.join(parameter.choices)}" if parameter.choices and ":" not in parameter.help else ""
     group.add_argument(parameter.flag, help=f"{parameter.help}{listed} (default {parameter.default})", **fixed)
@@ -143,11 +138,11 @@ def _minus(parameter: Parameter) -> str:
 
 
 def _add_option(group: Any, one: "Field[Any]") -> None:
-    flag, said = f"--{one.name.replace('_', '-')}", one.metadata
+    flag, said = flag_of(one.name), one.metadata
     if one.type is bool:
         group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=said["help"])
         return
-    usual = "" if one.default in (None, MISSING) else f" (default {one.default})"
+    usual = "" if one.default is None else f" (default {one.default})"
     group.add_argument(
         flag,
         type=_converter(one.type),

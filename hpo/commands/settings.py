@@ -6,15 +6,12 @@ Responsible for which settings are meant. May assume that settings check their o
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from hpo.commands.flags import given_parameters
+from hpo.commands.flags import PARAMETER_FLAGS, given_parameters
 from hpo.study.options import BenchOptions
 from objectives.errors import InputError
-from quant.parameters import PARAMETERS
 
 if TYPE_CHECKING:
     from quant.setting import Setting
-
-PARAMETER_FLAGS = tuple(name for name in PARAMETERS if name != "method")
 
 
 def evaluated_settings(parsed: Namespace, model: str) -> list["Setting"]:
@@ -26,7 +23,7 @@ def evaluated_settings(parsed: Namespace, model: str) -> list["Setting"]:
     """
     from quant.setting import PRESETS, Setting
 
-    named, values = getattr(parsed, "method", None), given_parameters(parsed, PARAMETER_FLAGS)
+    named, values = parsed.method, given_parameters(parsed, PARAMETER_FLAGS)
     presets = parsed.presets or (model == BenchOptions.model and named is None)
     chosen = [Setting(**{**values, "method": name}) for name in (named or "").split(",") if name]
     if not presets:

@@ -12,7 +12,7 @@ from hpo.study.choosing import study_flags
 from hpo.study.contract import Contract
 from hpo.study.options import SearchOptions
 from hpo.study.record import Measured, StudyRecord, TrialRecord
-from quant.setting import Setting
+from quant.parameters import PARAMETERS, flag_of
 
 PROGRAM, LINE = "python cli.py", 88
 ALLOWED = ("presets_only", "trust_remote_code", "allow_partial", "allow_partial_groups")
@@ -33,7 +33,7 @@ def repeat_command(record: StudyRecord, trials: int | None, storage: str | None 
     search = {name: record.search.get(name, default) for name, default in DEFAULTS.items()}
     flags = {**study_flags(record.contract), **_space_flags(record.contract), "trials": trials, **search}
     arguments = {name: value for name, value in flags.items() if value is not None and value != DEFAULTS.get(name)}
-    switches = [_flag(name) for name in ALLOWED if record.search.get(name)]
+    switches = [flag_of(name) for name in ALLOWED if record.search.get(name)]
     return _folded([f"{PROGRAM} optimize", *_words(arguments), *switches, *_where(record, storage)])
 
 
@@ -46,7 +46,7 @@ def quantize_command(record: StudyRecord, chosen: Measured, directory: str, stor
         stored = study_flags(record.contract)
         named = {name: stored[name] for name in ("model", "revision", "dtype", "calib_data", "protocol", "seq_len")}
         texts = {name: stored[name] for name in ("eval_data", "eval_samples", "seed")}
-        flags = {**named, **texts, **_setting_flags(chosen.setting)}
+        flags = {**named, **texts, **chosen.setting.read_values()}
     arguments = {name: value for name, value in flags.items() if value is not None}
     return _folded([f"{PROGRAM} quantize", *_words(arguments), f"--output-dir {shlex.quote(directory)}"])
 
@@ -68,20 +68,16 @@ def _asked_for(sizes: Sequence[int], read: int) -> str:
     return ",".join(map(str, numbers))
 
 
-def _setting_flags(setting: Setting) -> dict[str, Any]:
-    read = setting.reads
-    return {name: value for name, value in setting.as_dict().items() if name in read}
-
-
 def _words(flags: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in flags.items():
-        if name == "symmetric":
-            words.append("--symmetric" if value else "--asymmetric")
+        opposite = PARAMETERS[name].opposite if name in PARAMETERS else None
+        if opposite is not None:
+            words.append(flag_of(name if value else opposite[0]))
         else:
             # A value that begins with a minus would be taken for a flag.
             glue = "=" if str(value).startswith("-") else " "
-            words.append(f"{_flag(name)}{glue}{shlex.quote(str(value))}")
+            words.append(f"{flag_of(name)}{glue}{shlex.quote(str(value))}")
     return words
 
 
@@ -98,7 +94,3 @@ def _folded(words: Sequence[str]) -> str:
         else:
             lines[-1] += f" {word}"
     return " \\\n".join(lines)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -117,8 +117,7 @@ class Space:
     def fixed(self) -> dict[str, object]:
         """The values of everything that the method reads and that does not vary."""
         varied = {dimension.name for dimension in self.dimensions}
-        reads = self.base.reads - varied
-        return {name: value for name, value in self.base.as_dict().items() if name in reads}
+        return {name: value for name, value in self.base.read_values().items() if name not in varied}
 
     @property
     def parts(self) -> dict[str, object]:

@@ -12,6 +12,7 @@ from hpo.study.record import StudyRecord, TrialRecord
 from objectives.errors import InputError
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
+from quant.parameters import flag_of
 
 BEST = "best"
 MODEL_FLAGS = ("model", "revision", "dtype")
@@ -109,5 +110,4 @@ def _notes(trial: TrialRecord) -> list[str]:
 
 
 def _spelled(flags: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    given = [f"--{name.replace('_', '-')} {flags[name]}" for name in names if flags[name] is not None]
-    return " ".join(given)
+    return " ".join(f"{flag_of(name)} {flags[name]}" for name in names if flags[name] is not None)

@@ -36,12 +36,12 @@ class Estimate:
     @property
     def low(self) -> float:
         """Lower end of the 95 % interval of the perplexity."""
-        return math.exp(min(self.mean_nll - self._reach, MOST_NATS))
+        return math.exp(min(self.mean_nll - self._half_width, MOST_NATS))
 
     @property
     def high(self) -> float:
         """Upper end of that interval."""
-        return math.exp(min(self.mean_nll + self._reach, MOST_NATS))
+        return math.exp(min(self.mean_nll + self._half_width, MOST_NATS))
 
     @property
     def variance(self) -> float:
@@ -49,10 +49,10 @@ class Estimate:
 
         Student's t of few degrees of freedom is wider than the normal distribution that models take errors for.
         """
-        return VAGUE if self.standard_error is None else (self._reach / NORMAL_95) ** 2
+        return VAGUE if self.standard_error is None else (self._half_width / NORMAL_95) ** 2
 
     @property
-    def _reach(self) -> float:
+    def _half_width(self) -> float:
         """Half the 95 % interval of `mean_nll`, by Student's t."""
         # Imported here: `status` has no use for it, and scipy takes its time.
         from scipy.special import stdtrit

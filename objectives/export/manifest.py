@@ -76,8 +76,7 @@ def _settings(plan: Plan, linears: Sequence[str]) -> dict[str, object]:
 
 
 def _setting(setting: Setting) -> dict[str, object]:
-    reads = setting.reads - {"method"}
-    parameters = {name: value for name, value in setting.as_dict().items() if name in reads}
+    parameters = {name: value for name, value in setting.read_values().items() if name != "method"}
     return {"method": setting.method, "parameters": parameters}
 
 
