@@ -19,9 +19,9 @@ import psutil
 
 from benchmarks.design_table import blocks_of
 from objectives.calibration.calibration import Calibration
+from objectives.model.finding import find_blocks
 from objectives.model.loading import ModelPlan, load_model
 from objectives.model.memory import keep_freed_memory, peak_bytes, reset_peak
-from objectives.model.roles import find_blocks
 from objectives.progress import silent
 from storage.cache import TensorCache
 from storage.paths import Paths

@@ -18,9 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from objectives.calibration.calibration import Calibration
+from objectives.model.finding import find_blocks
 from objectives.model.loading import ModelPlan, load_model
 from objectives.model.memory import keep_freed_memory
-from objectives.model.roles import find_blocks
 from objectives.paired import paired_difference
 from objectives.text.sequences import Sequences, TextPlan, tokenize
 from objectives.text.sources import read_documents

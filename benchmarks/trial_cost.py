@@ -25,9 +25,11 @@ from torch.nn import functional
 
 from benchmarks.design_table import blocks_of
 from objectives.calibration.calibration import Calibration
-from objectives.model.loading import Model, ModelPlan, load_model, weights_restored
+from objectives.model.finding import find_blocks
+from objectives.model.loading import Model, ModelPlan, load_model
 from objectives.model.memory import keep_freed_memory
-from objectives.model.roles import Block, LinearRole, find_blocks
+from objectives.model.roles import Block, LinearRole
+from objectives.model.weights import weights_restored
 from objectives.progress import silent
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from objectives.calibration.calibration import Calibration
+from objectives.model.finding import find_blocks
 from objectives.model.loading import ModelPlan, load_model
-from objectives.model.roles import find_blocks, kept_in_16_bit, unscaled_inputs
+from objectives.model.roles import kept_in_16_bit, unscaled_inputs
 from objectives.paired import Difference, paired_difference
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 import xxhash
 
-from objectives.model.loading import Model, available_bytes, weights_restored
-from objectives.model.roles import Block, find_blocks
+from objectives.model.finding import find_blocks
+from objectives.model.loading import Model, available_bytes
+from objectives.model.roles import Block
+from objectives.model.weights import weights_restored
 from objectives.progress import Progress
 from objectives.scoring import Score, score_all
 from objectives.text.sequences import Sequences

@@ -1,7 +1,7 @@
 """Quantize a model in place, block by block, and count what it takes.
 
 Responsible for walking from roles and statistics to weights. Holds one block's statistics at a time. May assume that
-the model has its original weights when it starts; who calls puts them back (`models.weights_restored`). With scales
+the model has its original weights when it starts; who calls puts them back (`objectives.model.weights`). With scales
 that fold, what it leaves in memory is the model that is stored.
 """
 

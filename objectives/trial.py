@@ -12,9 +12,10 @@ from typing import Literal
 
 from objectives.calibration.calibration import Calibration
 from objectives.model.folding import changed_modules
-from objectives.model.loading import Model, weights_restored
+from objectives.model.loading import Model
 from objectives.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from objectives.model.roles import Block
+from objectives.model.weights import weights_restored
 from objectives.progress import Progress, silent
 from objectives.quantization import LayerResult, QuantizedBlocks, model_size, quantize_model
 from objectives.scoring import FIRST_LOOK, Score, score

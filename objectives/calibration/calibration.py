@@ -29,7 +29,7 @@ from storage.errors import DamagedEntryError, LeaseLostError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 FIRST_BOUNDARY = 16
 Statistics = TypeVar("Statistics", InputStatistics, OutputStatistics)
 

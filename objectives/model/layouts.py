@@ -1,11 +1,11 @@
-"""What is known of the field's layouts: names of projections, fused rows, norms and how they work, activations.
+"""What is known of the field's layouts: names of projections, ways to fuse them, how norms work, activations.
 
-Responsible for the tables that `roles` reads a decoder block with. May assume a transformers
-configuration. Shape letters: `O` outputs.
+Responsible for the tables that `finding` reads a decoder block with; which of several ways a block follows it is asked
+itself. May assume a transformers configuration.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import permutations
 from typing import Any, Literal
 
 import torch
@@ -28,45 +28,64 @@ STRUCTURE: Mapping[Role, Structure] = {
 """What the block computes from a Linear's output; roles not named pass it on as it is."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadShape:
-    """What the configuration says of attention heads."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-    @property
-    def tie(self) -> HeadTie | None:
-        """Return which inputs of the output projection must share a scale; None where every head has its own values."""
-        repeats = self.heads // self.kv_heads
-        return None if repeats == 1 else HeadTie(kv_heads=self.kv_heads, repeats=repeats, head_dim=self.head_dim)
+Rows = Mapping[Role, Tensor]
+"""Which output rows of a fused Linear are those of each role, int64."""
 
 
-Slices = Callable[[HeadShape, int], Mapping[Role, Tensor]]
+def qkv_arrangements(outputs: int, inputs: int, head_dims: Sequence[int]) -> Iterator[Rows]:
+    """Yield every way in which a fused projection of q, k and v may be arranged, the usual ones first.
+
+    Args:
+        outputs: Rows of the projection.
+        inputs: What the output projection reads: the queries of all heads.
+        head_dims: Widths that a head may have.
+    """
+    for width in head_dims:
+        heads, rest = inputs // width, outputs - inputs
+        if inputs % width or rest <= 0 or rest % (2 * width) or heads % (kv_heads := rest // (2 * width)):
+            continue
+        sizes: dict[Role, int] = {"q": heads // kv_heads, "k": 1, "v": 1}
+        # One after the other (Phi-3), and for each key/value head its own (GPT-NeoX, Falcon).
+        for groups in (1, kv_heads):
+            for order in permutations(sizes):
+                parts = [sizes[role] * width * kv_heads // groups for role in order]
+                rows = torch.arange(outputs).view(groups, -1).split(parts, dim=1)  # type: ignore[no-untyped-call]
+                yield {role: part.flatten() for role, part in sorted(zip(order, rows, strict=True), key=_as_computed)}
 
 
-def _concatenated(shape: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
-    """Return the rows of a fused `q | k | v` projection (Phi-3); none where the sizes tell another arrangement."""
-    sizes = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
-    if outputs != sum(sizes):
-        return {}
-    q, k, v = torch.arange(outputs).split(sizes)  # type: ignore[no-untyped-call]
-    return {"q": q, "k": k, "v": v}
+def _as_computed(item: tuple[Role, Tensor]) -> int:
+    return "qkv".index(item[0])
 
 
-def _per_head(shape: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
-    """Return the rows of a fused projection of q, k and v head by head (GPT-NeoX); none of another arrangement."""
-    if outputs != 3 * shape.heads * shape.head_dim:
-        return {}
-    rows = torch.arange(outputs).view(shape.heads, 3, shape.head_dim)
-    return {"q": rows[:, 0].flatten(), "k": rows[:, 1].flatten(), "v": rows[:, 2].flatten()}
+def gate_up_arrangements(outputs: int) -> Iterator[Rows]:
+    """Yield every way in which a fused projection of gate and up may be arranged: halves (Phi-3), or taking turns."""
+    rows = torch.arange(outputs)
+    for first, second in (rows.chunk(2), (rows[::2], rows[1::2])):
+        yield {"gate": first, "up": second}
+        yield {"gate": second, "up": first}
 
 
-def _halves(_: HeadShape, outputs: int) -> Mapping[Role, Tensor]:
-    """Return the rows of a fused `gate | up` projection (Phi-3)."""
-    gate, up = torch.arange(outputs).chunk(2)
-    return {"gate": gate, "up": up}
+def head_dims(attention: nn.Module, config: Any) -> list[int]:
+    """List how wide a head's values may be, the likeliest first: what the attention module says, then what is usual."""
+    said = [getattr(attention, name, None) for name in ("v_head_dim", "value_head_dim", "head_dim", "head_size")]
+    usual = config.hidden_size // (getattr(config, "num_attention_heads", None) or 1)
+    return list(dict.fromkeys(width for width in (*said, usual) if isinstance(width, int) and width > 0))
+
+
+def ties(inputs: int, values: int, head_dims: Sequence[int]) -> list[HeadTie | None]:
+    """List which inputs of an output projection may have to share a scale, the likeliest first; none if none can fold.
+
+    Args:
+        inputs: What the output projection reads.
+        values: What the value projection puts out; several query heads may share it.
+        head_dims: Widths that a head's values may have.
+    """
+    if inputs == values:
+        return [None]
+    if inputs % values:
+        return []
+    widths = [width for width in head_dims if values % width == 0]
+    return [HeadTie(kv_heads=values // width, repeats=inputs // values, head_dim=width) for width in widths]
 
 
 WHOLE: Mapping[str, Role] = {
@@ -84,7 +103,10 @@ WHOLE: Mapping[str, Role] = {
     "fc2": "fc2",
     "dense_4h_to_h": "fc2",
 }
-FUSED: Mapping[str, Slices] = {"qkv_proj": _concatenated, "query_key_value": _per_head, "gate_up_proj": _halves}
+# What these are where no gate stands beside them.
+UNGATED: Mapping[Role, Role] = {"up": "fc1", "down": "fc2"}
+FUSED_QKV = {"qkv_proj", "query_key_value"}
+FUSED_GATE_UP = {"gate_up_proj"}
 SITES: tuple[tuple[Kind, tuple[Role, ...]], ...] = (
     ("attention", ("q", "k", "v")),
     ("attention", ("o",)),
@@ -95,24 +117,6 @@ SITES: tuple[tuple[Kind, tuple[Role, ...]], ...] = (
 )
 # What produces the input of these, up to the attention's averaging and the activation.
 AFTER_LINEAR: Mapping[tuple[Role, ...], Role] = {("o",): "v", ("down",): "up", ("fc2",): "fc1"}
-# Norms of a block in which the first Linears of attention and of the MLP each have a norm before them that feeds
-# nothing else, and which those are. In other arrangements (parallel, or normalised after the sum) a norm cannot take
-# an input scale.
-PRE_NORMS: Mapping[frozenset[str], Mapping[Kind, str]] = {
-    frozenset({"input_layernorm", "post_attention_layernorm"}): {
-        "attention": "input_layernorm",
-        "mlp": "post_attention_layernorm",
-    },
-    frozenset(
-        {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
-    ): {"attention": "input_layernorm", "mlp": "pre_feedforward_layernorm"},
-    frozenset({"self_attn_layer_norm", "final_layer_norm"}): {
-        "attention": "self_attn_layer_norm",
-        "mlp": "final_layer_norm",
-    },
-}
-# Norms inside attention that no value passes on its way to the output projection.
-HEAD_NORMS = {"q_norm", "k_norm"}
 
 
 def activation_name(config: Any) -> str:
@@ -121,11 +125,14 @@ def activation_name(config: Any) -> str:
     Raises:
         InputError: If it names none.
     """
-    for key in ("hidden_act", "hidden_activation", "activation_function"):
+    for key in ("hidden_act", "hidden_activation", "activation_function", "activation"):
         name = getattr(config, key, None)
-        if name:
-            return str(name)
-    raise InputError(f"the configuration of {config.model_type} names no activation function")
+        if isinstance(name, str) and name in ACT2FN:
+            return name
+    raise InputError(
+        f"{config.model_type} is no supported layout: its configuration names no activation function, without which "
+        f"nothing is known of its MLP; {SUPPORTED}, and --allow-partial does not help here"
+    )
 
 
 def activation(config: Any) -> Callable[[Tensor], Tensor]:
@@ -139,7 +146,7 @@ def norm_offset(norm: nn.Module) -> float | None:
     Asked by running it: some norms multiply with `1 + weight` (Gemma), and nothing but their code says so.
     """
     weight = getattr(norm, "weight", None)
-    if weight is None:
+    if weight is None or weight.dim() != 1:
         return None
     # In float32 whatever the model's type: a few bits would not tell.
     probe = torch.linspace(-1, 2, weight.numel(), device=weight.device)

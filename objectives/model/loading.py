@@ -5,8 +5,7 @@ hub's libraries honour HF_TOKEN and HF_HUB_OFFLINE themselves.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,21 +119,6 @@ def load_model(plan: ModelPlan) -> Model:
         fingerprint=_fingerprint(module),
         file_dtype=file_dtype,
     )
-
-
-@contextmanager
-def weights_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Undo whatever the block does to the weights and biases of these modules; holds a copy of each.
-
-    A module may be named more than once: a fused Linear for every role it plays.
-    """
-    parameters = dict.fromkeys(parameter for module in modules for parameter in module.parameters(recurse=False))
-    originals = {parameter: parameter.detach().clone() for parameter in parameters}
-    try:
-        yield
-    finally:
-        for parameter, original in originals.items():
-            parameter.copy_(original)
 
 
 def _device(name: str) -> torch.device:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from objectives.calibration.calibration import Calibration
 from objectives.calibration.recording import BlockStatistics
+from objectives.model.finding import find_blocks
 from objectives.model.loading import Model
-from objectives.model.roles import Block, InputSite, find_blocks
+from objectives.model.roles import Block, InputSite
 from objectives.progress import silent
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from quant.layers import LinearInput, LinearSet

@@ -9,8 +9,8 @@ import torch
 from objectives import precision
 from objectives.evaluation import BenchPlan, lay_out
 from objectives.model import loading as models
+from objectives.model.finding import find_blocks
 from objectives.model.loading import Model, ModelPlan
-from objectives.model.roles import find_blocks
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import silent
 from objectives.scoring import score_all

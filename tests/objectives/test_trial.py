@@ -13,8 +13,8 @@ import quant.layers
 from objectives import trial
 from objectives.calibration.calibration import Calibration
 from objectives.errors import InputError
+from objectives.model.finding import find_blocks
 from objectives.model.loading import Model
-from objectives.model.roles import find_blocks
 from objectives.paired import paired_difference
 from objectives.quantization import model_size
 from objectives.scoring import Score

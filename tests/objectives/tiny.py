@@ -23,8 +23,8 @@ from transformers import (
 
 from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.calibration.calibration import Calibration
+from objectives.model.finding import find_blocks
 from objectives.model.loading import Model
-from objectives.model.roles import find_blocks
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from storage.cache import TensorCache

@@ -22,8 +22,9 @@ from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.calibration.calibration import Calibration
 from objectives.calibration.recording import BlockStatistics, record, statistics_bytes
 from objectives.errors import InputError, RunError
+from objectives.model.finding import find_blocks
 from objectives.model.loading import Model, ModelPlan, load_model
-from objectives.model.roles import Block, LinearRole, find_blocks
+from objectives.model.roles import Block, LinearRole
 from objectives.progress import silent
 from objectives.scoring import score_all
 from objectives.text.sequences import Sequences, TextPlan, prepare_text

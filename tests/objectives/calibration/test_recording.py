@@ -10,7 +10,8 @@ from torch import Tensor
 
 from objectives.calibration import recording
 from objectives.calibration.recording import BlockStatistics, record, statistics_bytes
-from objectives.model.roles import Block, LinearRole, find_blocks
+from objectives.model.finding import find_blocks
+from objectives.model.roles import Block, LinearRole
 from objectives.text.sequences import Sequences
 from tests.objectives import tiny
 
@@ -158,12 +159,12 @@ def test_hooks_are_removed_after_an_error() -> None:
 def test_nothing_after_the_last_watched_block_runs(watched: list[int]) -> None:
     """Blocks up to the last watched one run once per batch; later ones, the last norm and the head do not."""
     module = tiny.module(tiny.LAYOUTS["llama"]())
+    blocks = find_blocks(module)
     ran: list[str] = []
     named = {f"block {index}": layer for index, layer in enumerate(module.model.layers)}
     named |= {"norm": module.model.norm, "head": module.lm_head}
     for name, child in named.items():
         child.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
-    blocks = find_blocks(module)
     statistics = recorded(module, [blocks[index] for index in watched], tiny.sequences([8, 8]))
     assert ran == [f"block {index}" for index in range(watched[-1] + 1)]
     everything = recorded(module, blocks, tiny.sequences([8, 8]))

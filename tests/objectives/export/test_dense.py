@@ -21,8 +21,8 @@ from objectives.errors import InputError
 from objectives.export.dense import Dense
 from objectives.export.formats import Export
 from objectives.export.manifest import RECORD
+from objectives.model.finding import find_blocks
 from objectives.model.loading import Model, ModelPlan, load_model
-from objectives.model.roles import find_blocks
 from objectives.progress import silent
 from objectives.quantization import LayerResult, model_size
 from objectives.scoring import score_all

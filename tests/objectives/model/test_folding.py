@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import ArceeConfig, FalconConfig, OlmoConfig
 
 import quant.layers
+from objectives.model.finding import find_blocks
 from objectives.model.folding import fold
 from objectives.model.layouts import norm_offset
 from objectives.model.loading import Model
-from objectives.model.roles import InputSite, NormRole, find_blocks, unscaled_inputs
+from objectives.model.roles import InputSite, NormRole, unscaled_inputs
 from objectives.trial import quantized
 from quant.plan import Plan
 from quant.setting import Setting
@@ -19,6 +21,12 @@ from tests.objectives import tiny
 from tests.objectives.tiny import LAYOUTS
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
+# What lies between a Linear and what it feeds does not commute with a scale.
+OTHERS = {
+    "arcee": lambda: ArceeConfig(**tiny.GROUPED),
+    "olmo": lambda: OlmoConfig(**tiny.GROUPED, clip_qkv=1e-2),
+    "falcon": lambda: FalconConfig(**tiny.COMMON),
+}
 AWQ = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=5, symmetric=False)
 
 
@@ -38,10 +46,10 @@ def scale_of(site: InputSite, seed: int) -> Tensor:
     return scale if site.tie is None else site.tie.average(scale)
 
 
-@layouts
+@pytest.mark.parametrize("layout", [*LAYOUTS, *OTHERS])
 def test_folding_every_site_changes_no_logit(layout: str, ids: Tensor) -> None:
     """All weights times their scales, and all that feeds them divided: the same logits to float32 precision."""
-    made = tiny.model(LAYOUTS[layout]())
+    made = tiny.model((LAYOUTS | OTHERS)[layout]())
     before, state = logits(made, ids), tiny.state(made.module)
     with torch.no_grad():
         for block in find_blocks(made.module):

@@ -16,7 +16,8 @@ from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, evaluate, lay_out
 from objectives.model import loading as models
-from objectives.model.loading import Model, ModelPlan, available_bytes, load_model, weights_restored
+from objectives.model.loading import Model, ModelPlan, available_bytes, load_model
+from objectives.model.weights import weights_restored
 from objectives.progress import silent
 from objectives.text.sequences import TextPlan
 from quant.errors import QuantizationError

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    ArceeConfig,
     BloomConfig,
     CohereConfig,
     FalconConfig,
@@ -22,7 +23,8 @@ from transformers import (
 )
 
 from objectives.errors import InputError
-from objectives.model.roles import Block, LinearRole, find_blocks
+from objectives.model.finding import find_blocks
+from objectives.model.roles import Block, LinearRole
 from objectives.trial import run_trial
 from quant.layers import HeadTie
 from quant.plan import Plan
@@ -366,12 +368,153 @@ def test_relatives_fold_only_where_they_can(config: Any, folds: dict[str, bool])
 
 
 def test_a_norm_between_two_linears_does_not_fold() -> None:
-    """A norm inside attention or the MLP would undo a scale; unknown ones are taken to."""
+    """A norm inside attention or the MLP undoes a scale."""
+
+    class Normed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.rms_norm(super().forward(x), (self.out_features,))
+
     module = tiny.module(LAYOUTS["llama"]())
-    module.model.layers[1].self_attn.v_norm = nn.Identity()
-    first, second = ({site.linears[0].role: site.folds for site in block.sites} for block in find_blocks(module))
+    replaced(module.model.layers[1].self_attn, "v_proj", Normed)
+    first, second = (folds(block) for block in find_blocks(module))
     assert first == {"q": True, "o": True, "gate": True, "down": True}
-    assert second == {"q": True, "o": False, "gate": True, "down": False}
+    assert second == {"q": True, "o": False, "gate": True, "down": True}
+
+
+def folds(block: Block) -> dict[str, bool]:
+    return {site.linears[0].role: site.folds for site in block.sites}
+
+
+def replaced(parent: nn.Module, name: str, kind: type[nn.Linear]) -> None:
+    """Put a Linear of another class, with the same weights, in the place of one."""
+    before = getattr(parent, name)
+    made = kind(before.in_features, before.out_features, bias=before.bias is not None)
+    made.load_state_dict(before.state_dict())
+    setattr(parent, name, made.requires_grad_(False))
+
+
+def test_an_mlp_without_a_gate_is_activated_and_folds_by_its_activation() -> None:
+    """Arcee's `down(act(up(x)))`: up is what fc1 is elsewhere; its squared ReLU takes no scale, a plain one does."""
+    for activation, expected in (("relu2", False), ("relu", True), ("gelu", False)):
+        (block, _) = find_blocks(tiny.module(ArceeConfig(**tiny.GROUPED, hidden_act=activation)))
+        roles = by_role(block)
+        assert (roles["fc1"].name, roles["fc2"].name) == (f"{block.name}.mlp.up_proj", f"{block.name}.mlp.down_proj")
+        assert roles["fc1"].structure == "activated"
+        assert folds(block) == {"q": True, "o": True, "fc1": True, "fc2": expected}
+
+
+@pytest.mark.parametrize("bound", [1e-2, 8.0])
+def test_a_clamp_between_values_and_the_output_projection_does_not_fold(bound: float) -> None:
+    """A clamp is found whether or not the numbers of the model's own scale reach it."""
+    for block in find_blocks(tiny.module(OlmoConfig(**tiny.GROUPED, clip_qkv=bound))):
+        assert folds(block) == {"q": False, "o": False, "gate": False, "down": True}
+
+
+def test_values_that_are_used_a_second_time_do_not_fold() -> None:
+    """Values that the block adds to its output, hands on in an argument or keeps in a module have another reader."""
+
+    class Adding(nn.Module):
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.input_layernorm, self.self_attn = layer.input_layernorm, layer.self_attn
+            self.post_attention_layernorm, self.mlp = layer.post_attention_layernorm, layer.mlp
+
+        def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            values = self.self_attn.v_proj(self.input_layernorm(hidden_states)).repeat(1, 1, 2)
+            attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+            hidden_states = hidden_states + attended + 0.1 * values
+            return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    class Keeping(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = super().forward(x)
+            return self.last
+
+    module = tiny.module(LAYOUTS["llama"]())
+    module.model.layers[0] = Adding(module.model.layers[0])
+    replaced(module.model.layers[1].self_attn, "v_proj", Keeping)
+    for block in find_blocks(module):
+        assert folds(block) == {"q": True, "o": False, "gate": True, "down": True}
+
+
+def test_a_weight_that_stands_in_two_blocks_takes_no_scale() -> None:
+    """What one block would fold into it another would read."""
+    module = tiny.module(LAYOUTS["llama"]())
+    first, second = module.model.layers
+    second.self_attn.v_proj.weight = first.self_attn.v_proj.weight
+    second.post_attention_layernorm = first.post_attention_layernorm
+    for block in find_blocks(module):
+        assert folds(block) == {"q": False, "o": False, "gate": False, "down": True}
+
+
+class Reordered(nn.Module):
+    """A fused projection whose rows stand in another order, put back where its outputs are used."""
+
+    def __init__(self, parent: nn.Module, name: str, placed: Tensor) -> None:
+        super().__init__()
+        self.order = placed.argsort()
+        setattr(self, name, getattr(parent, name))
+        setattr(parent, name, self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (linear,) = self.children()
+        return linear(x)[..., self.order]
+
+
+QKV_ROWS = {"q": torch.arange(64), "k": torch.arange(64, 96), "v": torch.arange(96, 128)}
+
+
+@pytest.mark.parametrize("order", ["qkv", "vkq", "kqv"])
+def test_the_order_of_a_fused_projection_of_q_k_and_v_is_asked_of_the_block(order: str) -> None:
+    """Whatever comes first, the slices are what attention uses as such, and values fold."""
+    module = tiny.module(LAYOUTS["phi3"]())
+    placed = torch.cat([QKV_ROWS[role] for role in order])
+    for layer in module.model.layers:
+        Reordered(layer.self_attn, "qkv_proj", placed)
+    for block in find_blocks(module):
+        roles = by_role(block)
+        for role in "qkv":
+            assert torch.equal(placed[roles[role].rows], QKV_ROWS[role])
+        assert folds(block) == {"q": True, "o": True, "gate": True, "down": True}
+
+
+@pytest.mark.parametrize("placed", [torch.arange(256).roll(128), torch.arange(256).view(2, 128).T.flatten()])
+def test_the_order_of_a_fused_gate_and_up_is_asked_of_the_block(placed: Tensor) -> None:
+    """Up first, or one row of each in turns: gate is what is activated, and down's scale folds into up."""
+    module = tiny.module(LAYOUTS["phi3"]())
+    for layer in module.model.layers:
+        Reordered(layer.mlp, "gate_up_proj", placed)
+    for block in find_blocks(module):
+        roles = by_role(block)
+        assert torch.equal(placed[roles["gate"].rows], torch.arange(128))
+        assert torch.equal(placed[roles["up"].rows], torch.arange(128, 256))
+        assert folds(block)["down"]
+
+
+def test_an_order_that_nobody_knows_is_not_covered() -> None:
+    """A fused projection whose rows are mixed is refused, not cut up wrongly."""
+    module = tiny.module(LAYOUTS["phi3"]())
+    for layer in module.model.layers:
+        Reordered(layer.self_attn, "qkv_proj", torch.randperm(128, generator=torch.Generator().manual_seed(0)))
+    assert "self_attn.qkv_proj.qkv_proj.weight" in refusal(module)
+
+
+def test_head_shapes_are_read_from_each_block() -> None:
+    """A number of key/value heads that the configuration has wrong, and another one in every block, change nothing."""
+    module = tiny.module(LAYOUTS["llama"]())
+    module.config.num_key_value_heads = 1
+    module.config.num_attention_heads = 16
+    for block in find_blocks(module):
+        assert [site.tie for site in block.sites] == [None, TIE, None, None]
+        assert folds(block) == {"q": True, "o": True, "gate": True, "down": True}
+
+
+def test_a_broken_weight_leaves_the_roles_as_they_are_named() -> None:
+    """Where nothing can be told, whoever quantizes says which weight is broken."""
+    module = tiny.module(LAYOUTS["llama"]())
+    module.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    for block in find_blocks(module):
+        assert folds(block) == {"q": True, "o": True, "gate": True, "down": True}
 
 
 # What is not supported
@@ -410,7 +553,7 @@ def test_fused_experts_are_refused_above_five_percent(mixtral: Any) -> None:
 
 
 def test_fused_experts_are_listed_with_sizes_when_allowed(mixtral: Any) -> None:
-    """What stays in 16 bit is listed by name and size; attention is covered, but no norm that feeds experts folds."""
+    """What stays in 16 bit is listed by name and size; attention is covered, and the norm that feeds it alone folds."""
     for index, block in enumerate(find_blocks(mixtral, allow_partial=True)):
         name = f"model.layers.{index}"
         assert block.uncovered == {
@@ -419,7 +562,7 @@ def test_fused_experts_are_listed_with_sizes_when_allowed(mixtral: Any) -> None:
             f"{name}.mlp.experts.down_proj": 4 * HIDDEN * MLP,
         }
         assert [linear.role for linear in block.linears] == ["q", "k", "v", "o"]
-        assert [site.folds for site in block.sites] == [False, True]
+        assert [site.folds for site in block.sites] == [True, True]
 
 
 def test_a_few_uncovered_weights_need_no_flag() -> None:
@@ -458,19 +601,31 @@ def test_a_model_without_attention_is_refused() -> None:
     assert "MambaForCausalLM has no attention heads; supported layouts are" in refusal(module)
 
 
-def test_an_unknown_fused_arrangement_is_not_covered() -> None:
-    """A fused projection of other sizes (one key and value for all heads) is refused, not cut up wrongly."""
+@pytest.mark.parametrize("options", [{}, {"multi_query": False}, {"new_decoder_architecture": True, "num_kv_heads": 2}])
+def test_falcon_in_each_of_its_arrangements_folds_where_it_can(options: dict[str, Any]) -> None:
+    """One key and value for all heads, one for each, or one for a group: the block is asked, and one norm feeds all."""
     config = FalconConfig(
-        vocab_size=96, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS, **tiny.TOKENS
+        vocab_size=96, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS, **options, **tiny.TOKENS
     )
-    config.hidden_act = "gelu"
-    assert "self_attention.query_key_value.weight" in refusal(tiny.module(config))
+    for block in find_blocks(tiny.module(config)):
+        expected = {"q": "num_kv_heads" in options, "o": True, "fc1": "num_kv_heads" in options, "fc2": False}
+        assert folds(block) == expected
 
 
 def test_a_model_whose_activation_is_not_named_is_refused() -> None:
-    """Without the activation's name importances cannot be computed."""
+    """Without the activation's name importances cannot be computed; which layouts are supported is said."""
     module = tiny.module(BloomConfig(vocab_size=96, hidden_size=HIDDEN, n_layer=2, n_head=HEADS, **tiny.TOKENS))
-    assert "the configuration of bloom names no activation function" in refusal(module)
+    message = refusal(module)
+    assert message.startswith("bloom is no supported layout: its configuration names no activation function")
+    assert "GPT-NeoX-like" in message
+    assert "--allow-partial does not help" in message
+
+
+def test_a_model_that_cannot_be_run_is_refused() -> None:
+    """Whatever its own code raises is one line."""
+    module = tiny.module(LAYOUTS["llama"]())
+    module.model.layers[0].mlp.forward = lambda x: x @ torch.zeros(3, 3)
+    assert "LlamaForCausalLM cannot be run on 16 tokens: mat1 and mat2" in refusal(module)
 
 
 # The whole trial

@@ -1,0 +1,206 @@
+"""Find the decoder blocks of a model: their Linears by role, the fused ones taken apart, and which scales fold.
+
+Responsible for what is guessed by the tables of `layouts` and then asked of each block (`probing`): a scale folds where
+folding one changes nothing that the block puts out. What is not known is listed as not covered. May assume a
+transformers model whose decoder blocks are one `nn.ModuleList`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from objectives.errors import InputError
+from objectives.model.commuting import folding_sites
+from objectives.model.layouts import (
+    FUSED_GATE_UP,
+    FUSED_QKV,
+    SITES,
+    SUPPORTED,
+    UNGATED,
+    WHOLE,
+    Role,
+    Rows,
+    activation,
+    gate_up_arrangements,
+    head_dims,
+    qkv_arrangements,
+)
+from objectives.model.probing import Call, Probe, read_calls
+from objectives.model.roles import Block, InputSite, LinearRole, NormRole, largest_uncovered, uncovered_share
+
+MOST_UNCOVERED = 0.05
+
+
+def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
+    """Return the decoder blocks of a causal language model.
+
+    Args:
+        module: A `PreTrainedModel`.
+        allow_partial: Accept blocks of which more than 5 % of the weights stay in 16 bit.
+
+    Raises:
+        InputError: If the layout is not known, naming what is in the way.
+    """
+    config = module.config.get_text_config()
+    if not getattr(config, "num_attention_heads", None):
+        raise InputError(f"{type(module).__name__} has no attention heads; {SUPPORTED}")
+    prefix, layers = _decoder_layers(module, config.num_hidden_layers)
+    for index, layer in enumerate(layers):
+        _require_linears(f"{prefix}.{index}", layer)
+    activation(config)
+    calls = read_calls(module, list(layers))
+    shared = _shared_parameters(module)
+    blocks = [
+        _block(index, f"{prefix}.{index}", layer, call, config, shared)
+        for index, (layer, call) in enumerate(zip(layers, calls, strict=True))
+    ]
+    _require_coverage(module, blocks, allow_partial)
+    return blocks
+
+
+def _decoder_layers(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+    lists = [
+        (name, child)
+        for name, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    if not lists:
+        raise InputError(f"{type(module).__name__} has no list of {count} decoder blocks; {SUPPORTED}")
+    return max(lists, key=lambda named: sum(parameter.numel() for parameter in named[1].parameters()))
+
+
+def _require_linears(name: str, layer: nn.Module) -> None:
+    conv = [child for child, module in layer.named_modules() if isinstance(module, Conv1D)]
+    if conv:
+        raise InputError(f"{name}.{conv[0]} is a Conv1D (GPT-2 layout), which is not supported; {SUPPORTED}")
+
+
+def _shared_parameters(module: nn.Module) -> set[int]:
+    """Return the ids of parameters that stand in several places: changing one place would change the others."""
+    places = Counter(
+        id(parameter)
+        for child in {id(child): child for child in module.modules()}.values()
+        for parameter in child.parameters(recurse=False)
+    )
+    modules = Counter(id(child) for _, child in module.named_modules(remove_duplicate=False))
+    repeated = (child for child in module.modules() if modules[id(child)] > 1)
+    return {key for key, count in places.items() if count > 1} | {
+        id(parameter) for child in repeated for parameter in child.parameters(recurse=False)
+    }
+
+
+def _block(index: int, name: str, layer: nn.Module, call: Call | None, config: Any, shared: set[int]) -> Block:
+    # A block that is never run says nothing; it is taken as it is named, and no scale folds.
+    probe = None if call is None else Probe(layer, call)
+    asked = layer if probe is None else probe.layer
+    named = list(_linears(name, asked, probe, config))
+    times = Counter(linear.role for linear in named)
+    # Of several Linears of one role (routed experts) none reads what the block reads.
+    by_role = {linear.role: linear for linear in named if times[linear.role] == 1}
+    covered = {id(linear.module.weight) for linear in by_role.values()}
+    uncovered = {
+        f"{name}.{child}": parameter.numel()
+        for child, parameter in asked.named_parameters()
+        if parameter.dim() > 1 and id(parameter) not in covered
+    }
+    sites = list(_sites(name, by_role))
+    if probe is not None:
+        sites = folding_sites(name, sites, by_role, probe, config)
+    return Block(
+        index=index,
+        name=name,
+        sites=tuple(_of_layer(site, name, layer, shared) for site in sites),
+        activation=activation(config),
+        uncovered=uncovered,
+    )
+
+
+def _linears(name: str, layer: nn.Module, probe: Probe | None, config: Any) -> Iterator[LinearRole]:
+    linears = {path: module for path, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    whole = {path: WHOLE[leaf] for path in linears if (leaf := path.rpartition(".")[2]) in WHOLE}
+    # Without a gate, up is what the activation is applied to, as fc1 is.
+    ungated = "gate" not in whole.values() and not any(path.rpartition(".")[2] in FUSED_GATE_UP for path in linears)
+    for path, module in linears.items():
+        leaf = path.rpartition(".")[2]
+        if path in whole:
+            role = UNGATED.get(whole[path], whole[path]) if ungated else whole[path]
+            yield LinearRole(name=f"{name}.{path}", role=role, module=module)
+        elif leaf in FUSED_QKV | FUSED_GATE_UP:
+            reader = _only(linears, whole, "o" if leaf in FUSED_QKV else "down")
+            if reader is not None:
+                for role, rows in _rows(module, leaf, reader, layer, probe, config).items():
+                    own = rows.to(module.weight.device)
+                    yield LinearRole(name=f"{name}.{path}:{role}", role=role, module=module, rows=own)
+
+
+def _only(linears: Mapping[str, nn.Linear], roles: Mapping[str, Role], role: Role) -> tuple[str, nn.Linear] | None:
+    """Return the one Linear of a role with its path; None where there are several or none."""
+    paths = [path for path, own in roles.items() if own == role]
+    return (paths[0], linears[paths[0]]) if len(paths) == 1 else None
+
+
+def _rows(
+    module: nn.Linear, leaf: str, reader: tuple[str, nn.Linear], layer: nn.Module, probe: Probe | None, config: Any
+) -> Rows:
+    """Take a fused projection apart, as the block uses it; nothing where it does so in no known way."""
+    path, reads = reader
+    if leaf in FUSED_QKV:
+        attention = layer.get_submodule(path.rpartition(".")[0])
+        possible = qkv_arrangements(module.out_features, reads.in_features, head_dims(attention, config))
+        fits = (rows for rows in possible if probe is None or probe.is_qkv(module, rows, reads))
+    else:
+        if module.out_features != 2 * reads.in_features:
+            return {}
+        possible = gate_up_arrangements(module.out_features)
+        fits = (rows for rows in possible if probe is None or probe.multiplies(module, rows["up"], reads))
+    return next(fits, {})
+
+
+def _sites(name: str, by_role: Mapping[Role, LinearRole]) -> Iterator[InputSite]:
+    for kind, roles in SITES:
+        linears = tuple(by_role[role] for role in roles if role in by_role)
+        if linears:
+            yield InputSite(
+                name=f"{name}:{'+'.join(roles)}",
+                kind=kind,
+                linears=linears,
+                inputs=linears[0].module.in_features,
+                producer=None,
+            )
+
+
+def _of_layer(site: InputSite, block: str, layer: nn.Module, shared: set[int]) -> InputSite:
+    """Return a site of the copy that was asked as one of the model's own block."""
+    linears = tuple(replace(linear, module=_own(linear, block, layer)) for linear in site.linears)
+    if site.producer is None:
+        return replace(site, linears=linears)
+    producer = replace(site.producer, module=_own(site.producer, block, layer))
+    changed = [*(linear.module for linear in linears), producer.module]
+    if any(id(parameter) in shared for module in changed for parameter in module.parameters(recurse=False)):
+        return replace(site, linears=linears, producer=None, tie=None)
+    return replace(site, linears=linears, producer=producer)
+
+
+def _own(role: LinearRole | NormRole, block: str, layer: nn.Module) -> Any:
+    return layer.get_submodule(role.name.partition(":")[0].removeprefix(f"{block}."))
+
+
+def _require_coverage(module: nn.Module, blocks: Sequence[Block], allow_partial: bool) -> None:
+    uncovered = {name: size for block in blocks for name, size in block.uncovered.items()}
+    none_covered = not any(True for block in blocks for _ in block.linears)
+    share = uncovered_share(blocks)
+    if none_covered or (share > MOST_UNCOVERED and not allow_partial):
+        remedy = (
+            "which is all there is to quantize here"
+            if none_covered
+            else f"--allow-partial would leave these in 16 bit and quantize the other {1 - share:.0%}"
+        )
+        raise InputError(
+            f"{share:.0%} of the block weights are not Linears that can be quantized (largest: "
+            f"{largest_uncovered(uncovered)}), and at most 5 % may stay in 16 bit: {type(module).__name__} is no "
+            f"supported layout; {SUPPORTED}; {remedy}"
+        )
