@@ -17,7 +17,7 @@ from objectives.model.roles import kept_in_16_bit, unscaled_inputs
 from objectives.paired import Difference, paired_difference
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress
-from objectives.quantization import model_size
+from objectives.quantization import model_size, stored_bytes
 from objectives.scoring import Score, score_all
 from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
@@ -67,8 +67,9 @@ class LaidOut:
     @property
     def notes(self) -> list[str]:
         """Say what a person should know: how far the numbers' type is trusted, and what is not quantized or scaled."""
-        blocks = self.bench.blocks
-        notes = (self.agreement, kept_in_16_bit(blocks), unscaled_inputs(blocks))
+        model, blocks = self.bench.model, self.bench.blocks
+        as_it_is = None if model.quantized is None else f"{model.name} is {model.quantized} and is measured as it is"
+        notes = (*model.notes, as_it_is, self.agreement, kept_in_16_bit(blocks), unscaled_inputs(blocks))
         return [str(note) for note in notes if note is not None]
 
 
@@ -81,25 +82,27 @@ class Row:
         setting: What was applied; None is full precision.
         score: Per-sequence values.
         difference: Mean NLL above full precision's on the same text; None for full precision itself.
-        bits_per_weight: Over the decoder blocks' weights.
+        bits_per_weight: Over the decoder blocks' weights; None where nothing says.
         model_bytes: Of the whole model.
         quantize_seconds: Spent on quantizing (shared by the setting's data sets).
         score_seconds: Spent on scoring.
+        as_it_is: What the model is called without a setting.
     """
 
     dataset: str
     setting: Setting | None
     score: Score
     difference: Difference | None
-    bits_per_weight: float
+    bits_per_weight: float | None
     model_bytes: int
     quantize_seconds: float
     score_seconds: float
+    as_it_is: str = FULL_PRECISION
 
     @property
     def method(self) -> str:
         """Return what the row is called."""
-        return self.setting.label() if self.setting else FULL_PRECISION
+        return self.setting.label() if self.setting else self.as_it_is
 
 
 def load_bench(plan: BenchPlan, paths: Paths) -> tuple[Bench, list[Sequences]]:
@@ -110,7 +113,8 @@ def load_bench(plan: BenchPlan, paths: Paths) -> tuple[Bench, list[Sequences]]:
     """
     model = load_model(plan.model)
     calibration, *data = prepare_text([plan.calibration, *plan.data], model.tokenizer, plan.seed)
-    blocks = find_blocks(model.module, plan.allow_partial)
+    # Of a model that is already quantized nothing is asked but its scores.
+    blocks = [] if model.quantized is not None else find_blocks(model.module, plan.allow_partial)
     bench = Bench(
         model=model,
         blocks=blocks,
@@ -129,6 +133,8 @@ def lay_out(plan: BenchPlan, paths: Paths, progress: Progress) -> LaidOut:
         InputError: If the model or the text cannot be used.
     """
     bench, data = load_bench(plan, paths)
+    if bench.model.quantized is not None:
+        return LaidOut(bench=bench, data=data, agreement=None)
     agreement = check_agreement(bench.model, bench.blocks, data[0], ResultStore(paths.results), progress)
     if agreement is not None and not agreement.good:
         log.warning("%s", agreement)
@@ -156,7 +162,7 @@ def evaluate(laid_out: LaidOut, settings: Sequence[Setting], progress: Progress)
 def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], progress: Progress) -> Iterator[Row]:
     bench = laid_out.bench
     plan = None if setting is None else Plan.uniform(setting)
-    size = model_size(bench.model, bench.blocks, plan)
+    size, already = model_size(bench.model, bench.blocks, plan), bench.model.quantized
     with quantized(bench, plan, progress) as model:
         for index, sequences in enumerate(laid_out.data):
             started = perf_counter()
@@ -168,8 +174,9 @@ def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], 
                 setting=setting,
                 score=measured,
                 difference=paired_difference(measured, full) if full else None,
-                bits_per_weight=size.bits_per_weight,
-                model_bytes=size.model_bytes,
+                bits_per_weight=size.bits_per_weight if already is None else already.bits,
+                model_bytes=size.model_bytes if already is None else stored_bytes(bench.model),
                 quantize_seconds=model.seconds.get("quantize", 0.0),
                 score_seconds=score_seconds,
+                as_it_is=FULL_PRECISION if already is None else already.method,
             )

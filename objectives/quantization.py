@@ -7,6 +7,7 @@ that fold, what it leaves in memory is the model that is stored.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -148,6 +149,12 @@ def model_size(model: Model, blocks: Sequence[Block], plan: Plan | None) -> Mode
     weights = covered + uncovered
     outside = own_bits * (sum(parameter.numel() for parameter in model.module.parameters()) - weights)
     return ModelSize(weights=weights, codes=codes / 8, scales=scales / 8, rest=rest / 8, outside=outside / 8)
+
+
+def stored_bytes(model: Model) -> int:
+    """Return what the files of a model's weights take; where there are none, what its tensors do."""
+    files = [path.stat().st_size for path in Path(model.name).glob("*.safetensors")]
+    return sum(files) or sum(tensor.numel() * tensor.itemsize for tensor in model.module.state_dict().values())
 
 
 def _linear_set(

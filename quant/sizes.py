@@ -4,6 +4,7 @@ Responsible for `bits_per_weight` (docs/methods.md): codes, 16-bit scales, zero 
 scales that do not fold away. May assume nothing is stored that is not listed here; packing tests count real bytes.
 """
 
+import math
 from dataclasses import dataclass
 
 from quant.scheme import SCALE_BITS, Scheme
@@ -52,7 +53,9 @@ class ModelSize:
 
     @property
     def bits_per_weight(self) -> float:
-        """Return the bits over the weights of the decoder blocks."""
+        """Return the bits over the weights of the decoder blocks; NaN where no blocks are known."""
+        if not self.weights:
+            return math.nan
         return 8 * (self.codes + self.scales + self.rest) / self.weights
 
     @property

@@ -5,6 +5,7 @@ Responsible for the flags and the table of this command.
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -48,6 +49,8 @@ def run(parsed: Namespace) -> None:
     options = options_of(parsed, BenchOptions)
     settings = evaluated_settings(parsed, options.model)
     plan = bench_plan(options, max((setting.n_calib for setting in settings), default=1))
+    # Without a method nothing is quantized: a model that is already is measured as it is.
+    plan = replace(plan, model=replace(plan.model, accept_quantized=not settings))
     with progress_display(parsed.quiet) as progress:
         laid_out = lay_out(plan, paths_of(parsed), progress)
         rows = [row_record(row) for row in evaluate(laid_out, settings, progress)]
@@ -84,7 +87,7 @@ def evaluation_table(rows: Iterable[dict[str, Any]]) -> Table:
             row["method"],
             f"{row['perplexity']:.3f}",
             f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]" if gap else "-",
-            f"{row['bits_per_weight']:.3f}",
+            "-" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.3f}",
             f"{row['model_bytes'] / 1e6:.1f}",
             f"{row['tokens_per_second']:.0f}",
             f"{row['seconds']:.1f}",

@@ -18,11 +18,12 @@ from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
 from hpo.workers.measuring import measure
 from objectives.errors import InputError, RunError
 from objectives.evaluation import BenchPlan, LaidOut, lay_out, load_bench
-from objectives.export.manifest import read_record
+from objectives.model.provenance import read_record
 from objectives.progress import Progress
+from objectives.quantization import stored_bytes
 from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences
-from objectives.trial import TrialResult
+from objectives.trial import Bench, TrialResult
 from quant.errors import QuantizationError
 from quant.plan import Plan
 from quant.setting import Setting
@@ -121,7 +122,8 @@ def _model(
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory")
-    bench_plan = replace(plan, model=replace(plan.model, name=str(directory)), allow_partial=True)
+    model = replace(plan.model, name=str(directory), accept_quantized=True)
+    bench_plan = replace(plan, model=model, allow_partial=True)
     bench, own_texts = load_bench(bench_plan, paths)
     differing = [
         text.source for text, tokens in zip(texts, own_texts, strict=True) if text.fingerprint() != tokens.fingerprint()
@@ -132,7 +134,7 @@ def _model(
             "be compared"
         )
     entry = _entry("model", name, None, measure(bench, store, None, texts, progress))
-    facts = _packed_facts(directory)
+    facts = _packed_facts(directory) or _quantized_facts(bench)
     if facts is None:
         return entry, [f"{name}: its bits and bytes are those of its dense weights; {directory} says nothing else"]
     return replace(entry, measured=replace(entry.measured, **facts), packed=True), []
@@ -152,6 +154,16 @@ def _packed_facts(directory: Path) -> dict[str, Any] | None:
     except (KeyError, TypeError, ValueError) as error:
         log.warning("%s says of itself what cannot be understood (%s)", directory, error)
         return None
+
+
+def _quantized_facts(bench: Bench) -> dict[str, Any] | None:
+    """Return what a model that others quantized takes, by its configuration, else by its files; None for any other."""
+    quantized = bench.model.quantized
+    if quantized is None:
+        return None
+    size = stored_bytes(bench.model)
+    counted = 8 * size / sum(parameter.numel() for parameter in bench.model.module.parameters())
+    return {"bits_per_weight": counted if quantized.bits is None else quantized.bits, "model_bytes": size}
 
 
 def _calibration_notes(laid_out: LaidOut) -> Iterator[str]:

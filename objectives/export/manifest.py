@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from objectives.model.provenance import FORMAT, RECORD
 from objectives.quantization import LayerResult, model_size
 from objectives.trial import Bench
 from quant.plan import MIXED, Plan
@@ -18,8 +19,6 @@ from quant.sizes import ModelSize
 from storage.files import write_file
 from storage.typed_json import encode
 
-FORMAT = 2
-RECORD = "praqtune.json"
 VERSIONS_OF = ("praqtune", "torch", "transformers")
 
 
@@ -30,15 +29,6 @@ def write_record(directory: Path, record: dict[str, Any]) -> None:
         StorageError: If the disk is full or refuses.
     """
     write_file(directory / RECORD, json.dumps(record, indent=1).encode())
-
-
-def read_record(directory: Path) -> dict[str, Any] | None:
-    """Return what `write_record` wrote about a model directory; None for one that was made otherwise."""
-    try:
-        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
 
 
 def make_record(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weights: str) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.errors import InputError
+from objectives.model.files import ignored_files, require_model_directory, require_tokenizer_files
 from objectives.model.hub import hub_errors
+from objectives.model.provenance import AlreadyQuantized, already_quantized
 from quant.matmul import fast_dtype
 from quant.scheme import SCALE_TYPES
 
@@ -40,6 +42,7 @@ class ModelPlan:
         dtype: A name in `DTYPES`, or `auto`: the model's own type where the device is fast in it, float32 elsewhere.
         device: A torch device.
         trust_remote_code: Run Python code that comes with the model.
+        accept_quantized: Load a model that is already quantized, to measure it as it is.
     """
 
     name: str = BUNDLED
@@ -47,6 +50,7 @@ class ModelPlan:
     dtype: str = "auto"
     device: str = "cpu"
     trust_remote_code: bool = False
+    accept_quantized: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in DTYPES:
@@ -65,6 +69,8 @@ class Model:
         device: Where it runs.
         fingerprint: 128 bits of its configuration and of every weight and buffer as loaded.
         file_dtype: The type its files have its weights in; None where there are no files.
+        quantized: How it is already quantized; None in full precision.
+        notes: What a person should know of its files.
     """
 
     name: str
@@ -74,6 +80,8 @@ class Model:
     device: torch.device
     fingerprint: str
     file_dtype: torch.dtype | None = None
+    quantized: AlreadyQuantized | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,25 +98,31 @@ def load_model(plan: ModelPlan) -> Model:
     """Load a model and its tokenizer.
 
     Raises:
-        InputError: If it is absent, gated, without weights, of an unknown kind, or will not fit.
+        InputError: If it is absent, gated, without weights, of an unknown kind, already quantized, or will not fit.
     """
     path = str(MODEL_DIRECTORY) if plan.name == BUNDLED else plan.name
     device = _device(plan.device)
     common = {"revision": plan.revision, "trust_remote_code": plan.trust_remote_code}
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise InputError(f"model {path} is a directory without config.json; give a model directory")
-    with hub_errors(f"model {plan.name}"):
+    local = Path(path)
+    require_model_directory(plan.name, local)
+    with hub_errors(f"model {plan.name}", ImportError):
         config = AutoConfig.from_pretrained(path, **common)
+    quantized = already_quantized(config, local)
+    if quantized is not None:
+        _require_measurable(plan, quantized)
+    require_tokenizer_files(plan.name, local)
+    with hub_errors(f"the tokenizer of model {plan.name}", ImportError):
+        tokenizer = AutoTokenizer.from_pretrained(path, **common)
+    how = f", which is {quantized}," if quantized else ""
+    with hub_errors(f"model {plan.name}{how}", ImportError):
         file_dtype, dtype = config.dtype, _dtype(plan.dtype, config, device)
         _require_fit(plan, config, dtype, device)
-        tokenizer = AutoTokenizer.from_pretrained(path, **common)
         # Weights that are absent or of another shape are made up by the library; asked for, it says which.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **common
         )
     module, report = loaded
     _require_complete(plan, report)
-    _require_unpacked(plan, module)
     module = module.to(device).eval().requires_grad_(False)
     return Model(
         name=plan.name,
@@ -118,7 +132,22 @@ def load_model(plan: ModelPlan) -> Model:
         device=device,
         fingerprint=_fingerprint(module),
         file_dtype=file_dtype,
+        quantized=quantized,
+        notes=tuple(ignored_files(local)),
     )
+
+
+def _require_measurable(plan: ModelPlan, quantized: AlreadyQuantized) -> None:
+    if not quantized.known:
+        raise InputError(
+            f"model {plan.name} is {quantized}, which the installed transformers does not know and would ignore; "
+            f"{quantized.remedy}"
+        )
+    if not plan.accept_quantized:
+        raise InputError(
+            f"model {plan.name} is {quantized}, and quantizing it again would add a second loss; {quantized.remedy}, "
+            "or measure it as it is with `evaluate` without a method, or with `compare --models`"
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -160,19 +189,6 @@ def _require_complete(plan: ModelPlan, report: Mapping[str, Any]) -> None:
         raise InputError(
             f"model {plan.name} lacks {len(lacking)} weights that its config.json describes, or has them in another "
             f"shape (first: {lacking[0]}); get its files again"
-        )
-
-
-def _require_unpacked(plan: ModelPlan, module: nn.Module) -> None:
-    packed = [
-        name
-        for name, child in module.named_modules()
-        if isinstance(child, nn.Linear) and getattr(child, "weight", None) is None
-    ]
-    if packed:
-        raise InputError(
-            f"model {plan.name} has {len(packed)} Linears whose weights stay packed when it is loaded (first: "
-            f"{packed[0]}); give the model with dense weights"
         )
 
 

@@ -81,7 +81,7 @@ def test_the_best_trial_is_written_as_the_study_measured_it(
     assert found["notes"] == []
     contract = printed(capsys, "show", "--study", "small")["contract"]
     tuning = pinned(ResultStore(Paths(small_study.home).results), f"text-{contract['tuning']['fingerprint']}")
-    model = load_model(ModelPlan(name=str(target), dtype=contract["model"]["dtype"]))
+    model = load_model(ModelPlan(name=str(target), dtype=contract["model"]["dtype"], accept_quantized=True))
     assert score_all(model.module, tuning, "", silent).perplexity == pytest.approx(best["value"], rel=1e-3)
 
 
@@ -156,7 +156,7 @@ def test_the_best_trial_is_packed_and_proven(capsys: Any, small_study: SmallStud
     assert found["proof"]["packed"] == pytest.approx(best["value"], rel=1e-3)
     assert found["disk_bytes"] == sum(path.stat().st_size for path in target.iterdir())
     assert found["stored_bits_per_weight"] == pytest.approx(best["bits_per_weight"], abs=0.02)
-    model = load_model(ModelPlan(name=str(target)))
+    model = load_model(ModelPlan(name=str(target), accept_quantized=True))
     contract = printed(capsys, "show", "--study", "small")["contract"]
     tuning = pinned(ResultStore(Paths(small_study.home).results), f"text-{contract['tuning']['fingerprint']}")
     assert score_all(model.module, tuning, "", silent).perplexity == pytest.approx(best["value"], rel=1e-3)

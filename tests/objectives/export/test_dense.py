@@ -20,9 +20,9 @@ from objectives.calibration.calibration import Calibration
 from objectives.errors import InputError
 from objectives.export.dense import Dense
 from objectives.export.formats import Export
-from objectives.export.manifest import RECORD
 from objectives.model.finding import find_blocks
 from objectives.model.loading import Model, ModelPlan, load_model
+from objectives.model.provenance import RECORD
 from objectives.progress import silent
 from objectives.quantization import LayerResult, model_size
 from objectives.scoring import score_all
@@ -113,7 +113,7 @@ def test_the_bundled_model_can_be_written(bundled: Model, tmp_path: Path, target
     bench = Bench(model=bundled, blocks=blocks, calibration=Calibration(bundled, blocks, calibration, cache))
     setting = replace(AWQ, n_calib=4, n_grid=2)
     write_quantized(bench, Plan.uniform(setting), target)
-    model = load_model(ModelPlan(name=str(target)))
+    model = load_model(ModelPlan(name=str(target), accept_quantized=True))
     assert model.fingerprint != bundled.fingerprint
     found = score_all(model.module, prepare_text(plans, model.tokenizer)[1], "", silent)
     expected = run_trial(bench, Plan.uniform(setting), text).score
@@ -148,7 +148,7 @@ def test_a_written_model_can_be_the_model_of_a_bench(bench: Bench, tmp_path: Pat
     """What was written loads as any model directory, and rounding it again to the same grid changes little."""
     setting = Setting(method="rtn", group_size=32, n_calib=8)
     write_quantized(bench, Plan.uniform(setting), target)
-    model = load_model(ModelPlan(name=str(target), dtype="float32"))
+    model = load_model(ModelPlan(name=str(target), dtype="float32", accept_quantized=True))
     again, _ = quantized_state(tiny.bench(model, tmp_path / "again"), setting)
     for name, weight in model.module.state_dict().items():
         torch.testing.assert_close(again[name], weight, rtol=1e-2, atol=1e-3)

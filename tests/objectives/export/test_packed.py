@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import objectives.export.packed
 from objectives.errors import InputError, RunError
 from objectives.export.formats import Export, Proof
-from objectives.export.manifest import read_record
 from objectives.export.packed import Packed
 from objectives.export.rescoring import rescore
 from objectives.model.loading import DTYPES, ModelPlan, load_model
+from objectives.model.provenance import read_record
 from objectives.progress import silent
 from objectives.scoring import score_all
 from objectives.trial import Bench, quantized, run_trial
@@ -220,7 +220,7 @@ def test_tokenizer_record_and_card_come_along(bench: Bench, target: Path) -> Non
 def test_a_packed_model_can_be_the_model_of_a_bench(bench: Bench, target: Path) -> None:
     """It loads as any model directory does, and scores what it should."""
     record = write(bench, replace(AWQ, symmetric=False), target)
-    model = load_model(ModelPlan(name=str(target), dtype="bfloat16"))
+    model = load_model(ModelPlan(name=str(target), dtype="bfloat16", accept_quantized=True))
     assert model.fingerprint != bench.model.fingerprint
     assert score_all(model.module, TEXT, "", silent).perplexity == pytest.approx(record["proof"]["measured"], rel=1e-6)
 
@@ -267,12 +267,15 @@ def test_different_schemes_come_back_bit_by_bit(layout: str, tmp_path: Path, tar
 
 
 @pytest.mark.usefixtures("same_process")
-def test_a_model_that_stays_packed_is_not_the_model_of_a_bench(bench: Bench, target: Path) -> None:
+def test_a_model_that_stays_packed_is_measured_and_not_quantized_again(bench: Bench, target: Path) -> None:
     """Several schemes are unpacked on first use only: there are no weights to calibrate or to count."""
     plan = Plan(named={"model.layers.0.mlp.down_proj": replace(AWQ, group_size=64)}, others=AWQ)
-    Packed().write(export(bench, plan, target), silent)
-    with pytest.raises(InputError, match=r"has 14 Linears whose weights stay packed .*; give the model with dense"):
+    record = Packed().write(export(bench, plan, target), silent)
+    with pytest.raises(InputError, match=r"is already quantized \(packed by praqtune: mixed, .* bits per weight\)"):
         load_model(ModelPlan(name=str(target), dtype="bfloat16"))
+    model = load_model(ModelPlan(name=str(target), dtype="bfloat16", accept_quantized=True))
+    assert model.quantized is not None
+    assert model.quantized.bits == record["bits_per_weight"]
 
 
 def test_slices_of_one_matrix_have_one_scheme(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_damaged_weights(copy: Path, damage: str) -> None:
     """A download that was cut off is refused, not loaded as far as it goes."""
     data = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes({"cut off": data[:-1000], "empty": b"", "other bytes": b"x" * 1000}[damage])
-    assert f"model {copy} cannot be used: Error while deserializing header" in refusal(copy)
+    assert f"{copy / WEIGHTS} is damaged or not all there" in refusal(copy)
 
 
 def test_absent_weights_are_not_made_up(copy: Path) -> None:
@@ -151,9 +151,7 @@ def test_a_directory_without_tokenizer(copy: Path) -> None:
     """Without a tokenizer there is no text to measure on."""
     for path in copy.glob("tokenizer*"):
         path.unlink()
-    message = refusal(copy)
-    assert f"model {copy} cannot be used: " in message
-    assert "tokenizer" in message
+    assert f"model {copy} has no tokenizer" in refusal(copy)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""The files of a local model directory: what is wrong with them, in one line each.
+
+Responsible for what can be seen without loading anything: files that are no weights, are not all there, or are not
+read at all. May assume nothing; a name that is no local path is the hub's business.
+"""
+
+import json
+from pathlib import Path
+
+from objectives.errors import InputError
+
+POINTER = b"version https://git-lfs"
+ADAPTER = "adapter_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+HEADER_LENGTH_BYTES = 8
+LARGEST_HEADER = 100 * 2**20
+
+
+def require_model_directory(name: str, path: Path) -> None:
+    """Refuse a local model whose files cannot be those of a model; a name that is no path is let through.
+
+    Raises:
+        InputError: Naming the file and the remedy.
+    """
+    if path.is_file():
+        raise InputError(
+            f"model {name} is a file; give the directory that holds it with its config.json, {path.parent}"
+        )
+    if not path.is_dir():
+        return
+    if not (path / "config.json").is_file():
+        alone = (path / ADAPTER).is_file()
+        raise InputError(
+            f"model {name} is a PEFT adapter without its base model; merge it into that and give the result"
+            if alone
+            else f"model {name} is a directory without config.json; give a model directory"
+        )
+    for file in sorted(path.glob("*")):
+        if file.suffix in (".safetensors", ".json", ".model", ".bin") and _starts_as_pointer(file):
+            raise InputError(
+                f"{file} is a git-LFS pointer, not the file itself; run `git lfs pull` in {path}, or download it again"
+            )
+    for file in sorted(path.glob("*.safetensors")):
+        _require_whole(file)
+    _require_shards(path)
+
+
+def require_tokenizer_files(name: str, path: Path) -> None:
+    """Refuse a local model without a tokenizer.
+
+    Raises:
+        InputError: Saying which files are missing.
+    """
+    # A tokenizer of the model's own code may need none of the usual files but its configuration.
+    if path.is_dir() and not any((path / file).is_file() for file in TOKENIZER_FILES):
+        raise InputError(
+            f"model {name} has no tokenizer (tokenizer.json or tokenizer.model, and tokenizer_config.json); copy them "
+            "from the model that it was made from"
+        )
+
+
+def ignored_files(path: Path) -> list[str]:
+    """Say which files of a local model change nothing although they look as if they did."""
+    if not (path / ADAPTER).is_file():
+        return []
+    return [f"{path / ADAPTER} is ignored: the base weights beside it are used; merge the adapter into them to use it"]
+
+
+def _starts_as_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
+
+
+def _require_whole(file: Path) -> None:
+    """Compare the size of a safetensors file with what its header says."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(HEADER_LENGTH_BYTES), "little")
+            header = json.loads(opened.read(length)) if length <= LARGEST_HEADER else None
+        ends = [about["data_offsets"][1] for key, about in header.items() if key != "__metadata__"]  # type: ignore[union-attr]
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}; check its permissions") from error
+    except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise InputError(f"{file} is damaged or not all there: it has no safetensors header; get it again") from error
+    described, size = HEADER_LENGTH_BYTES + length + max(ends, default=0), file.stat().st_size
+    if size != described:
+        raise InputError(
+            f"{file} is damaged or not all there: {described} bytes by its header, {size} in the file; get it again"
+        )
+
+
+def _require_shards(path: Path) -> None:
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        named = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{index} is damaged: it maps no weights to files; get it again") from error
+    missing = sorted(file for file in named if not (path / file).is_file())
+    if missing:
+        raise InputError(
+            f"model {path} lacks {len(missing)} of {len(named)} files of weights (first: {missing[0]}); get them"
+        )
