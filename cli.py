@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from hpo.commands.parser import PROGRAM, make_parser
+from hpo.commands.streams import set_up_streams
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 # Their progress bars and advice are not ours to print.
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     _set_up_logging(options.quiet)
     try:
+        set_up_streams(options.json)
         options.run(options)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; what was finished is kept", file=sys.stderr)

@@ -30,7 +30,7 @@ from objectives.evaluation import LaidOut, lay_out
 from objectives.progress import Progress
 from objectives.quantization import model_size
 from objectives.results import pin
-from objectives.suitability import suitable_group_sizes
+from objectives.suitability import divides, group_sizes_text
 from objectives.trial import Bench
 from quant.plan import Plan
 from storage.paths import Paths
@@ -99,10 +99,11 @@ def optimize(
 def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
     """Fit the plan's space: leave out what does not suit the model, the text or the bits that are allowed."""
     bench, space = laid_out.bench, plan.space
-    suitable = suitable_group_sizes(bench.blocks)
+    suitable = [size for size in space.sizes("group_size") if bench.allow_partial_groups or divides(bench.blocks, size)]
+    unsuitable = UNSUITABLE if suitable else f"{UNSUITABLE}, as {group_sizes_text(bench.blocks)} would"
     samples = len(bench.calibration.text)
     limits: list[tuple[str, list[Number], str]] = [
-        ("group_size", [*(space.sizes("group_size") if bench.allow_partial_groups else suitable)], UNSUITABLE),
+        ("group_size", [*suitable], unsuitable),
         ("n_calib", [n for n in space.sizes("n_calib") if n <= samples], f"there is text for {samples} samples"),
     ]
     too_large = f"it costs more than {plan.max_bits} bits per weight"

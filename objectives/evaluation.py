@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from objectives.calibration.calibration import Calibration
+from objectives.limits import length_note, require_length, require_readable
 from objectives.model.finding import find_blocks
 from objectives.model.loading import ModelPlan, load_model
 from objectives.model.roles import kept_in_16_bit, unscaled_inputs
@@ -69,7 +70,8 @@ class LaidOut:
         """Say what a person should know: how far the numbers' type is trusted, and what is not quantized or scaled."""
         model, blocks = self.bench.model, self.bench.blocks
         as_it_is = None if model.quantized is None else f"{model.name} is {model.quantized} and is measured as it is"
-        notes = (*model.notes, as_it_is, self.agreement, kept_in_16_bit(blocks), unscaled_inputs(blocks))
+        too_long = length_note(model.module, [self.bench.calibration.text, *self.data])
+        notes = (*model.notes, as_it_is, too_long, self.agreement, kept_in_16_bit(blocks), unscaled_inputs(blocks))
         return [str(note) for note in notes if note is not None]
 
 
@@ -112,7 +114,9 @@ def load_bench(plan: BenchPlan, paths: Paths) -> tuple[Bench, list[Sequences]]:
         InputError: If the model or the text cannot be used.
     """
     model = load_model(plan.model)
-    calibration, *data = prepare_text([plan.calibration, *plan.data], model.tokenizer, plan.seed)
+    require_length(model.module, [plan.calibration, *plan.data])
+    calibration, *data = texts = prepare_text([plan.calibration, *plan.data], model.tokenizer, plan.seed)
+    require_readable(model.module, texts, model.tokenizer)
     # Of a model that is already quantized nothing is asked but its scores.
     blocks = [] if model.quantized is not None else find_blocks(model.module, plan.allow_partial)
     bench = Bench(

@@ -6,6 +6,7 @@ of an input among their settings. May assume settings that were validated when t
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import gcd
 
 from objectives.errors import InputError
 from objectives.model.roles import Block, InputSite
@@ -13,6 +14,7 @@ from quant.plan import Plan
 from quant.setting import Setting
 
 LISTED = 3
+LARGEST_GROUP, MOST_DIVISORS = 256, 4
 
 
 def require_suitable(blocks: Sequence[Block], plan: Plan, allow_partial_groups: bool = False) -> None:
@@ -59,10 +61,9 @@ def _require_whole_groups(blocks: Sequence[Block], plan: Plan, setting: Setting)
     widths = sorted({linear.shape[1] for linear in linears if plan.setting_for(linear.name) == setting})
     if setting.definition.per_row or all(width % size == 0 for width in widths):
         return
-    suitable = suitable_group_sizes(blocks)
     raise InputError(
         f"group size {size} does not divide the input widths {', '.join(map(str, widths))} of this model; "
-        f"use {', '.join(map(str, suitable)) or 'one of their divisors'}, or --allow-partial-groups"
+        f"use {group_sizes_text(blocks)}, or --allow-partial-groups"
     )
 
 
@@ -73,8 +74,19 @@ def _listed(names: Sequence[str]) -> str:
 
 def suitable_group_sizes(blocks: Sequence[Block]) -> list[int]:
     """Return which of 32, 64, 128 and 256 divide the inputs of every quantized Linear."""
-    widths = {site.inputs for block in blocks for site in block.sites}
-    return [size for size in (32, 64, 128, 256) if all(width % size == 0 for width in widths)]
+    return [size for size in (32, 64, 128, 256) if divides(blocks, size)]
+
+
+def divides(blocks: Sequence[Block], size: int) -> bool:
+    """Return whether a group size divides the inputs of every quantized Linear."""
+    return all(site.inputs % size == 0 for block in blocks for site in block.sites)
+
+
+def group_sizes_text(blocks: Sequence[Block]) -> str:
+    """Name the group sizes that divide the inputs of every quantized Linear: usual ones, else the largest there are."""
+    common = gcd(*(site.inputs for block in blocks for site in block.sites))
+    divisors = [size for size in range(common, 0, -1) if common % size == 0 and size <= LARGEST_GROUP]
+    return ", ".join(map(str, suitable_group_sizes(blocks) or divisors[:MOST_DIVISORS]))
 
 
 def site_parts(site: InputSite, plan: Plan) -> list[tuple[InputSite, Setting]]:

@@ -43,7 +43,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"errors", "progress", "stopwatch", "bundled"},
         {"model"},
         {"text", "suitability"},
-        {"scoring", "calibration"},
+        {"scoring", "calibration", "limits"},
         {"paired", "precision", "quantization"},
         {"trial"},
         {"results", "evaluation"},

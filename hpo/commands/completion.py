@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Iterator
 
 from hpo.commands.command import Command
+from hpo.commands.streams import written
 
 EXAMPLES = """examples:
   praqtune completion bash > ~/.local/share/bash-completion/completions/praqtune
@@ -36,7 +37,8 @@ def run(parsed: Namespace) -> None:
                 action.complete = shtab.FILE if action.metavar == "FILE" else shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.dest in names and action.option_strings and action.choices is None:
                 action.choices = names[action.dest]
-    sys.stdout.write(shtab.complete(parser, shell=parsed.shell) + "\n")
+    with written():
+        sys.stdout.write(shtab.complete(parser, shell=parsed.shell) + "\n")
 
 
 def completed_names() -> dict[str, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 Responsible for the form alone. May assume the common flags of `hpo.commands.flags`.
 """
 
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from hpo.commands.streams import written
 
 if TYPE_CHECKING:
     from hpo.report.tables import Table as TextTable
@@ -25,16 +28,27 @@ def output(parsed: Namespace, record: dict[str, Any], notes: Sequence[str], *tab
         from storage.strict_json import json_text
 
         if parsed.json == "-":
-            print(json_text(record), end="")
+            with written():
+                print(_encodable(json_text(record)), end="")
         else:
-            write_file(Path(parsed.json), json_text(record).encode())
+            write_file(Path(parsed.json), json_text(record).encode(errors="backslashreplace"))
     if parsed.json != "-":
         # A pipe gets whole lines, whatever the width of the terminal it came from.
-        console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-        for table in tables:
-            console.print(table)
-        for note in notes:
-            console.print(note, soft_wrap=True)
+        console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
+        with written():
+            for table in tables:
+                console.print(table)
+            for note in notes:
+                console.print(note, soft_wrap=True)
+
+
+def _encodable(text: str) -> str:
+    """Return JSON that standard output can encode: escaped, not transliterated, so that it means the same."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=1) + "\n"
+    return text
 
 
 def make_table(first: str, *others: str) -> Table:

@@ -17,6 +17,7 @@ from hpo.commands.command import Command
 from hpo.commands.flags import add_study_flags
 from hpo.commands.output import make_table, output
 from hpo.commands.stores import opened_study
+from hpo.commands.streams import written
 from objectives.errors import InputError
 
 EXAMPLES = """examples:
@@ -56,7 +57,7 @@ def watch(parsed: Namespace, look: Callable[[], dict[str, Any]]) -> None:
     """
     if parsed.json or not parsed.watch > 0:
         raise InputError("--watch takes seconds above 0 and goes without --json; call status --json again instead")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     with suppress(KeyboardInterrupt):
         if console.is_terminal:
             with Live(status_table(look()), console=console, auto_refresh=False) as live:
@@ -67,7 +68,8 @@ def watch(parsed: Namespace, look: Callable[[], dict[str, Any]]) -> None:
         while True:
             line = status_line(look())
             if line != said:
-                print(line, flush=True)
+                with written():
+                    print(line)
             said = line
             sleep(parsed.watch)
 

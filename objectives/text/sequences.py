@@ -2,7 +2,8 @@
 
 Responsible for the two protocols and for parts that share no document. `documents`: each text truncated
 to `length` tokens, texts under 100 characters skipped, special tokens as the tokenizer adds them. `packed`: texts
-joined by two newlines and cut into blocks of `length`, without special tokens. May assume a fast tokenizer.
+joined by two newlines and cut into blocks of `length`, without special tokens. May assume a tokenizer of
+transformers, fast or in Python.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -185,6 +186,15 @@ def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterato
     scored[0] = False
     # One block more than wanted, so that where the text is cut off cannot show in the blocks that are used.
     tokens = (plan.count + 1) * length
+    join = _joined if getattr(tokenizer, "is_fast", False) else _joined_one_by_one
+    ids, owners = join(documents, tokenizer, tokens)
+    for begin in range(0, len(ids) - length + 1, length):
+        block = slice(begin, begin + length)
+        yield ids[block].clone(), scored, int(np.bincount(owners[block]).argmax())
+
+
+def _joined(documents: Sequence[str], tokenizer: Any, tokens: int) -> tuple[Tensor, NDArray[np.int64]]:
+    """Return the tokens of as many documents as make `tokens` of them, and the document that each comes from."""
     ends = np.cumsum([len(text) + len(SEPARATOR) for text in documents])
     taken = 1 + int(np.searchsorted(ends, CHARACTERS_PER_TOKEN * tokens))
     while True:
@@ -196,12 +206,23 @@ def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterato
         if len(encoded.input_ids) >= tokens or taken >= len(documents):
             break
         taken *= 2
-    ids = torch.tensor(encoded.input_ids, dtype=torch.int64)
     starts = np.array([start for start, _ in encoded.offset_mapping], dtype=np.int64)
-    owners = np.searchsorted(ends, starts, side="right")
-    for begin in range(0, len(ids) - length + 1, length):
-        block = slice(begin, begin + length)
-        yield ids[block].clone(), scored, int(np.bincount(owners[block]).argmax())
+    return torch.tensor(encoded.input_ids, dtype=torch.int64), np.searchsorted(ends, starts, side="right")
+
+
+def _joined_one_by_one(documents: Sequence[str], tokenizer: Any, tokens: int) -> tuple[Tensor, NDArray[np.int64]]:
+    """Do what `_joined` does for a tokenizer in Python, which does not know where in a text a token begins."""
+    ids: list[int] = []
+    owners: list[int] = []
+    last = len(documents) - 1
+    for index, text in enumerate(documents):
+        whole = text if index == last else text + SEPARATOR
+        own = tokenizer(whole, add_special_tokens=False, verbose=False).input_ids
+        ids += own
+        owners += [index] * len(own)
+        if len(ids) >= tokens:
+            break
+    return torch.tensor(ids, dtype=torch.int64), np.array(owners, dtype=np.int64)
 
 
 def _enough(sequences: Sequences, plan: TextPlan) -> Sequences:

@@ -1,13 +1,14 @@
 """Text sources: from the name a user types to a list of documents.
 
 Responsible for reading and for telling documents apart. Names are `bundled:...`, `c4`, `wikitext2`,
-`hub:org/name[:config[:split[:column]]]`, or a local `.txt`, `.raw`, `.jsonl`, `.jsonl.gz` or `.parquet` file. May
-assume that the first `POOL` documents of a source represent it.
+`hub:org/name[:config[:split[:column]]]`, or a local text, JSON lines or parquet file. May assume that the first `POOL`
+documents of a source represent it.
 """
 
 import gzip
 import itertools
 import json
+import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,9 +21,11 @@ from objectives.bundled import text as bundled
 from objectives.errors import InputError
 from objectives.model.hub import hub_errors
 
+log = logging.getLogger(__name__)
+
 POOL = 10_000
 HUB_NAMES = {"c4": "hub:allenai/c4:en:validation:text", "wikitext2": "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"}
-SUFFIXES = (".txt", ".raw", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".raw", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 ALLOWED = (
     "allowed: bundled:docstrings, bundled:topics, c4, wikitext2, hub:org/name[:config[:split[:column]]], "
     f"or a file ending in {', '.join(SUFFIXES)}"
@@ -31,6 +34,9 @@ ALLOWED = (
 ENCODING = "utf-8-sig"
 WIKITEXT_HEADING = re.compile(r"^ = (?!=).*[^=] = *$", re.MULTILINE)
 BLANK_LINES = re.compile(r"\n[ \t]*\n")
+# Half of a character beyond the first 65,536, as text that was cut there has it; no encoding holds one.
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+REPLACEMENT = "\ufffd"
 
 
 def read_documents(source: str) -> list[str]:
@@ -109,17 +115,32 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
 
 def _json_lines(path: Path) -> Iterator[str]:
     open_text = gzip.open if path.suffix == ".gz" else open
-    with open_text(path, "rt", encoding=ENCODING) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path} line {number} is not JSON: {error.msg}") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path} line {number} is not an object with a text field")
-            yield _text_of(row, "text", f"{path} line {number}")
+    halves, first = 0, 0
+    try:
+        with open_text(path, "rt", encoding=ENCODING) as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                text, count = LONE_SURROGATE.subn(REPLACEMENT, _text_of_line(line, f"{path} line {number}"))
+                halves, first = halves + count, first or (number if count else 0)
+                yield text
+    finally:
+        # Also where enough of it was read.
+        if halves:
+            log.warning("%s: %d halves of characters were replaced, the first in line %d", path, halves, first)
+
+
+def _text_of_line(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise InputError(f"{where} is nested too deeply to be read") from error
+    except ValueError as error:
+        # Also of numbers that are too long.
+        raise InputError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is not an object with a text field")
+    return _text_of(row, "text", where)
 
 
 def _parquet(path: Path) -> Iterator[str]:
@@ -139,4 +160,6 @@ def _text_of(row: Mapping[str, object], column: str, where: str) -> str:
     raise InputError(f"{where} holds {type(text).__name__} in {column!r}, not text")
 
 
-_READERS = {".txt": _plain, ".raw": _plain, ".jsonl": _json_lines, ".jsonl.gz": _json_lines, ".parquet": _parquet}
+_KINDS = {".txt": _plain, ".raw": _plain, ".jsonl": _json_lines, ".json": _json_lines, ".parquet": _parquet}
+# C4's own files end in `.json.gz`, and hold JSON lines.
+_READERS = {suffix: _KINDS[suffix.removesuffix(".gz")] for suffix in SUFFIXES}

@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from objectives.errors import InputError
 from objectives.model.loading import Model
@@ -403,3 +403,46 @@ def test_different_texts_on_one_subject_are_accepted(bundled: Model) -> None:
         plan(source="bundled:docstrings", part="tuning", count=64, length=64),
     ]
     assert [len(sequences) for sequences in prepare_text(plans, bundled.tokenizer)] == [64, 64, 64]
+
+
+# Tokenizers in Python
+
+
+class Letters(PreTrainedTokenizer):
+    """A token for every character, between `<s>` and `</s>`, in Python: it knows no offsets."""
+
+    vocab_files_names: ClassVar[dict[str, str]] = {}
+
+    def __init__(self) -> None:
+        super().__init__(bos_token="<s>", eos_token="</s>", unk_token="?")
+
+    @property
+    def vocab_size(self) -> int:
+        return 128
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"<s>": 1, "</s>": 2, "?": 3} | {chr(number): number for number in range(4, 128)}
+
+    def _tokenize(self, text: str) -> list[str]:
+        return list(text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.get_vocab().get(token, 3)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return {number: token for token, number in self.get_vocab().items()}[index]
+
+
+@pytest.mark.parametrize("protocol", ["packed", "documents"])
+def test_a_tokenizer_in_python_works_in_both_protocols(protocol: Any) -> None:
+    """Without offsets the owner of a block is still known, and the joined text is the same."""
+    documents = prose(40, words=(30, 60))
+    made = tokenize(documents, Letters(), plan(protocol=protocol, length=50))
+    text = "\n\n".join(documents)
+    if protocol == "packed":
+        assert joined(made) == [ord(letter) if ord(letter) > 3 else 3 for letter in text[: 50 * (len(text) // 50)]]
+        for number, owner in enumerate(made.clusters):
+            assert documents[owner].split()[0] in text[max(0, number * 50 - 800) : number * 50 + 50]
+    else:
+        assert made.clusters == tuple(range(len(documents)))
+        assert [bytes(ids.tolist()).decode() for ids in made.ids] == [document[:50] for document in documents]

@@ -205,7 +205,7 @@ def test_the_allowed_kinds_are_those_that_are_read() -> None:
     assert set(text.SUFFIXES) == set(text._READERS)
 
 
-@pytest.mark.parametrize("name", ["some.csv", "some", "some.json", "some.txt.gz", "some.parquet.bak"])
+@pytest.mark.parametrize("name", ["some.csv", "some", "some.xml", "some.txt.gz", "some.parquet.bak"])
 def test_an_unknown_suffix_is_refused(tmp_path: Path, name: str) -> None:
     """A file of another kind is refused with the kinds that may be given."""
     path = tmp_path / name
@@ -215,7 +215,7 @@ def test_an_unknown_suffix_is_refused(tmp_path: Path, name: str) -> None:
     assert ".jsonl.gz" in message
 
 
-@pytest.mark.parametrize("name", ["some.txt", "some.raw", "some.jsonl", "some.jsonl.gz", "some.parquet"])
+@pytest.mark.parametrize("name", ["some.txt", "some.raw", "some.jsl", "some.jsonl.gz", "some.parquet"])
 def test_a_file_without_text_is_refused(tmp_path: Path, name: str) -> None:
     """An empty file, and one with nothing but blank text, is refused by name whatever its kind."""
     blank = lines_of([{"text": " \n\t "}, {"text": ""}])
@@ -329,3 +329,31 @@ def test_a_python_without_sources_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(text.bundled, "held_out", no_sources)
     assert "give your own --calib-data" in refusal("bundled:topics")
+
+
+@pytest.mark.parametrize("name", ["c4-validation.00000-of-00008.json.gz", "c4-train.00000.json"])
+def test_c4s_own_file_names_are_json_lines(tmp_path: Path, name: str) -> None:
+    """Files as C4 has them are read as they are."""
+    path = tmp_path / name
+    data = lines_of([{"text": "one", "url": "x"}, {"text": "two", "url": "y"}])
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read_documents(str(path)) == ["one", "two"]
+
+
+def test_halves_of_characters_are_replaced_counted_and_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A text that was cut inside an emoji is read; the warning has the first line's number."""
+    path = tmp_path / "half.jsonl"
+    path.write_text('{"text": "whole \\ud83d\\ude00"}\n\n{"text": "\\ud83d half \\ude00"}\n{"text": "\\udc00"}\n')
+    assert read_documents(str(path)) == ["whole \U0001f600", "\ufffd half \ufffd", "\ufffd"]
+    assert caplog.messages == [f"{path}: 3 halves of characters were replaced, the first in line 3"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [('{"text": ' + "[" * 100_000, "line 1 is nested too deeply"), ('{"a": ' + "1" * 5000 + "}", "line 1 is not JSON")],
+)
+def test_json_that_no_parser_takes_is_one_line(line: str, said: str, tmp_path: Path) -> None:
+    """Neither a recursion nor a number without end is a traceback."""
+    path = tmp_path / "deep.jsonl"
+    path.write_text(line)
+    assert said in refusal(path)
