@@ -1,7 +1,8 @@
-"""What several end-to-end tests read: a small study of the bundled model, made once."""
+"""What tests of several rooms read: a small study of the bundled model and a report with everything, made once."""
 
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,33 @@ from typing import Any
 import huggingface_hub
 import pytest
 import transformers
+from filelock import FileLock
 
 import cli
 from tests.servers import Database
 
 PICTURES = "hpo.report.write._pictures"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Few resamples: they take most of the time of a report, and most tests look at no interval."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hpo.verdict.bootstrap.RESAMPLES", 10)
+        yield
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` that all test processes share: the first that needs it makes it, others wait for it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +58,27 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
     # No bars in a process that lives on after the command line.
     huggingface_hub.utils.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    study = SmallStudy(home=tmp_path_factory.mktemp("small"))
-    where = ["--study", "small", "--cache", str(study.home), "--json", str(study.json)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PICTURES, blank)
-        assert cli.main(["optimize", "--presets-only", *study.flags, *where]) == 0
-    return study
+
+    def make(home: Path) -> None:
+        study = SmallStudy(home=home)
+        where = ["--study", "small", "--cache", str(home), "--out", str(home / "report"), "--json", str(study.json)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PICTURES, blank)
+            assert cli.main(["optimize", "--presets-only", *study.flags, *where]) == 0
+
+    return SmallStudy(home=made_once(tmp_path_factory, "small", make))
+
+
+@pytest.fixture(scope="session")
+def mixed_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report of `confirmed_study`, with every figure; nobody may write to it."""
+    from hpo.report.write import write_report
+    from tests.hpo.made_studies import confirmed_study
+
+    def make(folder: Path) -> None:
+        write_report(confirmed_study(folder / "store").snapshot, folder / "made" / "when-needed")
+
+    return made_once(tmp_path_factory, "mixed-report", make) / "made" / "when-needed"
 
 
 @pytest.fixture

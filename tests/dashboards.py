@@ -14,7 +14,7 @@ from storage.paths import Paths
 from storage.results import ResultStore
 from storage.studies.opening import open_storage
 from tests.hpo.made_studies import mixed_study
-from tests.processes import PATIENCE, run_cli, start, wait_until
+from tests.processes import PATIENCE, start, wait_until
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class Served:
 
 
 @contextmanager
-def dashboard(home: Path, trials: int) -> Iterator[Served]:
-    """Serve a study of so many trials, on a free port, until the block ends."""
+def dashboard(home: Path, trials: int, command: Callable[..., None]) -> Iterator[Served]:
+    """Serve a study of so many trials until the block ends, on a free port, by a function that runs command lines."""
     url = f"sqlite:///{home}/studies.db"
     mixed_study(ResultStore(Paths(home).results), trials).stored(open_storage(url))
     output = home / "dashboard"
     arguments = ["dashboard", "--storage", url, "--cache", str(home), "--port", "0"]
-    process = start(run_cli, arguments, output)
+    process = start(command, arguments, output)
     errors = output.with_suffix(".err")
     wait_until(lambda: errors.is_file() and "dashboard: http" in errors.read_text(), "the dashboard's address")
     try:

@@ -8,7 +8,8 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic, sleep
@@ -37,6 +38,21 @@ def start(target: Callable[..., Any], *arguments: Any, **named: Any) -> BaseProc
     process = CONTEXT.Process(target=target, args=arguments, kwargs=named, daemon=True)
     process.start()
     return process
+
+
+class ForkedPool(ProcessPoolExecutor):
+    """What loky's pool is to a launcher, with processes that are forked as those of `start` are."""
+
+    def __init__(self, max_workers: int, timeout: None, env: Mapping[str, str]) -> None:
+        super().__init__(max_workers, mp_context=CONTEXT, initializer=_add_to_environment, initargs=(dict(env),))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:
+        """By then the launcher has waited for its workers."""
+        super().shutdown(wait=wait, cancel_futures=cancel_futures)
+
+
+def _add_to_environment(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
 
 
 def finish(*processes: BaseProcess) -> list[int | None]:

@@ -15,14 +15,16 @@ from hpo.study.attributes import RESULT
 from storage.studies.opening import open_storage
 from tests.browser.conftest import watched
 from tests.dashboards import Served, dashboard
+from tests.processes import run_cli
 
-TRIALS = 16
+TRIALS = 24
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A dashboard whose refresher has been through everything once; not started where there is no browser."""
-    with dashboard(tmp_path_factory.mktemp("home"), TRIALS) as served:
+    with dashboard(tmp_path_factory.mktemp("home"), TRIALS, run_cli) as served:
         served.wait_for(lambda found: len(found["artifacts"]) == 2, "the study's files")
         ended = {"Complete", "Pruned", "Fail"}
         served.wait_for(
@@ -100,7 +102,6 @@ def test_the_report_opens_from_the_note(page: Page, served: Served, complaints: 
     assert complaints == []
 
 
-@pytest.mark.slow
 def test_an_open_page_moves_with_its_study(page: Page, served: Served, complaints: list[str]) -> None:
     """A trial that a worker ends appears as the best one, in the note and among the graphs, without a reload."""
     page.goto(f"{served.address}dashboard/studies/1")

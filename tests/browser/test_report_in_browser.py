@@ -1,16 +1,13 @@
 """The report as people see it: on a phone, on a desk, in the dark, on paper, without scripts."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
 
-from hpo.report.write import write_report
-from storage.results import ResultStore
 from tests.browser.conftest import watched
-from tests.hpo.made_studies import confirmation, mixed_study
 
+SLOW = pytest.mark.slow
 PLOTS = "document.querySelectorAll('.plot').length"
 # What a figure consists of when plotly has drawn it: an SVG of some size with marks on it.
 DRAWN = """[...document.querySelectorAll('.plot')].filter(plot => {
@@ -41,18 +38,16 @@ CONTRAST = """(() => {
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a report with every figure."""
-    folder = tmp_path_factory.mktemp("report")
-    study = mixed_study(ResultStore(folder / "store"), 40)
-    study = replace(study, record=replace(study.record, confirmation=confirmation()))
-    page = write_report(study.snapshot, folder / "report")
-    return page.as_uri()
+def report(browser: Browser, mixed_report: Path) -> str:
+    """The address of a report with every figure; not written where there is no browser."""
+    return (mixed_report / "index.html").as_uri()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1400])
-def test_every_figure_is_drawn(browser: Browser, complaints: list[str], report: str, scheme: str, width: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [(390, "dark"), *(pytest.param(*case, marks=SLOW) for case in ((390, "light"), (1400, "dark"), (1400, "light")))],
+)
+def test_every_figure_is_drawn(browser: Browser, complaints: list[str], report: str, width: int, scheme: str) -> None:
     """Nothing complains, nothing is wider than the screen, and text can be read."""
     page = watched(
         browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme),  # type: ignore[arg-type]
@@ -68,6 +63,7 @@ def test_every_figure_is_drawn(browser: Browser, complaints: list[str], report: 
     page.close()
 
 
+@SLOW
 def test_a_change_of_the_colour_scheme_is_followed(browser: Browser, complaints: list[str], report: str) -> None:
     """Text of figures, too, while the page is open."""
     page = watched(browser.new_page(color_scheme="light"), complaints)
@@ -79,7 +75,7 @@ def test_a_change_of_the_colour_scheme_is_followed(browser: Browser, complaints:
     page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=SLOW), "dark"])
 def test_paper_has_pictures_on_white(browser: Browser, report: str, scheme: str) -> None:
     """In print there is a picture for every figure, whatever the screen's colours were."""
     page = browser.new_page(color_scheme=scheme)  # type: ignore[arg-type]
@@ -93,6 +89,7 @@ def test_paper_has_pictures_on_white(browser: Browser, report: str, scheme: str)
     page.close()
 
 
+@SLOW
 def test_without_scripts_there_are_pictures(browser: Browser, report: str) -> None:
     """Where scripts are off, as in some mail programs."""
     context = browser.new_context(java_script_enabled=False)
@@ -103,6 +100,7 @@ def test_without_scripts_there_are_pictures(browser: Browser, report: str) -> No
     context.close()
 
 
+@SLOW
 def test_commands_can_be_reached_by_keyboard(browser: Browser, report: str) -> None:
     """What scrolls sideways on a phone takes the focus, so that its end can be read."""
     page = browser.new_page(viewport={"width": 390, "height": 900})
@@ -114,10 +112,3 @@ def test_commands_can_be_reached_by_keyboard(browser: Browser, report: str) -> N
     )
     assert beyond == []
     page.close()
-
-
-def test_the_page_stands_alone(report: str) -> None:
-    """Moved away from its folder it is the same page: nothing beside it is loaded."""
-    text = Path(report.removeprefix("file://")).read_text(encoding="utf-8")
-    assert 'src="data:image/png' in text
-    assert 'src="index' not in text

@@ -7,12 +7,12 @@ import pytest
 
 import cli
 from tests.dashboards import dashboard
-from tests.processes import finish
+from tests.processes import finish, run_worker
 
 
 def test_the_dashboard_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     """Page, list of studies, notes and files; SIGTERM ends it with exit code 0 and without a traceback."""
-    with dashboard(tmp_path, 8) as served:
+    with dashboard(tmp_path, 8, run_worker) as served:
         assert b"<html" in served.read("dashboard")
         (study,) = json.loads(served.read("api/studies"))["study_summaries"]
         assert study["study_name"] == "study"

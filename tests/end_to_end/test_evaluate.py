@@ -368,6 +368,7 @@ def test_help_names_every_command() -> None:
     assert named >= {"evaluate", "calibrate", "cache"}
 
 
+@pytest.mark.slow
 def test_offline_with_the_bundled_model(flags: list[str], text: str) -> None:
     """HF_HUB_OFFLINE=1 is no hindrance to what ships with the project, and nothing but the result is printed."""
     arguments = ["evaluate", *flags, "--eval-data", text, "--method", "rtn", "--json"]

@@ -46,6 +46,7 @@ def test_the_current_format_has_a_golden_file() -> None:
     assert (GOLDEN / f"study-format-{FORMAT}.zip").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("golden", sorted(GOLDEN.glob("*.zip")), ids=lambda path: path.stem)
 def test_a_golden_study_opens(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With all trials, references, the confirmation and the ranking, digit by digit; and it has a report."""

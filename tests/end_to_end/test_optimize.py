@@ -25,6 +25,7 @@ ROOT = Path(cli.__file__).parent
 # Small calibration and 16 short sequences: a trial takes half a second.
 QUICK = ["--n-grid", "2..6", "--eval-samples", "16", "--seq-len", "64", "--dtype", "float32"]
 SMALL = ["--group-size", "64,128", "--n-calib", "16,32", *QUICK]
+TWO_SIZES = ["--group-size", "64,128", "--n-calib", "16", *QUICK, "--eval-samples", "8"]
 ONE_SIZE = ["--group-size", "128", "--n-calib", "16", *QUICK, "--confirm-data", "bundled:docstrings"]
 ENDED = {"COMPLETE", "PRUNED", "FAIL"}
 
@@ -92,10 +93,10 @@ def shown(run: Run) -> dict[str, Any]:
     return found
 
 
-def started(directory: Path, *arguments: str) -> BaseProcess:
+def started(directory: Path, flags: list[str]) -> BaseProcess:
     """A study in a process that the test can stop, with its storage and its home in `directory`."""
     where = ["--storage", f"sqlite:///{directory}/study.db", "--cache", f"{directory}/home"]
-    return start(run_cli, ["optimize", *ONE_SIZE, *where, *arguments], directory / "started")
+    return start(run_cli, ["optimize", *flags, *where], directory / "started")
 
 
 def wait_for_trials(directory: Path, ended: int) -> None:
@@ -112,11 +113,10 @@ def wait_for_trials(directory: Path, ended: int) -> None:
     wait_until(so_far, f"a trial after {ended} others")
 
 
-def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """One command: references, presets, trials, ranking at equal bits, confirmation, report; then going on with it."""
-    first = run("optimize", *SMALL, "--trials", "7")
+def assert_measured_ranked_and_confirmed(run: Run, first: Ended, trials: int, report: Path) -> dict[str, Any]:
+    """What one command leaves of a study at two group sizes, as `show` prints it."""
     assert first.returncode == 0, first.stderr
-    assert "[7/7]" in first.stderr
+    assert f"[{trials}/{trials}]" in first.stderr
     assert "Recommended at group size" in first.stdout
     assert "On held-out text" in first.stdout
     study = shown(run)
@@ -126,7 +126,7 @@ def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path, request: p
     for one in (study, study["references"][0], study["trials"][0], level, level["rows"][0], study["confirmation"]):
         assert [key for key in one if f"`{key}`" not in documented] == []
     assert [one["name"] for one in study["references"]] == ["full precision", *["rtn", "gw-awq", "gwh-praq-v1"] * 2]
-    assert [trial["number"] for trial in study["trials"]] == list(range(7))
+    assert [trial["number"] for trial in study["trials"]] == list(range(trials))
     presets = ["balanced", "awq-leaning", "praq-leaning", "conservative"]
     assert [trial["name"].split(" ")[0] for trial in study["trials"]][:4] == presets
     for trial in study["trials"]:
@@ -138,10 +138,23 @@ def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path, request: p
     assert study["best"]["value"] == min(trial["value"] for trial in complete)
     assert [level["group_size"] for level in study["ranking"]] == [64, 128]
     assert {row["dataset"] for row in study["confirmation"]["rows"]} == {"bundled:docstrings", "bundled:topics"}
-    report = tmp_path / "reports" / "bundled"
     assert {"index.html", "trials.csv", "result.json", "report.md"} <= {path.name for path in report.iterdir()}
-    assert list(report.glob("*.png"))
+    return study
 
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path) -> None:
+    """One command: references, presets, a trial, ranking at equal bits, confirmation, report."""
+    made = run("optimize", *TWO_SIZES, "--trials", "5")
+    assert_measured_ranked_and_confirmed(run, made, 5, tmp_path / "reports" / "bundled")
+
+
+@pytest.mark.slow
+def test_a_study_with_pictures_goes_on(run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """With a larger budget: what was there stays as it was; the report can be written again, somewhere else."""
+    report = tmp_path / "reports" / "bundled"
+    study = assert_measured_ranked_and_confirmed(run, run("optimize", *SMALL, "--trials", "7"), 7, report)
+    assert list(report.glob("*.png"))
     request.getfixturevalue("no_pictures")
     second = run("optimize", *SMALL, "--trials", "9", "--json", "again.json")
     assert second.returncode == 0, second.stderr
@@ -174,10 +187,20 @@ def test_one_seed_gives_identical_trials_twice(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("unknown", "no_pictures")
-@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupt_ends_cleanly_and_the_study_goes_on(run: Run, tmp_path: Path, stop: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("stop", "flags", "trials"),
+    [
+        (signal.SIGINT, ONE_SIZE, 5),
+        pytest.param(signal.SIGINT, SMALL, 8, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, SMALL, 8, marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupt_ends_cleanly_and_the_study_goes_on(
+    run: Run, tmp_path: Path, stop: signal.Signals, flags: list[str], trials: int
+) -> None:
     """The running trial goes back to the queue at once; afterwards no trial is lost, running, or tried twice."""
-    process = started(tmp_path, "--trials", "6")
+    command = [*flags, "--trials", str(trials)]
+    process = started(tmp_path, command)
     wait_for_trials(tmp_path, 2)
     assert process.pid is not None
     os.kill(process.pid, stop)
@@ -187,24 +210,26 @@ def test_an_interrupt_ends_cleanly_and_the_study_goes_on(run: Run, tmp_path: Pat
     states = [trial["state"] for trial in shown(run)["trials"]]
     assert "RUNNING" not in states
     assert len(set(states)) > 1 or "handed back" not in errors
-    assert_goes_on(run)
+    assert_goes_on(run, command, trials)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unknown", "no_pictures")
 def test_a_study_survives_kill_9(run: Run, tmp_path: Path) -> None:
     """Twice killed without warning: the trial that was running is queued again, and the study is completed."""
+    command = [*SMALL, "--trials", "8"]
     for ended in (1, 3):
-        process = started(tmp_path, "--trials", "6")
+        process = started(tmp_path, command)
         wait_for_trials(tmp_path, ended)
         process.kill()
         assert finish(process) == [-signal.SIGKILL]
-    assert_goes_on(run)
+    assert_goes_on(run, command, 8)
 
 
-def assert_goes_on(run: Run) -> None:
+def assert_goes_on(run: Run, command: list[str], trials: int) -> None:
     """A further run completes the study; what had ended before is untouched, under the same contract."""
     before = shown(run)
-    resumed = run("optimize", *ONE_SIZE, "--trials", "6")
+    resumed = run("optimize", *command)
     assert resumed.returncode == 0, resumed.stderr
     after = shown(run)
     assert after["contract"] == before["contract"]
@@ -212,10 +237,10 @@ def assert_goes_on(run: Run) -> None:
     kept = [trial for trial in before["trials"] if trial["state"] in ENDED]
     assert kept
     assert [after["trials"][trial["number"]] for trial in kept] == kept
-    assert len(after["trials"]) == 6
+    assert len(after["trials"]) == trials
     assert {trial["state"] for trial in after["trials"]} <= {"COMPLETE", "PRUNED"}
     settings = [json.dumps(trial["params"], sort_keys=True) for trial in after["trials"]]
-    assert len(set(settings)) == 6
+    assert len(set(settings)) == trials
 
 
 def test_another_contract_is_refused_with_the_differences(
@@ -330,10 +355,11 @@ def test_max_bits_leaves_out_shares_of_kept_rows_that_cost_more(run: Run) -> Non
     assert "awq: it costs more than 4.0 bits per weight; give a larger --max-bits" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_study_whose_patience_has_ended_is_over(run: Run) -> None:
     """Two trials in a row without an improvement: it stops, says so, and does not go on when it is called again."""
-    command = ["optimize", *ONE_SIZE, "--eval-samples", "8", "--trials", "40", "--patience", "2", "--json", "-"]
+    command = ["optimize", *ONE_SIZE, "--trials", "40", "--patience", "2", "--json", "-"]
     first = run(*command)
     assert first.returncode == 0, first.stderr
     trials = json.loads(first.stdout)["trials"]
@@ -348,7 +374,7 @@ def test_a_study_whose_patience_has_ended_is_over(run: Run) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run) -> None:
     """A notice says which; every trial keeps to the limit."""
-    result = run("optimize", *SMALL, "--trials", "2", "--max-bits", "4.2", "--json", "-")
+    result = run("optimize", *TWO_SIZES, "--trials", "2", "--max-bits", "4.2", "--json", "-")
     assert result.returncode == 0, result.stderr
     assert "group_size 64 left out: it costs more than 4.2 bits per weight" in result.stderr
     trials = json.loads(result.stdout)["trials"]

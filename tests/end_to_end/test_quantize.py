@@ -147,8 +147,13 @@ def test_the_flags_of_mixed_methods_reach_what_is_written(capsys: Any, small_stu
     assert 4 < found["bits_per_weight"] < 5
 
 
-def test_the_best_trial_is_packed_and_proven(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
-    """As INT4 a study's best trial scores in a fresh process what the trial scored, and its card says what it won."""
+@pytest.mark.parametrize("process", ["same_process", pytest.param("fresh_process", marks=pytest.mark.slow)])
+def test_the_best_trial_is_packed_and_proven(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, process: str, request: pytest.FixtureRequest
+) -> None:
+    """As INT4 a study's best trial scores what the trial scored, and its card says what it won."""
+    if process == "same_process":
+        request.getfixturevalue(process)
     best = printed(capsys, "show", "--study", "small")["best"]
     target = tmp_path / "packed"
     found = printed(capsys, "quantize", "--study", "small", "--format", "packed", "--output-dir", str(target))

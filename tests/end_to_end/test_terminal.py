@@ -67,14 +67,12 @@ def test_watching_what_cannot_be_watched_is_wrong_usage(
 @pytest.mark.usefixtures("no_pictures")
 def test_quiet_leaves_the_result_and_nothing_else(small_study: SmallStudy, capsys: pytest.CaptureFixture[str]) -> None:
     """No line per trial, no notice on standard error; without it there are some."""
-    size = ["--group-size", "128,256", "--study", "small-quiet"]
-    command = ["optimize", "--presets-only", *small_study.flags, *size]
-    assert cli.main([*command, "--quiet"]) == 0
+    command = ["optimize", "--presets-only", *small_study.flags]
+    assert cli.main([*command, "--study", "small-quiet", "--quiet"]) == 0
     quiet = capsys.readouterr()
     assert quiet.err == ""
     assert "Recommended at group size" in quiet.out
-    size = ["--group-size", "128,256", "--study", "small-loud"]
-    assert cli.main(["optimize", "--presets-only", *small_study.flags, *size]) == 0
+    assert cli.main([*command, "--study", "small-loud"]) == 0
     assert "[4/4]" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -328,6 +329,12 @@ def mixed_study(store: ResultStore, trials: int = 40, sizes: str = "32,64", seed
     made.append(replace(maker.waiting(len(made), maker.draw()), state="RUNNING", started="2025-01-01T00:00:00"))
     made.append(maker.waiting(len(made), maker.draw(), "start-up"))
     return study_of(maker, made)
+
+
+def confirmed_study(store: Path) -> Study:
+    """Forty trials of every state whose winner was confirmed: what a report has figures of, it has."""
+    study = mixed_study(ResultStore(store))
+    return replace(study, record=replace(study.record, confirmation=confirmation()))
 
 
 def kept_study(store: ResultStore, trials: int = 24) -> Study:

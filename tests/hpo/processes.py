@@ -1,6 +1,7 @@
 """What processes of tests in this folder run: importable functions."""
 
 import os
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,9 @@ import optuna
 import torch
 from optuna.trial import Trial
 
+from hpo.search.acquisition import considered_settings
 from hpo.search.pruners.registry import Pruning
+from hpo.search.samplers.qmc import sobol
 from hpo.space.space import make_space
 from hpo.study.owner import Owner
 from hpo.workers.queue import Queue
@@ -19,6 +22,7 @@ from quant.setting import Setting
 from storage.results import ResultStore
 from storage.studies.exclusive import exclusive
 from storage.studies.opening import open_storage
+from tests.hpo import made_studies
 
 SPACE = make_space(Setting(), {})
 
@@ -46,6 +50,14 @@ def ask_all(url: str, home: Path, trials: int, target: Path) -> None:
         numbers.append(str(trial.number))
         worker.study.tell(trial, 1.0 + trial.number)
     target.write_text("\n".join(numbers))
+
+
+def write_considered(target: Path) -> None:
+    """Write the settings that are considered after twelve trials of a method without a group size."""
+    space = make_space(Setting(method="praq-mixed"), {})
+    drawn = enumerate(islice(sobol(space, 0), 12))
+    trials = [made_studies.trial(number, space, setting, 20.0 + number) for number, setting in drawn]
+    target.write_text(repr(considered_settings(space, trials, sobol(space, 1), 1)))
 
 
 def claim_all(url: str, target: Path) -> None:

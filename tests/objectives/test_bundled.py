@@ -98,6 +98,7 @@ def test_a_package_that_is_not_installed_is_refused_by_name() -> None:
         training_documents(["no_such_package"])
 
 
+@pytest.mark.slow
 def test_training_text_shares_no_run_of_words_with_held_out_text() -> None:
     """No 12 consecutive words of any held-out document occur in training text."""
     held = " \n ".join(text for family in FAMILIES for text in documents(family))
@@ -169,7 +170,7 @@ def test_the_card_keeps_the_quality_bar(family: str) -> None:
     assert figures["bits_per_byte"] < figures["xz_bits_per_byte"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["docstrings", pytest.param("topics", marks=pytest.mark.slow)])
 def test_bits_per_byte_of_the_first_documents_agree_with_the_card(family: str, model: Any, tokenizer: Any) -> None:
     """The model predicts held-out text as well as its card says."""
     figures = card()["held_out"][family]

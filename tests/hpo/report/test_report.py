@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,10 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
+import hpo.report.write
 from hpo.report.axes import varied_axes
+from hpo.report.captions import Caption
+from hpo.report.charts import ChartData
 from hpo.report.export import study_json
 from hpo.report.write import write_report
 from hpo.space.space import make_space
@@ -24,6 +28,7 @@ from hpo.verdict.ranking import headline
 from hpo.verdict.snapshot import Study as Snapshot
 from quant.setting import Setting
 from storage.results import ResultStore
+from tests.conftest import PICTURES, blank
 from tests.hpo.made_studies import (
     CONTRACT,
     SEQUENCES,
@@ -31,6 +36,7 @@ from tests.hpo.made_studies import (
     Maker,
     Study,
     confirmation,
+    confirmed_study,
     kept_study,
     mixed_study,
     study_of,
@@ -96,6 +102,16 @@ def history(page: Reader) -> dict[str, Any]:
     return found
 
 
+def draw_only(patch: pytest.MonkeyPatch, *keys: str) -> None:
+    """Have reports draw these pictures alone: the others take seconds."""
+    drawn = hpo.report.write._pictures
+
+    def some(captions: Sequence[Caption], data: ChartData) -> dict[str, bytes | None]:
+        return {**blank(captions, data), **drawn([caption for caption in captions if caption.key in keys], data)}
+
+    patch.setattr(PICTURES, some)
+
+
 def pictures(directory: Path) -> set[str]:
     """The figures that there are as PNG and as SVG."""
     drawn = {path.stem for path in directory.glob("*.png")}
@@ -105,8 +121,8 @@ def pictures(directory: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = mixed_study(ResultStore(tmp_path_factory.mktemp("store")))
-    return replace(study, record=replace(study.record, confirmation=confirmation()))
+    """What `mixed_report` reports."""
+    return confirmed_study(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +131,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 @pytest.fixture(scope="module")
-def folder(mixed: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reports") / "made" / "when-needed"
-    written(mixed, folder)
-    return folder
+def folder(mixed_report: Path) -> Path:
+    return mixed_report
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +205,9 @@ def test_the_ranking_shows_all_references_at_every_group_size(mixed: Study, page
         assert sum(cell.endswith("]") and " % [" in cell for cell in rows) >= 3
 
 
-def test_kept_rows_are_reported_by_their_share(tmp_path: Path) -> None:
+def test_kept_rows_are_reported_by_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One level for each share, with the groups that take no more memory; figures tell shares apart; no group size."""
+    draw_only(monkeypatch, "forest", "bits")
     study = kept_study(ResultStore(tmp_path / "store"))
     few, many = study.rankings
     page = written(study, tmp_path / "report")
@@ -364,14 +379,15 @@ def test_a_study_without_a_complete_trial_has_a_report(pruned: int, tmp_path: Pa
     assert sum(text.startswith("Left out: ") for text in page.text) == len(FIGURES) - len(drawn)
 
 
-def test_levels_of_very_different_length_are_drawn(tmp_path: Path) -> None:
+def test_levels_of_very_different_length_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One group size with every trial, three with references alone."""
+    draw_only(monkeypatch, "forest")
     space = make_space(Setting(), {"group_size": "32,64,128,256"})
     maker = Maker(ResultStore(tmp_path / "store"), space)
     trials = [maker.complete(number, replace(maker.draw(), group_size=64)) for number in range(16)]
     study = study_of(maker, trials)
     page = written(study, tmp_path / "report")
-    assert "forest" in pictures(tmp_path / "report")
+    assert pictures(tmp_path / "report") == {"forest"}
     forests = [one for one in page.figures if one["layout"]["xaxis"]["title"]["text"] == "percent; left is better"]
     rows = [sum(len(trace["y"]) for trace in one["data"]) for one in forests]
     assert rows[0] > 12
@@ -403,6 +419,7 @@ def test_a_fixed_parameter_is_not_drawn(tmp_path: Path) -> None:
     assert "Left out: β and τ do not both vary." in page.text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_names_are_shown_as_they_are(small: Study, tmp_path: Path) -> None:
     """What looks like markup in a data set's or a study's name is text, in the page and in Markdown tables."""
     name = "</script><b>C4</b> & 'co' | \"x\""
@@ -420,8 +437,9 @@ def test_names_are_shown_as_they_are(small: Study, tmp_path: Path) -> None:
     assert set(cells) == {3, 5, 6}
 
 
-def test_a_lost_result_costs_the_figures_of_layers_only(tmp_path: Path) -> None:
+def test_a_lost_result_costs_the_figures_of_layers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the file of the best trial its layers are left out, and the report says so."""
+    draw_only(monkeypatch, "alpha", "history")
     study = mixed_study(ResultStore(tmp_path / "store"), 12)
     ranked, best = study.snapshot, study.record.best
     assert best is not None

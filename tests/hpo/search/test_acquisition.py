@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +16,9 @@ from hpo.study.estimate import Estimate
 from hpo.study.record import TrialRecord
 from quant.setting import Setting
 from tests.hpo.made_studies import pruned, trial
+from tests.hpo.processes import write_considered
+from tests.processes import finish, start
 
-ROOT = Path(__file__).resolve().parents[3]
 FLAT = make_space(Setting(), {"n_grid": 20, "n_calib": 16, "group_size": 64})
 SIZES = make_space(Setting(), {"n_grid": 20, "n_calib": 16, "group_size": "32,64"})
 
@@ -140,21 +138,9 @@ def test_a_pruned_trial_without_an_estimate_teaches_nothing() -> None:
     assert mean_nll_of(lost) == math.inf
 
 
-def test_what_is_considered_is_the_same_in_every_process() -> None:
+def test_what_is_considered_is_the_same_in_every_process(tmp_path: Path) -> None:
     """Also where a size class has no group size, whose hash is another one in every process."""
-    space = make_space(Setting(method="praq-mixed"), {})
-    trials = [trial(n, space, one, 20.0 + n) for n, one in enumerate(itertools.islice(sobol(space, 0), 12))]
-    here = considered_settings(space, trials, sobol(space, 1), 1)
-    code = (
-        "from itertools import islice; from hpo.search.acquisition import considered_settings;"
-        "from hpo.search.samplers.qmc import sobol;"
-        "from hpo.space.space import make_space; from quant.setting import Setting;"
-        "from tests.hpo.made_studies import trial;"
-        "space = make_space(Setting(method='praq-mixed'), {});"
-        "trials = [trial(n, space, one, 20.0 + n) for n, one in enumerate(islice(sobol(space, 0), 12))];"
-        "print(considered_settings(space, trials, sobol(space, 1), 1))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    there = subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout
-    assert there.strip() == repr(here)
+    write_considered(tmp_path / "here")
+    assert finish(start(write_considered, tmp_path / "there")) == [0]
+    assert (tmp_path / "there").read_text() == (tmp_path / "here").read_text()
+    assert "praq-mixed" in (tmp_path / "here").read_text()

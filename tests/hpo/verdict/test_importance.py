@@ -67,28 +67,26 @@ def by_bits(setting: Setting) -> float:
 
 
 @pytest.fixture
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For tests that look at no interval: resampling takes most of the time."""
+def many_resamples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As many as users have, for tests that look at intervals."""
     evaluate.cache_clear()
-    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
     yield
     evaluate.cache_clear()
 
 
-@pytest.mark.parametrize("evaluator", ["ped_anova", "fanova", "mean"])
-@pytest.mark.usefixtures("few_resamples")
-def test_what_drives_the_value_is_ranked_first(evaluator: str, tmp_path: Path) -> None:
+def test_what_drives_the_value_is_ranked_first(tmp_path: Path) -> None:
     """Beta alone decides here: either evaluator gives it more than everything that does nothing; shares add up to 1."""
     _, computed = made(tmp_path, by_beta, 40)
-    shares = {name: share.value for name, share in getattr(computed.overall, evaluator).items()}
-    assert set(shares) == {"beta", "tau", "n_grid", "n_calib"}
-    assert shares["beta"] > 2 * max(share for name, share in shares.items() if name != "beta")
-    assert sum(shares.values()) == pytest.approx(1)
+    for evaluator in ("ped_anova", "fanova", "mean"):
+        shares = {name: share.value for name, share in getattr(computed.overall, evaluator).items()}
+        assert set(shares) == {"beta", "tau", "n_grid", "n_calib"}
+        assert shares["beta"] > 2 * max(share for name, share in shares.items() if name != "beta"), evaluator
+        assert sum(shares.values()) == pytest.approx(1)
     assert computed.overall.reason is None
     assert computed.equal_size is None
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_another_driver_gives_another_ranking(tmp_path: Path) -> None:
     """The first place is not beta's by birth."""
     _, computed = made(tmp_path, by_grid, 40)
@@ -97,7 +95,6 @@ def test_another_driver_gives_another_ranking(tmp_path: Path) -> None:
     assert values == sorted(values, reverse=True)
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_group_size_is_told_apart_from_the_rest(tmp_path: Path) -> None:
     """It dominates over all trials; at equal group size it is left out, and beta leads."""
     record, computed = made(tmp_path, by_bits, 60, "32,64")
@@ -110,7 +107,6 @@ def test_group_size_is_told_apart_from_the_rest(tmp_path: Path) -> None:
     assert (computed.equal_size.scope, computed.equal_size.trials) == (f"group size {most}", sizes.count(most))
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_equal_group_size_is_the_most_frequent_one(tmp_path: Path) -> None:
     """Not the best, and not the first."""
     space = make_space(Setting(), {"group_size": "32,64"})
@@ -136,7 +132,6 @@ def test_too_few_trials_give_a_sentence_and_no_numbers(trials: int, tmp_path: Pa
     assert computed.overall.warning is None
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_enough_trials_in_all_may_be_too_few_of_one_group_size(tmp_path: Path) -> None:
     """Each scope is judged by its own trials."""
     _, computed = made(tmp_path, by_bits, FEWEST_TRIALS, "32,64")
@@ -145,7 +140,7 @@ def test_enough_trials_in_all_may_be_too_few_of_one_group_size(tmp_path: Path) -
     assert "too few" in str(computed.equal_size.reason)
 
 
-def test_pruned_trials_count_by_their_estimates(tmp_path: Path) -> None:
+def test_pruned_trials_count_by_their_estimates(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A bad half that is always pruned shows that beta matters; by the complete trials alone it would not."""
     space = make_space(Setting(), {"group_size": 64})
     maker = Maker(ResultStore(tmp_path), space, truth=by_half_of_beta)
@@ -157,6 +152,7 @@ def test_pruned_trials_count_by_their_estimates(tmp_path: Path) -> None:
     assert computed.counted == f"60 trials ({computed.pruned} of them pruned, by their estimates)"
     assert next(iter(computed.fanova)) == "beta"
     assert computed.fanova["beta"].value > 0.8
+    request.getfixturevalue("many_resamples")
     without = importances(without_estimates(record)).overall
     assert (without.complete, without.pruned) == (len(record.complete), 0)
     assert without.counted == f"{without.complete} complete trials"
@@ -175,7 +171,6 @@ def test_trials_without_any_value_do_not_count(tmp_path: Path) -> None:
     assert "too few" in str(computed.reason)
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Path) -> None:
     """Pruning most trials of one size does not move the comparison to another."""
     space = make_space(Setting(), {"group_size": "32,64"})
@@ -189,15 +184,19 @@ def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Pa
     assert (computed.scope, computed.complete, computed.pruned) == ("group size 64", 0, 12)
 
 
-@pytest.mark.parametrize("evaluator", ["ped_anova", "fanova", "mean"])
-def test_intervals_cover_what_many_trials_say_and_shrink(evaluator: str, tmp_path: Path) -> None:
-    """By 30 trials it is known less well than by 120, and both times about where 250 see it."""
-    few, more, many = (getattr(made(tmp_path, by_two, trials)[1].overall, evaluator) for trials in (30, 120, 250))
-    assert few["beta"].low < many["beta"].value < few["beta"].high
-    assert more["beta"].low < many["beta"].value < more["beta"].high
-    assert sum(map(width, more.values())) < 0.8 * sum(map(width, few.values()))
+def test_intervals_cover_what_many_trials_say_and_shrink(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """By 30 trials it is known less well than by 120, and both times about where 250 see it; by either evaluator."""
+    many = made(tmp_path, by_two, 250)[1].overall
+    request.getfixturevalue("many_resamples")
+    few, more = (made(tmp_path, by_two, trials)[1].overall for trials in (30, 120))
+    for evaluator in ("ped_anova", "fanova", "mean"):
+        truth, wide, narrow = (getattr(shares, evaluator) for shares in (many, few, more))
+        assert wide["beta"].low < truth["beta"].value < wide["beta"].high, evaluator
+        assert narrow["beta"].low < truth["beta"].value < narrow["beta"].high, evaluator
+        assert sum(map(width, narrow.values())) < 0.8 * sum(map(width, wide.values())), evaluator
 
 
+@pytest.mark.usefixtures("many_resamples")
 def test_two_that_matter_equally_are_not_told_apart_by_few_trials(tmp_path: Path) -> None:
     """The warning names both, and how few trials there are."""
     _, computed = made(tmp_path, by_two, 14)
@@ -208,6 +207,7 @@ def test_two_that_matter_equally_are_not_told_apart_by_few_trials(tmp_path: Path
     )
 
 
+@pytest.mark.usefixtures("many_resamples")
 def test_one_that_dominates_many_trials_needs_no_warning(tmp_path: Path) -> None:
     """Its interval lies above all others."""
     _, computed = made(tmp_path, by_grid, 60)
@@ -232,7 +232,6 @@ def test_draws_with_nothing_to_explain_are_drawn_again(tmp_path: Path) -> None:
     assert sum(share.value for share in computed.overall.fanova.values()) == pytest.approx(1)
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_importances_as_json(tmp_path: Path) -> None:
     """Plain numbers by evaluator and hyperparameter as ever, and beside them intervals, counts and the warning."""
     _, computed = made(tmp_path, by_two, 14)
@@ -255,7 +254,6 @@ def test_a_constant_value_has_no_importances(tmp_path: Path) -> None:
     assert not computed.mean
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_trials_without_a_finite_value_are_left_out(tmp_path: Path) -> None:
     """An overflow is not a perplexity."""
     record, before = made(tmp_path, by_beta, 2 * FEWEST_TRIALS)
@@ -273,7 +271,6 @@ def test_one_hyperparameter_alone_has_nothing_to_compare(tmp_path: Path) -> None
     assert "only beta varies" in str(importances(record).overall.reason)
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_importances_are_repeatable_and_leave_no_trace(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -287,7 +284,6 @@ def test_importances_are_repeatable_and_leave_no_trace(
     assert not caplog.records
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_estimates_that_err_more_than_trials_differ_are_left_out(tmp_path: Path) -> None:
     """They are noise; the same trials known exactly count."""
     space = make_space(Setting(), {"group_size": 64})

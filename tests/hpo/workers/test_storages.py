@@ -98,14 +98,17 @@ class TestEveryStorage:
         assert sorted(claimed) == list(range(20))
 
     @AT_ONCE
-    def test_processes_that_ask_at_once_keep_the_budget_exactly(self, queue: Queue, url: str, tmp_path: Path) -> None:
-        """Four processes, thirty-two trials: as many settings, none twice, each told by its process."""
+    @pytest.mark.parametrize("budget", [16, pytest.param(64, marks=pytest.mark.slow)])
+    def test_processes_that_ask_at_once_keep_the_budget_exactly(
+        self, queue: Queue, url: str, tmp_path: Path, budget: int
+    ) -> None:
+        """Four processes: as many settings as the budget allows, none twice, each told by its process."""
         targets = [tmp_path / f"{index}.txt" for index in range(4)]
-        assert finish(*(start(ask_all, url, tmp_path, 32, target) for target in targets)) == [0] * 4
+        assert finish(*(start(ask_all, url, tmp_path, budget, target) for target in targets)) == [0] * 4
         asked = [int(line) for target in targets for line in target.read_text().split()]
-        assert sorted(asked) == list(range(32))
+        assert sorted(asked) == list(range(budget))
         trials = read_study(queue.study).trials
-        assert len({trial.setting for trial in trials}) == len(trials) == 32
+        assert len({trial.setting for trial in trials}) == len(trials) == budget
         assert {trial.state for trial in trials} == {"COMPLETE"}
 
     @AT_ONCE

@@ -17,6 +17,7 @@ from hpo.search.proposal import STARTUP_TRIALS
 from hpo.search.pruners.pruner import Case, Rule
 from hpo.search.pruners.registry import PRUNERS, Pruning
 from hpo.search.samplers.registry import SAMPLERS
+from hpo.search.stopping import Stopping
 from hpo.space.space import Space, make_space
 from hpo.study.attributes import OWNER
 from hpo.study.events import Event, Finished, Looked, Notice
@@ -381,7 +382,7 @@ def results(outcome: str, score: Score | None = None) -> Callable[..., TrialResu
 def test_a_trial_without_a_value_fails_with_its_reason_and_five_of_them_end_the_run(
     make: Make, monkeypatch: pytest.MonkeyPatch, outcome: str, score: Score | None, reason: str
 ) -> None:
-    """Every worker finds the same; when what was in the way is gone, the failed settings are tried again."""
+    """Every worker finds the same, and what can be done is said."""
     worker = make()
     with monkeypatch.context() as patch:
         patch.setattr(worker_module, "run_trial", results(outcome, score))
@@ -392,6 +393,17 @@ def test_a_trial_without_a_value_fails_with_its_reason_and_five_of_them_end_the_
     assert record.best is None
     with pytest.raises(RunError, match="`study retry s`"):
         make().work(Budget(trials=20))
+
+
+def test_failed_settings_are_tried_again_when_what_was_in_the_way_is_gone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything else, once, and beside the budget."""
+    worker = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "run_trial", results("non-finite"))
+        with pytest.raises(RunError, match="all 5 trials"):
+            worker.work(Budget(trials=20))
     assert retry_failed(worker.study, worker.queue.storage) == [0, 1, 2, 3, 4]
     make().work(Budget(trials=7))
     record = read_study(worker.study)
@@ -434,6 +446,16 @@ def test_a_space_that_is_used_up_ends_the_run(make: Make) -> None:
     limited = make(queue=Queue(study=worker.study, storage=worker.queue.storage, space=small))
     limited.work(Budget(trials=50))
     assert len(read_study(worker.study).trials) == 3
+
+
+def test_a_study_whose_patience_has_ended_is_over(make: Make) -> None:
+    """Two trials in a row without an improvement end it, also when it is begun again."""
+    make(stopping=Stopping(patience=2)).work(Budget(trials=40))
+    worker = make(stopping=Stopping(patience=2))
+    trials = read_study(worker.study).trials
+    assert 3 <= len(trials) < 40
+    worker.work(Budget(trials=40))
+    assert read_study(worker.study).trials == trials
 
 
 def test_nothing_begins_after_the_deadline(make: Make) -> None:

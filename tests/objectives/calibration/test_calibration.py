@@ -104,7 +104,7 @@ def assert_close(found: BlockStatistics, expected: BlockStatistics, tolerance: f
 # Sizes
 
 
-@pytest.mark.parametrize("size", [16, 24, 20, 7])
+@pytest.mark.parametrize("size", [20, *(pytest.param(size, marks=pytest.mark.slow) for size in (16, 24, 7))])
 def test_prefixes_merged_from_increments_equal_direct_recording(
     size: int, bundled: Model, blocks: list[Block], text: Sequences, tmp_path: Path
 ) -> None:

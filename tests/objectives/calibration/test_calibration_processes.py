@@ -55,6 +55,7 @@ def assert_whole(home: Path, count: int) -> None:
     assert os.listdir(home / "leases") == []
 
 
+@pytest.mark.slow
 def test_a_process_killed_midway_is_replaced_by_the_one_that_waits(calibrate: list[str], tmp_path: Path) -> None:
     """After `kill -9` the waiting command computes exactly what the dead one had not finished."""
     home = tmp_path / "home"

@@ -93,7 +93,7 @@ def reload(target: Path, dtype: str | torch.dtype = "auto") -> Any:
 
 
 @pytest.mark.usefixtures("same_process")
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
 def test_every_layout_comes_back_bit_by_bit(layout: str, symmetric: bool, tmp_path: Path, target: Path) -> None:
     """Fused projections, biases, folded norms and unfoldable inputs: every weight is the one that was measured."""
@@ -353,6 +353,7 @@ def test_a_wrong_zero_point_is_noticed(bench: Bench, target: Path, monkeypatch: 
     assert os.listdir(target.parent) == []
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_load_is_not_left_behind(
     bench: Bench, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
