@@ -27,7 +27,7 @@ from objectives.progress import silent
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
 from storage.paths import Paths
-from storage.studies.opening import chosen_url, open_storage
+from storage.studies.opening import chosen_url, open_existing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,5 +130,5 @@ def load(
         StorageError: If storage or results cannot be read.
     """
     paths = Paths(Path(home)) if home is not None else Paths.default()
-    snapshot = read(find_study(open_storage(chosen_url(storage, paths)), study), paths)
+    snapshot = read(find_study(open_existing(chosen_url(storage, paths)), study), paths)
     return LoadedStudy(study=snapshot, paths=paths, device=device)

@@ -12,6 +12,7 @@ from hpo.search.samplers.registry import SAMPLERS
 from hpo.search.stopping import Stopping
 from hpo.space.space import Space
 from hpo.study.bench import new_bench_plan
+from hpo.study.contract import require_name
 from hpo.study.options import BenchOptions, SearchOptions
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
@@ -44,6 +45,7 @@ class StudyPlan:
     trial_timeout: float | None = None
 
     def __post_init__(self) -> None:
+        require_name(self.name)
         problems = []
         if self.sampler not in SAMPLERS:
             problems.append(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")

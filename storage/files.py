@@ -6,6 +6,7 @@ directory is atomic, which POSIX and network file systems both promise.
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ import xxhash
 from storage.errors import StorageError
 
 TEMPORARY = ".tmp-"
+UNSAFE = re.compile(r"[^\w.+ @=-]+")
+# Characters; with a suffix, a name of any script stays below the 255 bytes that file systems take.
+LONGEST_NAME = 60
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ROOM_REMEDY = "free space with `cache rm` or choose another --cache"
 OTHER_REMEDY = "check the path, its permissions and the disk"
@@ -30,6 +34,15 @@ def checksum(data: bytes) -> str:
 def temporary_name(path: Path) -> Path:
     """Return a name beside `path` that no other process uses."""
     return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def file_name(text: str) -> str:
+    """Return a name that is one of a file wherever it is used: `text` where it is one, else like it and its own.
+
+    Neither a separator nor a dot at the beginning is left, so no name leads out of a directory or hides.
+    """
+    safe = UNSAFE.sub("-", text).strip("-. ")[:LONGEST_NAME]
+    return text if safe == text else f"{safe or 'unnamed'}-{checksum(text.encode(errors='surrogatepass'))[:8]}"
 
 
 def write_file(path: Path, data: bytes) -> None:

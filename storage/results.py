@@ -5,6 +5,7 @@ whole or not at all, and equal keys mean equal measurements, so a second writer 
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from storage.errors import DamagedEntryError
 from storage.files import checksum, disk_errors, write_file
 from storage.lease import POLL_SECONDS, Lease
 from storage.paths import Paths
+
+KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 class ResultStore:
@@ -104,6 +107,9 @@ class ResultStore:
                 raise
 
     def _path(self, key: str) -> Path:
+        # Keys come from studies, and studies from elsewhere: nothing but a key may name a file.
+        if not KEY.fullmatch(key):
+            raise DamagedEntryError(key, f"{key[:100]!r} is no key of a result; the study that names it is damaged")
         return self._directory / f"{key}.safetensors"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from hpo.commands.output import make_table, output
+from storage.files import file_name
 
 if TYPE_CHECKING:
     from hpo.verdict.snapshot import Study
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def report_directory(parsed: Namespace, study: "Study") -> Path:
     """Where the study's report goes."""
-    return parsed.out or Path("reports") / study.record.name
+    return parsed.out or Path("reports") / file_name(study.record.name)
 
 
 def conclude(parsed: Namespace, study: "Study", directory: Path | None) -> None:

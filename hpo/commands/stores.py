@@ -38,7 +38,17 @@ def storage_url(parsed: Namespace) -> str:
 
 @contextmanager
 def opened_storage(parsed: Namespace) -> "Iterator[optuna.storages.BaseStorage]":
-    """Open the storage that a command is about; its errors become ours."""
+    """Open the storage that a command reads; where there is none, none is made, and its errors become ours."""
+    from storage.studies.opening import open_existing, storage_errors
+
+    url = storage_url(parsed)
+    with storage_errors(url):
+        yield open_existing(url)
+
+
+@contextmanager
+def made_storage(parsed: Namespace) -> "Iterator[optuna.storages.BaseStorage]":
+    """Open the storage that a command writes to, and make it where needed; its errors become ours."""
     from storage.studies.opening import open_storage, storage_errors
 
     url = storage_url(parsed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hpo.commands.command import Action, Command, Group
 from hpo.commands.flags import add_storage_flag
 from hpo.commands.output import make_table, output
-from hpo.commands.stores import opened_storage, opened_study, paths_of, storage_url
+from hpo.commands.stores import made_storage, opened_storage, opened_study, paths_of, storage_url
 
 if TYPE_CHECKING:
     import optuna
@@ -50,16 +50,21 @@ UPGRADE_EXAMPLES = """examples:
 def list_them(parsed: Namespace) -> None:
     """List the studies of a storage."""
     from hpo.workers.administration import list_studies
+    from storage.studies.opening import exists, shown
     from storage.typed_json import encode
 
-    with opened_storage(parsed) as storage:
-        studies = list_studies(storage)
+    url = storage_url(parsed)
+    if exists(url):
+        with opened_storage(parsed) as storage:
+            studies, notes = list_studies(storage), []
+    else:
+        studies, notes = [], [f"storage {shown(url)} does not exist; `optimize` makes it"]
     table = make_table("study", "model", "trials", "best perplexity")
     for study in studies:
         trials = ", ".join(f"{count} {state.lower()}" for state, count in study.trials.items())
         best = "-" if study.best is None else f"{study.best:.3f}"
         table.add_row(study.name, study.model or "(not made by praqtune)", trials or "-", best)
-    output(parsed, {"studies": encode(studies)}, [f"{len(studies)} studies"], table)
+    output(parsed, {"studies": encode(studies)}, [f"{len(studies)} studies", *notes], table)
 
 
 def add_rm_flags(parser: ArgumentParser) -> None:
@@ -107,7 +112,7 @@ def import_one(parsed: Namespace) -> None:
     from hpo.study.archive import import_study
     from storage.results import ResultStore
 
-    with opened_storage(parsed) as storage:
+    with made_storage(parsed) as storage:
         study = import_study(storage, ResultStore(paths_of(parsed).results), Path(parsed.file), parsed.as_name)
     facts = {"study": study.study_name, "trials": len(study.trials)}
     output(parsed, facts, [f"study {study.study_name} is imported with {facts['trials']} trials"])
@@ -124,8 +129,9 @@ def repair(parsed: Namespace) -> None:
     from hpo.study.finding import find_study
     from hpo.terminal import say
     from hpo.workers.administration import repair_study
-    from storage.studies.opening import heal
+    from storage.studies.opening import heal, require_existing
 
+    require_existing(storage_url(parsed))
     cut = heal(storage_url(parsed))
     notes = [f"{cut} bytes of a line without an end were cut off the journal"] if cut else []
     repaired = []

@@ -16,6 +16,7 @@ from hpo.verdict.ranking import SizeClassRanking, is_meaningful
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import number, percent_text, setting_text, short_source
 from quant.parameters import PARAMETERS
+from storage.files import file_name
 
 UNCONFIRMED = (
     "Nothing was confirmed on other text yet; the text that was searched on makes the best of many trials look better "
@@ -116,7 +117,7 @@ def _cells(layer_map: LayerMap) -> Iterator[tuple[float, int, str]]:
 
 def _next(record: StudyRecord, lead: SizeClassRanking, data: ChartData) -> Iterator[Answer]:
     chosen = lead.recommended.measured
-    deploy = quantize_command(record, chosen, f"{record.name}-4bit")
+    deploy = quantize_command(record, chosen, f"{file_name(record.name)}-4bit")
     text = f"Write {chosen.name} as a model:"
     if not isinstance(chosen, TrialRecord):
         text = f"Write {chosen.name} as a model (calibrated on documents of the same text, maybe on others of them):"

@@ -7,9 +7,10 @@ nothing of a file that is read: its entries are checked before anything is writt
 
 import io
 import json
-import re
 import zipfile
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,65 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.study.attributes import CONTRACT
-from hpo.study.contract import require_format
+from hpo.study.contract import require_format, require_name
 from hpo.study.record import read_study
 from objectives.errors import InputError
 from objectives.results import text_key
 from storage.files import write_file
-from storage.results import ResultStore
+from storage.results import KEY, ResultStore
+from storage.typed_json import decode
 
 FORMAT = 1
 STUDY, RESULTS, SUFFIX = "study.json", "results/", ".safetensors"
-KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+# An archive of ten thousand trials has a few hundred megabytes.
+MOST_ENTRIES, MOST_BYTES = 100_000, 2**31
+LONGEST_REASON = 300
+# What reading a file of any content raises, from the archive down to the values in it.
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    AssertionError,
+    optuna.exceptions.OptunaError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchivedTrial:
+    """A trial as it is written: Optuna's own fields."""
+
+    state: str
+    value: float | None
+    params: Mapping[str, object]
+    distributions: Mapping[str, str]
+    user_attributes: Mapping[str, object]
+    system_attributes: Mapping[str, object]
+    intermediate_values: Mapping[int, float]
+    started: str | None
+    finished: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchivedStudy:
+    """A study as it is written."""
+
+    format: int
+    name: str
+    attributes: Mapping[str, object]
+    trials: tuple[ArchivedTrial, ...]
+
+    @property
+    def contract(self) -> Mapping[str, Any]:
+        """Its contract; empty where it has none."""
+        found = self.attributes.get(CONTRACT)
+        return found if isinstance(found, Mapping) else {}
 
 
 def export_study(study: optuna.Study, store: ResultStore, target: Path) -> int:
@@ -66,28 +116,44 @@ def import_study(storage: BaseStorage, store: ResultStore, source: Path, name: s
         DamagedEntryError: If a result in it is damaged.
     """
     described, results = _read(source)
-    name = name or str(described["name"])
+    name = described.name if name is None else name
+    require_name(name)
     if name in optuna.get_all_study_names(storage):
         raise InputError(f"there is a study {name!r} in the storage already; import it under another name with --as")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # First where nothing stays, and read as any study is: what cannot be read is not written.
     try:
-        trials = [_trial(values) for values in described["trials"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source} holds a trial that cannot be read ({error}); export the study again") from error
-    require_format(described["attributes"].get(CONTRACT, {}), name)
+        read_study(_written(described, optuna.storages.InMemoryStorage(), name))
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(f"{source} holds what cannot be read ({_one_line(error)}); export the study again") from error
     for key, encoded in results.items():
         store.adopt(key, encoded)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
     try:
-        for trial in trials:
-            study.add_trial(trial)
-        # Written last: without its contract nobody takes half of a study for a whole one.
-        for key, value in sorted(described["attributes"].items(), key=lambda item: item[0] == CONTRACT):
-            study.set_user_attr(key, value)
-    except BaseException:
-        optuna.delete_study(study_name=name, storage=storage)
+        return _written(described, storage, name)
+    except BaseException as error:
+        if name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=name, storage=storage)
+        if isinstance(error, TypeError | ValueError | OverflowError) and not isinstance(error, InputError):
+            raise InputError(f"{source} holds what the storage cannot ({_one_line(error)}); export it again") from error
         raise
+
+
+def _written(described: ArchivedStudy, storage: BaseStorage, name: str) -> optuna.Study:
+    """Make the study in a storage."""
+    require_format(described.contract, name)
+    study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
+    for trial in described.trials:
+        study.add_trial(_trial(trial))
+    # Written last: without its contract nobody takes half of a study for a whole one.
+    for key, value in sorted(described.attributes.items(), key=lambda item: item[0] == CONTRACT):
+        study.set_user_attr(key, value)
     return study
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
 
 
 def _results(study: optuna.Study) -> list[str]:
@@ -116,40 +182,64 @@ def _described(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _trial(values: Mapping[str, Any]) -> FrozenTrial:
+def _trial(values: ArchivedTrial) -> FrozenTrial:
     """The inverse of `_described`."""
     trial = create_trial(
-        state=TrialState[values["state"]],
-        value=values["value"],
-        params=values["params"],
-        distributions={name: json_to_distribution(text) for name, text in values["distributions"].items()},
-        user_attrs=values["user_attributes"],
-        system_attrs=values["system_attributes"],
-        intermediate_values={int(step): value for step, value in values["intermediate_values"].items()},
+        state=TrialState[values.state],
+        value=values.value,
+        params=dict(values.params),
+        distributions={name: json_to_distribution(text) for name, text in values.distributions.items()},
+        user_attrs=dict(values.user_attributes),
+        system_attrs=dict(values.system_attributes),
+        intermediate_values=dict(values.intermediate_values),
     )
-    trial.datetime_start = datetime.fromisoformat(values["started"]) if values["started"] else None
-    trial.datetime_complete = datetime.fromisoformat(values["finished"]) if values["finished"] else None
+    trial.datetime_start = datetime.fromisoformat(values.started) if values.started else None
+    trial.datetime_complete = datetime.fromisoformat(values.finished) if values.finished else None
     return trial
 
 
-def _read(source: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _read(source: Path) -> tuple[ArchivedStudy, dict[str, bytes]]:
     try:
         with zipfile.ZipFile(source) as archive:
-            described = json.loads(archive.read(STUDY))
-            names = [name for name in archive.namelist() if name != STUDY]
-            results = {_key(name): archive.read(name) for name in names}
+            entries = _entries(archive)
+            study = json.loads(archive.read(STUDY))
+            # Halves of characters are no text to any storage.
+            json.dumps(study, ensure_ascii=False).encode()
+            results = {key: archive.read(name) for name, key in entries.items()}
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error.strerror or error}; check the path") from error
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise InputError(f"{source} is no exported study ({error}); write one with `study export`") from error
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
+    except UNREADABLE as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
+        raise InputError(f"{source} is no exported study ({reason}); write one with `study export`") from error
+    if not isinstance(study, dict) or study.get("format") != FORMAT:
         raise InputError(f"{source} is no study of format {FORMAT}; export it again with this version")
-    return described, results
+    try:
+        return decode(ArchivedStudy, study, "the study"), results
+    except UNREADABLE as error:
+        raise InputError(f"{source} holds what cannot be read ({_one_line(error)}); export the study again") from error
+
+
+def _entries(archive: zipfile.ZipFile) -> dict[str, str]:
+    """The names of the results in an archive, each with its key.
+
+    Raises:
+        ValueError: If there are too many entries, too large ones, or others.
+    """
+    entries = archive.infolist()
+    if len(entries) > MOST_ENTRIES:
+        raise ValueError(f"it has {len(entries)} entries, and at most {MOST_ENTRIES} are read")
+    total = sum(entry.file_size for entry in entries)
+    if total > MOST_BYTES:
+        raise ValueError(f"its entries have {total} bytes, and at most {MOST_BYTES} are read")
+    names = [entry.filename for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError("it has two entries of one name")
+    return {name: _key(name) for name in names if name != STUDY}
 
 
 def _key(name: str) -> str:
     """The key in a file's name; nothing else can be meant, least of all a path."""
     key = name.removeprefix(RESULTS).removesuffix(SUFFIX)
     if name != f"{RESULTS}{key}{SUFFIX}" or not KEY.fullmatch(key):
-        raise ValueError(f"unexpected entry {name!r}")
+        raise ValueError(f"unexpected entry {name[:100]!r}")
     return key

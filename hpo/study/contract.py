@@ -15,6 +15,7 @@ from storage.typed_json import decode, encode
 FORMAT = 3
 """Version of a study's attributes and of its trials'."""
 LONGEST_VALUE = 80
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,19 @@ class Contract:
         """What it consists of, by name, for people: of the space the values and dimensions by field."""
         stored = {name: part for name, part in encode(self).items() if part is not None}
         return {**stored, "space": self.space.parts}
+
+
+def require_name(name: str) -> None:
+    """Refuse the name of a study that storages, files or terminals could not take.
+
+    Raises:
+        InputError: If it is empty, too long, or has characters that cannot be printed.
+    """
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable() or not name.strip():
+        raise InputError(
+            f"a study cannot be called {_short(name)!r} ({len(name)} characters); give 1 to {LONGEST_NAME} printable "
+            "characters with --study NAME, or --as NAME where it is imported"
+        )
 
 
 def require_format(stored: Mapping[str, Any], study: str) -> None:

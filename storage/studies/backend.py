@@ -27,6 +27,9 @@ class Backend(Protocol):
             StorageError: If it cannot be written.
         """
 
+    def exists(self, url: str) -> bool:
+        """Return whether there is something to open: whoever only reads makes no storage."""
+
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
         """Return a lock that everyone who shares the storage shares, and that vanishes with its holder.
 

@@ -28,6 +28,14 @@ class Database:
         make_url(url)
         return with_tables(url, {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True, **self.arguments()})
 
+    def exists(self, url: str) -> bool:
+        """Return whether the database has Optuna's tables."""
+        engine = sqlalchemy.create_engine(url)
+        try:
+            return sqlalchemy.inspect(engine).has_table("studies")
+        finally:
+            engine.dispose()
+
     def arguments(self) -> dict[str, object]:
         """Return what SQLAlchemy is told besides."""
         return {}

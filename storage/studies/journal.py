@@ -66,6 +66,10 @@ class JournalFile:
         """Open one file, and make it where needed."""
         return JournalStorage(FileJournal(_file(url)))
 
+    def exists(self, url: str) -> bool:
+        """Return whether there is a file."""
+        return _path(url).exists()
+
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
         """Lock a file beside the journal."""
         if not (isinstance(storage, JournalStorage) and isinstance(storage._backend, FileJournal)):
@@ -86,8 +90,12 @@ class JournalFile:
         """Return None: there are no tables."""
 
 
+def _path(url: str) -> Path:
+    return Path(url.removeprefix(JOURNAL).removeprefix("//"))
+
+
 def _file(url: str) -> Path:
-    path = Path(url.removeprefix(JOURNAL).removeprefix("//"))
+    path = _path(url)
     Paths.create(path.parent)
     return path
 

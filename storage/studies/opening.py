@@ -97,6 +97,40 @@ def open_storage(url: str) -> BaseStorage:
     return storage
 
 
+def exists(url: str) -> bool:
+    """Return whether there is a storage behind a URL, or behind `@FILE`; nothing is made.
+
+    Raises:
+        AddressError: If the URL is none of a storage.
+        StorageError: If the storage cannot be reached.
+    """
+    url = resolved(url)
+    with storage_errors(url):
+        return _backend(url).exists(url)
+
+
+def require_existing(url: str) -> None:
+    """Refuse a URL, or `@FILE`, with nothing behind it.
+
+    Raises:
+        AddressError: If the URL is none of a storage, or there is nothing behind it.
+        StorageError: If the storage cannot be reached.
+    """
+    if not exists(url):
+        raise AddressError(f"storage {shown(url)} does not exist; begin a study with `optimize`, or check --storage")
+
+
+def open_existing(url: str) -> BaseStorage:
+    """Open the storage behind a URL, or behind `@FILE`; where there is none, none is made.
+
+    Raises:
+        AddressError: If the URL is none of a storage, or there is nothing behind it.
+        StorageError: If the storage cannot be reached or written.
+    """
+    require_existing(url)
+    return open_storage(url)
+
+
 def backend_that_opened(storage: BaseStorage) -> Backend | None:
     """Return the backend whose storage it is; None if it was not opened here."""
     return _OPENED.get(storage)
@@ -118,6 +152,7 @@ def upgrade(url: str) -> str:
     Raises:
         StorageError: If the storage cannot be reached, or has no tables.
     """
+    require_existing(url)
     url = resolved(url)
     with storage_errors(url):
         version = _backend(url).upgrade(url)

@@ -53,6 +53,10 @@ class Redis:
             warnings.simplefilter("ignore", ExperimentalWarning)
             return JournalStorage(RedisJournal(url))
 
+    def exists(self, url: str) -> bool:
+        """Return that there is one: a server needs nothing to be made."""
+        return True
+
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
         """A lock of the server."""
         if not (isinstance(storage, JournalStorage) and isinstance(storage._backend, RedisJournal)):

@@ -43,6 +43,11 @@ class Sqlite(Database):
         event.listen(storage.engine, "begin", _begin_immediate)
         return storage
 
+    def exists(self, url: str) -> bool:
+        """Return whether there is a file; what is in it, opening tells."""
+        database = make_url(url).database
+        return database is None or database == ":memory:" or Path(database).exists()
+
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
         """Lock a file beside the database."""
         return FileLock(f"{engine_of(storage).url.database}.{name}.lock")

@@ -25,6 +25,10 @@ class InMemory:
         """Always empty."""
         return InMemoryStorage()
 
+    def exists(self, url: str) -> bool:
+        """Always."""
+        return True
+
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
         """A locked file."""
         return FileLock(self._folder / name)

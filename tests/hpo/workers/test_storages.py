@@ -220,7 +220,7 @@ def test_a_file_that_is_no_study_leaves_nothing_behind(tmp_path: Path) -> None:
         ("garbage.zip", "is no exported study"),
         ("foreign.zip", "is no exported study"),
         ("path.zip", "unexpected entry"),
-        ("trial.zip", "holds a trial that cannot be read"),
+        ("trial.zip", "holds what cannot be read"),
     ):
         with pytest.raises(InputError, match=message):
             import_study(storage, store, tmp_path / name)
