@@ -46,10 +46,6 @@ class Difference:
         value, low, high = (100 * math.expm1(nats) for nats in (self.value, self.low, self.high))
         return value, low, high
 
-    def percent_json(self) -> dict[str, float]:
-        """Return `percent` by name: `value`, `low` and `high`."""
-        return dict(zip(("value", "low", "high"), self.percent(), strict=True))
-
 
 def paired_difference(first: Score, second: Score, confidence: float = 0.95) -> Difference:
     """Compare two scores of the same sequences.

@@ -48,11 +48,12 @@ def add_flags(parser: ArgumentParser) -> None:
 def run(parsed: Namespace) -> None:
     """Measure what is compared, and write it where it is wanted."""
     from hpo.comparison.compare import compare
-    from hpo.comparison.export import comparison_json, rows_csv
+    from hpo.comparison.export import printed_comparison, rows_csv
     from hpo.comparison.tables import pair_note, tables
     from hpo.terminal import progress_display
     from objectives.model.memory import keep_freed_memory
     from storage.files import write_file
+    from storage.typed_json import encode
 
     keep_freed_memory()
     plan = compare_plan(parsed)
@@ -66,7 +67,7 @@ def run(parsed: Namespace) -> None:
         from hpo.comparison.page import write_page
 
         notes.append(f"page: {write_page(comparison, parsed.plots)}")
-    output(parsed, comparison_json(comparison), notes, *map(report_table, tables(comparison)))
+    output(parsed, encode(printed_comparison(comparison)), notes, *map(report_table, tables(comparison)))
 
 
 def compare_plan(parsed: Namespace) -> "ComparePlan":

@@ -5,8 +5,8 @@ Responsible for the flags and the table of this command.
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -16,9 +16,12 @@ from hpo.commands.output import make_table, output
 from hpo.commands.settings import evaluated_settings
 from hpo.commands.stores import paths_of
 from hpo.study.options import BenchOptions
+from storage.typed_json import encode
 
 if TYPE_CHECKING:
+    from hpo.study.confirmation import Interval
     from objectives.evaluation import Row
+    from quant.setting import Setting
 
 EXAMPLES = """examples:
   %(prog)s                                        the bundled model: full precision, rtn and the V2 presets
@@ -26,6 +29,23 @@ EXAMPLES = """examples:
   %(prog)s --model ./dir --calib-data calib.txt --eval-data eval.jsonl.gz \\
       --method gwh-praq-v2 --beta 0.3 --tau 2.5 --group-size 64 --json rows.json
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintedRow:
+    """One setting on one data set; its difference to full precision is in nats per token."""
+
+    dataset: str
+    method: str
+    perplexity: float
+    mean_nll: float
+    tokens: int
+    tokens_per_second: float
+    bits_per_weight: float | None
+    seconds: float
+    model_bytes: int
+    setting: "Setting | None"
+    nll_above_full_precision: "Interval | None"
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -53,44 +73,43 @@ def run(parsed: Namespace) -> None:
     plan = replace(plan, model=replace(plan.model, accept_quantized=not settings))
     with progress_display(parsed.quiet) as progress:
         laid_out = lay_out(plan, paths_of(parsed), progress)
-        rows = [row_record(row) for row in evaluate(laid_out, settings, progress)]
-    output(parsed, {"rows": rows, "notes": laid_out.notes}, laid_out.notes, evaluation_table(rows))
+        rows = [printed_row(row) for row in evaluate(laid_out, settings, progress)]
+    output(parsed, encode({"rows": rows, "notes": laid_out.notes}), laid_out.notes, evaluation_table(rows))
 
 
-def row_record(row: "Row") -> dict[str, object]:
-    """A row as JSON has it."""
-    difference = row.difference
-    return {
-        "dataset": row.dataset,
-        "method": row.method,
-        "perplexity": row.score.perplexity,
-        "mean_nll": row.score.mean_nll,
-        "tokens": int(row.score.tokens.sum()),
-        "tokens_per_second": float(row.score.tokens.sum()) / row.score_seconds,
-        "bits_per_weight": row.bits_per_weight,
-        "seconds": row.quantize_seconds + row.score_seconds,
-        "model_bytes": row.model_bytes,
-        "setting": row.setting.as_dict() if row.setting else None,
-        "nll_above_full_precision": None
-        if difference is None
-        else {"value": difference.value, "low": difference.low, "high": difference.high},
-    }
+def printed_row(row: "Row") -> PrintedRow:
+    """A row of an evaluation as it is printed."""
+    from hpo.verdict.words import nats_interval
+
+    return PrintedRow(
+        dataset=row.dataset,
+        method=row.method,
+        perplexity=row.score.perplexity,
+        mean_nll=row.score.mean_nll,
+        tokens=int(row.score.tokens.sum()),
+        tokens_per_second=float(row.score.tokens.sum()) / row.score_seconds,
+        bits_per_weight=row.bits_per_weight,
+        seconds=row.quantize_seconds + row.score_seconds,
+        model_bytes=row.model_bytes,
+        setting=row.setting,
+        nll_above_full_precision=None if row.difference is None else nats_interval(row.difference),
+    )
 
 
-def evaluation_table(rows: Iterable[dict[str, Any]]) -> Table:
+def evaluation_table(rows: Iterable[PrintedRow]) -> Table:
     """The rows for people."""
     table = make_table("data", "method", "perplexity", "NLL above full", "bits/weight", "MB", "tokens/s", "s")
     for row in rows:
-        gap = row["nll_above_full_precision"]
+        gap = row.nll_above_full_precision
         table.add_row(
-            row["dataset"],
-            row["method"],
-            f"{row['perplexity']:.3f}",
-            f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]" if gap else "-",
-            "-" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.3f}",
-            f"{row['model_bytes'] / 1e6:.1f}",
-            f"{row['tokens_per_second']:.0f}",
-            f"{row['seconds']:.1f}",
+            row.dataset,
+            row.method,
+            f"{row.perplexity:.3f}",
+            f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-",
+            "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.3f}",
+            f"{row.model_bytes / 1e6:.1f}",
+            f"{row.tokens_per_second:.0f}",
+            f"{row.seconds:.1f}",
         )
     return table
 

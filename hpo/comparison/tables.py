@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from hpo.comparison.export import rows
+from hpo.comparison.export import printed_rows
 from hpo.comparison.verdict import Comparison
 from hpo.report.tables import Table
+from hpo.study.confirmation import Interval
 from hpo.verdict.words import NOTHING, interval_text, number
 
 SPEED = "tokens/s of the dense model"
@@ -43,11 +44,11 @@ def pair_note(comparison: Comparison) -> str:
 
 
 def _data_sets(comparison: Comparison) -> Iterator[Table]:
-    all_rows = rows(comparison)
+    all_rows = printed_rows(comparison)
     first = comparison.first
     for dataset in comparison.datasets:
-        of_dataset = [row for row in all_rows if row["dataset"] == dataset]
-        of_dataset.sort(key=lambda row: (row["rank"] is not None, row["mean_nll"]))
+        of_dataset = [row for row in all_rows if row.dataset == dataset]
+        of_dataset.sort(key=lambda row: (row.rank is not None, row.mean_nll))
         yield Table(
             title=dataset,
             columns=(
@@ -57,18 +58,18 @@ def _data_sets(comparison: Comparison) -> Iterator[Table]:
             ),
             rows=tuple(
                 (
-                    row["method"],
-                    _count(row["rank"]),
-                    _count(row["rank_at_equal_bits"]),
-                    number(row["perplexity"]),
-                    number(row["mean_nll"], 4),
-                    _interval(row["delta_percent"]),
-                    _interval(row["delta_to_first_percent"]),
-                    number(row["bits_per_weight"]),
-                    number(row["model_mb"], 2),
-                    number(row["compression_ratio"], 2),
-                    number(row["quantize_seconds"], 1),
-                    number(row["dense_tokens_per_second"], 0),
+                    row.method,
+                    _count(row.rank),
+                    _count(row.rank_at_equal_bits),
+                    number(row.perplexity),
+                    number(row.mean_nll, 4),
+                    _interval(row.delta_percent),
+                    _interval(row.delta_to_first_percent),
+                    number(row.bits_per_weight),
+                    number(row.model_mb, 2),
+                    number(row.compression_ratio, 2),
+                    number(row.quantize_seconds, 1),
+                    number(row.dense_tokens_per_second, 0),
                 )
                 for row in of_dataset
             ),
@@ -99,5 +100,5 @@ def _count(value: int | None) -> str:
     return NOTHING if value is None else str(value)
 
 
-def _interval(ends: dict[str, float] | None) -> str:
-    return NOTHING if ends is None else interval_text(**ends)
+def _interval(interval: Interval | None) -> str:
+    return NOTHING if interval is None else interval_text(interval.value, interval.low, interval.high)

@@ -10,7 +10,7 @@ from hpo.space.size_class import SizeClass
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Percent of perplexity with the ends of its 95 % interval."""
+    """A difference, in percent of perplexity unless nats per token are said, with the ends of its 95 % interval."""
 
     value: float
     low: float

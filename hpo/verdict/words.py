@@ -32,6 +32,11 @@ def percent_interval(difference: Difference) -> Interval:
     return Interval(value=value, low=low, high=high)
 
 
+def nats_interval(difference: Difference) -> Interval:
+    """Convert a difference to nats per token, for what is stored and printed."""
+    return Interval(value=difference.value, low=difference.low, high=difference.high)
+
+
 def interval_text(value: object, low: object, high: object) -> str:
     """Write `-0.42 % [-0.61, -0.23]`, with dashes for what is not finite."""
     return f"{_signed(value)} % [{_signed(low)}, {_signed(high)}]"

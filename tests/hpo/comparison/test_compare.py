@@ -17,7 +17,7 @@ import hpo.comparison.compare
 import hpo.workers.measuring
 from hpo.comparison.compare import compare
 from hpo.comparison.entries import Entry, Kind
-from hpo.comparison.export import comparison_json, rows_csv
+from hpo.comparison.export import printed_comparison, rows_csv
 from hpo.comparison.page import write_page
 from hpo.comparison.plan import ComparePlan, method_settings, model_directories
 from hpo.comparison.plots import drawn, pictures
@@ -37,12 +37,18 @@ from quant.methods import METHODS
 from quant.setting import Setting
 from storage.paths import Paths
 from storage.strict_json import json_text
+from storage.typed_json import encode
 from tests.hpo.made_studies import CONTRACT, score, trial
 from tests.objectives import tiny
 
 SPACE = make_space(Setting(), {})
 COUNT = 40
 DATASETS = ("near", "far")
+
+
+def encoded(comparison: Comparison) -> Any:
+    """What programs are told of a comparison."""
+    return encode(printed_comparison(comparison))
 
 
 def noise(seed: int) -> torch.Tensor:
@@ -224,7 +230,7 @@ def test_nothing_quantized_means_nothing_recommended() -> None:
 
 def test_rows_say_what_they_are_compared_with() -> None:
     """Differences to full precision and to the first method, sizes and speed, for every row and data set."""
-    found = comparison_json(judged(entry("rtn", 0.2, 0.1), entry("gw-awq", 0.1, 0.2)))
+    found = encoded(judged(entry("rtn", 0.2, 0.1), entry("gw-awq", 0.1, 0.2)))
     assert set(found) == {"about", "rows", "pairs", "gaps", "recommendation", "notes"}
     rows = {(row["method"], row["dataset"]): row for row in found["rows"]}
     assert len(rows) == len(found["rows"]) == 6
@@ -247,7 +253,7 @@ def test_the_json_is_strict_where_nothing_is_known_of_an_error() -> None:
         for one in found.entries
     ]
     single = judge({}, ["near"], alone, [])
-    record = json.loads(json_text(comparison_json(single)))
+    record = json.loads(json_text(encoded(single)))
     rtn = next(row for row in record["rows"] if row["method"] == "rtn")
     assert rtn["delta"] == {"value": pytest.approx(0.2), "low": None, "high": None}
     assert set(pictures(single)) == {"perplexity", "increase", "bits"}
@@ -334,8 +340,8 @@ def test_nothing_is_measured_twice(bundle: Bundle) -> None:
     bundle.work.clear()
     second = bundle.compare("rtn", "awq-mixed", "gw-awq")
     assert bundle.work == ["quantized awq-mixed", "score_all", "score_all"]
-    known = {row["method"]: row["mean_nll"] for row in comparison_json(second)["rows"]}
-    assert {row["method"]: row["mean_nll"] for row in comparison_json(first)["rows"]}.items() <= known.items()
+    known = {row["method"]: row["mean_nll"] for row in encoded(second)["rows"]}
+    assert {row["method"]: row["mean_nll"] for row in encoded(first)["rows"]}.items() <= known.items()
 
 
 def test_all_methods_are_rows_with_their_bits(bundle: Bundle) -> None:
