@@ -1,6 +1,7 @@
 """The entry point of the command line: parse, set up logging, run one command, map errors to exit codes.
 
-Exit codes: 0 done, 1 failed while running, 2 wrong usage or input, 130 interrupted. The commands are in `hpo.commands`.
+Exit codes: 0 done, 1 failed while running, 2 wrong usage or input, 130 interrupted, 143 terminated. The
+commands are in `hpo.commands`.
 """
 
 import logging
@@ -9,9 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from hpo.commands.parser import PROGRAM, make_parser
+from hpo.commands.signals import Terminated, terminable
 from hpo.commands.streams import set_up_streams
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 # Their progress bars and advice are not ours to print.
 CHATTY_LIBRARIES = ("huggingface_hub", "transformers", "datasets", "httpx2")
 
@@ -21,11 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     _set_up_logging(options.quiet)
     try:
-        set_up_streams(options.json)
-        options.run(options)
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; what was finished is kept", file=sys.stderr)
-        return INTERRUPTED
+        with terminable():
+            set_up_streams(options.json)
+            options.run(options)
+    except KeyboardInterrupt as interrupt:
+        terminated = isinstance(interrupt, Terminated)
+        how = "terminated" if terminated else "interrupted"
+        print(f"{PROGRAM}: {how}; what was finished is kept", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
     except Exception as error:
         code = _exit_code(error)
         if code is None or options.debug:

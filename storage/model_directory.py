@@ -3,20 +3,25 @@
 Responsible for the place - vacant, with room, filled under a temporary name beside it and renamed once it is complete
 and durable - and for counting what is in it. May assume nothing about what is written into it. Of two writers of one
 directory the first to finish has it and the other is refused; a writer that is killed leaves only its temporary
-directory.
+directory, which the next one names.
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
+import psutil
 from safetensors import SafetensorError
 
 from storage.errors import StorageError
-from storage.files import disk_errors, require_free, temporary_name
+from storage.files import TEMPORARY, disk_errors, require_free, temporary_name
+
+log = logging.getLogger(__name__)
 
 REMEDY = "free space or choose another --output-dir"
 HEADER_LENGTH_BYTES = 8
@@ -30,6 +35,12 @@ def require_vacant(directory: Path, needed: int) -> None:
     """
     target = directory.resolve()
     _require_nothing_at(target)
+    for leftover in leftovers(target):
+        log.warning(
+            "%s was left by a writer that died (%.0f MB); remove it, unless one on another machine is at it",
+            leftover,
+            disk_bytes(leftover) / 1e6,
+        )
     parent = next(parent for parent in target.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise StorageError(f"cannot write to {parent}; choose another --output-dir")
@@ -65,6 +76,16 @@ def new_directory(directory: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write {target}: {error}; {REMEDY}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def leftovers(target: Path) -> list[Path]:
+    """Return the temporary directories beside a target whose writers no longer run on this machine."""
+    found = []
+    for path in sorted(target.parent.glob(f"{TEMPORARY}{escape(target.name)}-*")):
+        writer = path.name.split("-")[-2]
+        if path.is_dir() and writer.isdigit() and not psutil.pid_exists(int(writer)):
+            found.append(path)
+    return found
 
 
 def disk_bytes(directory: Path) -> int:

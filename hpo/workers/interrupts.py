@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a worker: at once where that is safe, and at the next safe point where it is not.
+"""SIGINT, SIGTERM and SIGHUP end a worker: at once where that is safe, and at the next safe point where it is not.
 
 Responsible for the flag and the handlers. An exception raised by a signal can be lost (inside a finaliser, say), and a
 thread mask does not keep a signal from other threads, so the request is remembered and asked for again.
@@ -12,7 +12,7 @@ from types import FrameType
 
 from objectives.progress import Progress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
@@ -24,7 +24,7 @@ class Interrupts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Let the two signals raise `KeyboardInterrupt` inside the block; one that the process ignores stays ignored.
+        """Let these signals raise `KeyboardInterrupt` inside the block; one that the process ignores stays ignored.
 
         Python lets only the main thread handle signals: in another one, inside a Dask worker say, nothing is watched.
         """

@@ -48,10 +48,15 @@ def rescore(
         log = Path(exchange) / "stderr"
         with log.open("wb") as errors, _running(command, errors.fileno()) as process:
             assert process.stdout is not None
-            for line in process.stdout:
-                word, _, count = line.strip().partition(" ")
-                if word == SCORED:
-                    progress(f"scoring {directory.name} in a fresh process", int(count), len(sequences))
+            try:
+                for line in process.stdout:
+                    word, _, count = line.strip().partition(" ")
+                    if word == SCORED:
+                        progress(f"scoring {directory.name} in a fresh process", int(count), len(sequences))
+            except BaseException:
+                # Nobody waits for its result any more, and leaving waits for its end.
+                process.kill()
+                raise
         if process.returncode:
             output = log.read_text(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
             raise RunError(f"{directory} cannot be loaded and scored in a fresh process: {output[-1]}")

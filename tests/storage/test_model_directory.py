@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from safetensors import SafetensorError
 from storage.errors import StorageError
 from storage.files import TEMPORARY
 from storage.model_directory import REMEDY, new_directory, require_vacant
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def fill(place: Path) -> None:
@@ -168,3 +173,40 @@ def test_the_temporary_directory_is_known_by_its_name(tmp_path: Path) -> None:
     """What a killed writer leaves behind is named as every temporary file of the project."""
     with new_directory(tmp_path / "mine") as place:
         assert place.name.startswith(f"{TEMPORARY}mine-")
+
+
+def test_what_a_killed_writer_left_is_named_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With its size; that of a writer that still runs, and that of another directory, are let be."""
+    target = tmp_path / "mi[n]e"
+    died = subprocess.Popen([sys.executable, "-c", ""])
+    died.wait()
+    left, running = (tmp_path / f"{TEMPORARY}mi[n]e-{pid}-0a" for pid in (died.pid, os.getpid()))
+    for path in (left, running, tmp_path / f"{TEMPORARY}other-{died.pid}-0a"):
+        path.mkdir()
+    (left / "model.safetensors").write_bytes(b"x" * 3_000_000)
+    require_vacant(target, 0)
+    assert caplog.messages == [
+        f"{left} was left by a writer that died (3 MB); remove it, unless one on another machine is at it"
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_of_a_directory_that_is_being_written(number: signal.Signals, tmp_path: Path) -> None:
+    """The command ends as told, and what it was writing is gone."""
+    script = (
+        "import sys, time\nfrom pathlib import Path\nimport cli\nfrom hpo.commands import evaluate\n"
+        "from hpo.commands.command import Command\nfrom storage.model_directory import new_directory\n"
+        "def run(parsed):\n    with new_directory(Path(sys.argv[1])) as place:\n"
+        "        (place / 'weights').write_bytes(b'x')\n        print('writing', flush=True)\n        time.sleep(60)\n"
+        "evaluate.COMMAND = Command(examples='', add_flags=lambda parser: None, run=run)\n"
+        "sys.exit(cli.main(['evaluate']))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "mine")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(number)
+        assert process.stderr.read() == "praqtune: terminated; what was finished is kept\n"
+        assert process.wait() == 143
+    assert list(tmp_path.iterdir()) == []

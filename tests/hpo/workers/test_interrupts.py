@@ -22,9 +22,9 @@ def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
-    """Both do what Ctrl-C does, and the handlers of before are back afterwards."""
+    """All do what Ctrl-C does, and the handlers of before are back afterwards."""
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), Interrupts().watched():
         send(number)
