@@ -14,7 +14,7 @@ from objectives.calibration.calibration import Calibration
 from objectives.limits import length_note, require_length, require_readable
 from objectives.model.finding import find_blocks
 from objectives.model.loading import ModelPlan, load_model
-from objectives.model.roles import kept_in_16_bit, unscaled_inputs
+from objectives.model.roles import kept_in_16_bit, quantized_part, unscaled_inputs
 from objectives.paired import Difference, paired_difference
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress
@@ -71,7 +71,8 @@ class LaidOut:
         model, blocks = self.bench.model, self.bench.blocks
         as_it_is = None if model.quantized is None else f"{model.name} is {model.quantized} and is measured as it is"
         too_long = length_note(model.module, [self.bench.calibration.text, *self.data])
-        notes = (*model.notes, as_it_is, too_long, self.agreement, kept_in_16_bit(blocks), unscaled_inputs(blocks))
+        left_out = (quantized_part(model.module, blocks), kept_in_16_bit(blocks), unscaled_inputs(blocks))
+        notes = (*model.notes, as_it_is, too_long, self.agreement, *left_out)
         return [str(note) for note in notes if note is not None]
 
 

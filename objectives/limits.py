@@ -62,10 +62,12 @@ def length_note(module: Any, texts: Sequence[Sequences]) -> str | None:
 def learned_positions(module: Any) -> int | None:
     """Return how many positions a model has an embedding for; None where positions need none."""
     tokens = module.get_input_embeddings()
+    # Encoders of images have positions of their own; those of text stand beside the embeddings of its tokens.
+    beside = next((name for name, child in module.named_modules() if child is tokens), "").rpartition(".")[0]
     counts = [
         child.num_embeddings - int(getattr(child, "offset", 0) or 0)
         for name, child in module.named_modules()
-        if isinstance(child, nn.Embedding) and child is not tokens and _is_of_positions(name)
+        if isinstance(child, nn.Embedding) and name.startswith(beside) and _is_of_positions(name)
     ]
     return min(counts, default=None)
 

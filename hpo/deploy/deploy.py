@@ -13,7 +13,8 @@ from hpo.study.record import TrialRecord
 from hpo.verdict.snapshot import Study
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.export.formats import Export, Proof, find_format
-from objectives.model.roles import kept_in_16_bit
+from objectives.limits import length_note
+from objectives.model.roles import kept_in_16_bit, quantized_part
 from objectives.progress import Progress
 from objectives.results import load_result, measurement_key
 from objectives.text.sequences import Sequences
@@ -83,12 +84,14 @@ def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, name: str, paths: P
     if form.proven:
         export = _with_proof(export, chosen, tuning, ResultStore(paths.results), plan.model.trust_remote_code)
     manifest = form.write(export, progress)
-    kept_note = kept_in_16_bit(bench.blocks)
+    model, blocks = bench.model, bench.blocks
+    texts = [bench.calibration.text, tuning]
+    known = (quantized_part(model.module, blocks), kept_in_16_bit(blocks), length_note(model.module, texts))
     return Written(
         directory=directory,
         manifest=manifest,
         disk_bytes=disk_bytes(directory),
-        notes=[*([] if kept_note is None else [kept_note]), *form.notes(bench.blocks)],
+        notes=[*model.notes, *(note for note in known if note is not None), *form.notes(blocks)],
     )
 
 

@@ -59,6 +59,8 @@ def _what(manifest: Mapping[str, Any], setting: Setting) -> Iterator[str]:
         f"{manifest['model']['stored_as']}. Method: `{setting.label()}`{scales}{calibrated}."
     )
     yield ""
+    if manifest.get("part"):
+        yield from (f"Of this model, {manifest['part']}.", "")
     yield (
         f"{manifest['stored_bits_per_weight']:.3f} bits per weight of the decoder blocks, counted in the file; the "
         f"whole model takes {manifest['model_bytes'] / 1e6:.1f} MB."

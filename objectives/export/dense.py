@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from objectives.export.companions import copy_companions
 from objectives.export.formats import Export
 from objectives.export.manifest import make_record, write_record
 from objectives.export.rescoring import rescore
@@ -43,6 +44,7 @@ class Dense:
             with new_directory(export.directory) as place, configuration_kept(model.module):
                 model.module.save_pretrained(place)
                 model.tokenizer.save_pretrained(place)
+                copy_companions(model, place)
                 write_record(place, record)
             progress(phase, 1, 1)
         return record

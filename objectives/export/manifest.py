@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from objectives.model.provenance import FORMAT, RECORD
+from objectives.model.roles import quantized_part
 from objectives.quantization import LayerResult, model_size
 from objectives.trial import Bench
 from quant.plan import MIXED, Plan
@@ -46,6 +47,7 @@ def make_record(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weights
             "stored_as": str(bench.model.stored_dtype).removeprefix("torch."),
             "fingerprint": bench.model.fingerprint,
         },
+        "part": quantized_part(bench.model.module, bench.blocks),
         "calibration": {"source": text.source, "samples": len(text), "fingerprint": text.fingerprint()},
         "versions": {package: _version(package) for package in VERSIONS_OF},
         "layers": encode(layers),

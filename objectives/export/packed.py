@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from objectives.errors import InputError, RunError
+from objectives.export.companions import copy_companions
 from objectives.export.dense import configuration_kept
 from objectives.export.formats import Export
 from objectives.export.manifest import make_record, write_record
@@ -204,6 +205,7 @@ def _write_model(model: Model, tensors: dict[str, Tensor], quantization: Mapping
     with configuration_kept(model.module):
         model.module.save_pretrained(place, state_dict=tensors)
     model.tokenizer.save_pretrained(place)
+    copy_companions(model, place)
     path = place / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"dtype": str(model.stored_dtype).removeprefix("torch."), "quantization_config": quantization}

@@ -126,6 +126,32 @@ def kept_in_16_bit(blocks: Sequence[Block]) -> str | None:
     )
 
 
+def quantized_part(module: nn.Module, blocks: Sequence[Block]) -> str | None:
+    """Say which part of a model of several is quantized; None where the decoder blocks are all there is beside text.
+
+    A model with an image or audio encoder has matrices outside the decoder that are neither embeddings nor head.
+    """
+    if not blocks:
+        return None
+    prefix = blocks[0].name.rpartition(".")[0]
+    kept = {id(parameter) for parameter in module.get_submodule(prefix).parameters()}
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        found = getattr(module, name)()
+        kept |= set() if found is None else {id(parameter) for parameter in found.parameters()}
+    root = prefix.rpartition(".")[0]
+    others = {
+        name: parameter.numel()
+        for name, parameter in module.named_parameters()
+        if parameter.dim() > 1 and id(parameter) not in kept and not name.startswith(f"{root}.")
+    }
+    if not others:
+        return None
+    return (
+        f"the decoder blocks ({prefix}) are quantized; the other parts of the model stay as they are (largest: "
+        f"{largest_uncovered(others)})"
+    )
+
+
 def unscaled_inputs(blocks: Sequence[Block]) -> str | None:
     """Name the inputs whose scale nothing can take, so that `foldable` leaves them alone; None without."""
     sites = [site for block in blocks for site in block.sites]
