@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from optuna.storages import BaseStorage
 
-from hpo.plan import StudyPlan, how_it_searches
+from hpo.plan import StudyPlan, search_mode
 from hpo.search.proposal import presets
 from hpo.search.pruners.registry import Pruning
 from hpo.space.dimension import Number
@@ -65,7 +65,7 @@ def optimize(
     contract = make_contract(bench.model, bench.blocks, space, bench.calibration.text, texts, plan.bench.seed)
     study = open_study(storage, plan.name, contract)
     if SEARCH not in study.user_attrs:
-        study.set_user_attr(SEARCH, how_it_searches(plan))
+        study.set_user_attr(SEARCH, encode(search_mode(plan)))
     pin(store, tuning)
     owner = Owner.this(str(bench.model.device), name)
     queue = Queue(study=study, storage=storage, space=space, owner=owner)

@@ -14,6 +14,7 @@ from hpo.space.space import Space
 from hpo.study.bench import new_bench_plan
 from hpo.study.contract import require_name
 from hpo.study.options import BenchOptions, SearchOptions
+from hpo.study.searching import SearchMode
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 
@@ -81,17 +82,17 @@ def plan_study(bench: BenchOptions, search: SearchOptions, space: Space, name: s
     )
 
 
-def how_it_searches(plan: StudyPlan) -> dict[str, str | bool | float | None]:
-    """Collect what the contract leaves open, to repeat the study; every worker may have its own."""
-    return {
-        "sampler": plan.sampler,
-        "pruner": plan.pruning.name,
-        "prune_error": plan.pruning.error,
-        "first_look": plan.pruning.first_look,
-        "until": "converged" if plan.stopping.converged else None,
-        "patience": plan.stopping.patience,
-        "presets_only": plan.presets_only,
-        "trust_remote_code": plan.bench.model.trust_remote_code,
-        "allow_partial": plan.bench.allow_partial,
-        "allow_partial_groups": plan.bench.allow_partial_groups,
-    }
+def search_mode(plan: StudyPlan) -> SearchMode:
+    """Collect what the contract leaves open, to repeat the study."""
+    return SearchMode(
+        sampler=plan.sampler,
+        pruner=plan.pruning.name,
+        prune_error=plan.pruning.error,
+        first_look=plan.pruning.first_look,
+        until="converged" if plan.stopping.converged else None,
+        patience=plan.stopping.patience,
+        presets_only=plan.presets_only,
+        trust_remote_code=plan.bench.model.trust_remote_code,
+        allow_partial=plan.bench.allow_partial,
+        allow_partial_groups=plan.bench.allow_partial_groups,
+    )

@@ -10,16 +10,10 @@ from typing import Any
 
 from hpo.study.choosing import study_flags
 from hpo.study.contract import Contract
-from hpo.study.options import SearchOptions
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from quant.parameters import PARAMETERS, flag_of
 
 PROGRAM, LINE = "python cli.py", 88
-ALLOWED = ("presets_only", "trust_remote_code", "allow_partial", "allow_partial_groups")
-DEFAULTS = {
-    name: getattr(SearchOptions, name)
-    for name in ("sampler", "pruner", "prune_error", "first_look", "until", "patience")
-}
 
 
 def repeat_command(record: StudyRecord, trials: int | None, storage: str | None = None) -> str:
@@ -30,10 +24,11 @@ def repeat_command(record: StudyRecord, trials: int | None, storage: str | None 
         trials: How many the study is to have in all; None leaves it to the program.
         storage: Its address, as it may be shown; None leaves it to the user's environment.
     """
-    search = {name: record.search.get(name, default) for name, default in DEFAULTS.items()}
-    flags = {**study_flags(record.contract), **_space_flags(record.contract), "trials": trials, **search}
-    arguments = {name: value for name, value in flags.items() if value is not None and value != DEFAULTS.get(name)}
-    switches = [flag_of(name) for name in ALLOWED if record.search.get(name)]
+    flags = {**study_flags(record.contract), **_space_flags(record.contract), "trials": trials}
+    arguments = {name: value for name, value in flags.items() if value is not None}
+    unusual = record.search.unusual()
+    arguments |= {name: value for name, value in unusual.items() if value is not True}
+    switches = [flag_of(name) for name, value in unusual.items() if value is True]
     return _folded([f"{PROGRAM} optimize", *_words(arguments), *switches, *_where(record, storage)])
 
 

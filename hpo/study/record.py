@@ -6,7 +6,6 @@ created by `hpo.workers.preparation`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -28,9 +27,10 @@ from hpo.study.confirmation import Confirmation
 from hpo.study.contract import Contract, stored_contract
 from hpo.study.estimate import Estimate
 from hpo.study.owner import Owner
+from hpo.study.searching import SearchMode
 from quant.setting import Setting
 from quant.sizes import ModelSize
-from storage.typed_json import decode
+from storage.typed_json import decode, decode_known
 
 FULL_PRECISION = "full precision"
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
@@ -127,7 +127,7 @@ class StudyRecord:
     """A study: its contract, what is measured beside it, and its trials in order of their numbers.
 
     `retried` are the numbers of failed trials whose settings were queued again. `search` is how it was begun, beyond
-    its contract: sampler, pruner, and what was allowed; empty before that is written.
+    its contract; as usual before that is written.
     """
 
     name: str
@@ -136,7 +136,7 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     confirmation: Confirmation | None = None
     retried: frozenset[int] = frozenset()
-    search: Mapping[str, Any] = field(default_factory=dict)
+    search: SearchMode = field(default_factory=SearchMode)
 
     @property
     def counted(self) -> list[TrialRecord]:
@@ -199,7 +199,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         trials=tuple(map(trial_record, trials)),
         confirmation=_confirmation(study),
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
-        search=attributes.get(SEARCH, {}),
+        search=decode_known(SearchMode, attributes.get(SEARCH, {}), f"how study {study.study_name!r} searches"),
     )
 
 

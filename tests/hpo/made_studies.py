@@ -206,7 +206,11 @@ class Maker:
     def reference(self, setting: Setting | None) -> Measured:
         """A reference, its values kept."""
         score = self._score(setting)
-        key = f"reference-{setting.method}-{setting.group_size}-{setting.keep_ratio}" if setting else "full"
+        key = (
+            f"reference-{setting.method}-{setting.group_size}-{setting.keep_ratio:.0%}".rstrip("%")
+            if setting
+            else "full"
+        )
         self._keep(key, setting, score)
         return Measured(
             name=setting.method if setting else FULL_PRECISION,

@@ -16,6 +16,7 @@ from hpo.notebook import load
 from hpo.space.space import make_space
 from hpo.study.options import BenchOptions, SearchOptions
 from hpo.study.record import StudyRecord
+from hpo.study.searching import SearchMode
 from quant.setting import Setting
 from tests.conftest import SmallStudy
 from tests.hpo.made_studies import CONTRACT
@@ -111,7 +112,7 @@ def test_calibration_sizes_are_those_that_were_asked_for() -> None:
 
 def test_how_it_searched_is_part_of_the_command() -> None:
     """Where it is not as usual, and where older studies do not say it."""
-    searched = replace(record(), search={"sampler": "tpe", "pruner": "paired", "trust_remote_code": True})
+    searched = replace(record(), search=SearchMode(sampler="tpe", trust_remote_code=True))
     options = make_parser().parse_args(words(repeat_command(searched, None)))
     search, bench = options_of(options, SearchOptions), options_of(options, BenchOptions)
     assert (search.sampler, search.pruner, bench.trust_remote_code) == ("tpe", "paired", True)

@@ -1,0 +1,29 @@
+"""How a study was begun to search, as it is stored beside its contract, which leaves that open.
+
+Responsible for the names under which it is stored; they are those of the flags. Every worker may search in its own way.
+"""
+
+from dataclasses import dataclass, fields
+
+from hpo.study.options import BenchOptions, SearchOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchMode:
+    """Who proposes and prunes, what ends the study, and what was allowed; as usual where nothing is said."""
+
+    sampler: str = SearchOptions.sampler
+    pruner: str = SearchOptions.pruner
+    prune_error: float = SearchOptions.prune_error
+    first_look: int = SearchOptions.first_look
+    until: str | None = SearchOptions.until
+    patience: int | None = SearchOptions.patience
+    presets_only: bool = SearchOptions.presets_only
+    trust_remote_code: bool = BenchOptions.trust_remote_code
+    allow_partial: bool = BenchOptions.allow_partial
+    allow_partial_groups: bool = BenchOptions.allow_partial_groups
+
+    def unusual(self) -> dict[str, object]:
+        """Return by name what differs from the defaults, in their order."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
