@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+from objectives.beginning import beginning_note
 from objectives.calibration.calibration import Calibration
 from objectives.limits import length_note, require_length, require_readable
 from objectives.model.finding import find_blocks
@@ -59,11 +60,19 @@ class BenchPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class LaidOut:
-    """A bench with its text; `agreement` says why its number type is trusted, None if it is float32."""
+    """A bench with its text.
+
+    Attributes:
+        bench: Model, roles and calibration.
+        data: What is scored.
+        agreement: Why its number type is trusted; None if it is float32.
+        beginning: What the choice of how a sequence begins costs, where that is much.
+    """
 
     bench: Bench
     data: list[Sequences]
     agreement: Agreement | None
+    beginning: str | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -72,7 +81,7 @@ class LaidOut:
         as_it_is = None if model.quantized is None else f"{model.name} is {model.quantized} and is measured as it is"
         too_long = length_note(model.module, [self.bench.calibration.text, *self.data])
         left_out = (quantized_part(model.module, blocks), kept_in_16_bit(blocks), unscaled_inputs(blocks))
-        notes = (*model.notes, as_it_is, too_long, self.agreement, *left_out)
+        notes = (*model.notes, as_it_is, too_long, self.beginning, self.agreement, *left_out)
         return [str(note) for note in notes if note is not None]
 
 
@@ -138,14 +147,18 @@ def lay_out(plan: BenchPlan, paths: Paths, progress: Progress) -> LaidOut:
         InputError: If the model or the text cannot be used.
     """
     bench, data = load_bench(plan, paths)
+    store = ResultStore(paths.results)
+    note = beginning_note(bench.model, data[0], store, progress)
     if bench.model.quantized is not None:
-        return LaidOut(bench=bench, data=data, agreement=None)
-    agreement = check_agreement(bench.model, bench.blocks, data[0], ResultStore(paths.results), progress)
+        return LaidOut(bench=bench, data=data, agreement=None, beginning=note)
+    agreement = check_agreement(bench.model, bench.blocks, data[0], store, progress)
     if agreement is not None and not agreement.good:
         log.warning("%s", agreement)
         if plan.model.dtype == "auto":
             return lay_out(replace(plan, model=replace(plan.model, dtype="float32")), paths, progress)
-    return LaidOut(bench=bench, data=data, agreement=agreement)
+    if note is not None:
+        log.warning("%s", note)
+    return LaidOut(bench=bench, data=data, agreement=agreement, beginning=note)
 
 
 def evaluate(laid_out: LaidOut, settings: Sequence[Setting], progress: Progress) -> Iterator[Row]:

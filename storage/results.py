@@ -20,7 +20,7 @@ from storage.files import checksum, disk_errors, write_file
 from storage.lease import POLL_SECONDS, Lease
 from storage.paths import Paths
 
-KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 class ResultStore:

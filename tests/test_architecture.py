@@ -44,7 +44,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"model"},
         {"text", "suitability"},
         {"scoring", "calibration", "limits"},
-        {"paired", "precision", "quantization"},
+        {"paired", "precision", "quantization", "beginning"},
         {"trial"},
         {"results", "evaluation"},
         {"export"},

@@ -39,7 +39,9 @@ def quantize_command(record: StudyRecord, chosen: Measured, directory: str, stor
     else:
         assert chosen.setting is not None
         stored = study_flags(record.contract)
-        named = {name: stored[name] for name in ("model", "revision", "dtype", "calib_data", "protocol", "seq_len")}
+        named = {
+            name: stored[name] for name in ("model", "revision", "dtype", "calib_data", "protocol", "bos", "seq_len")
+        }
         texts = {name: stored[name] for name in ("eval_data", "eval_samples", "seed")}
         flags = {**named, **texts, **chosen.setting.read_values()}
     arguments = {name: value for name, value in flags.items() if value is not None}

@@ -12,7 +12,7 @@ from hpo.study.contract import Contract
 from hpo.study.options import BenchOptions
 from objectives.evaluation import BenchPlan
 from objectives.model.loading import BUNDLED, ModelPlan
-from objectives.text.sequences import Part, Protocol, TextPlan
+from objectives.text.sequences import Beginning, Part, Protocol, TextPlan
 
 BUNDLED_LENGTH, HUB_LENGTH = 256, 512
 BUNDLED_DATA, HUB_DATA = "bundled:docstrings,bundled:topics", "c4"
@@ -37,8 +37,8 @@ def bench_plan(options: BenchOptions, samples: int) -> BenchPlan:
 
     def text(source: str, part: Part, count: int) -> TextPlan:
         # The plan says what is wrong with a name that is none.
-        protocol = cast(Protocol, options.protocol)
-        return TextPlan(source=source, part=part, count=count, protocol=protocol, length=length)
+        protocol, bos = cast(Protocol, options.protocol), cast(Beginning, options.bos)
+        return TextPlan(source=source, part=part, count=count, protocol=protocol, length=length, bos=bos)
 
     return BenchPlan(
         model=ModelPlan(

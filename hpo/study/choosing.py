@@ -16,7 +16,7 @@ from quant.parameters import flag_of
 
 BEST = "best"
 MODEL_FLAGS = ("model", "revision", "dtype")
-TEXT_FLAGS = ("calib_data", "eval_data", "confirm_data", "eval_samples", "protocol", "seq_len", "seed")
+TEXT_FLAGS = ("calib_data", "eval_data", "confirm_data", "eval_samples", "protocol", "bos", "seq_len", "seed")
 
 
 def chosen_trial(record: StudyRecord, which: str) -> tuple[TrialRecord, list[str]]:
@@ -48,6 +48,7 @@ def study_flags(contract: Contract) -> dict[str, Any]:
         "confirm_data": second.source if second else None,
         "eval_samples": tuning.sequences,
         "protocol": tuning.protocol,
+        "bos": tuning.beginning,
         "seq_len": tuning.seq_len,
         "seed": contract.seed,
     }

@@ -64,6 +64,8 @@ class TextContract:
         fingerprint: Of their tokens.
         protocol: How text becomes sequences.
         seq_len: Tokens per sequence at most.
+        bos: How sequences begin, as it was asked for; None in studies that were begun before that could be said.
+        prefix: Token ids that every packed sequence begins with.
     """
 
     source: str
@@ -71,6 +73,13 @@ class TextContract:
     fingerprint: str
     protocol: str
     seq_len: int
+    bos: str | None = None
+    prefix: tuple[int, ...] = ()
+
+    @property
+    def beginning(self) -> str:
+        """Return the `--bos` that gives these sequences; before it could be said, packed text had no special tokens."""
+        return self.bos or ("never" if self.protocol == "packed" else "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +110,9 @@ class Contract:
     def parts(self) -> dict[str, object]:
         """What it consists of, by name, for people: of the space the values and dimensions by field."""
         stored = {name: part for name, part in encode(self).items() if part is not None}
+        for text in ("tuning", "confirmation", "second_confirmation"):
+            # What they begin with says more than what was asked for.
+            stored.get(text, {}).pop("bos", None)
         return {**stored, "space": self.space.parts}
 
 

@@ -38,6 +38,12 @@ class BenchOptions:
     calib_data: str | None = option("text", None, "calibration text (default: other documents of the evaluation text)")
     eval_data: str | None = option("text", None, "evaluation text: c4, wikitext2, hub:..., or files, by commas")
     protocol: str = option("text", "packed", "packed or documents")
+    bos: str = option(
+        "text",
+        "auto",
+        "begin each sequence with the token that says so: auto as the tokenizer does, always or never",
+        choices=("auto", "always", "never"),
+    )
     seq_len: int | None = option("text", None, "tokens per sequence (512; 256 for the bundled model)")
     eval_samples: int = option("text", 64, "sequences per data set")
     seed: int = option("text", 0, "of the split and the order of the text")

@@ -82,6 +82,8 @@ def _text(plan: TextPlan, sequences: Sequences) -> TextContract:
         fingerprint=sequences.fingerprint(),
         protocol=plan.protocol,
         seq_len=plan.length,
+        bos=plan.bos,
+        prefix=sequences.prefix if plan.protocol == "packed" else (),
     )
 
 

@@ -2,8 +2,8 @@
 
 Responsible for the two protocols and for parts that share no document. `documents`: each text truncated
 to `length` tokens, texts under 100 characters skipped, special tokens as the tokenizer adds them. `packed`: texts
-joined by two newlines and cut into blocks of `length`, without special tokens. May assume a tokenizer of
-transformers, fast or in Python.
+joined by two newlines and cut into blocks of `length`, each begun with what the tokenizer puts before a text. May
+assume a tokenizer of transformers, fast or in Python.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,9 @@ from objectives.text.sources import read_documents
 
 Protocol = Literal["documents", "packed"]
 Part = Literal["calibration", "tuning", "confirmation"]
+Beginning = Literal["auto", "always", "never"]
 PROTOCOLS: tuple[Protocol, ...] = ("documents", "packed")
+BEGINNINGS: tuple[Beginning, ...] = ("auto", "always", "never")
 # Shares of a source among the parts that read it; a source that one part reads is all its own.
 SHARES: Mapping[Part, float] = {"calibration": 0.3, "tuning": 0.45, "confirmation": 0.25}
 MIN_CHARACTERS = 100
@@ -33,6 +35,7 @@ TOKENIZER_BATCH = 256
 CHARACTERS_PER_TOKEN = 5
 OVERLAP_WINDOW = 32
 DRAWN_FROM = 1024
+ANY_TEXT = "a"
 HASH_BASE = np.uint64(0x9E3779B97F4A7C15)
 Piece = tuple[Tensor, Tensor, int]
 """Token ids `[L]`, which of them are scored `[L]`, and the index of the document they mostly come from."""
@@ -49,6 +52,7 @@ class TextPlan:
         protocol: How documents become sequences.
         length: Tokens per sequence: at most (`documents`) or exactly (`packed`).
         minimum: Sequences that are enough where there are not `count`; None for all of them.
+        bos: Whether a sequence begins with the token that says so: as the tokenizer does it by default, always, never.
     """
 
     source: str
@@ -57,8 +61,11 @@ class TextPlan:
     protocol: Protocol = "packed"
     length: int = 512
     minimum: int | None = None
+    bos: Beginning = "auto"
 
     def __post_init__(self) -> None:
+        if self.bos not in BEGINNINGS:
+            raise InputError(f"bos {self.bos!r} is unknown; choose {', '.join(BEGINNINGS)}")
         if self.protocol not in PROTOCOLS:
             raise InputError(f"protocol {self.protocol!r} is unknown; choose {' or '.join(PROTOCOLS)}")
         if self.length < 2 or self.count < 1:
@@ -78,12 +85,14 @@ class Sequences:
             token that the tokenizer added.
         clusters: For each sequence the document that most of it comes from; sequences of one document are not
             independent.
+        prefix: Token ids that every sequence begins with, of no text.
     """
 
     source: str
     ids: tuple[Tensor, ...]
     scored: tuple[Tensor, ...]
     clusters: tuple[int, ...]
+    prefix: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -151,7 +160,26 @@ def tokenize(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Sequen
         ids=tuple(ids for ids, _, _ in pieces),
         scored=tuple(scored for _, scored, _ in pieces),
         clusters=tuple(cluster for _, _, cluster in pieces),
+        prefix=beginning(tokenizer, plan.bos),
     )
+
+
+def beginning(tokenizer: Any, bos: Beginning) -> tuple[int, ...]:
+    """Return the token ids that come before a text.
+
+    Raises:
+        InputError: If there are to be some and the tokenizer has none.
+    """
+    if bos == "never":
+        return ()
+    encoded = tokenizer(ANY_TEXT, return_special_tokens_mask=True)
+    special = [*encoded.special_tokens_mask, 0]
+    usual = tuple(encoded.input_ids[: special.index(0)])
+    if usual or bos == "auto":
+        return usual
+    if tokenizer.bos_token_id is None:
+        raise InputError("the tokenizer has no token that begins a text; use --bos auto or --bos never")
+    return (int(tokenizer.bos_token_id),)
 
 
 def _drawn(pool: Sequences, plan: TextPlan, seed: int) -> Sequences:
@@ -168,29 +196,39 @@ def _drawn(pool: Sequences, plan: TextPlan, seed: int) -> Sequences:
 
 def _truncated(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
     long_enough = [(index, text) for index, text in enumerate(documents) if len(text) >= MIN_CHARACTERS]
+    usual, prefix = beginning(tokenizer, "auto"), torch.tensor(beginning(tokenizer, plan.bos), dtype=torch.int64)
+    # What the tokenizer does not do by itself is put before what it does.
+    added = prefix[:0] if plan.bos == "auto" or usual else prefix
     for start in range(0, len(long_enough), TOKENIZER_BATCH):
         batch = long_enough[start : start + TOKENIZER_BATCH]
         encoded = tokenizer(
-            [text for _, text in batch], truncation=True, max_length=plan.length, return_special_tokens_mask=True
+            [text for _, text in batch],
+            truncation=True,
+            max_length=plan.length - len(added),
+            return_special_tokens_mask=True,
+            add_special_tokens=plan.bos != "never",
         )
         for (index, _), ids, special in zip(batch, encoded.input_ids, encoded.special_tokens_mask, strict=True):
-            scored = ~torch.tensor(special, dtype=torch.bool)
+            scored = torch.cat([torch.zeros(len(added), dtype=torch.bool), ~torch.tensor(special, dtype=torch.bool)])
             scored[:1] = False
             if scored.any():
-                yield torch.tensor(ids), scored, index
+                yield torch.cat([added, torch.tensor(ids, dtype=torch.int64)]), scored, index
 
 
 def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
-    length = plan.length
-    scored = torch.ones(length, dtype=torch.bool)
-    scored[0] = False
+    prefix = torch.tensor(beginning(tokenizer, plan.bos), dtype=torch.int64)
+    length = plan.length - len(prefix)
+    if length < 1:
+        raise InputError(f"sequences of {plan.length} tokens have no room for text after the {len(prefix)} before it")
+    scored = torch.ones(plan.length, dtype=torch.bool)
+    scored[: max(1, len(prefix))] = False
     # One block more than wanted, so that where the text is cut off cannot show in the blocks that are used.
     tokens = (plan.count + 1) * length
     join = _joined if getattr(tokenizer, "is_fast", False) else _joined_one_by_one
     ids, owners = join(documents, tokenizer, tokens)
     for begin in range(0, len(ids) - length + 1, length):
         block = slice(begin, begin + length)
-        yield ids[block].clone(), scored, int(np.bincount(owners[block]).argmax())
+        yield torch.cat([prefix, ids[block]]), scored, int(np.bincount(owners[block]).argmax())
 
 
 def _joined(documents: Sequence[str], tokenizer: Any, tokens: int) -> tuple[Tensor, NDArray[np.int64]]:

@@ -91,6 +91,8 @@ def test_the_flags_of_a_study_are_what_it_was_begun_with() -> None:
         "confirm_data": None,
         "eval_samples": 64,
         "protocol": "packed",
+        # What packed text began with before that could be said.
+        "bos": "never",
         "seq_len": 512,
         "seed": 3,
     }
@@ -116,7 +118,7 @@ def test_other_weights_or_other_text_are_refused_with_the_flags_that_help(tmp_pa
         require_same_bench(record(), bench)
     assert "--dtype bfloat16; the calibration text that was loaded" in str(caught.value)
     assert (
-        "give --calib-data wikitext2 --eval-data c4 --eval-samples 64 --protocol packed --seq-len 512 --seed 3"
+        "give --calib-data wikitext2 --eval-data c4 --eval-samples 64 --protocol packed --bos never --seq-len 512 --seed 3"
         in str(caught.value)
     )
     assert "\n" not in str(caught.value)

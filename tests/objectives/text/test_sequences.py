@@ -446,3 +446,41 @@ def test_a_tokenizer_in_python_works_in_both_protocols(protocol: Any) -> None:
     else:
         assert made.clusters == tuple(range(len(documents)))
         assert [bytes(ids.tolist()).decode() for ids in made.ids] == [document[:50] for document in documents]
+
+
+# How sequences begin
+
+
+@pytest.mark.parametrize("bos", ["auto", "always", "never"])
+def test_packed_blocks_begin_with_what_the_tokenizer_puts_before_a_text(framing: Any, bos: Any) -> None:
+    """Unscored, within the length; what follows is the text without a gap, and the first token after it is scored."""
+    documents = prose(60, words=(30, 60))
+    made = tokenize(documents, framing, plan(length=20, bos=bos, count=10))
+    prefix = [] if bos == "never" else [0]
+    assert made.prefix == tuple(prefix)
+    assert all(ids[: len(prefix)].tolist() == prefix and len(ids) == 20 for ids in made.ids)
+    assert all(scored.tolist() == [False] + [True] * 19 for scored in made.scored)
+    text = framing("\n\n".join(documents), add_special_tokens=False).input_ids
+    assert [token for ids in made.ids for token in ids[len(prefix) :].tolist()] == text[: 10 * (20 - len(prefix))]
+
+
+def test_always_puts_a_beginning_where_the_tokenizer_puts_none(merging: Any) -> None:
+    """In both protocols, unscored; a tokenizer without such a token is refused."""
+    with pytest.raises(InputError, match="no token that begins a text; use --bos auto"):
+        tokenize(prose(9), merging, plan(bos="always"))
+    begun = PreTrainedTokenizerFast(tokenizer_object=merging.backend_tokenizer, bos_token="!")
+    number = begun.bos_token_id
+    for protocol in ("packed", "documents"):
+        usual = tokenize(prose(40, words=(40, 60)), begun, plan(protocol=protocol))
+        made = tokenize(prose(40, words=(40, 60)), begun, plan(protocol=protocol, bos="always", length=17))
+        assert [ids.tolist() for ids in made.ids] == [[number, *ids.tolist()] for ids in usual.ids]
+        assert all(scored.tolist() == [False] + [True] * 16 for scored in made.scored)
+    never = tokenize(prose(9, words=(40, 60)), begun, plan(protocol="documents", bos="never"))
+    assert number not in joined(never)
+
+
+def test_documents_never_begin_where_that_is_asked_for(framing: Any) -> None:
+    """Neither beginning nor end is put around a text."""
+    made = tokenize(prose(9, words=(40, 60)), framing, plan(protocol="documents", bos="never"))
+    assert set(joined(made)).isdisjoint({0, 1})
+    assert all(scored.tolist() == [False] + [True] * 15 for scored in made.scored)
