@@ -55,16 +55,37 @@ class LayerResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoldedScales:
+    """What was folded into the weight of a Linear: it stores `Q(W S / d)` of the original `W` `[O, I]`.
+
+    Attributes:
+        inputs: S, `[I]`; None where its inputs are not scaled.
+        outputs: d, `[O]`, the scale of what reads its outputs; None where that folds into nothing of it.
+    """
+
+    inputs: Tensor | None
+    outputs: Tensor | None
+
+    def undone(self, stored: Tensor) -> Tensor:
+        """Return the weight that does without the scales what `stored` `[O, I]` does with them, float32 `[O, I]`."""
+        weight = stored.float()
+        weight = weight if self.inputs is None else weight / self.inputs
+        return weight if self.outputs is None else weight * self.outputs[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantizedBlocks:
     """What quantizing the blocks of a model gave, beside the weights that are now in it.
 
     Attributes:
         layers: One result per Linear, in the model's order.
         codes: What the weights are stored as, on the CPU, by the name of the Linear; only those that were asked for.
+        folded: What was folded into those of which there are codes.
     """
 
     layers: tuple[LayerResult, ...] = ()
     codes: Mapping[str, IntWeight] = field(default_factory=dict)
+    folded: Mapping[str, FoldedScales] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -92,21 +113,27 @@ def quantize_model(
     """
     results: list[LayerResult] = []
     codes: dict[str, IntWeight] = {}
+    folded: dict[str, FoldedScales] = {}
     for done, block in enumerate(blocks, 1):
         layers: dict[str, LayerResult] = {}
-        for linear, quantized in _quantize_block(block, _read_statistics(block, calibration, plan), plan, stored):
+        statistics = _read_statistics(block, calibration, plan)
+        for linear, quantized, divisor in _quantize_block(block, statistics, plan, stored):
             layers[linear.name] = _layer_result(block, linear, quantized)
             if with_codes and quantized.codes is not None:
                 codes[linear.name] = quantized.codes.cpu()
+                folded[linear.name] = FoldedScales(inputs=quantized.scale, outputs=divisor)
         results += [layers[linear.name] for linear in block.linears]
         progress(f"quantizing {plan.label()}", done, len(blocks))
-    return QuantizedBlocks(layers=tuple(results), codes=codes)
+    return QuantizedBlocks(layers=tuple(results), codes=codes, folded=folded)
 
 
 def _quantize_block(
     block: Block, statistics: Mapping[int, BlockStatistics], plan: Plan, stored: torch.dtype
-) -> Iterator[tuple[LinearRole, QuantizedLinear]]:
-    """Quantize one block, and yield what became of each Linear; `statistics` are those of each number of samples."""
+) -> Iterator[tuple[LinearRole, QuantizedLinear, Tensor | None]]:
+    """Quantize one block, and yield what became of each Linear, and what its rows were divided by.
+
+    `statistics` are those of each number of samples.
+    """
     divisors: dict[str, Tensor] = {}
     # In the order in which the model computes: what comes after a broken weight is broken, too.
     for site in block.sites:
@@ -118,7 +145,7 @@ def _quantize_block(
             quantized = quantize_set(_linear_set(part, statistics[setting.n_calib], divisors, stored), setting)
             for linear, result in zip(part.linears, quantized, strict=True):
                 linear.set_weight(result.weight)
-                yield linear, result
+                yield linear, result, divisors.get(linear.name)
             scale = quantized[0].scale
             if scale is not None and not setting.scales_at_run_time:
                 divisors |= fold(site, scale, stored)

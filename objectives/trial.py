@@ -17,7 +17,7 @@ from objectives.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from objectives.model.roles import Block
 from objectives.model.weights import weights_restored
 from objectives.progress import Progress, silent
-from objectives.quantization import LayerResult, QuantizedBlocks, model_size, quantize_model
+from objectives.quantization import FoldedScales, LayerResult, QuantizedBlocks, model_size, quantize_model
 from objectives.scoring import FIRST_LOOK, Score, score
 from objectives.stopwatch import Stopwatch
 from objectives.suitability import require_suitable
@@ -57,11 +57,13 @@ class Quantized:
     Attributes:
         layers: The choice for each Linear, in the model's order; none of a model that is as it was.
         codes: What the weights are stored as, on the CPU, by the name of the Linear; only those that were asked for.
+        folded: What was folded into those of which there are codes.
         seconds: Per phase: calibrate, quantize.
     """
 
     layers: tuple[LayerResult, ...] = ()
     codes: Mapping[str, IntWeight] = field(default_factory=dict)
+    folded: Mapping[str, FoldedScales] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -196,7 +198,7 @@ def quantized(
                 repaired.add(damage.key)
                 bench.calibration.discard(damage)
                 continue
-            yield Quantized(layers=blocks.layers, codes=blocks.codes, seconds=watch.seconds)
+            yield Quantized(layers=blocks.layers, codes=blocks.codes, folded=blocks.folded, seconds=watch.seconds)
             return
 
 

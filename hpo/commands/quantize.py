@@ -101,6 +101,7 @@ def proof_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("bits per weight, in the file", f"{manifest['stored_bits_per_weight']:.3f}"),
         ("perplexity, measured", f"{proof['measured']:.4f} on {proof['sequences']} sequences of {proof['source']}"),
+        ("perplexity, unfolded", f"{proof['unfolded']:.4f} with every folded scale undone"),
         ("perplexity, reloaded", f"{proof['packed']:.4f} in a fresh process"),
     ]
 

@@ -21,13 +21,14 @@ from objectives.export.manifest import make_record, write_record
 from objectives.export.rescoring import rescore
 from objectives.model.loading import Model
 from objectives.model.roles import Block, LinearRole, unscaled_inputs
+from objectives.model.weights import weights_restored
 from objectives.progress import Progress
 from objectives.scoring import Score, score_all
 from objectives.text.sequences import Sequences
-from objectives.trial import Bench, quantized
+from objectives.trial import Bench, Quantized, quantized
 from quant.packing import interleaved, packed_tensors
 from quant.plan import Plan
-from quant.scheme import IntWeight, Scheme
+from quant.scheme import IntWeight, Scheme, loaded
 from quant.setting import Setting
 from storage.files import write_file
 from storage.model_directory import new_directory, require_vacant, tensor_bytes
@@ -35,6 +36,8 @@ from storage.model_directory import new_directory, require_vacant, tensor_bytes
 CARD = "README.md"
 MOST_APART = 1e-3
 """Of the perplexity that was measured: what the packed model may score differently."""
+MOST_APART_UNFOLDED = 5e-3
+"""Of the perplexity without folded scales, which a 16-bit type computes with other roundings."""
 DENSE = "write it with --format dense"
 
 
@@ -59,15 +62,17 @@ class Packed:
             if expected is None:
                 expected = score_all(model.module, proof.text, f"scoring on {proof.text.source}", progress).perplexity
             tensors = _state(model, bench.blocks, result.codes)
+        unfolded = _unfolded_perplexity(bench, result, proof.text, progress)
         with new_directory(export.directory) as place:
             _write_model(model, tensors, quantization_config(model.module, bench.blocks, plan), place)
             measured = self.score(place, proof.text, model, progress, proof.trust_remote_code).perplexity
             _require_equal(measured, expected)
+            _require_folds(measured, unfolded)
             source = {"source": proof.text.source, "sequences": len(proof.text)}
             record = {
                 **make_record(bench, plan, result.layers, weights="packed"),
                 "stored_bits_per_weight": _stored_bits(bench, place),
-                "proof": {**source, "measured": expected, "packed": measured},
+                "proof": {**source, "measured": expected, "unfolded": unfolded, "packed": measured},
             }
             write_record(place, record)
             if export.card is not None:
@@ -219,6 +224,32 @@ def _require_equal(measured: float, expected: float) -> None:
         raise RunError(
             f"the packed model has a perplexity of {measured:.4f} in a fresh process and {expected:.4f} was measured "
             f"({apart:+.2%}, at most {MOST_APART:.1%} is allowed); nothing was written"
+        )
+
+
+@torch.inference_mode()
+def _unfolded_perplexity(bench: Bench, result: Quantized, text: Sequences, progress: Progress) -> float:
+    """Score the quantized weights with every scale undone, in a model whose norms and biases were never touched.
+
+    What folding broke is broken in the trial and in the directory alike, and here it is not.
+    """
+    linears = [linear for block in bench.blocks for linear in block.linears]
+    with weights_restored([linear.module for linear in linears]):
+        for linear in linears:
+            weight = loaded(result.codes[linear.name]).to(bench.model.device)
+            linear.set_weight(result.folded[linear.name].undone(weight))
+        phase = f"scoring without folded scales on {text.source}"
+        return score_all(bench.model.module, text, phase, progress).perplexity
+
+
+def _require_folds(measured: float, unfolded: float) -> None:
+    apart = measured / unfolded - 1
+    # Written so that NaN is refused, too.
+    if not abs(apart) <= MOST_APART_UNFOLDED:
+        raise RunError(
+            f"the packed model has a perplexity of {measured:.4f}, and its weights without the folded scales "
+            f"{unfolded:.4f} ({apart:+.2%}, at most {MOST_APART_UNFOLDED:.1%} is allowed): a scale was folded through "
+            "what changes it; nothing was written; use --format dense --scales linear"
         )
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import ArceeConfig, AutoModelForCausalLM, AutoTokenizer
 
 import objectives.export.packed
 from objectives.errors import InputError, RunError
 from objectives.export.formats import Export, Proof
 from objectives.export.packed import Packed
 from objectives.export.rescoring import rescore
+from objectives.model import commuting
 from objectives.model.loading import DTYPES, ModelPlan, load_model
 from objectives.model.provenance import read_record
 from objectives.progress import silent
@@ -107,6 +108,20 @@ def test_every_layout_comes_back_bit_by_bit(layout: str, symmetric: bool, tmp_pa
     assert record["proof"]["packed"] == pytest.approx(
         run_trial(bench, Plan.uniform(setting), TEXT).score.perplexity, rel=1e-6
     )
+    assert record["proof"]["unfolded"] == pytest.approx(record["proof"]["packed"], rel=5e-3)
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_broken_fold_cannot_prove_itself(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were a scale folded through a squared ReLU, trial and directory would agree, and both would be broken."""
+    monkeypatch.setattr(commuting, "same", lambda before, after: True)
+    model = tiny.model(ArceeConfig(**tiny.GROUPED), dtype=torch.bfloat16)
+    model = replace(model, tokenizer=tiny.complete().tokenizer)
+    for layer in model.module.model.layers:
+        layer.mlp.up_proj.weight.mul_(4)
+    with pytest.raises(RunError, match="a scale was folded through what changes it; nothing was written"):
+        write(tiny.bench(model, tmp_path / "home"), AWQ, target)
+    assert not target.exists()
 
 
 @pytest.mark.usefixtures("same_process")
