@@ -1,5 +1,6 @@
 """What tests of several rooms read: a small study of the bundled model and a report with everything, made once."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,12 @@ import cli
 from tests.servers import Database
 
 PICTURES = "hpo.report.write._pictures"
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: looking through it for garbage takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
