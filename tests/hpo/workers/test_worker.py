@@ -62,7 +62,7 @@ def make(bench: Bench, tmp_path: Path) -> Make:
     """Makes workers; without a name they work on one study."""
 
     def worker(name: str = "s", listen: Callable[[Event], None] = lambda event: None, **changes: Any) -> Worker:
-        storage = open_storage(f"sqlite:///{tmp_path}/{name}.db")
+        storage = open_storage(f"journal:{tmp_path}/{name}.log")
         study = open_study(storage, name, CONTRACT)
         fields: dict[str, Any] = {
             "queue": Queue(study=study, storage=storage, space=SPACE),
