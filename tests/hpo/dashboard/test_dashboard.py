@@ -39,7 +39,7 @@ class Shown:
 
     def __init__(self, made: Study, folder: Path) -> None:
         self.made, self.paths = made, Paths(folder)
-        self.storage: BaseStorage = open_storage(f"sqlite:///{folder}/studies.db")
+        self.storage: BaseStorage = open_storage(f"journal:{folder}/studies.log")
         self.study = made.stored(self.storage)
         self.files = ArtifactFiles(self.paths.artifacts)
         self.said: list[str] = []

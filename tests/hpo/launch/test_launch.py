@@ -87,7 +87,7 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     """A study with nothing in it."""
-    address = f"sqlite:///{tmp_path}/study.db"
+    address = f"journal:{tmp_path}/study.log"
     open_study(open_storage(address), "s", CONTRACT)
     return address
 

@@ -18,7 +18,7 @@ from tests.processes import wait_until
 
 @pytest.fixture
 def study(tmp_path: Path) -> optuna.Study:
-    return open_study(open_storage(f"sqlite:///{tmp_path}/study.db"), "s", CONTRACT)
+    return open_study(open_storage(f"journal:{tmp_path}/study.log"), "s", CONTRACT)
 
 
 def last(study: optuna.Study) -> Beat | None:

@@ -22,7 +22,7 @@ SPACE = make_space(Setting(), {})
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/study.db"
+    return f"journal:{tmp_path}/study.log"
 
 
 @pytest.fixture
