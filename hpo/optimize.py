@@ -4,7 +4,8 @@ Responsible for the order of things and for fitting the space to the model and t
 validated when they were made.
 """
 
-import math
+import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 
 from optuna.storages import BaseStorage
@@ -12,7 +13,7 @@ from optuna.storages import BaseStorage
 from hpo.plan import StudyPlan, search_mode
 from hpo.search.proposal import presets
 from hpo.search.pruners.registry import Pruning
-from hpo.space.dimension import Number
+from hpo.space.dimension import Value
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
 from hpo.study.attributes import CONFIRMATION, SEARCH
@@ -102,18 +103,14 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
     suitable = [size for size in space.sizes("group_size") if bench.allow_partial_groups or divides(bench.blocks, size)]
     unsuitable = UNSUITABLE if suitable else f"{UNSUITABLE}, as {group_sizes_text(bench.blocks)} would"
     samples = len(bench.calibration.text)
-    limits: list[tuple[str, list[Number], str]] = [
+    limits: list[tuple[str, list[Value], str]] = [
         ("group_size", [*suitable], unsuitable),
-        ("n_calib", [n for n in space.sizes("n_calib") if n <= samples], f"there is text for {samples} samples"),
+        ("n_calib", [n for n in space.numbers("n_calib") if n <= samples], f"there is text for {samples} samples"),
     ]
-    too_large = f"it costs more than {plan.max_bits} bits per weight"
-    limits += [(name, _affordable(plan, bench, name), too_large) for name in SIZE_CLASS_FIELDS]
     for name, allowed, reason in limits:
-        space, notice = space.limited(name, allowed, reason)
-        if notice:
-            listen(Notice(text=notice))
-    if space.base.reads.isdisjoint(SIZE_CLASS_FIELDS) and not _affordable(plan, bench, "n_calib"):
-        raise InputError(f"{space.base.method}: {too_large}; give a larger --max-bits")
+        space = _limited(space, name, allowed, reason, listen)
+    if plan.max_bits is not None:
+        space = _within_bits(space, bench, plan.max_bits, listen)
     if plan.presets_only:
         for name in SIZE_CLASS_FIELDS:
             used = {getattr(setting, name) for _, setting in presets(space)}
@@ -121,9 +118,41 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
     return space
 
 
-def _affordable(plan: StudyPlan, bench: Bench, name: str) -> list[Number]:
-    """List the values of one field that keep within the most bits."""
-    base, most = plan.space.base, math.inf if plan.max_bits is None else plan.max_bits
-    settings = {value: replace(base, **{name: value}) for value in plan.space.values(name)}  # type: ignore[arg-type]
-    sizes = {value: model_size(bench.model, bench.blocks, Plan.uniform(setting)) for value, setting in settings.items()}
-    return [value for value, size in sizes.items() if size.bits_per_weight <= most]
+def _within_bits(space: Space, bench: Bench, most: float, listen: Listener) -> Space:
+    """Leave out what costs more bits than are allowed: grids on which nothing fits, and sizes that do not fit on all.
+
+    Raises:
+        InputError: If nothing is left.
+    """
+    names = [name for name in SIZE_CLASS_FIELDS if name in space.reads]
+    combinations = [
+        dict(zip(names, values, strict=True)) for values in itertools.product(*(space.values(name) for name in names))
+    ]
+    settings = [replace(space.base, **values) for values in combinations]  # type: ignore[arg-type]
+    fits = [
+        model_size(bench.model, bench.blocks, Plan.uniform(setting)).bits_per_weight <= most for setting in settings
+    ]
+    too_large = f"it costs more than {most} bits per weight"
+    sizes = [name for name in names if name != "symmetric"]
+    if not any(fits) and not sizes:
+        raise InputError(f"{space.base.method}: {too_large}; give a larger --max-bits")
+    grids = {values["symmetric"] for values, fit in zip(combinations, fits, strict=True) if fit}
+    if grids:
+        space = _limited(space, "symmetric", grids, too_large, listen)
+    for name in sizes:
+        above = {
+            values[name]
+            for values, fit in zip(combinations, fits, strict=True)
+            if not fit and values["symmetric"] in (grids or {True, False})
+        }
+        allowed = [value for value in space.values(name) if value not in above]
+        space = _limited(space, name, allowed, too_large, listen)
+    return space
+
+
+def _limited(space: Space, name: str, allowed: Iterable[Value], reason: str, listen: Listener) -> Space:
+    """Limit a space, and say what it lost."""
+    space, notice = space.limited(name, allowed, reason)
+    if notice:
+        listen(Notice(text=notice))
+    return space

@@ -39,6 +39,17 @@ class Range:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Which names or truths a study tries when it searches ingredients.
+
+    Attributes:
+        values: Those that earned their place (docs/recipes.md); others that are legal can be asked for.
+    """
+
+    values: tuple[str | bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parameter:
     """One row of the table.
 
@@ -52,7 +63,7 @@ class Parameter:
         unit: What its values count or measure; empty for pure numbers and for names.
         legal: Least and greatest value, both allowed; None where values are names or truths.
         choices: The allowed names; empty where values are numbers or truths.
-        search: What is searched by default; None for what no study varies.
+        search: What is searched; None for what no study varies.
         opposite: Of what is true by default: the name and the help of the flag that makes it false.
     """
 
@@ -65,7 +76,7 @@ class Parameter:
     unit: str = ""
     legal: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
-    search: Range | None = None
+    search: Range | Choices | None = None
     opposite: tuple[str, str] | None = None
 
     @property
@@ -152,15 +163,38 @@ class Parameters:
         legal=(1, LARGEST_COUNT),
         search=Range(low=32, high=256, scale="log2"),
     )
-    symmetric: bool = row(True, "symmetric", "codes around zero", opposite=("asymmetric", "codes with a zero point"))
+    symmetric: bool = row(
+        True,
+        "symmetric",
+        "codes around zero",
+        symbol="sym.",
+        opposite=("asymmetric", "codes with a zero point"),
+        search=Choices(values=(True, False)),
+    )
+    full_range: bool = row(
+        False,
+        "full range",
+        "symmetric codes down to -8 for both signs: the weight of largest magnitude of a group takes -8, by a negative "
+        "scale where it is positive",
+        symbol="full",
+        opposite=("no-full-range", "symmetric codes of one largest magnitude for both signs, 7"),
+        search=Choices(values=(True,)),
+    )
     range_search: RangeSearch = row(
         "none",
         "range search",
         "which errors decide about the range of a group: none holds every weight; diagonal and block weigh them by "
         "the Gram matrix of the inputs",
+        symbol="ranges",
         choices=get_args(RangeSearch),
+        search=Choices(values=("none", "diagonal")),
     )
-    rounding: str = row("nearest", "rounding", "how codes are chosen once input scales and ranges are: nearest or gptq")
+    rounding: str = row(
+        "nearest",
+        "rounding",
+        "how codes are chosen once input scales and ranges are: nearest or gptq",
+        search=Choices(values=("nearest", "gptq")),
+    )
     damping: float = row(
         0.05,
         "λ, damping of GPTQ",

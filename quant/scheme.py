@@ -25,6 +25,9 @@ class Scheme:
         group_size: Inputs that share a scale; None means one scale per output row.
         symmetric: True for codes around zero, -8..7 at 4 bits; False for codes from zero on, 0..15, with a zero point
             per group.
+        full_range: Of a symmetric scheme: the weight of largest magnitude of a group takes the lowest code, whatever
+            its sign is, so that its scale is negative where that weight is positive; False gives it the code of the
+            largest magnitude that both signs have.
         scale_dtype: The 16-bit type the scales are stored in, and rounded to before codes are computed.
 
     Raises:
@@ -34,6 +37,7 @@ class Scheme:
     bits: int = 4
     group_size: int | None = 128
     symmetric: bool = True
+    full_range: bool = False
     scale_dtype: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
@@ -42,6 +46,8 @@ class Scheme:
             problems.append(f"codes of {self.bits} bits are not among {FEWEST_BITS}..{MOST_BITS}")
         if self.group_size is not None and self.group_size < 1:
             problems.append(f"group size {self.group_size} is not a positive number of inputs; use 32, 64, 128 or 256")
+        if self.full_range and not self.symmetric:
+            problems.append("a scheme with zero points uses its full range as it is; full_range is for symmetric ones")
         if self.scale_dtype not in SCALE_TYPES:
             problems.append(f"scales are stored in bfloat16 or float16, not in {self.scale_dtype}")
         if problems:
@@ -76,7 +82,7 @@ class IntWeight:
 
     Attributes:
         codes: `[O, I]`, between the scheme's lowest and highest; int8, or uint8 where 8 bits count from zero.
-        scale: `[O, G]` in the scheme's 16-bit type, positive.
+        scale: `[O, G]` in the scheme's 16-bit type; not zero, and negative on full-range schemes alone.
         zero: `[O, G]`, of the type of the codes; None on a symmetric scheme.
         group_size: Inputs per group; the last group may be partial.
         bits: Of a code.
@@ -99,7 +105,7 @@ class Ranges:
     """Holds what the groups of a matrix are stored with: a value of a group is `(code - zero) * scale`.
 
     Attributes:
-        scale: float32 `[O, G, 1]`, positive, already rounded to the type it is stored in.
+        scale: float32 `[O, G, 1]`, not zero, already rounded to the type it is stored in.
         zero: Whole float32 numbers `[O, G, 1]`; None on a symmetric scheme.
     """
 
@@ -187,6 +193,9 @@ def group_ranges(groups: Tensor, scheme: Scheme) -> Ranges:
     A scale is already rounded to its stored type. One that this type cannot hold is clamped to the smallest or
     largest it can, so that no weight is ever divided by zero or infinity. That of an all-zero group is 1.
     """
+    if scheme.full_range:
+        low, high = groups.aminmax(dim=-1, keepdim=True)
+        return Ranges(scale=_group_scale(torch.where(high > -low, high, low) / scheme.lowest, scheme), zero=None)
     if scheme.symmetric:
         raw = groups.abs().amax(-1, keepdim=True).div_(scheme.highest)
         return Ranges(scale=_group_scale(raw, scheme), zero=None)
@@ -229,7 +238,8 @@ def stored_scale(scale: Tensor, scheme: Scheme) -> Tensor:
     limits = torch.finfo(scheme.scale_dtype)
     # Subnormal scales are fine in float16, but a float32 subnormal may be flushed to zero by the processor.
     smallest = max(limits.tiny * limits.eps, torch.finfo(torch.float32).tiny)
-    return scale.clamp(smallest, limits.max).to(scheme.scale_dtype).float()
+    stored_size = scale.abs().clamp(smallest, limits.max).to(scheme.scale_dtype).float()
+    return stored_size.copysign_(scale)
 
 
 def _group_scale(raw: Tensor, scheme: Scheme) -> Tensor:

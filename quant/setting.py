@@ -45,10 +45,11 @@ class Setting(Parameters):
 
     @property
     def reads(self) -> frozenset[str]:
-        """Every field that the quantized weights depend on."""
+        """Every field that the quantized weights depend on: the method's own, and what its ingredients read."""
         by_rounding = {"damping", "n_calib"} if self.rounding == "gptq" else set()
         by_ranges = {"n_calib"} if self.range_search != "none" else set()
-        return self.definition.reads | by_rounding | by_ranges
+        by_grid = {"full_range"} if self.symmetric else set()
+        return self.definition.reads | by_rounding | by_ranges | by_grid
 
     @property
     def scales_at_run_time(self) -> bool:
@@ -60,6 +61,7 @@ class Setting(Parameters):
         return Scheme(
             group_size=None if self.definition.per_row else self.group_size,
             symmetric=self.symmetric,
+            full_range=self.symmetric and self.full_range,
             scale_dtype=scale_type(dtype),
         )
 
@@ -94,9 +96,12 @@ class Setting(Parameters):
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+RECIPE = "recommended-recipe"
+"""The preset of the ingredients that are best on the models that were measured (docs/recipes.md)."""
 PRESETS = {
     "balanced": Setting(beta=0.5, tau=2.0),
     "awq-leaning": Setting(beta=0.3, tau=2.5),
     "praq-leaning": Setting(beta=0.7, tau=1.5),
     "conservative": Setting(beta=0.4, tau=3.0),
+    RECIPE: Setting(beta=0.0, tau=5.0, symmetric=False, range_search="diagonal", rounding="gptq"),
 }

@@ -51,7 +51,10 @@ class SmallStudy:
     """The presets on 8 sequences, under the name `small`, and where everything that was measured is kept."""
 
     home: Path
-    flags: tuple[str, ...] = ("--eval-samples", "8", "--seq-len", "64", "--n-calib", "16", "--n-grid", "5")
+    flags: tuple[str, ...] = (
+        *("--space", "original", "--n-calib", "16", "--n-grid", "5"),
+        *("--eval-samples", "8", "--seq-len", "64"),
+    )
 
     @property
     def json(self) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpo.commands.parser import make_parser
-from quant.parameters import PARAMETERS, Range
+from quant.parameters import PARAMETERS, Choices, Range
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -120,8 +120,10 @@ def test_continuous_integration_runs_the_readmes_test_command() -> None:
     assert ["make", "test"] in [words[:2] for words in README]
 
 
-def shown(search: Range) -> str:
-    """A range as the README shows it."""
+def shown(search: Range | Choices) -> str:
+    """What is searched as the README shows it."""
+    if isinstance(search, Choices):
+        return ", ".join(str(value).lower() for value in search.values)
     if search.scale == "log2" or search.step is not None:
         second = 2 * search.low if search.step is None else search.low + search.step
         return f"{search.low:g}, {second:g}, ..., {search.high:g}"

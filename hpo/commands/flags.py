@@ -11,14 +11,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
 
-from quant.parameters import PARAMETERS, SEARCHED, Parameter, Range, bound_text, flag_of
+from quant.parameters import PARAMETERS, Choices, Parameter, Range, bound_text, flag_of
 
 Options = TypeVar("Options")
 
 STORAGE_HELP = "sqlite:///FILE, postgresql://..., @FILE with it, ... ($PRAQTUNE_STORAGE)"
 PARAMETER_FLAGS = tuple(name for name in PARAMETERS if name != "method")
 """What a setting has beside its method."""
-SPACE_WORDS = "0.3 fixes a hyperparameter, 0.2..0.8 is a range, 32,64 are sizes"
+SPACE_WORDS = "0.3 fixes a hyperparameter, 0.2..0.8 is a range, 32,64 are sizes, nearest,gptq are choices"
+ORIGINAL = "original"
+"""The space without ingredients: input scales, error weights, calibration and group sizes."""
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +84,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("setting")
     for name in PARAMETER_FLAGS:
         parameter = PARAMETERS[name]
-        if name in SEARCHED:
+        if isinstance(parameter.search, Range):
             text = f"{parameter.help} (default {bound_text(float(parameter.default))})"  # type: ignore[arg-type]
             group.add_argument(parameter.flag, type=parameter.type, default=argparse.SUPPRESS, help=text)
         else:
@@ -91,15 +93,20 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_space_flags(group: Any) -> None:
     """Add a flag for every parameter of a setting: a value, a range or several values of those that are searched."""
-    group.add_argument("--space", metavar="FILE", help="TOML file with the same names and values")
+    words = (
+        f"TOML file with the same names and values; `{ORIGINAL}`: neither grid, range search nor rounding is searched"
+    )
+    group.add_argument("--space", metavar="FILE", help=words)
     method = PARAMETERS["method"]
     searched = f"the method that is searched (default {method.default})"
     group.add_argument(method.flag, default=argparse.SUPPRESS, help=searched)
     for name in PARAMETER_FLAGS:
         parameter = PARAMETERS[name]
-        if parameter.search is not None:
+        if isinstance(parameter.search, Range):
             text = f"{parameter.help} (default {range_text(parameter.search)}{_minus(parameter)})"
             group.add_argument(parameter.flag, default=argparse.SUPPRESS, help=text)
+        elif parameter.search is not None:
+            _add_choices(group, parameter, parameter.search)
         else:
             _add_fixed(group, parameter)
 
@@ -116,14 +123,29 @@ def range_text(search: Range) -> str:
     return f"{bound_text(search.low)}..{bound_text(search.high)}"
 
 
+def _add_choices(group: Any, parameter: Parameter, search: Choices) -> None:
+    """A flag of a parameter of which a study tries several names, or one of two flags that fix a truth."""
+    tried = ", ".join(str(value).lower() for value in search.values)
+    default = f" (default {tried}; with --space {ORIGINAL} {str(parameter.default).lower()})"
+    if parameter.opposite is None:
+        group.add_argument(parameter.flag, default=argparse.SUPPRESS, help=parameter.help + default)
+        return
+    opposite, words = parameter.opposite
+    either = group.add_mutually_exclusive_group()
+    fixed = {"dest": parameter.name, "default": argparse.SUPPRESS}
+    either.add_argument(parameter.flag, action="store_true", help=parameter.help + default, **fixed)
+    either.add_argument(flag_of(opposite), action="store_false", help=words, **fixed)
+
+
 def _add_fixed(group: Any, parameter: Parameter) -> None:
     """A flag of a parameter that no study varies: a name, or one of two flags."""
     fixed = {"dest": parameter.name, "default": argparse.SUPPRESS}
     if parameter.opposite is not None:
         opposite, words = parameter.opposite
         either = group.add_mutually_exclusive_group()
-        either.add_argument(parameter.flag, action="store_true", help=f"{parameter.help} (default)", **fixed)
-        either.add_argument(flag_of(opposite), action="store_false", help=words, **fixed)
+        usual, unusual = (" (default)", "") if parameter.default else ("", " (default)")
+        either.add_argument(parameter.flag, action="store_true", help=parameter.help + usual, **fixed)
+        either.add_argument(flag_of(opposite), action="store_false", help=words + unusual, **fixed)
         return
     listed = f": {' or '.join(parameter.choices)}" if parameter.choices and ":" not in parameter.help else ""
     group.add_argument(parameter.flag, help=f"{parameter.help}{listed} (default {parameter.default})", **fixed)
@@ -132,7 +154,7 @@ def _add_fixed(group: Any, parameter: Parameter) -> None:
 def _minus(parameter: Parameter) -> str:
     """How to give values that argparse would take for flags."""
     search = parameter.search
-    if search is None or search.low >= 0:
+    if not isinstance(search, Range) or search.low >= 0:
         return ""
     return f"; write {parameter.flag}={range_text(search)}"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hpo.commands.command import Command
 from hpo.commands.flags import (
+    ORIGINAL,
     SPACE_WORDS,
     add_group,
     add_options,
@@ -95,11 +96,14 @@ def worked_on(parsed: Namespace, search: SearchOptions) -> "Study":
 
 
 def searched_space(parsed: Namespace) -> "Space":
-    """The space that flags and a file describe; flags win."""
-    from hpo.space.space import make_space, read_space_file
+    """The space that flags and a file describe; flags win, and where nothing is said the ingredients are searched."""
+    from hpo.space.given import read_space_file
+    from hpo.space.space import INGREDIENTS, make_space
     from quant.setting import Setting
 
-    values = read_space_file(Path(parsed.space)) if parsed.space else {}
+    values = {} if parsed.space == ORIGINAL else dict(INGREDIENTS)
+    if parsed.space not in (None, ORIGINAL):
+        values |= read_space_file(Path(parsed.space))
     fixed = Setting(**given_parameters(parsed, FIXED))
     return make_space(fixed, {**values, **given_parameters(parsed, SEARCHED)})
 

@@ -50,7 +50,9 @@ def quantize_command(record: StudyRecord, chosen: Measured, directory: str, stor
 
 def _space_flags(contract: Contract) -> dict[str, Any]:
     space = contract.space
-    typed = {dimension.name: dimension.typed for dimension in space.dimensions}
+    # What both flags of a truth could fix is searched where none is given.
+    truths = {name for name in space.reads if PARAMETERS[name].opposite is not None}
+    typed = {dimension.name: dimension.typed for dimension in space.dimensions if dimension.name not in truths}
     flags = {**space.fixed, **typed}
     if "n_calib" in flags:
         flags["n_calib"] = _asked_for(space.sizes("n_calib"), contract.calibration.sequences)

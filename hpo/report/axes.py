@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpo.space.dimension import Value, value_text
 from hpo.space.space import Space
 from quant.parameters import PARAMETERS, Scale
 
@@ -17,13 +18,17 @@ MARGIN = 0.04
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One hyperparameter that varies: the field of a setting, its bounds and its scale."""
+    """One hyperparameter that varies: the field of a setting, its bounds and its scale.
+
+    Where its values are names or truths, `choices` has them, and a number stands for its place among them.
+    """
 
     name: str
     low: float
     high: float
     scale: Scale
     whole: bool
+    choices: tuple[str | bool, ...] = ()
 
     @property
     def label(self) -> str:
@@ -38,6 +43,8 @@ class Axis:
     @property
     def ticks(self) -> list[float]:
         """List values worth naming, ascending."""
+        if self.choices:
+            return [float(place) for place in range(len(self.choices))]
         if self.scale == "log2":
             return [2.0**power for power in range(round(math.log2(self.low)), round(math.log2(self.high)) + 1)]
         if self.scale == "log":
@@ -47,6 +54,14 @@ class Axis:
             return inside if len(inside) > 1 else [self.low, self.high]
         evenly = np.linspace(self.low, self.high, 5).round(0 if self.whole else 3)
         return [float(tick) for tick in dict.fromkeys(evenly)]
+
+    def number(self, value: Value) -> float:
+        """Find the number that stands for a value of a setting."""
+        return float(self.choices.index(value)) if self.choices else float(value)
+
+    def text(self, number: float) -> str:
+        """Name the value that a number stands for."""
+        return value_text(self.choices[round(number)]) if self.choices else f"{number:g}"
 
     def fraction(self, value: float) -> float:
         """Place `value` between low (0) and high (1) on this scale."""
@@ -80,6 +95,7 @@ def varied_axes(space: Space) -> tuple[Axis, ...]:
             high=dimension.high,
             scale=dimension.scale,
             whole=dimension.integer,
+            choices=dimension.choices,
         )
         for dimension in space.dimensions
     )

@@ -36,7 +36,11 @@ def blank(x: str, y: str, height: int = HEIGHT) -> go.Figure:
 
 
 def points(shown: Sequence[Point], ends: tuple[float, float], axis: Axis | None = None) -> dict[str, object]:
-    """Place points by trial number, or along one hyperparameter, on an axis of perplexity of these ends."""
+    """Place points by trial number, or along one hyperparameter, on an axis of perplexity of these ends.
+
+    Trials whose setting does not read the hyperparameter have no place along it.
+    """
+    shown = [point for point in shown if axis is None or axis.name in point.reads]
     return {
         "x": [point.number if axis is None else point.values[axis.name] for point in shown],
         "y": heights(shown, ends),
@@ -49,11 +53,7 @@ def points(shown: Sequence[Point], ends: tuple[float, float], axis: Axis | None 
 
 def texts(points: Sequence[Point]) -> list[str]:
     """Write what is shown of points under the pointer."""
-    return [
-        f"{point.name}: {point.perplexity:.3f}<br>"
-        + ", ".join(f"{name} {value:g}" for name, value in point.values.items())
-        for point in points
-    ]
+    return [f"{point.name}: {point.perplexity:.3f}<br>{point.text}" for point in points]
 
 
 def joined(lines: Sequence[Running]) -> dict[str, object]:
@@ -70,6 +70,8 @@ def joined(lines: Sequence[Running]) -> dict[str, object]:
 
 def hyperparameter_axis(axis: Axis) -> dict[str, object]:
     """Set up the axis of a hyperparameter."""
+    if axis.choices:
+        return {"range": list(axis.ends), "tickvals": axis.ticks, "ticktext": list(map(axis.text, axis.ticks))}
     if axis.scale == "linear":
         return {"range": list(axis.ends)}
     return {

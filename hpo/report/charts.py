@@ -30,7 +30,10 @@ FENCE = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A trial with a perplexity: measured, or estimated with an interval."""
+    """A trial with a perplexity: measured, or estimated with an interval.
+
+    `values` has the place of its setting on every axis, `text` names its values, `reads` are those that matter to it.
+    """
 
     number: int
     name: str
@@ -39,6 +42,8 @@ class Point:
     low: float
     high: float
     values: Mapping[str, float]
+    text: str
+    reads: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +194,9 @@ def _point(trial: TrialRecord, axes: Sequence[Axis], perplexity: float, low: flo
         perplexity=perplexity,
         low=low if 0 < low <= perplexity else perplexity,
         high=high if perplexity <= high < math.inf else perplexity,
-        values={axis.name: float(getattr(trial.setting, axis.name)) for axis in axes},
+        values={axis.name: axis.number(getattr(trial.setting, axis.name)) for axis in axes},
+        text=", ".join(f"{axis.name} {axis.text(axis.number(getattr(trial.setting, axis.name)))}" for axis in axes),
+        reads=trial.setting.reads,
     )
 
 

@@ -85,6 +85,7 @@ class PrintedSizeClass:
 
     group_size: int | None
     keep_ratio: float | None
+    symmetric: bool
     verdict: str
     recommended: str
     rows: tuple[PrintedRow, ...]
@@ -166,6 +167,7 @@ def printed_size_class(ranking: SizeClassRanking) -> PrintedSizeClass:
     return PrintedSizeClass(
         group_size=ranking.size_class.group_size,
         keep_ratio=ranking.size_class.keep_ratio or None,
+        symmetric=ranking.size_class.symmetric,
         verdict=ranking.verdict(),
         recommended=ranking.recommended.measured.name,
         rows=tuple(map(_row, ranking.rows)),

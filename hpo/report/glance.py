@@ -135,7 +135,9 @@ def _edges(lead: SizeClassRanking, data: ChartData) -> Iterator[str]:
     mattered = data.importances.deciding.mean
     for axis in data.axes:
         share = mattered.get(axis.name)
-        if axis.name in SIZE_CLASS_FIELDS or (share is not None and share.value < MATTERS):
+        if axis.choices or axis.name in SIZE_CLASS_FIELDS or (share is not None and share.value < MATTERS):
+            continue
+        if axis.name not in trial.measured.setting.reads:
             continue
         value = float(getattr(trial.measured.setting, axis.name))
         for end, bound in (("lower", axis.low), ("upper", axis.high)):

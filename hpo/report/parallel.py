@@ -27,10 +27,9 @@ def parallel_lines(data: ChartData) -> list[Line]:
     lines = []
     for point in data.measured:
         share = min(1.0, (point.perplexity - low) / (high - low)) if high > low else 0.0
-        named = ", ".join(f"{name} {value:g}" for name, value in point.values.items())
         lines.append(
             Line(
-                text=f"{point.name}: {point.perplexity:.3f}<br>{named}",
+                text=f"{point.name}: {point.perplexity:.3f}<br>{point.text}",
                 heights=(*(axis.fraction(point.values[axis.name]) for axis in data.axes), share),
                 shade=min(SHADES - 1, int(share * SHADES)),
             )
@@ -43,7 +42,7 @@ def parallel_ticks(data: ChartData) -> list[dict[str, float]]:
     low, high = _ends([point.perplexity for point in data.measured])
     beyond = max(point.perplexity for point in data.measured) > high
     last = {f"{low:.3f}": 0.0, f"{'≥ ' if beyond else ''}{high:.3f}": 1.0}
-    return [*({f"{tick:g}": axis.fraction(tick) for tick in axis.ticks} for axis in data.axes), last]
+    return [*({axis.text(tick): axis.fraction(tick) for tick in axis.ticks} for axis in data.axes), last]
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

@@ -163,10 +163,11 @@ def _slices(data: ChartData) -> Figure:
     figure = sheet(max(4.5, 3.4 * columns), 3.1 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, axis in zip(panels, data.axes, strict=False):
-        x, y = [point.values[axis.name] for point in data.estimated], heights(data.estimated, ends)
+        estimated = [point for point in data.estimated if axis.name in point.reads]
+        x, y = [point.values[axis.name] for point in estimated], heights(estimated, ends)
         axes.plot(x, y, "o", color=palette.GREY, markersize=4, markerfacecolor="none", label="pruned")
         for size_class, colour, marker in zip(data.size_classes, cycle(palette.GROUPS), cycle(MARKERS), strict=False):
-            points = [point for point in data.measured if point.size_class == size_class]
+            points = [point for point in data.measured if point.size_class == size_class and axis.name in point.reads]
             # An empty line that is not clipped counts as standing in the corner when room is given.
             if not points:
                 continue

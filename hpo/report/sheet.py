@@ -54,6 +54,10 @@ def scale(axes: Axes, axis: Axis, which: str) -> None:
         set_scale = axes.set_xscale if which == "x" else axes.set_yscale
         set_scale("log")
         ticks(axes, axis.ticks, which)
+    elif axis.choices:
+        ticks(axes, axis.ticks, which)
+        named = axes.xaxis if which == "x" else axes.yaxis
+        named.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
     set_limits = axes.set_xlim if which == "x" else axes.set_ylim
     set_limits(*axis.ends)
 

@@ -13,7 +13,7 @@ from hpo.search.samplers.sampler import rest, tried, untried
 from hpo.space.dimension import DIMENSIONS
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
-from quant.setting import PRESETS, Setting
+from quant.setting import PRESETS, RECIPE, Setting
 
 STARTUP_TRIALS = 5
 
@@ -42,17 +42,23 @@ def propose(space: Space, trials: Sequence[TrialRecord], sampler: str, seed: int
 def presets(space: Space) -> list[tuple[str, Setting]]:
     """List the presets as the space allows them, each once, with the origin that their trials carry.
 
-    Those of the original method are known by name; any other method has its defaults.
+    Those of the original method are known by name; any other method has its defaults. The recommended recipe is not
+    in a space without its ingredients.
     """
     method = space.base.method
     named = PRESETS if method == Setting().method else {"defaults": Setting(method=method)}
-    read = DIMENSIONS.keys() & space.base.reads
     origins: dict[Setting, str] = {}
     for label, preset in named.items():
         projected = space.project(preset)
-        moved = any(getattr(preset, name) != getattr(projected, name) for name in read)
-        origins.setdefault(projected, f"preset {label}" + (" (projected)" if moved else ""))
+        changed = [name for name in DIMENSIONS if _differs(name, preset, projected)]
+        # Without one of its ingredients it is another recipe.
+        if label != RECIPE or not set(changed) & {"range_search", "rounding"}:
+            origins.setdefault(projected, f"preset {label}" + (" (projected)" if changed else ""))
     return [(origin, setting) for setting, origin in origins.items()]
+
+
+def _differs(name: str, preset: Setting, projected: Setting) -> bool:
+    return name in preset.reads & projected.reads and getattr(preset, name) != getattr(projected, name)
 
 
 def _has_more(space: Space, tried_settings: set[Setting]) -> bool:

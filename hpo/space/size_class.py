@@ -1,7 +1,7 @@
 """What may be compared with what: settings whose quantized weights take equally many bits.
 
 Responsible for the size class of a setting, by which trials are pruned, ranked and shown. Knows settings alone: of one
-model under one kind of grid and scale sharing, equal size classes are equal bits per weight.
+model under one kind of scale sharing, equal size classes are equal bits per weight.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from quant.setting import Setting
 
 # The fields of a setting that decide it.
-SIZE_CLASS_FIELDS = ("group_size", "keep_ratio")
+SIZE_CLASS_FIELDS = ("symmetric", "group_size", "keep_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,27 +19,28 @@ class SizeClass:
     Attributes:
         group_size: Inputs that share a scale; None is one scale per output row.
         keep_ratio: Share of the rows in 16 bit; 0 where the method keeps none.
+        symmetric: False where every scale has a zero point beside it.
     """
 
     group_size: int | None
     keep_ratio: float = 0.0
+    symmetric: bool = True
 
     @property
-    def order(self) -> tuple[int, float]:
-        """For sorting: smaller groups first, then rows with one scale, fewer kept ones first."""
-        return self.group_size or 2**31, self.keep_ratio
+    def order(self) -> tuple[int, float, bool]:
+        """For sorting: smaller groups first, then rows with one scale, fewer kept ones first; zero points first."""
+        return self.group_size or 2**31, self.keep_ratio, self.symmetric
 
     @property
     def short(self) -> str:
-        """What it is called where there is little room: `g64`, `per row`, `keep 0.2`."""
-        if self.group_size is not None:
-            return f"g{self.group_size}"
-        return f"keep {self.keep_ratio:g}" if self.keep_ratio else "per row"
+        """What it is called where there is little room: `g64`, `g64 asym`, `per row`, `keep 0.2`."""
+        rows = f"keep {self.keep_ratio:g}" if self.keep_ratio else "per row"
+        return (rows if self.group_size is None else f"g{self.group_size}") + ("" if self.symmetric else " asym")
 
     def __str__(self) -> str:
-        if self.group_size is not None:
-            return f"group size {self.group_size}"
-        return "one scale per row" + (f", {100 * self.keep_ratio:g} % of rows in 16 bit" if self.keep_ratio else "")
+        kept = f", {100 * self.keep_ratio:g} % of rows in 16 bit" if self.keep_ratio else ""
+        grouping = "one scale per row" if self.group_size is None else f"group size {self.group_size}"
+        return grouping + kept + ("" if self.symmetric else ", asymmetric")
 
 
 def size_class_of(setting: Setting) -> SizeClass:
@@ -48,4 +49,5 @@ def size_class_of(setting: Setting) -> SizeClass:
     return SizeClass(
         group_size=None if method.per_row else setting.group_size,
         keep_ratio=setting.keep_ratio if method.keeps_rows else 0.0,
+        symmetric=setting.symmetric,
     )

@@ -7,21 +7,21 @@ text, are taken out by `limited`.
 
 import itertools
 import math
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from hpo.space.dimension import DECIMALS, DIMENSIONS, Dimension, Number
+from hpo.space.dimension import DIMENSIONS, Dimension, Number, Value, value_text
+from hpo.space.given import CHOICES, parse, several
 from objectives.errors import InputError
-from quant.parameters import LARGEST, LARGEST_COUNT, PARAMETERS, SMALLEST, bound_text
+from quant.parameters import PARAMETERS
 from quant.setting import Setting
 from storage.typed_json import encode
 
-SYNTAX = "write 0.3 to fix it, 0.2..0.8 for a range, 32,64 for sizes"
+INGREDIENTS: Mapping[str, object] = {name: list(DIMENSIONS[name].choices) for name in CHOICES}
+"""What is given to the space that `optimize` searches unless it is told to search the original one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,17 @@ class Space:
         """Optuna's view."""
         return {dimension.parameter: dimension.distribution for dimension in self.dimensions}
 
-    def setting(self, params: Mapping[str, Number]) -> Setting:
+    @property
+    def reads(self) -> frozenset[str]:
+        """Every field that some setting of the space reads."""
+        return _read(self.base, [dimension for dimension in self.dimensions if dimension.choices])
+
+    def setting(self, params: Mapping[str, Value]) -> Setting:
         """The setting that Optuna's parameters stand for."""
         values = {dimension.name: dimension.decode(params[dimension.parameter]) for dimension in self.dimensions}
         return replace(self.base, **values)  # type: ignore[arg-type]
 
-    def params(self, setting: Setting) -> dict[str, Number]:
+    def params(self, setting: Setting) -> dict[str, Value]:
         """Optuna's parameters of a setting, the inverse of `setting`."""
         return {
             dimension.parameter: dimension.encode(getattr(setting, dimension.name)) for dimension in self.dimensions
@@ -54,24 +59,21 @@ class Space:
 
     def project(self, setting: Setting) -> Setting:
         """The nearest setting inside the space."""
-        values = {dimension.name: dimension.rounded(getattr(setting, dimension.name)) for dimension in self.dimensions}
-        return replace(self.base, **values)  # type: ignore[arg-type]
+        return self._settled({dimension.name: getattr(setting, dimension.name) for dimension in self.dimensions})
 
     def at(self, fractions: Sequence[float]) -> Setting:
         """The setting at a point of the unit cube, one coordinate in `[0, 1)` per dimension."""
-        values = {dimension.name: dimension.at(x) for dimension, x in zip(self.dimensions, fractions, strict=True)}
-        return replace(self.base, **values)  # type: ignore[arg-type]
+        return self._settled(
+            {dimension.name: dimension.at(x) for dimension, x in zip(self.dimensions, fractions, strict=True)}
+        )
 
     def fractions(self, setting: Setting) -> list[float]:
-        """Where a setting lies in the unit cube: the inverse of `at`."""
+        """Where a setting lies in the unit cube: the inverse of `at`, up to what the setting does not read."""
         return [dimension.fraction(getattr(setting, dimension.name)) for dimension in self.dimensions]
 
     def grid(self) -> list[Setting]:
-        """Every combination of the dimensions' levels."""
-        levels = [dimension.levels() for dimension in self.dimensions]
-        names = [dimension.name for dimension in self.dimensions]
-        combinations = itertools.product(*levels)
-        return [replace(self.base, **dict(zip(names, values, strict=True))) for values in combinations]  # type: ignore[arg-type]
+        """Every combination of the dimensions' levels, once."""
+        return list(self._combined([dimension.levels() for dimension in self.dimensions]))
 
     def size(self) -> int | None:
         """How many settings there are; None where a dimension is continuous."""
@@ -79,45 +81,46 @@ class Space:
         return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
     def every(self) -> Iterator[Setting]:
-        """All settings of a space without continuous dimensions."""
-        names = [dimension.name for dimension in self.dimensions]
-        for values in itertools.product(*(dimension.every() for dimension in self.dimensions)):
-            yield replace(self.base, **dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
+        """All settings of a space without continuous dimensions, each once."""
+        return self._combined([dimension.every() for dimension in self.dimensions])
 
     def sizes(self, name: str) -> list[int]:
         """The values that settings of this space take for `group_size` or `n_calib`, ascending."""
-        return [round(value) for value in self.values(name)]
+        return [round(value) for value in self.numbers(name)]
 
-    def values(self, name: str) -> list[Number]:
-        """The values that settings of this space take for a field that is fixed or can be counted, ascending."""
+    def numbers(self, name: str) -> list[Number]:
+        """The values that settings of this space take for a number that is fixed or can be counted, ascending."""
+        return [value for value in self.values(name) if not isinstance(value, str)]
+
+    def values(self, name: str) -> list[Value]:
+        """The values that settings of this space take for a field that is fixed or can be counted, in their order."""
         for dimension in self.dimensions:
             if dimension.name == name:
                 return dimension.every()
         return [getattr(self.base, name)]
 
-    def limited(self, name: str, allowed: Iterable[Number], reason: str) -> tuple["Space", str | None]:
+    def limited(self, name: str, allowed: Iterable[Value], reason: str) -> tuple["Space", str | None]:
         """The space with only the `allowed` values of a dimension that can be counted, and a notice of what it lost.
 
         Raises:
             InputError: If none is left, or what is left has a gap.
         """
-        before = self.values(name)
-        kept = sorted(set(before) & set(allowed))
-        if kept == before or name not in self.base.reads:
+        before, allowed = self.values(name), list(allowed)
+        kept = [value for value in before if value in allowed]
+        if kept == before or name not in self.reads:
             return self, None
         if not kept:
-            raise InputError(
-                f"{name} {', '.join(map(str, before))}: {reason}; give other values with {PARAMETERS[name].flag}"
-            )
-        dropped = [f"{value:g}" for value in before if value not in kept]
-        notice = f"{name} {', '.join(dropped)} left out: {reason}"
-        return self._with(name, _listed(DIMENSIONS[name], kept)), notice
+            values = ", ".join(map(value_text, before))
+            raise InputError(f"{name} {values}: {reason}; give other values with {PARAMETERS[name].flag}")
+        dropped = ", ".join(value_text(value) for value in before if value not in kept)
+        return self._with(name, several(name, kept)), f"{name} {dropped} left out: {reason}"
 
     @property
     def fixed(self) -> dict[str, object]:
-        """The values of everything that the method reads and that does not vary."""
+        """The values of everything that settings read and that does not vary."""
         varied = {dimension.name for dimension in self.dimensions}
-        return {name: value for name, value in self.base.read_values().items() if name not in varied}
+        read = self.reads - varied
+        return {name: value for name, value in self.base.as_dict().items() if name in read}
 
     @property
     def parts(self) -> dict[str, object]:
@@ -128,7 +131,26 @@ class Space:
         """What is stored: of the base only what is fixed, since everything else has its default."""
         return {"base": self.fixed, "dimensions": [encode(dimension) for dimension in self.dimensions]}
 
-    def _with(self, name: str, found: Dimension | Number) -> "Space":
+    def _settled(self, values: Mapping[str, Value]) -> Setting:
+        """The setting of these values, each rounded; what it does not read is as near to its default as can be."""
+        rounded = {dimension.name: dimension.rounded(values[dimension.name]) for dimension in self.dimensions}
+        setting = replace(self.base, **rounded)  # type: ignore[arg-type]
+        unread = {
+            dimension.name: dimension.rounded(PARAMETERS[dimension.name].default)  # type: ignore[arg-type]
+            for dimension in self.dimensions
+            if dimension.name not in setting.reads
+        }
+        return replace(setting, **unread)  # type: ignore[arg-type]
+
+    def _combined(self, values: Sequence[Sequence[Value]]) -> Iterator[Setting]:
+        names, seen = [dimension.name for dimension in self.dimensions], set()
+        for combination in itertools.product(*values):
+            setting = self._settled(dict(zip(names, combination, strict=True)))
+            if setting not in seen:
+                seen.add(setting)
+                yield setting
+
+    def _with(self, name: str, found: Dimension | Value) -> "Space":
         others = tuple(dimension for dimension in self.dimensions if dimension.name != name)
         if not isinstance(found, Dimension):
             return replace(self, base=replace(self.base, **{name: found}), dimensions=others)  # type: ignore[arg-type]
@@ -138,100 +160,57 @@ class Space:
 
 
 def make_space(base: Setting, given: Mapping[str, object]) -> Space:
-    """Everything that `base`'s method reads in its default range, narrowed by what was given.
+    """Make a space of everything that its settings read, in its default range, narrowed by what was given.
 
     Args:
         base: Method, grid and scale sharing; and the values of whatever is fixed.
-        given: By name of the hyperparameter: a number, or text of the form `0.3`, `0.2..0.8` or `32,64`.
+        given: By name of the hyperparameter: a number, or text of the form `0.3`, `0.2..0.8`, `32,64` or
+            `nearest,gptq`. Names and truths are fixed as `base` has them unless several are given.
 
     Raises:
         InputError: Naming every unknown name and every value that cannot be read or is outside what is possible.
     """
-    read = base.reads
-    dimensions = tuple(dimension for name, dimension in DIMENSIONS.items() if name in read)
-    usual = {dimension.name: PARAMETERS[dimension.name].default for dimension in dimensions}
-    space = Space(base=replace(base.canonical(), **usual), dimensions=dimensions)  # type: ignore[arg-type]
-    problems = []
+    problems = [
+        f"{name!r} is no hyperparameter; there are {', '.join(DIMENSIONS)}" for name in given if name not in DIMENSIONS
+    ]
+    parts: dict[str, Dimension | Value] = {}
     for name, value in given.items():
-        if name not in DIMENSIONS:
-            problems.append(f"{name!r} is no hyperparameter; there are {', '.join(DIMENSIONS)}")
-            continue
-        if name not in read:
-            problems.append(f"{base.method} does not read {name}; leave {PARAMETERS[name].flag} out")
-            continue
-        try:
-            space = space._with(name, _parse(DIMENSIONS[name], value))
-        except ValueError as error:
-            problems.append(str(error))
+        if name in DIMENSIONS:
+            try:
+                parts[name] = parse(DIMENSIONS[name], value)
+            except ValueError as error:
+                problems.append(str(error))
+    fixed = {name: part for name, part in parts.items() if name in CHOICES and not isinstance(part, Dimension)}
+    base = replace(base, **fixed)  # type: ignore[arg-type]
+    several = [part for name, part in parts.items() if name in CHOICES and isinstance(part, Dimension)]
+    read = _read(base, several)
+    problems += [
+        f"{_reader(base, name)} does not read {name}; leave {PARAMETERS[name].flag} out"
+        for name in parts
+        if name not in read and name not in CHOICES
+    ]
     if problems:
         raise InputError("; ".join(problems))
-    return space
-
-
-def read_space_file(path: Path) -> dict[str, object]:
-    """The hyperparameters of a TOML file, for `make_space`.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"space file {path} cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _parse(dimension: Dimension, value: object) -> Dimension | Number:
-    name, text = dimension.name, ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    try:
-        numbers: list[Number] = [float(part) for part in text.replace("..", ",").split(",")]
-    except ValueError:
-        raise InputError(f"{name} {text!r} cannot be read; {SYNTAX}") from None
-    if dimension.integer and any(number != round(number) for number in numbers):
-        raise InputError(f"{name} {text!r} is not whole; {SYNTAX}")
-    _require_legal(dimension, numbers)
-    if dimension.integer:
-        numbers = [round(number) for number in numbers]
-    if len(numbers) == 1:
-        return numbers[0]
-    if dimension.lists and ".." not in text:
-        return _listed(dimension, sorted(set(numbers)))
-    if ".." not in text or len(numbers) != 2:
-        raise InputError(f"{name} {text!r} is neither a value nor a range; {SYNTAX}")
-    narrowed = replace(dimension, low=numbers[0], high=numbers[1])
-    if dimension.lists:
-        return _listed(dimension, narrowed.every())
-    return narrowed if narrowed.low < narrowed.high else _parse(dimension, numbers[0])
-
-
-def _require_legal(dimension: Dimension, numbers: Sequence[float]) -> None:
-    """The default range may be left on purpose, what a setting can hold at all may not.
-
-    A setting may have values that a search cannot: infinite ones, and on a scale of logarithms those not above 0.
-    """
-    low, high = PARAMETERS[dimension.name].legal or (-math.inf, math.inf)
-    low, high = (
-        max(low, SMALLEST if dimension.scale == "log" else -LARGEST),
-        min(high, LARGEST_COUNT if dimension.integer else LARGEST),
+    varied = {name: parts.get(name, dimension) for name, dimension in DIMENSIONS.items() if name in read}
+    varied = {
+        name: part for name, part in varied.items() if name not in CHOICES or isinstance(parts.get(name), Dimension)
+    }
+    unread = {name: PARAMETERS[name].default for name in PARAMETERS if name not in read or name in varied}
+    values = {name: part for name, part in varied.items() if not isinstance(part, Dimension)}
+    return Space(
+        base=replace(base, **{**unread, **values}),  # type: ignore[arg-type]
+        dimensions=tuple(part for part in varied.values() if isinstance(part, Dimension)),
     )
-    outside = [f"{number:g}" for number in numbers if not low <= number <= high]
-    if outside:
-        raise InputError(f"{dimension.name} {', '.join(outside)} is outside {bound_text(low)}..{bound_text(high)}")
 
 
-def _listed(dimension: Dimension, values: Sequence[Number]) -> Dimension | Number:
-    """Ascending values as a dimension, or as a fixed value when there is one.
+def _read(base: Setting, choices: Sequence[Dimension]) -> frozenset[str]:
+    """What settings read that have these choices, and are like `base` otherwise."""
+    combinations = itertools.product(*(choice.choices for choice in choices))
+    names = [choice.name for choice in choices]
+    settings = (replace(base, **dict(zip(names, values, strict=True))) for values in combinations)  # type: ignore[arg-type]
+    return frozenset().union(*(setting.reads for setting in settings))
 
-    Raises:
-        InputError: If they are not consecutive powers of two, or not evenly spaced where there are steps.
-    """
-    if len(values) == 1:
-        return values[0]
-    rule, step = "consecutive powers of two, such as 32,64,128", dimension.step
-    if dimension.step is not None:
-        rule, step = "evenly spaced in thousandths, such as 0.1,0.2,0.3", round(values[1] - values[0], DECIMALS)
-    if values and step != 0:
-        found = replace(dimension, low=values[0], high=values[-1], step=step)
-        if found.every() == list(values):
-            return found
-    listed = ", ".join(f"{value:g}" for value in values) or "nothing"
-    raise InputError(f"{dimension.name} {listed}: values that are searched are {rule}")
+
+def _reader(base: Setting, name: str) -> str:
+    """Who does not read it."""
+    return f"{base.rounding} rounding" if name == "damping" else base.method

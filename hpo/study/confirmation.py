@@ -67,6 +67,7 @@ class Confirmation:
     Attributes:
         group_size: Of the size class it won; None for one scale per row.
         keep_ratio: Of the size class it won; None where no rows are kept.
+        symmetric: Of the size class it won.
         winner: The trial's name.
         recommended: What was recommended before.
         sentence: The verdict.
@@ -81,11 +82,12 @@ class Confirmation:
     sentence: str
     rows: tuple[ConfirmedScore, ...]
     comparisons: tuple[ConfirmedComparison, ...]
+    symmetric: bool = True
 
     @property
     def size_class(self) -> SizeClass:
         """Return the size class that was won."""
-        return SizeClass(group_size=self.group_size, keep_ratio=self.keep_ratio or 0.0)
+        return SizeClass(group_size=self.group_size, keep_ratio=self.keep_ratio or 0.0, symmetric=self.symmetric)
 
     @property
     def datasets(self) -> list[str]:

@@ -11,6 +11,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.space.dimension import Value
 from hpo.space.size_class import SizeClass, size_class_of
 from hpo.study.attributes import (
     CONFIRMATION,
@@ -107,7 +108,7 @@ class TrialRecord(Measured):
 
     number: int
     state: str
-    params: Mapping[str, float]
+    params: Mapping[str, Value]
     origin: str
     outcome: str | None
     estimate: Estimate | None

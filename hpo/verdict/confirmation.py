@@ -47,6 +47,7 @@ def confirm(
     return Confirmation(
         group_size=ranking.size_class.group_size,
         keep_ratio=ranking.size_class.keep_ratio or None,
+        symmetric=ranking.size_class.symmetric,
         winner=winner.measured.name,
         recommended=ranking.recommended.measured.name,
         sentence=_sentence(winner.measured.name, ranking.best_reference, comparisons),

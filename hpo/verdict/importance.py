@@ -141,10 +141,11 @@ def _shares(scope: str, trials: Sequence[TrialRecord], varied: Sequence[Dimensio
     if reason is not None:
         return Shares(scope=scope, complete=complete, pruned=pruned, reason=reason)
     # Sorted, so that the order in which a space was written down moves no forest.
-    space = tuple(sorted((dimension.parameter, dimension.distribution) for dimension in varied))
+    ordered = sorted(varied, key=lambda dimension: dimension.parameter)
+    space = tuple((dimension.parameter, dimension.numerical) for dimension in ordered)
     names = {dimension.parameter: dimension.name for dimension in varied}
     shares = evaluate(
-        tuple(tuple(trial.params[name] for name, _ in space) for trial in trials),
+        tuple(tuple(_place(dimension, trial) for dimension in ordered) for trial in trials),
         # Logarithms, so that one catastrophic setting does not explain all the variance.
         tuple(math.log(_value(trial)) for trial in trials),
         space,
@@ -157,6 +158,12 @@ def _shares(scope: str, trials: Sequence[TrialRecord], varied: Sequence[Dimensio
         fanova=_renamed(shares.fanova, names),
         mean=dict(sorted(_renamed(shares.mean, names).items(), key=lambda entry: -entry[1].value)),
     )
+
+
+def _place(dimension: Dimension, trial: TrialRecord) -> float:
+    """A trial's parameter as a number: a choice is its place among the choices."""
+    value = trial.params[dimension.parameter]
+    return float(dimension.choices.index(value) if dimension.choices else value)
 
 
 def _exact_enough(trials: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -132,19 +132,27 @@ def measure_references(
 def references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
     """List the reference settings by name: their methods' defaults, on the study's scheme and scale sharing.
 
-    For a method in groups they are other methods at every group size of the space. For one with one scale per row
-    they are the plain method of the same bits, at every share of kept rows, and beside it the methods in groups at the
-    smallest group size that takes no more bits: what else the memory could be spent on.
+    For a method in groups they are other methods at every group size and every grid of the space. For one with one
+    scale per row they are the plain method of the same bits, at every share of kept rows, and beside it the methods in
+    groups at the smallest group size that takes no more bits: what else the memory could be spent on. Their ingredients
+    are off: nearest rounding, ranges that hold every weight.
     """
     base, defaults = space.base, Setting()
     n_calib = min(space.sizes("n_calib"), key=lambda size: abs(size - defaults.n_calib))
-    plain = replace(defaults, n_calib=n_calib, symmetric=base.symmetric, scales=base.scales, placement=base.placement)
+    plain = replace(defaults, n_calib=n_calib, scales=base.scales, placement=base.placement)
+    grids = [replace(plain, symmetric=bool(symmetric)) for symmetric in space.values("symmetric")]
+    return [named for grid in grids for named in _references_on(grid, bench, space)]
+
+
+def _references_on(plain: Setting, bench: Bench, space: Space) -> list[tuple[str, Setting]]:
+    """List the references of one grid; `plain` has what is common to all."""
+    base = space.base
     if not base.definition.per_row:
         sizes = space.sizes("group_size")
         settings = [replace(plain, method=method, group_size=size) for size in sizes for method in REFERENCE_METHODS]
         return [(setting.method, setting) for setting in settings]
     if base.definition.keeps_rows:
-        ratios = space.values("keep_ratio")
+        ratios = space.numbers("keep_ratio")
         own = [replace(plain, method=KEEPING_REFERENCE, keep_ratio=ratio) for ratio in ratios]
     else:
         own = [replace(plain, method=method) for method in ROW_REFERENCES]

@@ -57,6 +57,9 @@ def _search(groups: Tensor, scheme: Scheme, curvature: Tensor) -> Ranges:
 
 def _candidates(groups: Tensor, whole: Ranges, scheme: Scheme) -> list[Ranges]:
     scales = [stored_scale(whole.scale * share, scheme) for share in SHARES]
+    if scheme.full_range:
+        # The longer end of a clipped group may be the other one.
+        return [Ranges(scale=sign * scale, zero=None) for scale in scales for sign in (1, -1)]
     if whole.zero is None:
         return [Ranges(scale=scale, zero=None) for scale in scales]
     # Shrinking both ends by one share leaves the exact zero point where it is.

@@ -25,9 +25,10 @@ from tests.processes import finish, run_cli, start, wait_until
 ROOT = Path(cli.__file__).parent
 # Small calibration and 16 short sequences: a trial takes half a second.
 QUICK = ["--n-grid", "2..6", "--eval-samples", "16", "--seq-len", "64", "--dtype", "float32"]
-SMALL = ["--group-size", "64,128", "--n-calib", "16,32", *QUICK]
-TWO_SIZES = ["--group-size", "64,128", "--n-calib", "16", *QUICK, "--eval-samples", "8"]
-ONE_SIZE = ["--group-size", "128", "--n-calib", "16", *QUICK, "--confirm-data", "bundled:docstrings"]
+SMALL = ["--space", "original", "--group-size", "64,128", "--n-calib", "16,32", *QUICK]
+TWO_SIZES = ["--space", "original", "--group-size", "64,128", "--n-calib", "16", *QUICK, "--eval-samples", "8"]
+ONE_SIZE = ["--space", "original", "--group-size", "128", "--n-calib", "16", *QUICK]
+ONE_SIZE += ["--confirm-data", "bundled:docstrings"]
 ENDED = {"COMPLETE", "PRUNED", "FAIL"}
 
 
@@ -289,7 +290,8 @@ def test_presets_only_ranks_presets_and_references_as_json(small_study: SmallStu
     assert level["recommended"] in [row["name"] for row in level["rows"]]
 
 
-MIXED = ["--method", "praq-mixed", "--n-calib", "16", "--eval-samples", "16", "--dtype", "float32"]
+MIXED = ["--space", "original", "--method", "praq-mixed", "--n-calib", "16"]
+MIXED += ["--eval-samples", "16", "--dtype", "float32"]
 
 
 @pytest.mark.slow
@@ -331,7 +333,7 @@ def test_a_study_of_kept_rows_is_ranked_and_confirmed_at_equal_bits(run: Run, tm
 @pytest.mark.slow
 def test_a_study_of_rows_with_one_scale_has_one_level(run: Run) -> None:
     """`awq` has no group size: it is ranked among rows with one scale, against its defaults and nearest rounding."""
-    small = ["--n-calib", "16", "--eval-samples", "16", "--dtype", "float32", "--n-grid", "4..8"]
+    small = ["--space", "original", "--n-calib", "16", "--eval-samples", "16", "--dtype", "float32", "--n-grid", "4..8"]
     result = run("optimize", "--method", "awq", *small, "--trials", "5")
     assert result.returncode == 0, result.stderr
     assert "Recommended at one scale per row: " in result.stdout
@@ -351,7 +353,7 @@ def test_max_bits_leaves_out_shares_of_kept_rows_that_cost_more(run: Run) -> Non
     assert result.returncode == 0, result.stderr
     assert "keep_ratio 0.15, 0.2, 0.25, 0.3 left out: it costs more than 5.3 bits per weight" in result.stderr
     assert {trial["params"]["keep_ratio"] for trial in json.loads(result.stdout)["trials"]} <= {0.05, 0.1}
-    refused = run("optimize", "--study", "rows", "--method", "awq", "--max-bits", "4")
+    refused = run("optimize", "--study", "rows", "--space", "original", "--method", "awq", "--max-bits", "4")
     assert refused.returncode == 2
     assert "awq: it costs more than 4.0 bits per weight; give a larger --max-bits" in refused.stderr
 

@@ -28,8 +28,9 @@ from tests.processes import ForkedPool, finish, run_impatient, run_worker, start
 from tests.servers import Database
 
 ROOT = Path(cli.__file__).parent
-SMALL = ["--group-size", "128", "--n-calib", "16", "--n-grid", "2..5", "--eval-samples", "8", "--dtype", "float32"]
-SMALL += ["--seq-len", "64", "--study", "s", "--pruner", "none", "--confirm-data", "bundled:docstrings"]
+SMALL = ["--space", "original", "--group-size", "128", "--n-calib", "16", "--n-grid", "2..5", "--eval-samples", "8"]
+SMALL += ["--dtype", "float32", "--seq-len", "64", "--study", "s", "--pruner", "none"]
+SMALL += ["--confirm-data", "bundled:docstrings"]
 Begin = Callable[..., BaseProcess]
 
 

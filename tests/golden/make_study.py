@@ -25,7 +25,7 @@ from hpo.workers.queue import Queue  # noqa: E402
 from storage.studies.opening import open_storage  # noqa: E402
 
 NAME, MACHINE = "golden", "elsewhere"
-SMALL = ["--group-size", "64,128", "--n-calib", "16,32", "--n-grid", "5..10"]
+SMALL = ["--space", "original", "--group-size", "64,128", "--n-calib", "16,32", "--n-grid", "5..10"]
 TEXT = ["--eval-samples", "24", "--seq-len", "64", "--dtype", "float32"]
 
 

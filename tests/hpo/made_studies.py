@@ -51,7 +51,7 @@ from objectives.scoring import Score, look_sizes
 from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
 from quant.plan import Plan
-from quant.setting import PRESETS, Setting
+from quant.setting import PRESETS, RECIPE, Setting
 from quant.sizes import ModelSize
 from storage.results import ResultStore
 from storage.typed_json import encode
@@ -321,7 +321,8 @@ def mixed_study(store: ResultStore, trials: int = 40, sizes: str = "32,64", seed
     space = make_space(Setting(group_size=64), {"group_size": sizes})
     maker = Maker(store, space, seed)
     made: list[TrialRecord] = []
-    for name, setting in PRESETS.items():
+    original = {name: setting for name, setting in PRESETS.items() if name != RECIPE}
+    for name, setting in original.items():
         made.append(maker.complete(len(made), space.project(setting), f"preset {name}"))
     while len(made) < trials - 3:
         setting = maker.draw()

@@ -147,7 +147,10 @@ def test_boundaries_are_allowed() -> None:
     Setting(keep_ratio=0, noise_factor=0, variance_penalty=0, beta_risk=-3, tau_risk=0)
     Setting(keep_ratio=1, beta_risk=0)
     assert {preset.method for preset in PRESETS.values()} == {"gwh-praq-v2"}
-    assert [(preset.beta, preset.tau) for preset in PRESETS.values()] == [(0.5, 2), (0.3, 2.5), (0.7, 1.5), (0.4, 3)]
+    assert [(preset.beta, preset.tau) for preset in PRESETS.values()] == [
+        *((0.5, 2), (0.3, 2.5), (0.7, 1.5), (0.4, 3)),
+        (0, 5),
+    ]
     assert {(preset.n_calib, preset.n_grid, preset.group_size) for preset in PRESETS.values()} == {(128, 20, 128)}
 
 

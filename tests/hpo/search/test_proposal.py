@@ -11,9 +11,9 @@ import pytest
 from hpo.search.proposal import STARTUP_TRIALS, presets, propose
 from hpo.search.samplers.optunas import TPE
 from hpo.search.samplers.registry import SAMPLERS
-from hpo.space.space import Space, make_space
+from hpo.space.space import INGREDIENTS, Space, make_space
 from hpo.study.record import TrialRecord
-from quant.setting import PRESETS, Setting
+from quant.setting import PRESETS, RECIPE, Setting
 from tests.hpo.made_studies import pruned, trial
 
 FLAT = make_space(Setting(), {"n_grid": 20, "n_calib": 16, "group_size": 64})
@@ -132,9 +132,10 @@ def test_a_running_trial_is_not_proposed_to_a_second_worker() -> None:
 
 def test_presets_that_become_equal_are_tried_once() -> None:
     """Projection is said in the origin; a space of one setting has one preset."""
-    assert [origin for origin, _ in presets(FULL)] == [f"preset {name}" for name in PRESETS]
+    original = [name for name in PRESETS if name != RECIPE]
+    assert [origin for origin, _ in presets(FULL)] == [f"preset {name}" for name in original]
     small = make_space(Setting(), {"group_size": 64})
-    assert [origin for origin, _ in presets(small)] == [f"preset {name} (projected)" for name in PRESETS]
+    assert [origin for origin, _ in presets(small)] == [f"preset {name} (projected)" for name in original]
     row = make_space(Setting(method="praq-mixed"), {})
     assert presets(row) == [("preset defaults", Setting(method="praq-mixed"))]
     assert [origin for origin, _ in presets(make_space(row.base, {"keep_ratio": 0.1}))] == [
@@ -142,6 +143,15 @@ def test_presets_that_become_equal_are_tried_once() -> None:
     ]
     fixed = make_space(Setting(), {"beta": 0.5, "tau": 2})
     assert [origin for origin, _ in presets(fixed)] == ["preset balanced"]
+
+
+def test_the_recommended_recipe_is_tried_where_the_space_has_its_ingredients() -> None:
+    """With them it is the very preset; without one of them it would be another recipe."""
+    tried = dict(presets(make_space(Setting(), INGREDIENTS)))
+    assert tried[f"preset {RECIPE}"].canonical() == PRESETS[RECIPE].canonical()
+    for name, value in (("rounding", "nearest"), ("range_search", "none")):
+        space = make_space(Setting(), {**INGREDIENTS, name: value})
+        assert not any(RECIPE in origin for origin, _ in presets(space))
 
 
 def test_a_large_study_is_shown_in_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.space.space import Space, make_space, read_space_file
+from hpo.space.dimension import value_text
+from hpo.space.given import CHOICES, read_space_file
+from hpo.space.space import INGREDIENTS, Space, make_space
 from objectives.errors import InputError
 from quant.methods import METHODS
 from quant.setting import PRESETS, Setting
@@ -18,8 +20,9 @@ SEARCHED = sorted(method for method in METHODS if make_space(Setting(method=meth
 
 @st.composite
 def spaces(draw: st.DrawFn) -> tuple[Space, list[float]]:
-    """The default space of any method that has one, and a point of its unit cube."""
-    space = make_space(Setting(method=draw(st.sampled_from(SEARCHED))), {})
+    """The default space of any method that has one, with its ingredients or without, and a point of its unit cube."""
+    given = draw(st.sampled_from([{}, INGREDIENTS]))
+    space = make_space(Setting(method=draw(st.sampled_from(SEARCHED))), given)
     count = len(space.dimensions)
     return space, draw(st.lists(UNIT, min_size=count, max_size=count))
 
@@ -34,6 +37,7 @@ def test_the_original_space_is_the_designs() -> None:
     assert described(FULL) == {
         "method": "gwh-praq-v2",
         "symmetric": "True",
+        "full_range": "False",
         "range_search": "none",
         "rounding": "nearest",
         "scales": "foldable",
@@ -63,8 +67,9 @@ def test_settings_can_be_typed_again(drawn: tuple[Space, list[float]]) -> None:
     """What a table shows of a setting, given back as fixed values, is that setting."""
     space, point = drawn
     setting = space.at(point)
-    typed = {one.name: f"{getattr(setting, one.name):g}" for one in space.dimensions}
-    assert make_space(space.base, typed).base == setting
+    typed = {dimension.name: value_text(getattr(setting, dimension.name)) for dimension in space.dimensions}
+    read = {name: text for name, text in typed.items() if name in setting.reads}
+    assert make_space(space.base, read).base.canonical() == setting.canonical()
 
 
 @given(spaces())
@@ -75,6 +80,62 @@ def test_a_place_between_the_bounds_and_a_value_are_inverse(drawn: tuple[Space, 
         value = dimension.at(fraction)
         assert dimension.at(dimension.fraction(value)) == value
         assert dimension.fraction(value) == pytest.approx(fraction, abs=0.5 / (dimension.count() or 100) + 1e-9)
+
+
+WIDE = make_space(Setting(), INGREDIENTS)
+
+
+def test_ingredients_are_searched_where_several_of_them_are_given() -> None:
+    """Grid, ranges and rounding with the damping that one of the roundings reads; the original five stay."""
+    added = {name: text for name, text in described(WIDE).items() if described(FULL).get(name) != text}
+    assert added == {
+        "symmetric": "true,false",
+        "full_range": "True",
+        "range_search": "none,diagonal",
+        "rounding": "nearest,gptq",
+        "damping": "0.005..0.5 (log)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "fixed"),
+    [
+        ({"rounding": "nearest"}, {"rounding": "nearest"}),
+        ({"rounding": "gptq", "damping": 0.1}, {"rounding": "gptq", "damping": 0.1}),
+        ({"symmetric": False}, {"symmetric": False}),
+        ({"range_search": "block"}, {"range_search": "block"}),
+    ],
+)
+def test_an_ingredient_that_is_given_once_is_fixed(given: dict[str, object], fixed: dict[str, object]) -> None:
+    """Nothing that only the others read is searched with it."""
+    space = make_space(Setting(), {**INGREDIENTS, **given})
+    assert fixed.items() <= space.fixed.items()
+    assert not fixed.keys() & {dimension.name for dimension in space.dimensions}
+    assert ("damping" in space.reads) is ("damping" in fixed or "rounding" not in given)
+
+
+def test_settings_that_differ_in_nothing_they_read_are_one() -> None:
+    """The damping of nearest rounding is no second setting: to Optuna, to the surrogate and in the count."""
+    space = make_space(Setting(), {**INGREDIENTS, "beta": 0.5, "tau": 2, "n_grid": 20, "n_calib": 16, "group_size": 64})
+    names = [dimension.name for dimension in space.dimensions]
+    nearest = [0.0 if name == "rounding" else 0.4 for name in names]
+    other = [0.9 if name == "damping" else place for name, place in zip(names, nearest, strict=True)]
+    assert space.at(nearest) == space.at(other)
+    assert len(set(space.grid())) == len(space.grid()) == 2 * 2 * (1 + 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rounding": "nearest,floor"}, "rounding floor is none of nearest, gptq"),
+        ({"symmetric": "maybe"}, "symmetric maybe is none of true, false"),
+        ({"rounding": "nearest", "damping": 0.1}, "nearest rounding does not read damping; leave --damping out"),
+    ],
+)
+def test_ingredients_that_cannot_be_are_refused(given: dict[str, object], message: str) -> None:
+    """In one line that lists what can."""
+    with pytest.raises(InputError, match=message):
+        make_space(Setting(), given)
 
 
 def test_sizes_are_exponents_to_optuna() -> None:
@@ -165,6 +226,7 @@ def test_what_a_study_is_has_what_its_method_reads() -> None:
     assert described(make_space(Setting(method="awq-mixed"), {"keep_ratio": 0.3})) == {
         "method": "awq-mixed",
         "symmetric": "True",
+        "full_range": "False",
         "range_search": "none",
         "rounding": "nearest",
         "keep_ratio": "0.3",
@@ -189,7 +251,7 @@ def test_every_method_is_searched_in_all_that_it_declares(method: str, names: li
     space = make_space(Setting(method=method), {})
     assert [one.name for one in space.dimensions] == names
     assert space.project(Setting(method=method)) == Setting(method=method)
-    reads = space.base.reads - {"method", "symmetric", "range_search", "rounding", "scales", "placement"}
+    reads = space.base.reads - {"method", "scales", "placement", *CHOICES}
     assert reads == set(names)
 
 
