@@ -1,5 +1,7 @@
 """Schemes: `quantize` and `dequantize` are an inverse pair, to half a step, for every finite matrix."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -194,6 +196,35 @@ def test_asymmetric_requantization_of_full_groups_changes_nothing(weight: Tensor
     assert torch.equal(again.zero[full], packed.zero[full])
     elements = spread(full, packed).bool()
     assert torch.equal(again.codes[elements], packed.codes[elements])
+
+
+@given(matrices(), schemes(symmetric=True))
+def test_the_largest_weight_has_the_lowest_code_of_a_full_range(weight: Tensor, scheme: Scheme) -> None:
+    """Of either sign, by a negative scale where it is positive: a step is shorter than with one code less."""
+    scheme = replace(scheme, full_range=True)
+    packed, size = quantize(weight, scheme), scheme.group_size or weight.shape[1]
+    for group, codes, scale in zip(
+        weight.split(size, 1), packed.codes.split(size, 1), packed.scale.unbind(1), strict=True
+    ):
+        largest = group.abs().amax(1, keepdim=True)
+        held = in_normal_range(largest.double() / -scheme.lowest, scheme.scale_dtype).flatten()
+        lowest = (codes == scheme.lowest) & (group.abs() == largest)
+        assert lowest.any(1)[held].all()
+        assert (torch.sign(scale)[:, None] == -torch.sign(group))[lowest].all()
+    values, step = dequantize(packed).double(), spread(packed.scale.abs(), packed)
+    nearest_end = weight.double().clamp(-scheme.highest * step, scheme.highest * step)
+    assert ((values - weight.double()).abs() <= (weight.double() - nearest_end).abs() + 0.5 * step * (1 + 1e-5)).all()
+    assert torch.equal(round_nearest(weight, scheme), dequantize(packed))
+
+
+def test_a_full_range_uses_its_lowest_code_for_both_signs() -> None:
+    """Eight steps to the largest magnitude instead of seven; a scheme with zero points has no other range."""
+    scheme = Scheme(group_size=4, full_range=True)
+    packed = quantize(torch.tensor([[-8.0, 7, 3, 0, 8, -7, -3, 0]]), scheme)
+    assert packed.scale.tolist() == [[1.0, -1.0]]
+    assert packed.codes.tolist() == [[-8, 7, 3, 0, -8, 7, 3, 0]]
+    with pytest.raises(QuantizationError, match="full_range is for symmetric ones"):
+        Scheme(symmetric=False, full_range=True)
 
 
 @given(st.integers(0, 999), st.sampled_from([None, 1, 5, 8, 64]), st.booleans(), st.sampled_from(SCALE_TYPES))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ArceeConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -49,6 +50,9 @@ STACKS = {
     for rounding in ("nearest", "gptq")
     if (search, rounding) != ("none", "nearest")
 }
+# Scales of both signs.
+STACKS["full range"] = replace(AWQ, full_range=True)
+STACKS["full range diagonal gptq"] = replace(AWQ, full_range=True, range_search="diagonal", rounding="gptq")
 Stored = dict[str, Tensor]
 
 
@@ -136,6 +140,9 @@ def test_every_stack_of_ingredients_comes_back_bit_by_bit(name: str, bench: Benc
     assert not tiny.same_bits(expected, plain)
     assert record["parameters"]["range_search"] == setting.range_search
     assert record["parameters"]["rounding"] == setting.rounding
+    stored = load_file(target / "model.safetensors")
+    scales = [tensor for name, tensor in stored.items() if name.endswith(".weight_scale")]
+    assert any(bool((scale < 0).any()) for scale in scales) is setting.full_range
     assert all(layer["final_loss"] <= layer["loss"] for layer in record["layers"])
 
 
