@@ -12,6 +12,7 @@ import torch
 from quant.errors import QuantizationError
 from quant.methods import METHODS, Method
 from quant.parameters import PARAMETERS, Parameters
+from quant.recipes import recipe_name
 from quant.rounding.rounding import ROUNDINGS
 from quant.scheme import Scheme, scale_type
 
@@ -76,15 +77,9 @@ class Setting(Parameters):
         return replace(self, **unread)  # type: ignore[arg-type]
 
     def label(self) -> str:
-        """The method with the parameters it reads, and the ingredients that are not as in the method, for tables.
-
-        `gwh-praq-v2 beta=0.5 tau=2 n_grid=20` or `gw-awq n_grid=20 range=diagonal gptq damping=0.05`, for example.
-        """
-        read = [f"{name}={getattr(self, name):g}" for name in self.definition.parameters]
-        ranges = [] if self.range_search == PARAMETERS["range_search"].default else [f"range={self.range_search}"]
-        rounding = [] if self.rounding == PARAMETERS["rounding"].default else [self.rounding]
-        damping = [f"damping={self.damping:g}"] if "damping" in self.reads else []
-        return " ".join([self.method, *read, *ranges, *rounding, *damping])
+        """The recipe with the parameters it reads, for tables: `gw-awq+range+gptq n_grid=20 damping=0.05`."""
+        names = [*self.definition.parameters, *(name for name in ("damping",) if name in self.reads)]
+        return " ".join([recipe_name(self), *(f"{name}={getattr(self, name):g}" for name in names)])
 
     def read_values(self) -> dict[str, object]:
         """The values of the fields that it reads, by name: all that its weights depend on."""

@@ -51,7 +51,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     ),
     "quant": (
         {"errors", "matmul", "methods", "parameters"},
-        {"scheme", "statistics"},
+        {"recipes", "scheme", "statistics"},
         {"packing", "rounding"},
         {"setting"},
         {"plan", "scaling", "sizes"},

@@ -99,13 +99,15 @@ def searched_space(parsed: Namespace) -> "Space":
     """The space that flags and a file describe; flags win, and where nothing is said the ingredients are searched."""
     from hpo.space.given import read_space_file
     from hpo.space.space import INGREDIENTS, make_space
+    from quant.recipes import recipe_fields
     from quant.setting import Setting
 
     values = {} if parsed.space == ORIGINAL else dict(INGREDIENTS)
     if parsed.space not in (None, ORIGINAL):
         values |= read_space_file(Path(parsed.space))
-    fixed = Setting(**given_parameters(parsed, FIXED))
-    return make_space(fixed, {**values, **given_parameters(parsed, SEARCHED)})
+    given = recipe_fields(given_parameters(parsed))
+    fixed = Setting(**{name: value for name, value in given.items() if name in FIXED})
+    return make_space(fixed, {**values, **{name: value for name, value in given.items() if name in SEARCHED}})
 
 
 def fleet_of(workers: WorkerOptions, device: str) -> "Fleet | None":

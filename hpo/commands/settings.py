@@ -21,11 +21,12 @@ def evaluated_settings(parsed: Namespace, model: str) -> list["Setting"]:
         InputError: If parameters were given and no method.
         QuantizationError: If a value is outside its range.
     """
+    from quant.recipes import recipe_fields
     from quant.setting import PRESETS, Setting
 
     named, values = parsed.method, given_parameters(parsed, PARAMETER_FLAGS)
     presets = parsed.presets or (model == BenchOptions.model and named is None)
-    chosen = [Setting(**{**values, "method": name}) for name in (named or "").split(",") if name]
+    chosen = [Setting(**recipe_fields({**values, "method": name})) for name in (named or "").split(",") if name]
     if not presets:
         if values and not chosen:
             raise InputError(f"{', '.join(values)} given without --method; add --method gwh-praq-v2, for example")
@@ -41,6 +42,7 @@ def one_setting(parsed: Namespace) -> "Setting | None":
         InputError: If flags and a trial are given, or neither.
         QuantizationError: If a value is outside its range.
     """
+    from quant.recipes import recipe_fields
     from quant.setting import Setting
 
     values = given_parameters(parsed)
@@ -49,4 +51,4 @@ def one_setting(parsed: Namespace) -> "Setting | None":
         raise InputError("a trial has its own setting; give either --study and --trial, or --method and its parameters")
     if not of_study and not values.get("method"):
         raise InputError("nothing says how to quantize; give --method NAME, or --study NAME")
-    return None if of_study else Setting(**values)
+    return None if of_study else Setting(**recipe_fields(values))

@@ -26,6 +26,7 @@ from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
 from quant.errors import QuantizationError
 from quant.plan import Plan
+from quant.recipes import recipe_name
 from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -68,7 +69,7 @@ def _settings(
     notes = [*laid_out.notes, *_calibration_notes(laid_out), *_study_notes(plan, laid_out)]
     entries = [_entry("full precision", FULL_PRECISION, None, measure(bench, store, None, texts, progress))]
     for kind, trial, setting in requested:
-        name = setting.method if trial is None else trial.name
+        name = recipe_name(setting) if trial is None else trial.name
         try:
             results = measure(bench, store, setting, texts, progress)
         except (RunError, QuantizationError) as error:

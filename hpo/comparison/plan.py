@@ -13,6 +13,7 @@ from hpo.study.record import FULL_PRECISION, StudyRecord, TrialRecord
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from quant.methods import METHODS
+from quant.recipes import recipe_fields
 from quant.setting import Setting
 
 ALL = "all"
@@ -49,7 +50,7 @@ class ComparePlan:
 
 
 def method_settings(methods: str, fields: Mapping[str, Any]) -> tuple[Setting, ...]:
-    """Make the settings of methods that are separated by commas, or of `all`; `fields` are those of every one.
+    """Make the settings of methods or recipes that are separated by commas, or of `all`; `fields` are common to them.
 
     Raises:
         InputError: If none is named.
@@ -58,7 +59,7 @@ def method_settings(methods: str, fields: Mapping[str, Any]) -> tuple[Setting, .
     named = list(METHODS) if methods == ALL else [name.strip() for name in methods.split(",") if name.strip()]
     if not named:
         raise InputError(f"no method is named; choose some of {', '.join(METHODS)}, or {ALL}")
-    return tuple(Setting(**{**fields, "method": name}) for name in dict.fromkeys(named))
+    return tuple(dict.fromkeys(Setting(**recipe_fields({**fields, "method": name})) for name in named))
 
 
 def model_directories(text: str) -> dict[str, Path]:

@@ -181,16 +181,20 @@ def test_ranges_and_rounding_reach_the_codes(capsys: Any, flags: list[str], text
         ["--range-search", "block"],
         ["--rounding", "gptq"],
         ["--rounding", "gptq", "--damping", "5"],
+        ["--full-range"],
     ]
-    found = [rows(capsys, *given, *stack)[-1] for stack in stacks]
-    assert len({row["mean_nll"] for row in found}) == len(stacks)
-    assert [row["method"].partition(" n_grid=3")[2] for row in found] == [
-        "",
-        " range=diagonal",
-        " range=block",
-        " gptq damping=0.05",
-        " gptq damping=5",
+    measured = [rows(capsys, *given, *stack)[-1] for stack in stacks]
+    assert len({row["mean_nll"] for row in measured}) == len(stacks)
+    assert [row["method"] for row in measured] == [
+        "gw-awq n_grid=3",
+        "gw-awq+range n_grid=3",
+        "gw-awq+block n_grid=3",
+        "gw-awq+gptq n_grid=3 damping=0.05",
+        "gw-awq+gptq n_grid=3 damping=5",
+        "gw-awq+full n_grid=3",
     ]
+    named = rows(capsys, *flags, "--eval-data", text, "--method", "gw-awq+range,gw-awq+full")
+    assert [row["mean_nll"] for row in named[1:]] == [measured[1]["mean_nll"], measured[-1]["mean_nll"]]
 
 
 def test_the_same_command_gives_the_same_numbers(capsys: Any, flags: list[str], text: str, tmp_path: Path) -> None:

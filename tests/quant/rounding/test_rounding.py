@@ -132,7 +132,7 @@ def test_a_rounding_is_handed_the_scaled_weight_and_the_statistics(sweep: Swept)
 def test_a_label_tells_ingredients_apart() -> None:
     """Those of the method itself are not mentioned."""
     assert Setting(**SETTING).label() == "gw-awq n_grid=4"
-    assert Setting(**SETTING, rounding="gptq", damping=0.1).label() == "gw-awq n_grid=4 gptq damping=0.1"
+    assert Setting(**SETTING, rounding="gptq", damping=0.1).label() == "gw-awq+gptq n_grid=4 damping=0.1"
     assert Setting(**SETTING, range_search="block", damping=0.1).label() == "gw-awq n_grid=4 range=block"
 
 

@@ -1,0 +1,51 @@
+"""Names of recipes: a method with its ingredients, and back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quant.errors import QuantizationError
+from quant.methods import METHODS
+from quant.recipes import recipe_fields, recipe_name
+from quant.setting import Setting
+
+SETTINGS = st.builds(
+    Setting,
+    method=st.sampled_from(sorted(METHODS)),
+    full_range=st.booleans(),
+    range_search=st.sampled_from(["none", "diagonal", "block"]),
+    rounding=st.sampled_from(["nearest", "gptq"]),
+)
+
+
+@given(SETTINGS)
+def test_the_name_of_a_recipe_says_its_method_and_its_ingredients(setting: Setting) -> None:
+    """Read again it is the same setting."""
+    assert Setting(**recipe_fields({"method": recipe_name(setting)})) == setting
+
+
+def test_a_method_alone_is_a_recipe_without_ingredients() -> None:
+    """Named methods keep their meaning, and other fields stay as they were given."""
+    assert recipe_fields({"method": "gw-awq", "n_grid": 5}) == {"method": "gw-awq", "n_grid": 5}
+    assert recipe_fields({"n_grid": 5}) == {"n_grid": 5}
+    assert Setting(method="gw-awq").label() == "gw-awq n_grid=20"
+    both = Setting(method="gw-awq", range_search="diagonal", rounding="gptq", damping=0.1)
+    assert both.label() == "gw-awq+range+gptq n_grid=20 damping=0.1"
+    assert recipe_name(Setting(method="rtn", symmetric=False, full_range=True)) == "rtn"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"method": "gw-awq+clip"},
+            "ingredient 'clip' of gw-awq.clip is unknown; choose some of full,",
+        ),
+        ({"method": "rtn+range+block"}, "means --range-search block, and diagonal is asked for, too"),
+        ({"method": "rtn+gptq", "rounding": "nearest"}, "means --rounding gptq, and nearest is asked for, too"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(values: dict[str, object], message: str) -> None:
+    """In one line that says what to leave out, or what there is."""
+    with pytest.raises(QuantizationError, match=message):
+        recipe_fields(values)
