@@ -51,10 +51,8 @@ class SmallStudy:
     """The presets on 8 sequences, under the name `small`, and where everything that was measured is kept."""
 
     home: Path
-    flags: tuple[str, ...] = (
-        *("--space", "original", "--n-calib", "16", "--n-grid", "5"),
-        *("--eval-samples", "8", "--seq-len", "64"),
-    )
+    flags: tuple[str, ...] = ("--eval-samples", "8", "--seq-len", "64", "--n-calib", "16", "--n-grid", "5")
+    space: tuple[str, ...] = ("--space", "original")
 
     @property
     def json(self) -> Path:
@@ -74,7 +72,7 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
         where = ["--study", "small", "--cache", str(home), "--out", str(home / "report"), "--json", str(study.json)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PICTURES, blank)
-            assert cli.main(["optimize", "--presets-only", *study.flags, *where]) == 0
+            assert cli.main(["optimize", "--presets-only", *study.space, *study.flags, *where]) == 0
 
     return SmallStudy(home=made_once(tmp_path_factory, "small", make))
 

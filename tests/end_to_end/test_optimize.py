@@ -268,7 +268,7 @@ def test_another_contract_is_refused_with_the_differences(
         ),
     ]
     for flags, *differences in changes:
-        refused = run("optimize", "--study", "small", *small_study.flags, *flags.split())
+        refused = run("optimize", "--study", "small", *small_study.space, *small_study.flags, *flags.split())
         assert refused.returncode == 2, (flags, refused.stderr)
         assert refused.stderr.strip().splitlines()[-1].startswith("praqtune: study 'small' was begun with another")
         for difference in differences:

@@ -67,7 +67,7 @@ def test_watching_what_cannot_be_watched_is_wrong_usage(
 @pytest.mark.usefixtures("no_pictures")
 def test_quiet_leaves_the_result_and_nothing_else(small_study: SmallStudy, capsys: pytest.CaptureFixture[str]) -> None:
     """No line per trial, no notice on standard error; without it there are some."""
-    command = ["optimize", "--presets-only", *small_study.flags]
+    command = ["optimize", "--presets-only", *small_study.space, *small_study.flags]
     assert cli.main([*command, "--study", "small-quiet", "--quiet"]) == 0
     quiet = capsys.readouterr()
     assert quiet.err == ""
