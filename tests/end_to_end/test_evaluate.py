@@ -142,6 +142,7 @@ def test_the_default_is_the_presets(capsys: Any, flags: list[str], text: str) ->
         "gwh-praq-v2 beta=0.3 tau=2.5 n_grid=3",
         "gwh-praq-v2 beta=0.7 tau=1.5 n_grid=3",
         "gwh-praq-v2 beta=0.4 tau=3 n_grid=3",
+        "gwh-praq-v2+range+gptq beta=0 tau=5 n_grid=3 damping=0.05",
     ]
 
 
@@ -158,6 +159,7 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
         "n_calib": 4,
         "group_size": 64,
         "symmetric": False,
+        "full_range": False,
         "range_search": "none",
         "rounding": "nearest",
         "damping": 0.05,
