@@ -48,7 +48,8 @@ def _files(model: Model) -> Iterator[Path]:
             if file.is_file() and kept:
                 yield file
         return
-    for name in PROCESSOR_FILES:
+    # Only a model that came from the hub has a commit.
+    for name in PROCESSOR_FILES if model.commit is not None else ():
         found = cached_file(
             model.name, name, revision=model.commit, _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,

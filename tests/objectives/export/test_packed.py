@@ -121,8 +121,10 @@ def test_a_broken_fold_cannot_prove_itself(tmp_path: Path, target: Path, monkeyp
     monkeypatch.setattr(commuting, "same", lambda before, after: True)
     model = tiny.model(ArceeConfig(**tiny.GROUPED), dtype=torch.bfloat16)
     model = replace(model, tokenizer=tiny.complete().tokenizer)
+    # As sure of itself as a model that was trained.
+    model.module.lm_head.weight.mul_(20)
     for layer in model.module.model.layers:
-        layer.mlp.up_proj.weight.mul_(4)
+        layer.mlp.up_proj.weight.mul_(8)
     with pytest.raises(RunError, match="a scale was folded through what changes it; nothing was written"):
         write(tiny.bench(model, tmp_path / "home"), AWQ, target)
     assert not target.exists()
