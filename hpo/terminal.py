@@ -8,7 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from math import inf
+from threading import Event as ThreadEvent
+from threading import Lock, Thread
 from time import monotonic
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -27,6 +31,7 @@ from storage.typed_json import encode
 
 SILENT_SECONDS = 2.0
 SECONDS_BETWEEN_LINES = 15.0
+LOOK_SECONDS = 0.25
 THIS_PROCESS, NOBODY = "this process", ""
 WAITING = "workers prepare, or confirm"
 
@@ -38,21 +43,77 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress_display(quiet: bool) -> Iterator[Progress]:
-    """Show a line on standard error for whatever takes longer than two seconds; nothing without a terminal."""
+    """Show on standard error whatever takes longer than two seconds: a bar on a terminal, lines elsewhere."""
     console = Console(stderr=True)
-    display = _lanes(console, disable=quiet or not console.is_terminal)
+    if quiet:
+        yield silent
+        return
+    if not console.is_terminal:
+        with _phase_lines() as report:
+            yield report
+        return
+    display = _lanes(console)
     task = display.add_task("starting", total=None)
-    started = monotonic()
 
-    def report(phase: str, done: int, total: int) -> None:
+    def show(phase: str, done: int, total: int) -> None:
         display.update(task, description=phase, completed=done, total=total)
-        if not display.live.is_started and monotonic() - started > SILENT_SECONDS and not display.disable:
+        if not display.live.is_started:
             display.start()
 
     try:
-        yield report
+        with _looked_at(show, SILENT_SECONDS, 0.0) as report:
+            yield report
     finally:
         display.stop()
+
+
+@contextmanager
+def _phase_lines() -> Iterator[Progress]:
+    """Write a line for each phase beyond two seconds, and another now and then while it lasts."""
+
+    def write(phase: str, done: int, total: int) -> None:
+        say(f"{phase} ({done}/{total})" if total > 1 else phase)
+
+    with _looked_at(write, SILENT_SECONDS, SECONDS_BETWEEN_LINES) as report:
+        yield report
+
+
+@contextmanager
+def _looked_at(show: Progress, silent_seconds: float, between: float) -> Iterator[Progress]:
+    """Show the phase that is under way, from a thread of its own: much of what takes long says nothing meanwhile.
+
+    Args:
+        show: Told of a phase that has taken longer than `silent_seconds`, and again every `between` seconds.
+        silent_seconds: What passes without a word.
+        between: From one word on a phase to the next.
+    """
+    lock, ended = Lock(), ThreadEvent()
+    state: dict[str, Any] = {"phase": None, "since": 0.0, "said": -inf, "done": 0, "total": 0}
+
+    def report(phase: str, done: int, total: int) -> None:
+        with lock:
+            if phase != state["phase"]:
+                state.update(phase=phase, since=monotonic(), said=-inf)
+            state.update(done=done, total=total)
+
+    def watch() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            with lock:
+                now, finished = monotonic(), state["total"] and state["done"] >= state["total"]
+                due = now - state["since"] > silent_seconds and now - state["said"] >= between
+                if state["phase"] is None or finished or not due:
+                    continue
+                state["said"] = now
+                seen = (state["phase"], state["done"], state["total"])
+            show(*seen)
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield report
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
@@ -73,7 +134,8 @@ def study_display(quiet: bool, as_json: bool) -> Iterator[tuple[Listener, Progre
         with board.live:
             yield board.listen, board.progress
     else:
-        yield _log_lines()
+        with _phase_lines() as report:
+            yield _log_lines(), report
 
 
 class Board:
@@ -131,7 +193,7 @@ def _ignore(_: Event) -> None:
     return
 
 
-def _log_lines() -> tuple[Listener, Progress]:
+def _log_lines() -> Listener:
     """Log a line per trial, and what the study is at now and then."""
     may_say = _now_and_then()
 
@@ -139,11 +201,7 @@ def _log_lines() -> tuple[Listener, Progress]:
         if not isinstance(event, Looked | Working) or may_say():
             say(event_text(event))
 
-    def progress(phase: str, done: int, total: int) -> None:
-        if may_say():
-            say(f"{phase} ({done}/{total})")
-
-    return listen, progress
+    return listen
 
 
 def _json_lines() -> tuple[Listener, Progress]:

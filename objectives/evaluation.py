@@ -18,7 +18,7 @@ from objectives.model.loading import ModelPlan, load_model
 from objectives.model.roles import kept_in_16_bit, quantized_part, unscaled_inputs
 from objectives.paired import Difference, paired_difference
 from objectives.precision import Agreement, check_agreement
-from objectives.progress import Progress
+from objectives.progress import Progress, silent
 from objectives.quantization import model_size, stored_bytes
 from objectives.scoring import Score, score_all
 from objectives.suitability import require_suitable
@@ -117,16 +117,19 @@ class Row:
         return self.setting.label() if self.setting else self.as_it_is
 
 
-def load_bench(plan: BenchPlan, paths: Paths) -> tuple[Bench, list[Sequences]]:
+def load_bench(plan: BenchPlan, paths: Paths, progress: Progress = silent) -> tuple[Bench, list[Sequences]]:
     """Load the model, find its roles and read all the text of the plan; nothing is measured yet.
 
     Raises:
         InputError: If the model or the text cannot be used.
     """
-    model = load_model(plan.model)
+    model = load_model(plan.model, progress)
     require_length(model.module, [plan.calibration, *plan.data])
+    sources = ", ".join(dict.fromkeys(text.source for text in (plan.calibration, *plan.data)))
+    progress(f"reading and tokenizing {sources}", 0, 1)
     calibration, *data = texts = prepare_text([plan.calibration, *plan.data], model.tokenizer, plan.seed)
     require_readable(model.module, texts, model.tokenizer)
+    progress(f"asking the blocks of {model.name} what they compute", 0, 1)
     # Of a model that is already quantized nothing is asked but its scores.
     blocks = [] if model.quantized is not None else find_blocks(model.module, plan.allow_partial)
     bench = Bench(
@@ -146,7 +149,7 @@ def lay_out(plan: BenchPlan, paths: Paths, progress: Progress) -> LaidOut:
     Raises:
         InputError: If the model or the text cannot be used.
     """
-    bench, data = load_bench(plan, paths)
+    bench, data = load_bench(plan, paths, progress)
     store = ResultStore(paths.results)
     note = beginning_note(bench.model, data[0], store, progress)
     if bench.model.quantized is not None:

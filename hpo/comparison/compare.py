@@ -125,7 +125,7 @@ def _model(
         raise InputError(f"{directory} is not a directory")
     model = replace(plan.model, name=str(directory), accept_quantized=True)
     bench_plan = replace(plan, model=model, allow_partial=True)
-    bench, own_texts = load_bench(bench_plan, paths)
+    bench, own_texts = load_bench(bench_plan, paths, progress)
     differing = [
         text.source for text, tokens in zip(texts, own_texts, strict=True) if text.fingerprint() != tokens.fingerprint()
     ]

@@ -77,7 +77,7 @@ def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, name: str, paths: P
     form, settled = find_format(name), Plan.uniform(chosen.setting)
     require_vacant(directory, 0)
     form.require_holds([], settled)
-    bench, (tuning, *_) = load_bench(plan, paths)
+    bench, (tuning, *_) = load_bench(plan, paths, progress)
     if chosen.study is not None:
         require_same_bench(chosen.study.record, bench)
     export = Export(bench=bench, plan=settled, directory=directory)

@@ -5,6 +5,7 @@ folding one changes nothing that the block puts out. What is not known is listed
 transformers model whose decoder blocks are one `nn.ModuleList`.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from objectives.model.layouts import (
     SITES,
     SUPPORTED,
     UNGATED,
+    UNUSABLE,
     WHOLE,
     Role,
     Rows,
@@ -32,7 +34,10 @@ from objectives.model.layouts import (
 from objectives.model.probing import Call, Probe, read_calls
 from objectives.model.roles import Block, InputSite, LinearRole, NormRole, largest_uncovered, uncovered_share
 
+log = logging.getLogger(__name__)
+
 MOST_UNCOVERED = 0.05
+LONGEST_REASON = 200
 
 
 def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
@@ -94,8 +99,17 @@ def _shared_parameters(module: nn.Module) -> set[int]:
 
 
 def _block(index: int, name: str, layer: nn.Module, call: Call | None, config: Any, shared: set[int]) -> Block:
-    # A block that is never run says nothing; it is taken as it is named, and no scale folds.
-    probe = None if call is None else Probe(layer, call)
+    if call is not None:
+        try:
+            return _asked(index, name, layer, Probe(layer, call), config, shared)
+        except UNUSABLE as error:
+            reason = " ".join(str(error).split())[:LONGEST_REASON]
+            log.warning("%s cannot be run by itself (%s): none of its scales fold", name, reason)
+    # A block that is not run says nothing; it is taken as it is named.
+    return _asked(index, name, layer, None, config, shared)
+
+
+def _asked(index: int, name: str, layer: nn.Module, probe: Probe | None, config: Any, shared: set[int]) -> Block:
     asked = layer if probe is None else probe.layer
     named = list(_linears(name, asked, probe, config))
     times = Counter(linear.role for linear in named)

@@ -16,6 +16,8 @@ from objectives.errors import InputError
 from quant.layers import HeadTie
 from quant.scaling.salience import Kind
 
+# What code of other people raises where it is run otherwise than it was made for.
+UNUSABLE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError)
 Role = Literal["q", "k", "v", "o", "gate", "up", "down", "fc1", "fc2"]
 Structure = Literal["activated", "gated product", "plain"]
 SUPPORTED = "supported layouts are LLaMA-like, Gemma-like, OPT-like and GPT-NeoX-like"
@@ -151,11 +153,15 @@ def norm_offset(norm: nn.Module) -> float | None:
     # In float32 whatever the model's type: a few bits would not tell.
     probe = torch.linspace(-1, 2, weight.numel(), device=weight.device)
     zeros = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in norm.named_parameters()}
-    with torch.no_grad():
-        zero, once, twice = (
-            torch.func.functional_call(norm, {**zeros, "weight": torch.full_like(probe, gain)}, (probe,))
-            for gain in (0.0, 1.0, 2.0)
-        )
+    try:
+        with torch.no_grad():
+            zero, once, twice = (
+                torch.func.functional_call(norm, {**zeros, "weight": torch.full_like(probe, gain)}, (probe,))
+                for gain in (0.0, 1.0, 2.0)
+            )
+    except UNUSABLE:
+        # It reads more than what it normalises: a gate, say.
+        return None
     for offset in (0.0, 1.0):
         linear = torch.allclose((1 + offset) * twice, (2 + offset) * once)
         if linear and torch.allclose((1 + offset) * zero, offset * once):

@@ -21,6 +21,7 @@ from objectives.errors import InputError
 from objectives.model.files import ignored_files, require_model_directory, require_tokenizer_files
 from objectives.model.hub import hub_errors
 from objectives.model.provenance import AlreadyQuantized, already_quantized
+from objectives.progress import Progress, silent
 from quant.matmul import fast_dtype
 from quant.scheme import SCALE_TYPES
 
@@ -94,7 +95,7 @@ class Model:
         return self.file_dtype if self.dtype == torch.float32 and self.file_dtype in SCALE_TYPES else self.dtype
 
 
-def load_model(plan: ModelPlan) -> Model:
+def load_model(plan: ModelPlan, progress: Progress = silent) -> Model:
     """Load a model and its tokenizer.
 
     Raises:
@@ -103,6 +104,7 @@ def load_model(plan: ModelPlan) -> Model:
     path = str(MODEL_DIRECTORY) if plan.name == BUNDLED else plan.name
     device = _device(plan.device)
     common = {"revision": plan.revision, "trust_remote_code": plan.trust_remote_code}
+    progress(f"loading {plan.name}", 0, 1)
     local = Path(path)
     require_model_directory(plan.name, local)
     with hub_errors(f"model {plan.name}", ImportError):
@@ -124,6 +126,7 @@ def load_model(plan: ModelPlan) -> Model:
     module, report = loaded
     _require_complete(plan, report)
     module = module.to(device).eval().requires_grad_(False)
+    progress(f"reading the weights of {plan.name}", 0, 1)
     return Model(
         name=plan.name,
         commit=getattr(config, "_commit_hash", None),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from objectives.errors import InputError
-from objectives.model.layouts import Rows
+from objectives.model.layouts import UNUSABLE, Rows
 
 TOKENS = 16
 SEED = 1
@@ -23,8 +23,6 @@ SEED = 1
 TOLERANCE = 1e-3
 # Of a number itself: what the residual stream rounds away.
 ROUNDING = 1e-6
-# What running a model on tokens that it cannot read, or in a way that it does not know, may raise.
-UNUSABLE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError)
 
 
 @dataclass(frozen=True)
