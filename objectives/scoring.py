@@ -167,6 +167,7 @@ def _halves(model: Any, sequences: Sequences) -> tuple[Features, Head]:
     )
     probe = next(batches(short, [0], 1, model.device))
     logits = whole(probe)
-    if output is not None and torch.equal(output(backbone(probe)), logits):
+    # Some have no backbone of their own, or one whose last hidden state is not what the head reads.
+    if output is not None and model.base_model is not model and torch.equal(output(backbone(probe)), logits):
         return backbone, output
     return whole, lambda logits: logits

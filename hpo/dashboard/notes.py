@@ -22,6 +22,11 @@ from hpo.verdict.words import NOTHING, number, percent_text, setting_text, short
 from objectives.quantization import LayerResult
 
 WORST = 5
+IMPORTANCES = (
+    "The graph *What mattered* and optuna-dashboard's own *Hyperparameter Importance* may order parameters otherwise. "
+    "Ours compares at equal bits and counts pruned trials with their estimates, with intervals; the dashboard's takes "
+    "complete trials of all sizes together. To choose between settings of one size, read ours."
+)
 
 
 def study_note(study: Study, address: str, links: Mapping[str, str], problems: Sequence[str]) -> str:
@@ -83,6 +88,8 @@ def _study_lines(study: Study, address: str, links: Mapping[str, str], problems:
     yield "\n".join(f"- {escaped(line)}" for line in _space(record.contract.space))
     yield "### What the numbers mean"
     yield "\n".join(f"- {escaped(line)}" for line in _meaning(record.contract))
+    yield "### Two importances"
+    yield IMPORTANCES
     yield "### Attach a worker"
     yield "On any machine that reaches the storage and has the model and the text (`--trials N` raises the budget):"
     yield code_lines(repeat_command(record, None, address))

@@ -28,6 +28,8 @@ def blank(x: str, y: str, height: int = HEIGHT) -> go.Figure:
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": CLEAR},
         font={"family": "system-ui, sans-serif", "size": 13},
         hovermode="closest",
+        # Beside the legend, which lies above the figure.
+        modebar={"orientation": "v", "bgcolor": CLEAR},
     )
     axes = {"automargin": True, "gridcolor": GRID, "zeroline": False, "linecolor": GRID}
     figure.update_xaxes(title={"text": x, "font": {"size": 13}}, **axes)

@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 from io import StringIO
+from time import sleep
 
 import pytest
 from rich.console import Console
 
+from hpo import terminal
 from hpo.space.space import make_space
 from hpo.study.attributes import Beat
 from hpo.study.events import Finished, Looked, Notice, Working
@@ -142,4 +144,23 @@ def test_quiet_says_nothing(finished: Finished, capsys: pytest.CaptureFixture[st
     with study_display(quiet=True, as_json=True) as (listen, progress):
         listen(finished)
         progress("scoring", 1, 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_phase_that_says_nothing_is_named_in_a_pipe_while_it_lasts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loading a model calls nobody back: the line comes while it is under way, once, and short phases have none."""
+    monkeypatch.setattr(terminal, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(terminal, "LOOK_SECONDS", 0.01)
+    with terminal.progress_display(quiet=False) as progress:
+        progress("short", 0, 1)
+        progress("loading org/name", 0, 1)
+        sleep(0.4)
+        assert capsys.readouterr().err == "loading org/name\n"
+        progress("loading org/name", 1, 1)
+        progress("short again", 0, 1)
+    with terminal.progress_display(quiet=True) as progress:
+        progress("loading org/name", 0, 1)
+        sleep(0.15)
     assert capsys.readouterr().err == ""
