@@ -15,11 +15,11 @@ from torch import Tensor
 from quant.errors import QuantizationError
 from quant.rounding.inputs import ScaledInputs
 from quant.rounding.matrix import Matrix
-from quant.rounding.ranges import find_ranges
+from quant.rounding.ranges import effective_in_ranges, find_ranges
 from quant.rounding.rounding import PROXY, ROUNDINGS
 from quant.scaling.folding import NormWeight
 from quant.scaling.salience import Kind, error_weights, importance, input_salience, kept_rows
-from quant.scaling.search import Problem, QuadraticForm, candidate_scales, loss, losses
+from quant.scaling.search import Problem, QuadraticForm, Rounding, candidate_scales, loss, losses
 from quant.scheme import IntWeight, Scheme, effective_weight, loaded, quantize, undivided
 from quant.setting import Setting
 from quant.statistics import InputStatistics, OutputStatistics
@@ -105,7 +105,7 @@ class QuantizedLinear:
         alpha: The chosen exponent; 0 where none was searched.
         nearest_loss: Loss of nearest rounding of all rows under this method's error weights.
         loss: Loss of the search's choice, rounded to nearest, to which rows in 16 bit add nothing; summed over the
-            Linears that share a scale, never above their `nearest_loss`.
+            Linears that share a scale, never above their `nearest_loss` where nearest rounding chose.
         final_loss: Loss of the codes that the setting's ranges and rounding chose, never above `loss`.
         fell_back: Whether nearest rounding was kept because what was asked for would have lost more.
         damping: What GPTQ had to add to the Gram matrix, as a share of its mean, where that is more than was asked for.
@@ -159,17 +159,20 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
     ]
     scales = _candidates(linears, setting, weights, importances)
     scheme = setting.scheme(linears.stored or linears.linears[0].weight.dtype)
-    proxy = partial(effective_weight, scheme=scheme)
-    found = losses(remaining, form, scales, proxy)
-    nearest = losses(problems, form, scales[:1], proxy) if setting.definition.keeps_rows else found
+    nearest = partial(effective_weight, scheme=scheme)
+    proxy = _proxy(linears, setting, scheme) or nearest
+    by_proxy = losses(remaining, form, scales, proxy)
     # A loss that overflowed is no choice; argmin alone would prefer it.
-    best = int(found.sum(0).nan_to_num(nan=torch.inf).argmin())
+    best = int(by_proxy.sum(0).nan_to_num(nan=torch.inf).argmin())
     scale = scales[best]
+    found = by_proxy[:, best] if proxy is nearest else losses(remaining, form, [scale], nearest)[:, 0]
+    whole = proxy is nearest and not setting.definition.keeps_rows
+    unsearched = by_proxy[:, 0] if whole else losses(problems, form, scales[:1], nearest)[:, 0]
     stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
-    rounded = _round(linears, remaining, scale, scheme, setting, form, found[:, best].tolist())
+    rounded = _round(linears, remaining, scale, scheme, setting, form, found.tolist())
     quantized = []
-    for linear, problem, rows, unsearched, row, chosen in zip(
-        linears.linears, remaining, kept, nearest, found, rounded, strict=True
+    for linear, problem, rows, before, after, chosen in zip(
+        linears.linears, remaining, kept, unsearched.tolist(), found.tolist(), rounded, strict=True
     ):
         values = loaded(chosen.codes) if stored_as_codes else undivided(chosen.codes, scale)
         quantized.append(
@@ -179,14 +182,21 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
                 codes=chosen.codes if stored_as_codes else None,
                 scale=scale if len(scales) > 1 else None,
                 alpha=best / (len(scales) - 1) if best else 0.0,
-                nearest_loss=float(unsearched[0]),
-                loss=float(row[best]),
+                nearest_loss=before,
+                loss=after,
                 final_loss=chosen.loss,
                 fell_back=chosen.fell_back,
                 damping=chosen.damping,
             )
         )
     return quantized
+
+
+def _proxy(linears: LinearSet, setting: Setting, scheme: Scheme) -> Rounding | None:
+    """What stands in for the codes in the search for input scales; None for nearest rounding."""
+    if "alpha_proxy" not in setting.reads or setting.alpha_proxy == PROXY:
+        return None
+    return partial(effective_in_ranges, scheme=scheme, statistics=linears.inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

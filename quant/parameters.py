@@ -12,6 +12,7 @@ Scale = Literal["linear", "log", "log2"]
 Placement = Literal["original", "structural"]
 Scales = Literal["linear", "foldable"]
 RangeSearch = Literal["none", "diagonal", "block"]
+AlphaProxy = Literal["nearest", "range"]
 
 LARGEST_COUNT = 2**20
 """Of whole numbers such as sizes: nobody means more."""
@@ -188,6 +189,15 @@ class Parameters:
         symbol="ranges",
         choices=get_args(RangeSearch),
         search=Choices(values=("none", "diagonal")),
+    )
+    alpha_proxy: AlphaProxy = row(
+        "nearest",
+        "proxy of the α search",
+        "what stands in for the codes while alpha is searched, where ranges are: nearest rounding in whole ranges, or "
+        "in the best of a few",
+        symbol="α proxy",
+        choices=get_args(AlphaProxy),
+        search=Choices(values=("nearest", "range")),
     )
     rounding: str = row(
         "nearest",

@@ -26,6 +26,7 @@ INGREDIENTS = {
     "full": Ingredient(field="full_range", value=True),
     "range": Ingredient(field="range_search", value="diagonal"),
     "block": Ingredient(field="range_search", value="block"),
+    "alpha": Ingredient(field="alpha_proxy", value="range"),
     "gptq": Ingredient(field="rounding", value="gptq"),
 }
 

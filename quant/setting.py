@@ -49,6 +49,8 @@ class Setting(Parameters):
         """Every field that the quantized weights depend on: the method's own, and what its ingredients read."""
         by_rounding = {"damping", "n_calib"} if self.rounding == "gptq" else set()
         by_ranges = {"n_calib"} if self.range_search != "none" else set()
+        if self.range_search != "none" and self.definition.salience is not None:
+            by_ranges |= {"alpha_proxy"}
         by_grid = {"full_range"} if self.symmetric else set()
         return self.definition.reads | by_rounding | by_ranges | by_grid
 

@@ -25,6 +25,11 @@ class ScaledInputs:
     scale: Tensor
 
     @cached_property
+    def diagonal(self) -> Tensor:
+        """The diagonal of `G'`, float32 `[I]`, without the rest of it."""
+        return self.statistics.gram.diagonal() / self.scale.square()
+
+    @cached_property
     def gram(self) -> Tensor:
         """`G' = E[x xᵀ] / (S Sᵀ)`, float32 `[I, I]`; symmetric, whatever the last bits of the statistics are."""
         gram = self.statistics.gram / self.scale / self.scale[:, None]

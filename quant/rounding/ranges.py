@@ -5,20 +5,27 @@ observer and NNCF's scale estimation search alike). May assume finite float32 we
 inputs, `G` groups.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from quant.rounding.inputs import ScaledInputs
 from quant.scheme import Ranges, Scheme, decode_, encode_, group_ranges, grouped, stored_scale
+from quant.statistics import InputStatistics
 
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 1.05)
 """Of the range that holds every weight; the first is that range itself, which wins ties."""
+FEW_SHARES = (1.0, 0.9, 0.8)
+"""Those that are tried for every input scale that is searched."""
 # Weights tried at a time: what a core's cache holds of them, or what keeps a GPU busy without filling its memory.
 CPU_CHUNK, GPU_CHUNK = 2**16, 2**23
 
 
-def find_ranges(weight: Tensor, scheme: Scheme, inputs: ScaledInputs, search: str) -> Ranges:
+def find_ranges(
+    weight: Tensor, scheme: Scheme, inputs: ScaledInputs, search: str, shares: Sequence[float] = SHARES
+) -> Ranges:
     """Find the ranges of the groups of a matrix.
 
     Args:
@@ -28,6 +35,7 @@ def find_ranges(weight: Tensor, scheme: Scheme, inputs: ScaledInputs, search: st
         search: `none` holds every weight. Else each group has the share of that range, and on an asymmetric scheme
             the zero point beside the exact one, of the least loss of nearest rounding: `diagonal` takes
             `Σ_j G'_jj Δ_j²`, `block` takes `Δ_g G'_gg Δ_gᵀ`.
+        shares: Of the range, those that are tried; the first wins ties.
     """
     groups = grouped(weight, scheme)
     if search == "none":
@@ -35,17 +43,30 @@ def find_ranges(weight: Tensor, scheme: Scheme, inputs: ScaledInputs, search: st
     curvature = _blocks(inputs, groups.shape[-1]) if search == "block" else _diagonals(inputs, groups.shape[-1])
     elements = CPU_CHUNK if weight.device.type == "cpu" else GPU_CHUNK
     chunks = torch.split(groups, max(1, elements // max(1, weight.shape[1])))
-    parts = [_search(rows, scheme, curvature) for rows in chunks]
+    parts = [_search(rows, scheme, curvature, shares) for rows in chunks]
     zeros = [part.zero for part in parts if part.zero is not None]
     return Ranges(scale=torch.cat([part.scale for part in parts]), zero=torch.cat(zeros) if zeros else None)
 
 
-def _search(groups: Tensor, scheme: Scheme, curvature: Tensor) -> Ranges:
+def effective_in_ranges(weight: Tensor, scale: Tensor, scheme: Scheme, statistics: InputStatistics) -> Tensor:
+    """`W_eff = Q(W S) / S` `[O, I]` where Q has ranges of a few shares, searched by the diagonal.
+
+    A stand-in for the codes that are stored, for the search for S: where groups are clipped, another S is best than
+    where they are not.
+    """
+    scaled = weight * scale
+    inputs = ScaledInputs(statistics=statistics, scale=scale)
+    ranges = find_ranges(scaled, scheme, inputs, "diagonal", FEW_SHARES)
+    values = decode_(encode_(grouped(scaled, scheme), ranges, scheme), ranges)
+    return values.flatten(1)[:, : weight.shape[1]].div_(scale)
+
+
+def _search(groups: Tensor, scheme: Scheme, curvature: Tensor, shares: Sequence[float]) -> Ranges:
     """Try every candidate on rows that stay in a processor's cache."""
     whole = group_ranges(groups, scheme)
     best = whole
     least = torch.full_like(whole.scale, torch.inf)
-    for candidate in _candidates(groups, whole, scheme):
+    for candidate in _candidates(groups, whole, scheme, shares):
         codes = encode_(groups.clone(), candidate, scheme)
         loss = _loss(decode_(codes, candidate).sub_(groups), curvature)
         better = loss < least
@@ -55,8 +76,8 @@ def _search(groups: Tensor, scheme: Scheme, curvature: Tensor) -> Ranges:
     return best
 
 
-def _candidates(groups: Tensor, whole: Ranges, scheme: Scheme) -> list[Ranges]:
-    scales = [stored_scale(whole.scale * share, scheme) for share in SHARES]
+def _candidates(groups: Tensor, whole: Ranges, scheme: Scheme, shares: Sequence[float]) -> list[Ranges]:
+    scales = [stored_scale(whole.scale * share, scheme) for share in shares]
     if scheme.full_range:
         # The longer end of a clipped group may be the other one.
         return [Ranges(scale=sign * scale, zero=None) for scale in scales for sign in (1, -1)]
@@ -80,8 +101,7 @@ def _loss(errors: Tensor, curvature: Tensor) -> Tensor:
 
 def _diagonals(inputs: ScaledInputs, size: int) -> Tensor:
     """The diagonal of `G'`, `[G, group]`; an input that fills a partial group up counts nothing."""
-    diagonal = inputs.gram.diagonal()
-    return pad(diagonal, (0, -len(diagonal) % size)).view(-1, size)
+    return pad(inputs.diagonal, (0, -len(inputs.diagonal) % size)).view(-1, size)
 
 
 def _blocks(inputs: ScaledInputs, size: int) -> Tensor:

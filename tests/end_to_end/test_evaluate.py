@@ -161,6 +161,7 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
         "symmetric": False,
         "full_range": False,
         "range_search": "none",
+        "alpha_proxy": "nearest",
         "rounding": "nearest",
         "damping": 0.05,
         "scales": "linear",
@@ -184,6 +185,7 @@ def test_ranges_and_rounding_reach_the_codes(capsys: Any, flags: list[str], text
         ["--rounding", "gptq"],
         ["--rounding", "gptq", "--damping", "5"],
         ["--full-range"],
+        ["--range-search", "diagonal", "--alpha-proxy", "range"],
     ]
     measured = [rows(capsys, *given, *stack)[-1] for stack in stacks]
     assert len({row["mean_nll"] for row in measured}) == len(stacks)
@@ -194,9 +196,10 @@ def test_ranges_and_rounding_reach_the_codes(capsys: Any, flags: list[str], text
         "gw-awq+gptq n_grid=3 damping=0.05",
         "gw-awq+gptq n_grid=3 damping=5",
         "gw-awq+full n_grid=3",
+        "gw-awq+range+alpha n_grid=3",
     ]
     named = rows(capsys, *flags, "--eval-data", text, "--method", "gw-awq+range,gw-awq+full")
-    assert [row["mean_nll"] for row in named[1:]] == [measured[1]["mean_nll"], measured[-1]["mean_nll"]]
+    assert [row["mean_nll"] for row in named[1:]] == [measured[1]["mean_nll"], measured[5]["mean_nll"]]
 
 
 def test_the_same_command_gives_the_same_numbers(capsys: Any, flags: list[str], text: str, tmp_path: Path) -> None:

@@ -67,6 +67,10 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         f"effective_weight-{number}": (scheme.effective_weight, (WEIGHT, SALIENCE, one))
         for number, one in enumerate(SCHEMES)
     },
+    **{
+        f"effective_in_ranges-{number}": (ranges.effective_in_ranges, (WEIGHT, SALIENCE, one, INPUTS.statistics))
+        for number, one in enumerate(SCHEMES)
+    },
     "stored_scale": (scheme.stored_scale, (SALIENCE, SCHEMES[0])),
     "grouped": (scheme.grouped, (WEIGHT, SCHEMES[-1])),
     "stored": (

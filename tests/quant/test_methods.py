@@ -83,7 +83,11 @@ def test_what_a_method_reads(method: str) -> None:
     found = METHODS[method]
     assert found.reads == READS[method] | {"method", "symmetric", "range_search", "rounding"}
     assert set(found.parameters) == READS[method] - {"group_size", "n_calib", "scales", "placement"}
-    assert {field.name for field in fields(Setting)} == found.reads | set(OTHER) | {"damping", "full_range"}
+    assert {field.name for field in fields(Setting)} == found.reads | set(OTHER) | {
+        "alpha_proxy",
+        "damping",
+        "full_range",
+    }
 
 
 @pytest.mark.parametrize("name", OTHER)

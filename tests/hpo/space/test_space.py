@@ -92,6 +92,7 @@ def test_ingredients_are_searched_where_several_of_them_are_given() -> None:
         "symmetric": "true,false",
         "full_range": "True",
         "range_search": "none,diagonal",
+        "alpha_proxy": "nearest,range",
         "rounding": "nearest,gptq",
         "damping": "0.005..0.5 (log)",
     }
@@ -115,13 +116,13 @@ def test_an_ingredient_that_is_given_once_is_fixed(given: dict[str, object], fix
 
 
 def test_settings_that_differ_in_nothing_they_read_are_one() -> None:
-    """The damping of nearest rounding is no second setting: to Optuna, to the surrogate and in the count."""
+    """The damping of nearest rounding and the proxy of whole ranges are no second setting, to whoever counts."""
     space = make_space(Setting(), {**INGREDIENTS, "beta": 0.5, "tau": 2, "n_grid": 20, "n_calib": 16, "group_size": 64})
     names = [dimension.name for dimension in space.dimensions]
     nearest = [0.0 if name == "rounding" else 0.4 for name in names]
     other = [0.9 if name == "damping" else place for name, place in zip(names, nearest, strict=True)]
     assert space.at(nearest) == space.at(other)
-    assert len(set(space.grid())) == len(space.grid()) == 2 * 2 * (1 + 5)
+    assert len(set(space.grid())) == len(space.grid()) == 2 * (1 + 2) * (1 + 5)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_a_label_tells_ingredients_apart() -> None:
     """Those of the method itself are not mentioned."""
     assert Setting(**SETTING).label() == "gw-awq n_grid=4"
     assert Setting(**SETTING, rounding="gptq", damping=0.1).label() == "gw-awq+gptq n_grid=4 damping=0.1"
-    assert Setting(**SETTING, range_search="block", damping=0.1).label() == "gw-awq n_grid=4 range=block"
+    assert Setting(**SETTING, range_search="block", damping=0.1).label() == "gw-awq+block n_grid=4"
 
 
 def test_an_unknown_rounding_is_refused_with_the_known_ones() -> None:
