@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
 )
 LARGEST = 20_000_000
+WIDTH, WHOLE = 120, {"break_long_words": False, "break_on_hyphens": False}
 TOKENS, SEED = 24, 0
 
 
@@ -77,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             rows.append(judged(family, module))
         print(rows[-1] if module is not None else f"{family}: cannot be built this small", file=sys.stderr, flush=True)
-    text = "\n".join(page(rows, unbuilt)) + "\n"
+    folded = (line if line.startswith("|") else fill(line, WIDTH, **WHOLE) for line in page(rows, unbuilt))
+    text = "\n".join(folded) + "\n"
     if options.out:
         options.out.write_text(text)
     else:
