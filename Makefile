@@ -9,7 +9,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durat
 .PHONY: demo test test-rest check-all lint install lock clean
 
 demo: install
-	$(BIN)/python cli.py optimize --trials 24
+	$(BIN)/python cli.py optimize --trials 24 --group-size 64,128
 
 test: lint
 	$(TESTS) -m "not slow"

@@ -19,7 +19,7 @@ from objectives.model.roles import kept_in_16_bit, quantized_part, unscaled_inpu
 from objectives.paired import Difference, paired_difference
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress, silent
-from objectives.quantization import model_size, stored_bytes
+from objectives.quantization import model_size, rounding_notes, stored_bytes
 from objectives.scoring import Score, score_all
 from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
@@ -99,6 +99,7 @@ class Row:
         quantize_seconds: Spent on quantizing (shared by the setting's data sets).
         score_seconds: Spent on scoring.
         as_it_is: What the model is called without a setting.
+        notes: What a person should know of the codes.
     """
 
     dataset: str
@@ -110,6 +111,7 @@ class Row:
     quantize_seconds: float
     score_seconds: float
     as_it_is: str = FULL_PRECISION
+    notes: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -199,5 +201,6 @@ def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], 
                 model_bytes=size.model_bytes if already is None else stored_bytes(bench.model),
                 quantize_seconds=model.seconds.get("quantize", 0.0),
                 score_seconds=score_seconds,
+                notes=tuple(rounding_notes(model.layers)),
                 as_it_is=FULL_PRECISION if already is None else already.method,
             )

@@ -25,6 +25,9 @@ from quant.plan import Plan
 from quant.scheme import IntWeight
 from quant.sizes import ModelSize, input_scale_bits, matrix_bits
 
+MOST_NAMED = 8
+"""Linears that a note names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerResult:
@@ -86,6 +89,26 @@ class QuantizedBlocks:
     layers: tuple[LayerResult, ...] = ()
     codes: Mapping[str, IntWeight] = field(default_factory=dict)
     folded: Mapping[str, FoldedScales] = field(default_factory=dict)
+
+
+def rounding_notes(layers: Sequence[LayerResult]) -> list[str]:
+    """Name the Linears that GPTQ had to damp more than was asked for, and those that kept nearest rounding."""
+    damped = [f"{layer.name} ({layer.damping:g})" for layer in layers if layer.damping is not None]
+    kept = [layer.name for layer in layers if layer.fell_back]
+    notes = []
+    if damped:
+        notes.append(f"more damping was needed than was asked for, by {len(damped)} Linears: {_shortened(damped)}")
+    if kept:
+        notes.append(
+            f"{len(kept)} Linears kept nearest rounding, because the ranges and codes that were asked for lose more: "
+            f"{_shortened(kept)}"
+        )
+    return notes
+
+
+def _shortened(names: Sequence[str]) -> str:
+    rest = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @torch.inference_mode()

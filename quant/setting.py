@@ -100,5 +100,13 @@ PRESETS = {
     "awq-leaning": Setting(beta=0.3, tau=2.5),
     "praq-leaning": Setting(beta=0.7, tau=1.5),
     "conservative": Setting(beta=0.4, tau=3.0),
-    RECIPE: Setting(beta=0.0, tau=5.0, symmetric=False, full_range=True, range_search="diagonal", rounding="gptq"),
+    RECIPE: Setting(
+        beta=0.0,
+        tau=5.0,
+        symmetric=False,
+        full_range=True,
+        range_search="diagonal",
+        alpha_proxy="range",
+        rounding="gptq",
+    ),
 }

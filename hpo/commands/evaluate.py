@@ -73,8 +73,11 @@ def run(parsed: Namespace) -> None:
     plan = replace(plan, model=replace(plan.model, accept_quantized=not settings))
     with progress_display(parsed.quiet) as progress:
         laid_out = lay_out(plan, paths_of(parsed), progress)
-        rows = [printed_row(row) for row in evaluate(laid_out, settings, progress)]
-    output(parsed, encode({"rows": rows, "notes": laid_out.notes}), laid_out.notes, evaluation_table(rows))
+        measured = list(evaluate(laid_out, settings, progress))
+    rows = [printed_row(row) for row in measured]
+    of_rows = dict.fromkeys(f"{row.method}: {note}" for row in measured for note in row.notes)
+    notes = [*laid_out.notes, *of_rows]
+    output(parsed, encode({"rows": rows, "notes": notes}), notes, evaluation_table(rows))
 
 
 def printed_row(row: "Row") -> PrintedRow:

@@ -16,6 +16,8 @@ import transformers
 
 import cli
 from quant.methods import METHODS
+from quant.rounding.rounding import ROUNDINGS
+from tests.quant.rounding.test_rounding import TowardsZero
 
 ROOT = Path(cli.__file__).parent
 WORDS = ["return", "the", "number", "of", "items", "in", "a", "list", "object", "string", "that", "is", "not", "empty"]
@@ -142,7 +144,7 @@ def test_the_default_is_the_presets(capsys: Any, flags: list[str], text: str) ->
         "gwh-praq-v2 beta=0.3 tau=2.5 n_grid=3",
         "gwh-praq-v2 beta=0.7 tau=1.5 n_grid=3",
         "gwh-praq-v2 beta=0.4 tau=3 n_grid=3",
-        "gwh-praq-v2+range+gptq beta=0 tau=5 n_grid=3 damping=0.05",
+        "gwh-praq-v2+range+alpha+gptq beta=0 tau=5 n_grid=3 damping=0.05",
     ]
 
 
@@ -200,6 +202,19 @@ def test_ranges_and_rounding_reach_the_codes(capsys: Any, flags: list[str], text
     ]
     named = rows(capsys, *flags, "--eval-data", text, "--method", "gw-awq+range,gw-awq+full")
     assert [row["mean_nll"] for row in named[1:]] == [measured[1]["mean_nll"], measured[5]["mean_nll"]]
+
+
+def test_linears_that_kept_nearest_rounding_are_named(
+    capsys: Any, flags: list[str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rounding that loses more than nearest is not taken, and the notes say where."""
+    monkeypatch.setitem(ROUNDINGS, "gptq", TowardsZero())
+    command = ["evaluate", *flags, "--eval-data", text, "--method", "rtn+gptq", "--json", "-"]
+    assert cli.main(command) == 0
+    (note,) = [note for note in json.loads(capsys.readouterr().out)["notes"] if "nearest" in note and "rtn" in note]
+    assert note.startswith("rtn+gptq damping=0.05: ")
+    assert "Linears kept nearest rounding, because the ranges and codes that were asked for lose more: model." in note
+    assert " more" in note
 
 
 def test_the_same_command_gives_the_same_numbers(capsys: Any, flags: list[str], text: str, tmp_path: Path) -> None:
