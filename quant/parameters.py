@@ -188,7 +188,7 @@ class Parameters:
         "the Gram matrix of the inputs",
         symbol="ranges",
         choices=get_args(RangeSearch),
-        search=Choices(values=("none", "diagonal")),
+        search=Choices(values=("none", "diagonal", "block")),
     )
     alpha_proxy: AlphaProxy = row(
         "nearest",

@@ -91,7 +91,7 @@ def test_ingredients_are_searched_where_several_of_them_are_given() -> None:
     assert added == {
         "symmetric": "true,false",
         "full_range": "True",
-        "range_search": "none,diagonal",
+        "range_search": "none,diagonal,block",
         "alpha_proxy": "nearest,range",
         "rounding": "nearest,gptq",
         "damping": "0.005..0.5 (log)",
@@ -122,7 +122,7 @@ def test_settings_that_differ_in_nothing_they_read_are_one() -> None:
     nearest = [0.0 if name == "rounding" else 0.4 for name in names]
     other = [0.9 if name == "damping" else place for name, place in zip(names, nearest, strict=True)]
     assert space.at(nearest) == space.at(other)
-    assert len(set(space.grid())) == len(space.grid()) == 2 * (1 + 2) * (1 + 5)
+    assert len(set(space.grid())) == len(space.grid()) == 2 * (1 + 2 * 2) * (1 + 5)
 
 
 @pytest.mark.parametrize(
