@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   %(prog)s                                        every method on the bundled model, two data sets
   %(prog)s --methods rtn,gw-awq,gwh-praq-v2 --model org/name --datasets c4,wikitext2 --group-size 64
+  %(prog)s --methods gw-awq,gw-awq+gptq,gw-awq+range+gptq --asymmetric --group-size 64
   %(prog)s --methods all --study mine --csv rows.csv --json rows.json --plots ./comparison
   %(prog)s --methods gw-awq --models gptq=./my-gptq,autoround=./my-autoround --model org/name
 """
@@ -34,7 +35,9 @@ EXAMPLES = """examples:
 def add_flags(parser: ArgumentParser) -> None:
     """Add the flags of this command."""
     group = parser.add_argument_group("what to compare, and where to write it")
-    group.add_argument("--methods", default="all", help="separated by commas, or all (default)")
+    group.add_argument(
+        "--methods", default="all", help="separated by commas, with ingredients (gw-awq+range+gptq), or all (default)"
+    )
     group.add_argument("--models", metavar="NAME=DIR,...", help="ready-made model directories")
     group.add_argument("--study", metavar="S", help="its best trial is a row besides")
     add_storage_flag(group)

@@ -53,7 +53,7 @@ def add_flags(parser: ArgumentParser) -> None:
     add_options(parser, BenchOptions, "model", "text")
     group = parser.add_argument_group("methods")
     # Not given and given differ: without a method, the bundled model is measured with the presets.
-    group.add_argument("--method", help="rtn, gw-awq, gwh-praq-v1, gwh-praq-v2, ...; several separated by commas")
+    group.add_argument("--method", help="rtn, gw-awq, gw-awq+range+gptq, gwh-praq-v2, ...; several separated by commas")
     group.add_argument("--presets", action="store_true", help="rtn and the presets of gwh-praq-v2")
     add_setting_flags(parser)
 
