@@ -69,10 +69,11 @@ def measure(inputs: int, outputs: Sequence[int]) -> None:
     plain = seconds(lambda: nearest(matrices, SCHEME, scaled, SETTING))
     operations = sum(outputs) * inputs**2 + inputs**3
     ranges = " | ".join(f"{taken:.4f}" for taken in searched.values())
-    print(
-        f"| {inputs} x {'+'.join(map(str, outputs))} | {plain:.4f} | {ranges} | {factor:.4f} | {rounded:.4f} | {operations / 1e9:.2f} | {operations / rounded / 1e9:.1f} "
-        f"| {2 * sum(outputs) * inputs**2 / bare / 1e9:.1f} |"
+    rates = (
+        f"{operations / 1e9:.2f} | {operations / rounded / 1e9:.1f} | {2 * sum(outputs) * inputs**2 / bare / 1e9:.1f}"
     )
+    shape = f"{inputs} x {'+'.join(map(str, outputs))}"
+    print(f"| {shape} | {plain:.4f} | {ranges} | {factor:.4f} | {rounded:.4f} | {rates} |")
 
 
 def main() -> None:
