@@ -1,4 +1,4 @@
-"""A study in a few lines of Python: load it, look at its trials, measure another setting, write the best one.
+"""A study in a few lines of Python: load it, look at its trials, measure another setting, write what it recommends.
 
 Responsible for what people do with a finished or running study from a notebook or a script. Nothing here is stored in
 the study. May assume that its results and its calibration cache are where its workers kept them.
@@ -10,15 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpo.deploy.choosing import choose
 from hpo.deploy.deploy import Chosen, Written, deploy
 from hpo.report.charts import chart_data
 from hpo.report.export import trials_frame
 from hpo.study.bench import stored_bench_plan
-from hpo.study.choosing import BEST, chosen_trial, require_same_bench
+from hpo.study.choosing import BEST, RECOMMENDED, require_same_bench
 from hpo.study.finding import find_study
 from hpo.study.record import StudyRecord
 from hpo.verdict.importance import Importances
 from hpo.verdict.ranking import SizeClassRanking
+from hpo.verdict.recommendation import Recommendation
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.measuring import measure
 from objectives.evaluation import load_bench
@@ -58,6 +60,11 @@ class LoadedStudy:
         """Return its rankings, one for each size class."""
         return self.study.rankings
 
+    @property
+    def recommendation(self) -> Recommendation | None:
+        """Return what it recommends and why; None before a trial is complete."""
+        return self.study.recommendation
+
     def trials(self) -> "pd.DataFrame":
         """Make a table of one row per trial, with types: the columns of `trials.csv`."""
         return trials_frame(self.record)
@@ -78,21 +85,21 @@ class LoadedStudy:
         return figures(key, chart_data(self.study))[0][1]
 
     def measure(self, **changes: Any) -> TrialResult:
-        """Measure the best trial's setting with these fields changed, on the tuning text.
+        """Measure the setting of the trial of least perplexity with these fields changed, on the tuning text.
 
         Statistics come from the study's calibration cache, and what was measured before is not measured again.
 
         Raises:
             InputError: If the setting does not suit the model, or model or text are not the study's any more.
         """
-        best, _ = chosen_trial(self.record, BEST)
+        best, _ = choose(self.study, BEST)
         assert best.setting is not None
         bench, tuning = self._bench
         setting = replace(best.setting, **changes)
         return measure(bench, self.study.store, setting, [tuning], silent)[0]
 
-    def quantize(self, directory: str | Path, trial: str = BEST, format: str = DEFAULT_FORMAT) -> Written:
-        """Write a trial's model, by its number or the best one's, as a directory that loads like any other.
+    def quantize(self, directory: str | Path, trial: str = RECOMMENDED, format: str = DEFAULT_FORMAT) -> Written:
+        """Write what the study recommends, its `best` trial or one by its number, as a directory that loads like any.
 
         `packed` is INT4 for transformers and vLLM, `dense` the same values in the model's own type; all
         formats are in `objectives.export.formats`.
@@ -101,11 +108,12 @@ class LoadedStudy:
             InputError: If there is no such trial, or model or text are not the study's any more.
             StorageError: If something is at `directory` already, or the disk is full or refuses.
         """
-        chosen, _ = chosen_trial(self.record, trial)
+        chosen, notes = choose(self.study, trial)
         assert chosen.setting is not None
         plan = stored_bench_plan(self.record.contract, device=self.device)
-        what = Chosen(setting=chosen.setting, study=self.study, trial=chosen)
-        return deploy(plan, what, Path(directory), format, self.paths, silent)
+        what = Chosen(setting=chosen.setting, study=self.study, measured=chosen)
+        written = deploy(plan, what, Path(directory), format, self.paths, silent)
+        return replace(written, notes=[*notes, *written.notes])
 
     @cached_property
     def _bench(self) -> tuple[Bench, Sequences]:

@@ -19,7 +19,6 @@ from hpo.space.space import Space
 from hpo.study.attributes import CONFIRMATION, SEARCH
 from hpo.study.events import Listener, Notice
 from hpo.study.owner import Owner
-from hpo.study.record import read_study
 from hpo.verdict.confirmation import confirm
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.interrupts import Interrupts
@@ -89,12 +88,13 @@ def optimize(
             interrupts=interrupts,
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
-        snapshot = replace(read(study, paths), notes=laid_out.notes)
+        snapshot = read(study, paths)
         ranking = snapshot.lead
         if ranking is not None and held_out and not plan.presets_only:
             confirmation = confirm(bench, store, ranking, held_out, progress)
             study.set_user_attr(CONFIRMATION, encode(confirmation))
-    return replace(snapshot, record=read_study(study))
+            snapshot = read(study, paths)
+    return replace(snapshot, notes=laid_out.notes)
 
 
 def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:

@@ -39,7 +39,12 @@ def add_flags(parser: ArgumentParser) -> None:
         "--methods", default="all", help="separated by commas, with ingredients (gw-awq+range+gptq), or all (default)"
     )
     group.add_argument("--models", metavar="NAME=DIR,...", help="ready-made model directories")
-    group.add_argument("--study", metavar="S", help="its best trial is a row besides")
+    group.add_argument("--study", metavar="S", help="what it recommends is a row besides")
+    group.add_argument(
+        "--trial",
+        metavar="N|best|recommended",
+        help="of the study: recommended (default), best (of least perplexity) or a number",
+    )
     add_storage_flag(group)
     group.add_argument("--csv", metavar="FILE", type=Path, help="write the rows as CSV")
     group.add_argument("--plots", metavar="DIR", type=Path, help="write a page with pictures")
@@ -76,20 +81,27 @@ def run(parsed: Namespace) -> None:
 def compare_plan(parsed: Namespace) -> "ComparePlan":
     """What is compared."""
     from hpo.comparison.plan import ComparePlan, method_settings, model_directories
+    from hpo.deploy.choosing import choose
     from hpo.study.bench import bench_plan
-    from hpo.study.choosing import BEST, chosen_trial
-    from hpo.study.record import read_study
+    from hpo.study.choosing import RECOMMENDED
+    from hpo.verdict.snapshot import read_ranked_if_possible
+    from objectives.errors import InputError
 
     settings = method_settings(parsed.methods, given_parameters(parsed, PARAMETER_FLAGS))
     models = model_directories(parsed.models) if parsed.models else {}
-    study, samples = None, [setting.n_calib for setting in settings]
+    samples = [setting.n_calib for setting in settings]
+    record, chosen = None, None
+    notes: list[str] = []
+    if parsed.trial and not parsed.study:
+        raise InputError(f"--trial {parsed.trial} is one of a study; give --study NAME as well")
     if parsed.study:
         with opened_study(parsed) as found:
-            study = read_study(found)
-        best, _ = chosen_trial(study, BEST)
-        samples += [best.setting.n_calib] if best.setting else []
+            study = read_ranked_if_possible(found, paths_of(parsed))
+        chosen, notes = choose(study, parsed.trial or RECOMMENDED)
+        record = study.record
+        samples += [chosen.setting.n_calib] if chosen.setting else []
     bench = bench_plan(options_of(parsed, BenchOptions), max(samples))
-    return ComparePlan(bench=bench, settings=settings, models=models, study=study)
+    return ComparePlan(bench=bench, settings=settings, models=models, study=record, chosen=chosen, notes=tuple(notes))
 
 
 COMMAND = Command(examples=EXAMPLES, add_flags=add_flags, run=run)

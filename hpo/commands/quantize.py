@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   %(prog)s --method gw-awq --group-size 64 --output-dir awq-64
   %(prog)s --model org/name --calib-data wikitext2 --method gwh-praq-v2 --beta 0.3 --tau 2.5 --output-dir ./v2
-  %(prog)s --study mine --output-dir ./best       the best trial, as the study measured it
+  %(prog)s --study mine --output-dir ./best       what it recommends, as the study measured it
   %(prog)s --study mine --format packed --output-dir ./best-int4    as INT4 that transformers and vLLM load
   %(prog)s --study mine --trial 17 --storage sqlite:///study.db --output-dir ./trial-17
 """
@@ -37,8 +37,14 @@ def add_flags(parser: ArgumentParser) -> None:
     add_setting_flags(parser)
     group = parser.add_argument_group("what to write")
     group.add_argument("--method", default=SUPPRESS, help="rtn, gw-awq, gwh-praq-v2, ...")
-    group.add_argument("--study", metavar="S", help="quantize as one of its trials was; gives model and text as well")
-    group.add_argument("--trial", metavar="N", help="best (default) or a number")
+    group.add_argument(
+        "--study",
+        metavar="S",
+        help="quantize as it recommends, or as one of its trials was; gives model and text as well",
+    )
+    group.add_argument(
+        "--trial", metavar="N|best|recommended", help="recommended (default), best (of least perplexity) or a number"
+    )
     add_storage_flag(group)
     group.add_argument("--format", default=DEFAULT_FORMAT, help=formats_help())
     group.add_argument("--output-dir", metavar="DIR", type=Path, required=True, help="must not exist, or be empty")
@@ -62,9 +68,10 @@ def run(parsed: Namespace) -> None:
 
 def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPlan", list[str]]:
     """What is quantized, with which model and text, and what a person should know of it."""
+    from hpo.deploy.choosing import choose
     from hpo.deploy.deploy import Chosen
     from hpo.study.bench import bench_plan, stored_bench_plan
-    from hpo.study.choosing import BEST, chosen_trial
+    from hpo.study.choosing import RECOMMENDED
     from hpo.verdict.snapshot import read_ranked_if_possible
 
     setting = one_setting(parsed)
@@ -72,10 +79,10 @@ def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPl
         return Chosen(setting=setting), bench_plan(options_of(parsed, BenchOptions), setting.n_calib), []
     with opened_study(parsed) as found:
         study = read_ranked_if_possible(found, paths)
-    trial, notes = chosen_trial(study.record, parsed.trial or BEST)
-    assert trial.setting is not None
+    measured, notes = choose(study, parsed.trial or RECOMMENDED)
+    assert measured.setting is not None
     plan = stored_bench_plan(study.record.contract, **given(parsed, BenchOptions))
-    return Chosen(setting=trial.setting, study=study, trial=trial), plan, notes
+    return Chosen(setting=measured.setting, study=study, measured=measured), plan, notes
 
 
 def written_table(chosen: "Chosen", written: "Written") -> Table:

@@ -28,7 +28,7 @@ def conclude(parsed: Namespace, study: "Study", directory: Path | None) -> None:
 
     notes = [*verdicts(study), *study.notes]
     if study.record.confirmation:
-        notes.insert(0, study.record.confirmation.sentence)
+        notes.insert(2, study.record.confirmation.sentence)
     if directory is not None:
         notes.append(f"report: {write_report(study, directory)}")
     output(parsed, study_json(study), notes, *ranking_tables(study))
@@ -39,9 +39,10 @@ def verdicts(study: "Study") -> list[str]:
     from hpo.verdict.ranking import frontier_text
 
     rankings, leading = study.rankings, study.lead
-    lines = [ranking.verdict() for ranking in sorted(rankings, key=lambda ranking: ranking is not leading)]
-    if leading is not None:
-        lines.insert(1, leading.recommendation())
+    ordered = sorted(rankings, key=lambda ranking: ranking is not leading)
+    lines = [study.recommended(ranking).verdict for ranking in ordered]
+    if study.recommendation is not None:
+        lines.insert(1, study.recommendation.sentence())
     return [*lines, *([frontier_text(rankings)] if len(rankings) > 1 else [])]
 
 

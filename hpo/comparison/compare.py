@@ -1,4 +1,4 @@
-"""Methods, a study's best trial and ready-made models side by side, straight through: lay out, measure, judge.
+"""Methods, what a study recommends and ready-made models side by side, straight through: lay out, measure, judge.
 
 Responsible for measuring each row once, on the same token sequences; what the result store knows is not measured
 again. Ready-made models are loaded one after the other, after the model that is quantized is let go. May assume that
@@ -68,25 +68,25 @@ def _settings(
         bench.calibration.segments(setting.n_calib)
     notes = [*laid_out.notes, *_calibration_notes(laid_out), *_study_notes(plan, laid_out)]
     entries = [_entry("full precision", FULL_PRECISION, None, measure(bench, store, None, texts, progress))]
-    for kind, trial, setting in requested:
-        name = recipe_name(setting) if trial is None else trial.name
+    for kind, found, setting in requested:
+        name = recipe_name(setting) if found is None else found.name
         try:
             results = measure(bench, store, setting, texts, progress)
         except (RunError, QuantizationError) as error:
             notes.append(f"{name} is left out: {error}")
         else:
-            entries.append(_entry(kind, name, trial, results))
+            entries.append(_entry(kind, name, found, results))
     return entries, texts, _about(plan, laid_out), notes
 
 
-def _requested_rows(plan: ComparePlan) -> Iterator[tuple[Kind, TrialRecord | None, Setting]]:
+def _requested_rows(plan: ComparePlan) -> Iterator[tuple[Kind, Measured | None, Setting]]:
     yield from (("method", None, setting) for setting in plan.settings)
-    trial = plan.trial
-    if trial is not None and trial.setting is not None:
-        yield "trial", trial, trial.setting
+    found = plan.found
+    if found is not None and found.setting is not None:
+        yield ("trial" if isinstance(found, TrialRecord) else "method"), found, found.setting
 
 
-def _entry(kind: Kind, name: str, trial: TrialRecord | None, results: Sequence[TrialResult]) -> Entry:
+def _entry(kind: Kind, name: str, found: Measured | None, results: Sequence[TrialResult]) -> Entry:
     first = results[0]
     scores = tuple(result.score for result in results if result.score is not None)
     facts: dict[str, Any] = {
@@ -99,7 +99,7 @@ def _entry(kind: Kind, name: str, trial: TrialRecord | None, results: Sequence[T
     }
     return Entry(
         kind=kind,
-        measured=Measured(result=None, **facts) if trial is None else replace(trial, **facts),
+        measured=Measured(result=None, **facts) if found is None else replace(found, **facts),
         scores=scores,
         score_seconds=tuple(result.seconds["score"] for result in results),
         packed=first.setting is not None,
@@ -174,15 +174,16 @@ def _calibration_notes(laid_out: LaidOut) -> Iterator[str]:
 
 
 def _study_notes(plan: ComparePlan, laid_out: LaidOut) -> Iterator[str]:
-    if plan.study is None:
+    found = plan.found
+    if plan.study is None or found is None:
         return
-    trial, contract = plan.trial, plan.study.contract
-    assert trial is not None
+    yield from plan.notes
+    contract = plan.study.contract
     if contract.model.fingerprint != laid_out.bench.model.fingerprint:
-        yield f"{trial.name} was found on {contract.model.name}, other weights or another type than these"
+        yield f"{found.name} was found on {contract.model.name}, other weights or another type than these"
     tuned = contract.tuning.source
-    if any(text.source == tuned for text in laid_out.data):
-        yield f"{trial.name} was chosen for its perplexity on text of {tuned}, which flatters it there"
+    if isinstance(found, TrialRecord) and any(text.source == tuned for text in laid_out.data):
+        yield f"{found.name} was chosen for its perplexity on text of {tuned}, which flatters it there"
 
 
 def _about(plan: ComparePlan, laid_out: LaidOut) -> dict[str, Any]:

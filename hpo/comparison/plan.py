@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpo.study.choosing import chosen_trial
-from hpo.study.record import FULL_PRECISION, StudyRecord, TrialRecord
+from hpo.study.record import FULL_PRECISION, Measured, StudyRecord
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from quant.methods import METHODS
@@ -27,13 +26,17 @@ class ComparePlan:
         bench: Model and text; the first data set is the one that methods are chosen on.
         settings: One for each method, every method at most once.
         models: Ready-made model directories by the names that their rows get.
-        study: Whose best trial is a row besides.
+        study: What of it is a row besides stands in `chosen`.
+        chosen: What the study recommends, or one of its trials.
+        notes: What a person should know of that.
     """
 
     bench: BenchPlan
     settings: tuple[Setting, ...]
     models: Mapping[str, Path]
     study: StudyRecord | None = None
+    chosen: Measured | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         taken = [name for name in self.models if name in METHODS or name == FULL_PRECISION]
@@ -41,12 +44,11 @@ class ComparePlan:
             raise InputError(f"{', '.join(taken)} is the name of a method; give the model of --models another name")
 
     @property
-    def trial(self) -> TrialRecord | None:
-        """Return the study's best trial, under a name that says whose it is."""
-        if self.study is None:
+    def found(self) -> Measured | None:
+        """Return what was chosen of the study, under a name that says whose it is."""
+        if self.study is None or self.chosen is None:
             return None
-        trial, _ = chosen_trial(self.study, "best")
-        return replace(trial, name=f"{trial.name} of {self.study.name}")
+        return replace(self.chosen, name=f"{self.chosen.name} of {self.study.name}")
 
 
 def method_settings(methods: str, fields: Mapping[str, Any]) -> tuple[Setting, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hpo.deploy.reproduce import repeat_command
 from hpo.report.axes import label_of
 from hpo.report.glance import confirmed_text
-from hpo.report.page import NO_VERDICT, code_lines, escaped, recommendation_text, table_lines
+from hpo.report.page import NO_VERDICT, code_lines, escaped, table_lines
 from hpo.report.tables import Table
 from hpo.report.verdict_data import find_row
 from hpo.space.dimension import Dimension
@@ -57,24 +57,24 @@ def trial_note(
 
 def study_facts(study: Study) -> dict[str, str]:
     """Collect a few attributes that can be read at a glance in the list of studies."""
-    record, lead = study.record, study.lead
+    record, chosen = study.record, study.recommendation
     contract = record.contract
     facts = {
         "what is quantized": contract.model.name,
         "tuned on": _text(contract.tuning),
         "calibrated on": _text(contract.calibration),
-        "verdict": lead.verdict() if lead else NO_VERDICT,
-        "recommended": recommendation_text(lead) if lead else "",
+        "verdict": chosen.verdict if chosen else NO_VERDICT,
+        "recommended": chosen.sentence() if chosen else "",
         "on other text": confirmed_text(record) if record.confirmation else "",
     }
     return {name: value for name, value in facts.items() if value}
 
 
 def _study_lines(study: Study, address: str, links: Mapping[str, str], problems: Sequence[str]) -> Iterator[str]:
-    record, lead = study.record, study.lead
-    yield f"## {escaped(lead.verdict() if lead else NO_VERDICT)}"
-    if lead:
-        yield escaped(recommendation_text(lead))
+    record, chosen = study.record, study.recommendation
+    yield f"## {escaped(chosen.verdict if chosen else NO_VERDICT)}"
+    if chosen:
+        yield escaped(chosen.sentence())
         yield escaped(confirmed_text(record))
     if links:
         yield " · ".join(f"[{name}]({link})" for name, link in links.items())

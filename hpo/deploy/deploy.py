@@ -1,6 +1,6 @@
 """From a setting, chosen by a person or found by a study, to a model directory.
 
-Responsible for refusing early what cannot be written, and for making sure that a trial is written as it was measured.
+Responsible for refusing early what cannot be written, and for writing what a study measured as it was measured.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from typing import Any
 
 from hpo.deploy.model_card import model_card
 from hpo.study.choosing import require_same_bench, require_same_text
-from hpo.study.record import TrialRecord
+from hpo.study.record import Measured
 from hpo.verdict.snapshot import Study
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.export.formats import Export, Proof, find_format
@@ -32,13 +32,13 @@ class Chosen:
 
     Attributes:
         setting: How to quantize.
-        study: Whose trial the setting is; model and text must then be the study's. None for a person's choice.
-        trial: The trial.
+        study: Whose setting it is; model and text must then be the study's. None for a person's choice.
+        measured: The study's trial, or its reference.
     """
 
     setting: Setting
     study: Study | None = None
-    trial: TrialRecord | None = None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +99,15 @@ def _with_proof(
     export: Export, chosen: Chosen, tuning: Sequences, store: ResultStore, trust_remote_code: bool
 ) -> Export:
     """Add what the model has to score, and its card, which says what was measured."""
-    setting, study, trial = chosen.setting, chosen.study, chosen.trial
+    setting, study, measured = chosen.setting, chosen.study, chosen.measured
     if study is not None:
         require_same_text(study.record, tuning)
-    perplexity = trial.perplexity if trial is not None else None
+    perplexity = measured.perplexity if measured is not None else None
     if perplexity is None:
         perplexity = _measured_before(export.bench, setting, tuning, store)
 
     def card(manifest: Any) -> str:
-        return model_card(manifest, setting, study, trial)
+        return model_card(manifest, setting, study, measured)
 
     proof = Proof(text=tuning, perplexity=perplexity, trust_remote_code=trust_remote_code)
     return replace(export, proof=proof, card=card)

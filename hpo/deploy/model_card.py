@@ -4,12 +4,12 @@ Responsible for the Markdown alone. Everything it says was measured; what was no
 manifest that `objectives.export.packed` makes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from hpo.study.record import FULL_PRECISION, StudyRecord, TrialRecord
+from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import interval_text, percent_text
@@ -17,7 +17,7 @@ from quant.setting import Setting
 
 
 def model_card(
-    manifest: Mapping[str, Any], setting: Setting, study: Study | None = None, trial: TrialRecord | None = None
+    manifest: Mapping[str, Any], setting: Setting, study: Study | None = None, measured: Measured | None = None
 ) -> str:
     """Write the card, in Markdown with a YAML head.
 
@@ -25,11 +25,11 @@ def model_card(
         manifest: The contents of `praqtune.json`.
         setting: How the model was quantized.
         study: The study that found the setting; None where a person gave it.
-        trial: Its trial.
+        measured: Its trial, or its reference.
     """
     lines = [*_head(manifest), *_what(manifest, setting), *_proof(manifest)]
-    if study is not None and trial is not None:
-        lines += [*_study(study.record, trial), *_ranked(trial, study.rankings), *_confirmed(study.record, trial)]
+    if study is not None and measured is not None:
+        lines += [*_study(study.record, measured), *_ranked(measured, study), *_confirmed(study.record, measured)]
     return "\n".join([*lines, *_loading(), *_origin(manifest)]) + "\n"
 
 
@@ -77,22 +77,23 @@ def _proof(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _study(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
+def _study(study: StudyRecord, measured: Measured) -> Iterator[str]:
     tuning = study.contract.tuning
+    what = measured.name.capitalize() if isinstance(measured, TrialRecord) else f"The reference {measured.name}"
     yield from ("## The study", "")
     yield (
-        f"{trial.name.capitalize()} of the study `{study.name}`, which measured {len(study.complete)} settings to the "
+        f"{what} of the study `{study.name}`, which measured {len(study.complete)} settings to the "
         f"end and gave {len(study.pruned)} up, on {tuning.sequences} sequences of {tuning.seq_len} tokens of "
         f"{tuning.source} ({tuning.protocol})."
     )
     yield ""
 
 
-def _ranked(trial: TrialRecord, rankings: Sequence[SizeClassRanking]) -> Iterator[str]:
-    ranking = next((ranking for ranking in rankings if ranking.size_class == trial.size_class), None)
-    own_row = None if ranking is None else next((row for row in ranking.rows if _is(row, trial)), None)
-    if ranking is None or own_row is None:
+def _ranked(measured: Measured, study: Study) -> Iterator[str]:
+    ranking = next((ranking for ranking in _leading_first(study) if _row(ranking, measured) is not None), None)
+    if ranking is None:
         return
+    own_row, chosen = _row(ranking, measured), study.recommended(ranking)
     rows = [
         row
         for row in ranking.rows
@@ -106,32 +107,39 @@ def _ranked(trial: TrialRecord, rankings: Sequence[SizeClassRanking]) -> Iterato
         above = "best" if row is ranking.best else percent_text(row.difference)
         yield f"| {name} | {row.score.perplexity:.3f} | {above} |"
     yield ""
-    yield from (ranking.verdict(), "")
+    yield from (chosen.verdict, "", chosen.sentence(), "")
 
 
-def _is(row: Ranked, trial: TrialRecord) -> bool:
-    return isinstance(row.measured, TrialRecord) and row.measured.number == trial.number
+def _leading_first(study: Study) -> list[SizeClassRanking]:
+    return sorted(study.rankings, key=lambda ranking: ranking is not study.lead)
+
+
+def _row(ranking: SizeClassRanking, measured: Measured) -> Ranked | None:
+    """Find what was measured among the rows; results have keys of their own."""
+    return next((row for row in ranking.rows if row.measured.result == measured.result), None)
 
 
 def _name_and_label(row: Ranked) -> str:
     return f"{row.measured.name} ({row.measured.label})"
 
 
-def _confirmed(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
-    """Say what held-out text showed, where it is this trial that was confirmed."""
+def _confirmed(study: StudyRecord, measured: Measured) -> Iterator[str]:
+    """Say what held-out text showed, where it scored this setting."""
     confirmation = study.confirmation
-    if confirmation is None or confirmation.winner != trial.name:
+    if confirmation is None or confirmation.size_class != measured.size_class:
+        return
+    if all(row.name != measured.name for row in confirmation.rows):
         return
     yield from (confirmation.sentence, "")
     yield from ("| held-out text | setting | perplexity |", "|---|---|---|")
     for row in confirmation.rows:
-        if row.name in (trial.name, FULL_PRECISION):
+        if row.name in (measured.name, confirmation.winner, FULL_PRECISION):
             yield f"| {row.dataset} | {row.name} | {row.perplexity:.3f} |"
     yield ""
     yield from ("| held-out text | compared | perplexity | p after Holm |", "|---|---|---|---|")
     for compared in confirmation.comparisons:
         percent = interval_text(**vars(compared.percent))
-        yield f"| {compared.dataset} | against {compared.against} | {percent} | {compared.holm:.4f} |"
+        yield f"| {compared.dataset} | {compared.name} against {compared.against} | {percent} | {compared.holm:.4f} |"
     yield ""
 
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo.study.choosing import study_flags
+from hpo.study.choosing import RECOMMENDED, study_flags
 from hpo.study.contract import Contract
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from quant.parameters import PARAMETERS, flag_of
@@ -33,17 +33,9 @@ def repeat_command(record: StudyRecord, trials: int | None, storage: str | None 
 
 
 def quantize_command(record: StudyRecord, chosen: Measured, directory: str, storage: str | None = None) -> str:
-    """Write the command that makes a model directory of a trial of the study, or of one of its references."""
-    if isinstance(chosen, TrialRecord):
-        flags: dict[str, Any] = {"study": record.name, "trial": chosen.number, "storage": storage}
-    else:
-        assert chosen.setting is not None
-        stored = study_flags(record.contract)
-        named = {
-            name: stored[name] for name in ("model", "revision", "dtype", "calib_data", "protocol", "bos", "seq_len")
-        }
-        texts = {name: stored[name] for name in ("eval_data", "eval_samples", "seed")}
-        flags = {**named, **texts, **chosen.setting.read_values()}
+    """Write the command that makes a model directory of a trial of the study, or of the reference it recommends."""
+    which = chosen.number if isinstance(chosen, TrialRecord) else RECOMMENDED
+    flags = {"study": record.name, "trial": which, "storage": storage}
     arguments = {name: value for name, value in flags.items() if value is not None}
     return _folded([f"{PROGRAM} quantize", *_words(arguments), f"--output-dir {shlex.quote(directory)}"])
 

@@ -13,6 +13,7 @@ from hpo.study.contract import Contract
 from hpo.study.estimate import Estimate
 from hpo.study.record import Measured, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
+from hpo.verdict.recommendation import Confirmed, Recommendation, recommendation
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import percent_interval
 from quant.setting import Setting
@@ -92,6 +93,21 @@ class PrintedSizeClass:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrintedRecommendation:
+    """What the study recommends, and why."""
+
+    name: str
+    kind: str
+    number: int | None
+    setting: Setting | None
+    perplexity: float | None
+    bits_per_weight: float | None
+    confirmed: Confirmed
+    reason: str
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrintedStudy:
     """Everything that is known of a study."""
 
@@ -100,6 +116,7 @@ class PrintedStudy:
     references: tuple[PrintedReference, ...]
     trials: tuple[PrintedTrial, ...]
     best: PrintedTrial | None
+    recommendation: PrintedRecommendation | None
     ranking: tuple[PrintedSizeClass, ...]
     confirmation: Confirmation | None
 
@@ -144,7 +161,8 @@ def printed_study(study: Study) -> PrintedStudy:
         references=tuple(map(_reference, record.references)),
         trials=tuple(map(_trial, record.trials)),
         best=None if record.best is None else _trial(record.best),
-        ranking=tuple(map(printed_size_class, study.rankings)),
+        ranking=tuple(printed_size_class(ranking, record.confirmation) for ranking in study.rankings),
+        recommendation=_recommendation(study.recommendation) if study.recommendation else None,
         confirmation=record.confirmation,
     )
 
@@ -162,15 +180,31 @@ def printed_importances(importances: "Importances") -> PrintedImportances:
     )
 
 
-def printed_size_class(ranking: SizeClassRanking) -> PrintedSizeClass:
-    """Collect the ranking of one size class."""
+def printed_size_class(ranking: SizeClassRanking, confirmation: Confirmation | None = None) -> PrintedSizeClass:
+    """Collect the ranking of one size class, with what held-out text said of it."""
+    chosen = recommendation(ranking, confirmation)
     return PrintedSizeClass(
         group_size=ranking.size_class.group_size,
         keep_ratio=ranking.size_class.keep_ratio or None,
         symmetric=ranking.size_class.symmetric,
-        verdict=ranking.verdict(),
-        recommended=ranking.recommended.measured.name,
+        verdict=chosen.verdict,
+        recommended=chosen.measured.name,
         rows=tuple(map(_row, ranking.rows)),
+    )
+
+
+def _recommendation(chosen: Recommendation) -> PrintedRecommendation:
+    measured = chosen.measured
+    return PrintedRecommendation(
+        name=measured.name,
+        kind="trial" if chosen.is_trial else "reference",
+        number=measured.number if isinstance(measured, TrialRecord) else None,
+        setting=measured.setting,
+        perplexity=measured.perplexity,
+        bits_per_weight=measured.bits_per_weight,
+        confirmed=chosen.confirmed,
+        reason=chosen.reason,
+        verdict=chosen.verdict,
     )
 
 

@@ -13,6 +13,7 @@ from hpo.report.layer_map import LayerMap
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict.ranking import SizeClassRanking, is_meaningful
+from hpo.verdict.recommendation import Recommendation
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import number, percent_text, setting_text, short_source
 from quant.parameters import PARAMETERS
@@ -38,12 +39,12 @@ class Answer:
 
 def glance(study: Study, data: ChartData) -> list[Answer]:
     """Give all answers, in the order in which they are asked; none where nothing is measured yet."""
-    record, lead = study.record, study.lead
-    if lead is None:
+    record, lead, chosen = study.record, study.lead, study.recommendation
+    if lead is None or chosen is None:
         return []
     return [
-        Answer(question="What won", text=_winner(lead)),
-        Answer(question="By how much", text=_margin(lead, data)),
+        Answer(question="What won", text=_winner(chosen)),
+        Answer(question="By how much", text=_margin(lead, chosen, data)),
         Answer(question="Is it real", text=confirmed_text(record)),
         Answer(question="What mattered", text=_importance(data)),
         Answer(question="Where the model is hurt", text=_hurt(data)),
@@ -61,15 +62,15 @@ def confirmed_text(record: StudyRecord) -> str:
     return text
 
 
-def _winner(lead: SizeClassRanking) -> str:
-    best = lead.best.measured
+def _winner(chosen: Recommendation) -> str:
+    best = chosen.measured
     return (
-        f"{best.name} ({setting_text(best)}): perplexity {number(lead.best.score.perplexity)} at "
-        f"{number(best.bits_per_weight)} bits per weight, {lead.size_class}."
+        f"{best.name} ({setting_text(best)}): perplexity {number(best.perplexity)} at "
+        f"{number(best.bits_per_weight)} bits per weight, {best.size_class}."
     )
 
 
-def _margin(lead: SizeClassRanking, data: ChartData) -> str:
+def _margin(lead: SizeClassRanking, chosen: Recommendation, data: ChartData) -> str:
     trial, reference = lead.best_trial, lead.best_reference
     parts = []
     if trial is not None and reference is not None and trial.against is not None:
@@ -78,8 +79,11 @@ def _margin(lead: SizeClassRanking, data: ChartData) -> str:
             f"against {reference.measured.name}, the best that was known"
         )
     full = data.verdict.full
-    if full:
-        parts.append(f"the winner is {100 * (lead.best.score.perplexity / full - 1):.1f} % above full precision")
+    best = chosen.measured
+    if full and best.perplexity is not None:
+        parts.append(
+            f"{best.name}, which is recommended, is {100 * (best.perplexity / full - 1):.1f} % above full precision"
+        )
     return f"{'; '.join(parts)}." if parts else "There is nothing to compare it with."
 
 
@@ -118,10 +122,7 @@ def _cells(layer_map: LayerMap) -> Iterator[tuple[float, int, str]]:
 def _next(record: StudyRecord, lead: SizeClassRanking, data: ChartData) -> Iterator[Answer]:
     chosen = lead.recommended.measured
     deploy = quantize_command(record, chosen, f"{file_name(record.name)}-4bit")
-    text = f"Write {chosen.name} as a model:"
-    if not isinstance(chosen, TrialRecord):
-        text = f"Write {chosen.name} as a model (calibrated on documents of the same text, maybe on others of them):"
-    yield Answer(question="What to do next", text=text, commands=(deploy,))
+    yield Answer(question="What to do next", text=f"Write {chosen.name} as a model:", commands=(deploy,))
     advice = " ".join([*_edges(lead, data), *_openings(record, lead), f"{MORE_TRIALS} more trials:"])
     go_on = repeat_command(record, len(record.trials) + MORE_TRIALS)
     yield Answer(question="To search on", text=advice, commands=(go_on,))

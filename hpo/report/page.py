@@ -21,9 +21,7 @@ from hpo.report.tables import (
     ranking_tables,
 )
 from hpo.study.record import StudyRecord
-from hpo.verdict.ranking import INDIFFERENT_PERCENT, SizeClassRanking
 from hpo.verdict.snapshot import Study
-from hpo.verdict.words import number, setting_text
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 NO_VERDICT = "No trial is complete, so there is no verdict yet."
@@ -72,15 +70,17 @@ def make_page(study: Study, data: ChartData) -> Page:
         study: The study.
         data: What its figures show.
     """
-    record, lead = study.record, study.lead
+    record, chosen = study.record, study.recommendation
     tables = ranking_tables(study)
     return Page(
         study=record.name,
-        verdict=lead.verdict() if lead else NO_VERDICT,
+        verdict=chosen.verdict if chosen else NO_VERDICT,
         trials=_trials(record),
-        recommendation=recommendation_text(lead) if lead else NO_TRIAL,
+        recommendation=chosen.sentence() if chosen else NO_TRIAL,
         answers=tuple(glance(study, data)),
-        ranking=tuple((ranking.verdict(), table) for ranking, table in zip(study.rankings, tables, strict=True)),
+        ranking=tuple(
+            (study.recommended(ranking).verdict, table) for ranking, table in zip(study.rankings, tables, strict=True)
+        ),
         confirmed=confirmed_text(record),
         confirmation=tuple(confirmation_tables(record)),
         importances=tuple(importance_tables(data.importances)),
@@ -158,14 +158,3 @@ def _trials(record: StudyRecord) -> str:
     named = [f"{counts[name]} {name}" for name in STATES.values() if counts[name]]
     total = f"{len(record.trials)} trial{'' if len(record.trials) == 1 else 's'}"
     return f"{total}: {', '.join(named)}." if named else f"{total}."
-
-
-def recommendation_text(lead: SizeClassRanking) -> str:
-    """Say what to use, and why, in one sentence."""
-    chosen = lead.recommended
-    bits = number(chosen.measured.bits_per_weight)
-    return (
-        f"Recommended: {chosen.measured.name} ({setting_text(chosen.measured)}, {chosen.measured.size_class}), "
-        f"perplexity {number(chosen.score.perplexity)} at {bits} bits per weight: the simplest setting within "
-        f"{INDIFFERENT_PERCENT} % and within noise of the best at {lead.size_class}."
-    )

@@ -14,13 +14,13 @@ from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.parameters import flag_of
 
-BEST = "best"
+BEST, RECOMMENDED = "best", "recommended"
 MODEL_FLAGS = ("model", "revision", "dtype")
 TEXT_FLAGS = ("calib_data", "eval_data", "confirm_data", "eval_samples", "protocol", "bos", "seq_len", "seed")
 
 
 def chosen_trial(record: StudyRecord, which: str) -> tuple[TrialRecord, list[str]]:
-    """The trial that `best` or a number means, and what a person should know of it.
+    """The trial that `best`, of least perplexity, or a number means, and what a person should know of it.
 
     Raises:
         InputError: If there is none, or it has no setting yet.
@@ -95,7 +95,9 @@ def _numbered(record: StudyRecord, which: str) -> TrialRecord:
     found = next((trial for trial in record.trials if str(trial.number) == which), None)
     if found is None:
         known = f"0 to {record.trials[-1].number}" if record.trials else "none"
-        raise InputError(f"study {record.name!r} has no trial {which!r}; give {BEST} or a number ({known})")
+        raise InputError(
+            f"study {record.name!r} has no trial {which!r}; give {RECOMMENDED}, {BEST} or a number ({known})"
+        )
     return found
 
 

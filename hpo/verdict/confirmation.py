@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from hpo.study.confirmation import Confirmation, ConfirmedComparison, ConfirmedScore
 from hpo.study.record import FULL_PRECISION, TrialRecord
-from hpo.verdict.ranking import MEANINGFUL_PERCENT, SIGNIFICANT, Ranked, SizeClassRanking
+from hpo.verdict.ranking import Ranked, SizeClassRanking
+from hpo.verdict.recommendation import judge
 from hpo.verdict.words import percent_interval
 from hpo.workers.measuring import measure_all
 from objectives.paired import holm, paired_difference
@@ -100,7 +101,6 @@ def _sentence(winner: str, reference: Ranked | None, comparisons: Sequence[Confi
         return "There was no reference to confirm the winner against."
     against = [row for row in comparisons if row.against == reference.measured.name]
     parts = [f"{row.percent} on {row.dataset}" for row in against]
-    real = all(row.percent.value < -MEANINGFUL_PERCENT and row.holm < SIGNIFICANT for row in against)
-    worse = all(row.percent.value > 0 and row.holm < SIGNIFICANT for row in against)
-    judgement = "confirmed as better" if real else "confirmed as worse" if worse else "not confirmed as different"
+    said = {"confirmed": "confirmed as better", "worse": "confirmed as worse"}
+    judgement = said.get(judge(against), "not confirmed as different")
     return f"On held-out text {winner} against {reference.measured.name}: {', '.join(parts)}: {judgement}."

@@ -47,7 +47,7 @@ class SizeClassRanking:
         size_class: Equal for all trials, so their bits are. References have it too; where it is not one of groups,
             methods in groups stand beside them, at the largest size that takes no more bits.
         rows: All that was measured to the end.
-        recommended: What the decision guide picks.
+        recommended: What the decision guide picks, or held-out text where `recommendation.settled` let it decide.
     """
 
     size_class: SizeClass
@@ -80,8 +80,12 @@ class SizeClassRanking:
         """Return the best row that is no trial."""
         return next((row for row in self.rows if not isinstance(row.measured, TrialRecord)), None)
 
-    def verdict(self) -> str:
-        """Say what the comparison with the references shows, in one sentence."""
+    def verdict(self, elsewhere: str = "") -> str:
+        """Say what the comparison with the references shows, in one sentence.
+
+        Args:
+            elsewhere: What other text says of it; a win that has such words is called one on tuning text.
+        """
         trial, reference = self.best_trial, self.best_reference
         if trial is None or reference is None or self.against is None:
             missing = "no trial was completed" if trial is None else "no reference was measured"
@@ -93,19 +97,12 @@ class SizeClassRanking:
         if not better:
             return (
                 f"{self.title}: {baseline} beats every {method} setting that was tried; "
-                f"the best of them, {best}, is at {interval}."
+                f"the best of them, {best}, is at {interval}{f'; {elsewhere}' if elsewhere else ''}."
             )
         real = is_meaningful(self.against)
         judgement = "a meaningful win" if real else "not a meaningful win (it takes 0.1 % and significance)"
+        judgement = f"{judgement} on tuning text, {elsewhere}" if elsewhere else judgement
         return f"{self.title}: {best} against {baseline} is {interval}: {judgement}."
-
-    def recommendation(self) -> str:
-        """Say what to use, in one sentence."""
-        chosen = self.recommended.measured
-        if chosen.size_class == self.size_class:
-            return f"Recommended at {self.size_class}: {chosen.name} ({chosen.label})."
-        instead = f"{chosen.name} ({chosen.label}) at {chosen.bits_per_weight:.3f} bits per weight"
-        return f"Recommended instead of {self.size_class}: {instead}."
 
     def _named(self, row: Ranked) -> str:
         """Name a row with its perplexity, and with its bits where the rows' bits differ."""

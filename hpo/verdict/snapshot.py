@@ -14,6 +14,7 @@ import optuna
 from hpo.study.record import StudyRecord, read_study
 from hpo.study.scores import Scores
 from hpo.verdict.ranking import SizeClassRanking, headline, rank
+from hpo.verdict.recommendation import Recommendation, recommendation, settled
 from storage.errors import DamagedEntryError
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -30,7 +31,8 @@ class Study:
 
     Attributes:
         record: Everything that is stored of it.
-        rankings: What was measured to the end, for each size at equal bits; empty where it is not known.
+        rankings: What was measured to the end, for each size at equal bits, settled by held-out text; empty where it
+            is not known.
         scores: Its values per sequence, and the store where its results are.
         notes: What a person should know besides.
     """
@@ -44,6 +46,15 @@ class Study:
     def lead(self) -> SizeClassRanking | None:
         """Return the ranking that a report leads with; None before a trial is complete."""
         return headline(self.rankings)
+
+    @property
+    def recommendation(self) -> Recommendation | None:
+        """Return what the study recommends: the one meaning of its best; None before a trial is complete."""
+        return None if self.lead is None else self.recommended(self.lead)
+
+    def recommended(self, ranking: SizeClassRanking) -> Recommendation:
+        """Say what is recommended at the size class of one of the rankings."""
+        return recommendation(ranking, self.record.confirmation)
 
     @property
     def store(self) -> ResultStore:
@@ -66,8 +77,10 @@ def read(study: optuna.Study, paths: Paths) -> Study:
         DamagedEntryError: If its values per sequence are missing or damaged.
     """
     record, scores = read_study(study), Scores(ResultStore(paths.results))
-    notes = () if record.references else (UNMEASURED,)
-    return Study(record=record, rankings=rank(record, scores) if record.references else [], scores=scores, notes=notes)
+    if not record.references:
+        return Study(record=record, rankings=[], scores=scores, notes=(UNMEASURED,))
+    rankings = [settled(ranking, record.confirmation) for ranking in rank(record, scores)]
+    return Study(record=record, rankings=rankings, scores=scores)
 
 
 def read_unranked(study: optuna.Study, paths: Paths) -> Study:

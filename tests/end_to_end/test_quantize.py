@@ -68,13 +68,25 @@ def text_flags() -> list[str]:
     return ["--eval-data", "bundled:docstrings,bundled:topics"]
 
 
+def test_a_reference_that_wins_is_written_and_the_reason_is_said(capsys: Any, tmp_path: Path) -> None:
+    """No trial of this study beats plain AWQ, so that is what the study's name alone gives."""
+    known = printed(capsys, "show", "--study", "small")["recommendation"]
+    assert (known["name"], known["kind"]) == ("gw-awq", "reference")
+    found = printed(capsys, "quantize", "--study", "small", "--output-dir", str(tmp_path / "awq"))
+    assert found["method"] == "gw-awq"
+    assert found["parameters"] == {name: known["setting"][name] for name in found["parameters"]}
+    assert found["bits_per_weight"] == known["bits_per_weight"]
+    assert found["notes"][0].startswith("what is recommended is gw-awq g128, a reference: nothing that was searched")
+    assert "; --trial best writes" in found["notes"][0]
+
+
 def test_the_best_trial_is_written_as_the_study_measured_it(
     capsys: Any, small_study: SmallStudy, tmp_path: Path
 ) -> None:
-    """With nothing but the study's name: model, text and setting are its own."""
+    """With nothing but the study's name and that word: model, text and setting are its own."""
     best = printed(capsys, "show", "--study", "small")["best"]
     target = tmp_path / "best"
-    found = printed(capsys, "quantize", "--study", "small", "--output-dir", str(target))
+    found = printed(capsys, "quantize", "--study", "small", "--trial", "best", "--output-dir", str(target))
     reads = {"beta", "tau", "n_grid", "n_calib", "group_size"}
     assert {name: found["parameters"][name] for name in reads} == {name: best["params"][name] for name in reads}
     assert found["bits_per_weight"] == best["bits_per_weight"]
@@ -103,7 +115,10 @@ def test_a_trial_is_chosen_by_its_number(capsys: Any, tmp_path: Path) -> None:
         (["--method", "praq-mixed", "--keep-ratio", "2"], "keep_ratio 2.0 is outside 0..1"),
         ([], "give --method NAME, or --study NAME"),
         (["--study", "absent"], "there is no study 'absent'; there are: small"),
-        (["--study", "small", "--trial", "99"], "study 'small' has no trial '99'; give best or a number (0 to 3)"),
+        (
+            ["--study", "small", "--trial", "99"],
+            "study 'small' has no trial '99'; give recommended, best or a number (0 to 3)",
+        ),
         (["--study", "small", "--beta", "0.5"], "a trial has its own setting"),
         (["--study", "small", "--seed", "7"], "the calibration text that was loaded is not the study's: give"),
         (
@@ -148,29 +163,31 @@ def test_the_flags_of_mixed_methods_reach_what_is_written(capsys: Any, small_stu
 
 
 @pytest.mark.parametrize("process", ["same_process", pytest.param("fresh_process", marks=pytest.mark.slow)])
-def test_the_best_trial_is_packed_and_proven(
+def test_what_is_recommended_is_packed_and_proven(
     capsys: Any, small_study: SmallStudy, tmp_path: Path, process: str, request: pytest.FixtureRequest
 ) -> None:
-    """As INT4 a study's best trial scores what the trial scored, and its card says what it won."""
+    """As INT4 it scores what it scored in the study, and its card says why it is recommended."""
     if process == "same_process":
         request.getfixturevalue(process)
-    best = printed(capsys, "show", "--study", "small")["best"]
+    best = printed(capsys, "show", "--study", "small")["recommendation"]
     target = tmp_path / "packed"
     found = printed(capsys, "quantize", "--study", "small", "--format", "packed", "--output-dir", str(target))
-    assert found["proof"]["measured"] == best["value"]
-    assert found["proof"]["packed"] == pytest.approx(best["value"], rel=1e-3)
+    assert found["proof"]["measured"] == best["perplexity"]
+    assert found["proof"]["packed"] == pytest.approx(best["perplexity"], rel=1e-3)
     assert found["disk_bytes"] == sum(path.stat().st_size for path in target.iterdir())
     assert found["stored_bits_per_weight"] == pytest.approx(best["bits_per_weight"], abs=0.02)
     model = load_model(ModelPlan(name=str(target), accept_quantized=True))
     contract = printed(capsys, "show", "--study", "small")["contract"]
     tuning = pinned(ResultStore(Paths(small_study.home).results), f"text-{contract['tuning']['fingerprint']}")
-    assert score_all(model.module, tuning, "", silent).perplexity == pytest.approx(best["value"], rel=1e-3)
+    assert score_all(model.module, tuning, "", silent).perplexity == pytest.approx(best["perplexity"], rel=1e-3)
     card = (target / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers")
     for part in (f"{found['proof']['packed']:.4f}", "study `small`", "| rtn (rtn) |", "95 % intervals", "vllm serve"):
         assert part in card
     level = next(line for line in card.splitlines() if line.startswith("| **"))
-    assert f"{best['value']:.3f}" in level
+    assert f"{best['perplexity']:.3f}" in level
+    assert best["verdict"] in card
+    assert f"bits per weight: {best['reason']}." in card
 
 
 @pytest.mark.usefixtures("same_process")

@@ -41,6 +41,7 @@ from hpo.study.estimate import Estimate
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from hpo.verdict.ranking import SizeClassRanking, rank
+from hpo.verdict.recommendation import settled
 from hpo.verdict.snapshot import Study as Snapshot
 from hpo.verdict.words import percent_interval
 from objectives.model.layouts import Role
@@ -175,7 +176,8 @@ class Study:
     @property
     def snapshot(self) -> Snapshot:
         """What reports are handed."""
-        return Snapshot(record=self.record, rankings=self.rankings, scores=Scores(self.store))
+        rankings = [settled(ranking, self.record.confirmation) for ranking in self.rankings]
+        return Snapshot(record=self.record, rankings=rankings, scores=Scores(self.store))
 
     def stored(self, storage: BaseStorage) -> optuna.Study:
         """The same study in a storage of Optuna's, its text pinned: as workers would have left it."""

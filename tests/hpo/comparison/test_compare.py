@@ -383,7 +383,7 @@ def test_ready_made_models_that_cannot_be_compared_are_left_out(
     same = tiny.bench(other, tmp_path)
     loaded: list[str] = []
 
-    def load(plan: BenchPlan, paths: Paths) -> Any:
+    def load(plan: BenchPlan, paths: Paths, *_: object) -> Any:
         loaded.append(Path(plan.model.name).name)
         data = bundle.data if "same" in plan.model.name else [bundle.data[0], tiny.sequences([24] * 6, seed=9)]
         return same, data
@@ -406,8 +406,9 @@ def test_a_studys_best_trial_is_a_row_with_what_flatters_it(bundle: Bundle) -> N
     setting = Setting(group_size=32, n_calib=4, n_grid=3)
     model, tuning = replace(CONTRACT.model, name="m"), replace(CONTRACT.tuning, source=bundle.data[0].source)
     contract = replace(CONTRACT, model=model, tuning=tuning)
-    record = StudyRecord(name="s", contract=contract, references=(), trials=(trial(3, SPACE, setting, 9.0),))
-    found = bundle.compare("rtn", study=record)
+    chosen = trial(3, SPACE, setting, 9.0)
+    record = StudyRecord(name="s", contract=contract, references=(), trials=(chosen,))
+    found = bundle.compare("rtn", study=record, chosen=chosen)
     row = found.entries[-1]
     assert (row.name, row.kind, row.measured.setting) == ("trial 3 of s", "trial", setting)
     assert row.measured.perplexity == pytest.approx(row.scores[0].perplexity)

@@ -20,7 +20,6 @@ from hpo.dashboard.graphs import GRAPHS
 from hpo.dashboard.pictures import PICTURE, TABLE
 from hpo.dashboard.serve import Refresher, serve
 from hpo.dashboard.study_page import REPORT, TRIALS
-from hpo.verdict.ranking import headline
 from objectives.errors import InputError
 from objectives.scoring import look_sizes
 from storage.artifacts import ArtifactFiles, attached
@@ -113,9 +112,10 @@ def test_the_value_has_its_name(shown: Shown) -> None:
 def test_the_note_of_a_study_says_everything_in_words(shown: Shown) -> None:
     """Verdict with its interval, references, space, contract, and the command of another worker."""
     note = get_note(shown.study).replace("\\", "")
-    lead = headline(shown.made.rankings)
-    assert lead is not None
-    assert lead.verdict() in note
+    chosen = shown.made.snapshot.recommendation
+    assert chosen is not None
+    assert chosen.verdict in note
+    assert chosen.sentence() in note
     assert confirmation().sentence in note
     for reference in shown.made.record.references:
         assert f"| {reference.name} |" in note

@@ -1,6 +1,5 @@
 """The commands that reports and notes give are real: they parse, and they mean the study that they are of."""
 
-import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -60,18 +59,12 @@ def test_another_value_is_refused(small: SmallStudy, capsys: pytest.CaptureFixtu
     assert "seed is 1, in the study 0" in capsys.readouterr().err
 
 
-def test_a_reference_is_written_as_it_was_measured(small: SmallStudy, tmp_path: Path) -> None:
-    """The command of gw-awq gives its very setting."""
+def test_a_reference_is_written_as_what_the_study_recommends(small: SmallStudy) -> None:
+    """By that word, so that text and calibration are the study's very own."""
     study = load("small", home=small.home)
-    awq = next(one for one in study.record.references if one.name == "gw-awq")
-    assert cli.main(words(quantize_command(study.record, awq, "awq"))) == 0
-    written = json.loads((tmp_path / "awq" / "praqtune.json").read_text())
-    assert awq.setting is not None
-    setting = awq.setting.as_dict()
-    assert written["method"] == "gw-awq"
-    assert written["parameters"] == {name: setting[name] for name in written["parameters"]}
-    assert written["bits_per_weight"] == awq.bits_per_weight
-    assert written["model"]["fingerprint"] == study.record.contract.model.fingerprint
+    awq = next(reference for reference in study.record.references if reference.name == "gw-awq")
+    options = make_parser().parse_args(words(quantize_command(study.record, awq, "awq")))
+    assert (options.study, options.trial, options.output_dir) == ("small", "recommended", Path("awq"))
 
 
 def test_a_trial_is_named_by_study_and_number(small: SmallStudy) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hpo.report.document import (
     PrintedEstimate,
     PrintedImportances,
+    PrintedRecommendation,
     PrintedReference,
     PrintedResult,
     PrintedRow,
@@ -31,6 +32,7 @@ OBJECTS: dict[str, type] = {
     "reference": PrintedReference,
     "trial": PrintedTrial,
     "estimate": PrintedEstimate,
+    "recommendation": PrintedRecommendation,
     "ranking of a size class": PrintedSizeClass,
     "row of a ranking": PrintedRow,
     "interval": confirmation.Interval,

@@ -24,7 +24,6 @@ from hpo.space.space import make_space
 from hpo.study.record import StudyRecord
 from hpo.study.scores import Scores
 from hpo.verdict.importance import importances
-from hpo.verdict.ranking import headline
 from hpo.verdict.snapshot import Study as Snapshot
 from quant.setting import Setting
 from storage.results import ResultStore
@@ -152,13 +151,13 @@ def test_a_report_is_one_folder_with_everything(folder: Path) -> None:
 
 def test_the_verdict_comes_first(mixed: Study, folder: Path, page: Reader) -> None:
     """Of the leading group size, before anything else is read: in the page and in the Markdown."""
-    lead = headline(mixed.rankings)
-    assert lead is not None
-    assert page.text[0] == lead.verdict()
-    assert page.text[2].startswith(f"Recommended: {lead.recommended.measured.name} (")
+    chosen = mixed.snapshot.recommendation
+    assert chosen is not None
+    assert page.text[0] == chosen.verdict
+    assert page.text[2] == chosen.sentence()
     assert page.text[page.text.index("Is it real") + 1] == confirmation().sentence
     first = (folder / "report.md").read_text(encoding="utf-8").splitlines()[0]
-    assert first.replace("\\", "") == f"# {lead.verdict()}"
+    assert first.replace("\\", "") == f"# {chosen.verdict}"
 
 
 def test_every_state_is_counted(mixed: Study, page: Reader) -> None:
@@ -211,7 +210,7 @@ def test_kept_rows_are_reported_by_their_share(tmp_path: Path, monkeypatch: pyte
     study = kept_study(ResultStore(tmp_path / "store"))
     few, many = study.rankings
     page = written(study, tmp_path / "report")
-    assert page.text[0] == many.verdict()
+    assert page.text[0] == study.snapshot.recommended(many).verdict
     assert many.verdict().startswith("One scale per row, 20 % of rows in 16 bit: ")
     assert "gw-awq g32" in few.verdict()
     for ranking in (few, many):
@@ -316,7 +315,8 @@ def test_results_are_strict_json(mixed: Study, folder: Path) -> None:
 def test_the_study_as_json_has_settings_and_estimates(mixed: Study) -> None:
     """Decoded settings of all trials, estimates of pruned ones, the best as one of the trials."""
     found: Any = study_json(mixed.snapshot)
-    assert list(found) == ["study", "contract", "references", "trials", "best", "ranking", "confirmation"]
+    keys = ["study", "contract", "references", "trials", "best", "recommendation", "ranking", "confirmation"]
+    assert list(found) == keys
     for trial, entry in zip(mixed.record.trials, found["trials"], strict=True):
         assert trial.setting is not None
         assert entry["params"] == trial.setting.as_dict()

@@ -60,7 +60,7 @@ def test_a_trial_without_a_perplexity_may_be_chosen_by_number_and_is_said_to_hav
 @pytest.mark.parametrize(
     ("which", "said"),
     [
-        ("17", "study 'mine' has no trial '17'; give best or a number (0 to 5)"),
+        ("17", "study 'mine' has no trial '17'; give recommended, best or a number (0 to 5)"),
         ("-1", "has no trial '-1'"),
         ("worst", "has no trial 'worst'"),
         ("5", "trial 5 of study 'mine' has no setting"),

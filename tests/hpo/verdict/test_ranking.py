@@ -12,6 +12,7 @@ from hpo.study.contract import require_same
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from hpo.verdict.ranking import SizeClassRanking, frontier, frontier_text, headline, is_meaningful, rank
+from hpo.verdict.recommendation import recommendation
 from objectives.errors import InputError
 from objectives.paired import paired_difference
 from objectives.results import save_result
@@ -183,11 +184,15 @@ def test_methods_in_groups_stand_beside_kept_rows_of_no_fewer_bits(study: Study)
     assert "at 4.500 bits per weight) beats every praq-mixed setting that was tried" in many.verdict()
     assert "at 5.200 bits per weight), is at +1.01 %" in many.verdict()
     assert many.recommended.measured.name == "gw-awq g32"
-    assert many.recommendation() == (
-        "Recommended instead of one scale per row, 10 % of rows in 16 bit: "
-        "gw-awq g32 (gw-awq n_grid=20) at 4.500 bits per weight."
+    assert (
+        recommendation(many, None)
+        .sentence()
+        .startswith(
+            "Recommended instead of one scale per row, 10 % of rows in 16 bit: gw-awq g32 (gw-awq n_grid=20 n_calib="
+        )
     )
-    assert none.recommendation().startswith("Recommended at one scale per row: trial 2 (praq-mixed keep_ratio=0 ")
+    said = recommendation(none, None).sentence()
+    assert said.startswith("Recommended at one scale per row: trial 2 (praq-mixed keep_ratio=0 ")
 
 
 def test_more_bits_must_be_better(study: Study) -> None:

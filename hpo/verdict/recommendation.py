@@ -1,0 +1,160 @@
+"""What a study recommends: the one meaning of its best setting, at equal bits, references included.
+
+Responsible for the rule. The decision guide of a ranking picks the simplest setting that the tuning text does not tell
+from the best; held-out text has the last word: where it does not confirm the best trial against the references, a
+reference is recommended. May assume a ranking and, where there is one, the stored confirmation of the same study.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from hpo.space.size_class import SizeClass
+from hpo.study.confirmation import Confirmation, ConfirmedComparison
+from hpo.study.record import Measured, TrialRecord
+from hpo.verdict.ranking import (
+    INDIFFERENT_PERCENT,
+    MEANINGFUL_PERCENT,
+    SIGNIFICANT,
+    Ranked,
+    SizeClassRanking,
+)
+from hpo.verdict.words import number, setting_text
+
+Confirmed = Literal["confirmed", "not confirmed", "worse", "not tested"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """What to use at one size class, and why.
+
+    Attributes:
+        measured: The trial or the reference.
+        size_class: Of the ranking; methods in groups may be recommended instead of one scale per row.
+        reason: Why it is this one, in words that follow a colon.
+        confirmed: What held-out text says of the best trial against the references.
+        verdict: The comparison of the best trial with the references in one sentence, held-out text included.
+    """
+
+    measured: Measured
+    size_class: SizeClass
+    reason: str
+    confirmed: Confirmed
+    verdict: str
+
+    @property
+    def is_trial(self) -> bool:
+        """Tell a trial from a reference."""
+        return isinstance(self.measured, TrialRecord)
+
+    def sentence(self) -> str:
+        """Say what to use, and why, in one sentence."""
+        chosen = self.measured
+        where = "at" if chosen.size_class == self.size_class else "instead of"
+        return (
+            f"Recommended {where} {self.size_class}: {chosen.name} ({setting_text(chosen)}), perplexity "
+            f"{number(chosen.perplexity)} at {number(chosen.bits_per_weight)} bits per weight: {self.reason}."
+        )
+
+
+def recommendation(ranking: SizeClassRanking, confirmation: Confirmation | None) -> Recommendation:
+    """Say what a ranking and held-out text together recommend.
+
+    Args:
+        ranking: Of one size class.
+        confirmation: What is stored with the study. It counts where its winner still is the best trial of the ranking.
+    """
+    comparisons = _comparisons(ranking, confirmation)
+    row, reason = _chosen(ranking, comparisons)
+    confirmed = _confirmed(ranking, comparisons)
+    return Recommendation(
+        measured=row.measured,
+        size_class=ranking.size_class,
+        reason=reason,
+        confirmed=confirmed,
+        verdict=ranking.verdict(_words(ranking, confirmed)),
+    )
+
+
+def settled(ranking: SizeClassRanking, confirmation: Confirmation | None) -> SizeClassRanking:
+    """Let held-out text decide which row of a ranking is recommended."""
+    row, _ = _chosen(ranking, _comparisons(ranking, confirmation))
+    return replace(ranking, recommended=row)
+
+
+def judge(comparisons: Sequence[ConfirmedComparison]) -> Confirmed:
+    """Say what the comparisons with one other setting, a text each, show of the winner.
+
+    It is confirmed where it is better by more than 0.1 % on every text, and worse where it is worse on every text;
+    both significantly, after correction.
+    """
+    if not comparisons:
+        return "not tested"
+    significant = all(row.holm < SIGNIFICANT for row in comparisons)
+    if significant and all(row.percent.value < -MEANINGFUL_PERCENT for row in comparisons):
+        return "confirmed"
+    return "worse" if significant and all(row.percent.value > 0 for row in comparisons) else "not confirmed"
+
+
+def _comparisons(ranking: SizeClassRanking, confirmation: Confirmation | None) -> Sequence[ConfirmedComparison]:
+    """Return what held-out text compared with the ranking's best trial; nothing where another trial was confirmed."""
+    best = ranking.best_trial
+    if best is None or confirmation is None or confirmation.size_class != ranking.size_class:
+        return ()
+    return confirmation.comparisons if confirmation.winner == best.measured.name else ()
+
+
+def _against(row: Ranked | None, comparisons: Sequence[ConfirmedComparison]) -> Confirmed:
+    if row is None:
+        return "not tested"
+    return judge([compared for compared in comparisons if compared.against == row.measured.name])
+
+
+def _confirmed(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison]) -> Confirmed:
+    return "worse" if _better(ranking, comparisons) else _against(ranking.best_reference, comparisons)
+
+
+def _better(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison]) -> Ranked | None:
+    """Find the best reference that held-out text says is better than the best trial."""
+    references = [row for row in ranking.rows if not isinstance(row.measured, TrialRecord)]
+    return next((row for row in references if _against(row, comparisons) == "worse"), None)
+
+
+def _chosen(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison]) -> tuple[Ranked, str]:
+    """Choose the row to use, and say why."""
+    trial, reference, guided = ranking.best_trial, ranking.best_reference, ranking.recommended
+    better, known = _better(ranking, comparisons), _against(reference, comparisons)
+    if trial is not None and better is not None:
+        return better, f"on held-out text {trial.measured.name}, the best of the trials, is worse"
+    if trial is not None and reference is not None and known == "not confirmed":
+        return (
+            reference,
+            f"held-out text does not confirm that {trial.measured.name}, the best of the trials, is better",
+        )
+    if trial is not None and known == "confirmed" and (guided is trial or _against(guided, comparisons) == "confirmed"):
+        assert reference is not None
+        return trial, f"held-out text confirms that it is better than {reference.measured.name}"
+    if guided is ranking.best and guided is reference:
+        return guided, "nothing that was searched is better"
+    return guided, (
+        f"the simplest setting within {INDIFFERENT_PERCENT} % and within noise of the best at {ranking.size_class}"
+    )
+
+
+def _words(ranking: SizeClassRanking, confirmed: Confirmed) -> str:
+    """Say what held-out text shows, to stand at the end of a verdict."""
+    if ranking.against is None:
+        return ""
+    if ranking.against.value > 0:
+        return {
+            "confirmed": "on held-out text it is confirmed as better",
+            "not confirmed": "on held-out text a difference is not confirmed",
+            "worse": "on held-out text it is worse, too",
+            "not tested": "",
+        }[confirmed]
+    return {
+        "confirmed": "confirmed on held-out text",
+        "not confirmed": "not confirmed on held-out text",
+        "worse": "worse on held-out text",
+        "not tested": "not tested on held-out text",
+    }[confirmed]
