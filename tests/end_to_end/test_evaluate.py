@@ -177,6 +177,19 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
     assert row["bits_per_weight"] > 4 + 20 / 64
 
 
+def test_stacked_flags_and_a_recipe_reach_the_codes(capsys: Any, flags: list[str], text: str) -> None:
+    """Ranges, alpha's proxy, rounding and damping of one command; a recipe's name means what its flags mean."""
+    given = [*flags, "--eval-data", text]
+    stack = ["--range-search", "diagonal", "--alpha-proxy", "range", "--rounding", "gptq", "--damping", "5"]
+    stacked = rows(capsys, *given, "--method", "gw-awq", *stack)[-1]
+    assert stacked["method"] == "gw-awq+range+alpha+gptq n_grid=3 damping=5"
+    flagged = rows(capsys, *given, "--method", "gw-awq", "--range-search", "diagonal")[-1]
+    _, plain, named, full = rows(capsys, *given, "--method", "gw-awq,gw-awq+range,gw-awq+full")
+    assert named["mean_nll"] == flagged["mean_nll"]
+    assert len({row["mean_nll"] for row in (stacked, flagged, plain, full)}) == 4
+
+
+@pytest.mark.slow
 def test_ranges_and_rounding_reach_the_codes(capsys: Any, flags: list[str], text: str) -> None:
     """Each flag changes the perplexity, and the label says what was done."""
     given = [*flags, "--eval-data", text, "--method", "gw-awq"]

@@ -115,8 +115,10 @@ def wait_for_trials(directory: Path, ended: int) -> None:
     wait_until(so_far, f"a trial after {ended} others")
 
 
-def assert_measured_ranked_and_confirmed(run: Run, first: Ended, trials: int, report: Path) -> dict[str, Any]:
-    """What one command leaves of a study at two group sizes, as `show` prints it."""
+def assert_measured_ranked_and_confirmed(
+    run: Run, first: Ended, sizes: list[int], trials: int, report: Path
+) -> dict[str, Any]:
+    """What one command leaves of a study at these group sizes, as `show` prints it."""
     assert first.returncode == 0, first.stderr
     assert f"[{trials}/{trials}]" in first.stderr
     assert "Recommended at group size" in first.stdout
@@ -127,7 +129,8 @@ def assert_measured_ranked_and_confirmed(run: Run, first: Ended, trials: int, re
     level = study["ranking"][0]
     for one in (study, study["references"][0], study["trials"][0], level, level["rows"][0], study["confirmation"]):
         assert [key for key in one if f"`{key}`" not in documented] == []
-    assert [one["name"] for one in study["references"]] == ["full precision", *["rtn", "gw-awq", "gwh-praq-v1"] * 2]
+    references = [measured["name"] for measured in study["references"]]
+    assert references == ["full precision", *["rtn", "gw-awq", "gwh-praq-v1"] * len(sizes)]
     assert [trial["number"] for trial in study["trials"]] == list(range(trials))
     presets = ["balanced", "awq-leaning", "praq-leaning", "conservative"]
     assert [trial["name"].split(" ")[0] for trial in study["trials"]][:4] == presets
@@ -138,7 +141,7 @@ def assert_measured_ranked_and_confirmed(run: Run, first: Ended, trials: int, re
         assert {"quantize", "score"} <= set(trial["seconds"])
     complete = [trial for trial in study["trials"] if trial["state"] == "COMPLETE"]
     assert study["best"]["value"] == min(trial["value"] for trial in complete)
-    assert [level["group_size"] for level in study["ranking"]] == [64, 128]
+    assert [level["group_size"] for level in study["ranking"]] == sizes
     assert {row["dataset"] for row in study["confirmation"]["rows"]} == {"bundled:docstrings", "bundled:topics"}
     assert {"index.html", "trials.csv", "result.json", "report.md"} <= {path.name for path in report.iterdir()}
     return study
@@ -147,15 +150,15 @@ def assert_measured_ranked_and_confirmed(run: Run, first: Ended, trials: int, re
 @pytest.mark.usefixtures("no_pictures")
 def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path) -> None:
     """One command: references, presets, a trial, ranking at equal bits, confirmation, report."""
-    made = run("optimize", *TWO_SIZES, "--trials", "5")
-    assert_measured_ranked_and_confirmed(run, made, 5, tmp_path / "reports" / "bundled")
+    made = run("optimize", *TWO_SIZES, "--group-size", "128", "--trials", "5")
+    assert_measured_ranked_and_confirmed(run, made, [128], 5, tmp_path / "reports" / "bundled")
 
 
 @pytest.mark.slow
 def test_a_study_with_pictures_goes_on(run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """With a larger budget: what was there stays as it was; the report can be written again, somewhere else."""
     report = tmp_path / "reports" / "bundled"
-    study = assert_measured_ranked_and_confirmed(run, run("optimize", *SMALL, "--trials", "7"), 7, report)
+    study = assert_measured_ranked_and_confirmed(run, run("optimize", *SMALL, "--trials", "7"), [64, 128], 7, report)
     assert list(report.glob("*.png"))
     request.getfixturevalue("no_pictures")
     second = run("optimize", *SMALL, "--trials", "9", "--json", "again.json")

@@ -62,11 +62,11 @@ def test_a_closed_standard_output_is_refused_before_the_work(monkeypatch: pytest
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
-def test_a_full_standard_output_is_one_line() -> None:
+def test_a_full_standard_output_is_one_line(tmp_path: Path) -> None:
     """Neither a traceback nor what the interpreter says of a buffer that it could not write."""
     with open("/dev/full", "wb") as full:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(ROOT / "cli.py"), "completion", "bash"]
+        command = [sys.executable, str(ROOT / "cli.py"), "cache", "ls", "--cache", str(tmp_path)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert done.stderr == (

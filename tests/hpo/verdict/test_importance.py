@@ -184,6 +184,7 @@ def test_the_usual_group_size_is_that_of_complete_and_pruned_trials(tmp_path: Pa
     assert (computed.scope, computed.complete, computed.pruned) == ("group size 64", 0, 12)
 
 
+@pytest.mark.slow
 def test_intervals_cover_what_many_trials_say_and_shrink(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """By 30 trials it is known less well than by 120, and both times about where 250 see it; by either evaluator."""
     many = made(tmp_path, by_two, 250)[1].overall

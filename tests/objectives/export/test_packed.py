@@ -249,6 +249,7 @@ def test_a_packed_model_can_be_the_model_of_a_bench(bench: Bench, target: Path) 
     assert score_all(model.module, TEXT, "", silent).perplexity == pytest.approx(record["proof"]["measured"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("same_process")
 def test_a_fresh_process_scores_the_same(bench: Bench, target: Path) -> None:
     """Values per sequence from another process are those of this one; progress is told."""
