@@ -35,7 +35,7 @@ from hpo.study.attributes import (
 )
 from hpo.study.attributes import CONTRACT as CONTRACT_KEY
 from hpo.study.attributes import TOKENS as TOKENS_KEY
-from hpo.study.confirmation import Confirmation, ConfirmedComparison, ConfirmedScore
+from hpo.study.confirmation import Confirmation, ConfirmedComparison, ConfirmedScore, Interval
 from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract
 from hpo.study.estimate import Estimate
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
@@ -402,6 +402,35 @@ def confirmation(dataset: str = "C4, held out") -> Confirmation:
             for place, name in enumerate(names)
         ),
         comparisons=(comparison,),
+    )
+
+
+def confirmation_of(winner: str, percents: Mapping[str, float], group_size: int) -> Confirmation:
+    """What held-out text gives for a winner that is that many percent from each of the others, known to 0.2 %."""
+    texts = ("C4, held out",)
+    comparisons = tuple(
+        ConfirmedComparison(
+            dataset=texts[0],
+            name=winner,
+            against=name,
+            percent=Interval(value=percent, low=percent - 0.2, high=percent + 0.2),
+            p_value=0.001 if abs(percent) > 0.2 else 0.6,
+            holm=0.001 if abs(percent) > 0.2 else 0.6,
+        )
+        for name, percent in percents.items()
+    )
+    rows = tuple(
+        ConfirmedScore(dataset=texts[0], name=name, perplexity=33.0, mean_nll=3.5, tokens=3200)
+        for name in (FULL_PRECISION, winner, *percents)
+    )
+    return Confirmation(
+        group_size=group_size,
+        keep_ratio=None,
+        winner=winner,
+        recommended=winner,
+        sentence=f"On held-out text {winner} was scored.",
+        rows=rows,
+        comparisons=comparisons,
     )
 
 
