@@ -80,7 +80,7 @@ def test_a_study_and_ready_made_models_are_rows_besides(capsys: Any, small_study
     made = tmp_path / "made"
     setting = [*small_study.flags, "--group-size", "64", "--keep-ratio", "0.1"]
     assert cli.main(["quantize", *setting, "--method", "praq-mixed", "--output-dir", str(made)]) == 0
-    models = ["--models", f"mine={made},gone={tmp_path / 'gone'}", "--study", "small"]
+    models = ["--models", f"mine={made},gone={tmp_path / 'gone'}", "--study", "small", "--trial", "best"]
     found = compared(capsys, "--methods", "rtn,praq-mixed", *setting, *models)
     best = [row for row in found["rows"] if row["kind"] == "trial"]
     assert len(best) == 2

@@ -124,7 +124,8 @@ def assert_measured_ranked_and_confirmed(
     assert "Recommended at group size" in first.stdout
     assert "On held-out text" in first.stdout
     study = shown(run)
-    assert list(study) == ["study", "contract", "references", "trials", "best", "ranking", "confirmation"]
+    keys = ["study", "contract", "references", "trials", "best", "recommendation", "ranking", "confirmation"]
+    assert list(study) == keys
     documented = (ROOT / "docs" / "study-json.md").read_text()
     level = study["ranking"][0]
     for one in (study, study["references"][0], study["trials"][0], level, level["rows"][0], study["confirmation"]):
