@@ -93,7 +93,7 @@ def test_packed_blocks_of_text_with_few_tokens(framing: Any, count: int) -> None
     """Where a token takes far more characters than usual, more documents are read until there are enough."""
     texts = [text.replace(" ", " " * 50) for text in prose(60)]
     whole = framing("\n\n".join(texts), add_special_tokens=False).input_ids
-    sequences = tokenize(texts, framing, plan(count=count))
+    sequences = tokenize(texts, framing, plan(count=count, bos="never"))
     assert len(sequences) == count
     assert joined(sequences) == whole[: 16 * count]
 
@@ -105,10 +105,12 @@ def test_every_token_of_a_block_but_the_first_is_scored(merging: Any) -> None:
 
 
 def test_packed_text_has_no_special_tokens(framing: Any) -> None:
-    """What the tokenizer adds to single texts is left out of joined text."""
-    sequences = tokenize(prose(50), framing, plan())
+    """What the tokenizer adds to single texts is left out of joined text, but for what begins a block."""
+    sequences = tokenize(prose(50), framing, plan(bos="never"))
     assert len(sequences) > 10
     assert not {0, 1} & set(joined(sequences))
+    begun = tokenize(prose(50), framing, plan())
+    assert all(ids[0] == 0 and not {0, 1} & set(ids[1:].tolist()) for ids in begun.ids)
 
 
 @pytest.mark.parametrize("length", [2, 16, 50])
