@@ -3,7 +3,7 @@
 Responsible for scales, ticks and heat maps on white paper. Figures are made without pyplot, so nothing outlives them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -53,20 +53,17 @@ def scale(axes: Axes, axis: Axis, which: str) -> None:
     if axis.scale != "linear":
         set_scale = axes.set_xscale if which == "x" else axes.set_yscale
         set_scale("log")
-        ticks(axes, axis.ticks, which)
-    elif axis.choices:
-        ticks(axes, axis.ticks, which)
-        named = axes.xaxis if which == "x" else axes.yaxis
-        named.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
+    if axis.choices or axis.scale != "linear":
+        ticks(axes, axis.ticks, which, axis.text)
     set_limits = axes.set_xlim if which == "x" else axes.set_ylim
     set_limits(*axis.ends)
 
 
-def ticks(axes: Axes, values: Sequence[float], which: str) -> None:
+def ticks(axes: Axes, values: Sequence[float], which: str, text: Callable[[float], str] = "{:g}".format) -> None:
     """Name these values on an axis and no others."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(list(values)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 

@@ -140,7 +140,8 @@ class Space:
             for dimension in self.dimensions
             if dimension.name not in setting.reads
         }
-        return replace(setting, **unread)  # type: ignore[arg-type]
+        # Checked again only where something changed: proposals look at hundreds of settings.
+        return replace(setting, **unread) if unread else setting  # type: ignore[arg-type]
 
     def _combined(self, values: Sequence[Sequence[Value]]) -> Iterator[Setting]:
         names, seen = [dimension.name for dimension in self.dimensions], set()
@@ -180,10 +181,10 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
                 parts[name] = parse(DIMENSIONS[name], value)
             except ValueError as error:
                 problems.append(str(error))
-    fixed = {name: part for name, part in parts.items() if name in CHOICES and not isinstance(part, Dimension)}
-    base = replace(base, **fixed)  # type: ignore[arg-type]
-    several = [part for name, part in parts.items() if name in CHOICES and isinstance(part, Dimension)]
-    read = _read(base, several)
+    choices = {name: part for name, part in parts.items() if name in CHOICES}
+    searched = {name: part for name, part in choices.items() if isinstance(part, Dimension)}
+    base = replace(base, **{name: part for name, part in choices.items() if name not in searched})  # type: ignore[arg-type]
+    read = _read(base, list(searched.values()))
     problems += [
         f"{_reader(base, name)} does not read {name}; leave {PARAMETERS[name].flag} out"
         for name in parts
@@ -191,9 +192,10 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
     ]
     if problems:
         raise InputError("; ".join(problems))
-    varied = {name: parts.get(name, dimension) for name, dimension in DIMENSIONS.items() if name in read}
     varied = {
-        name: part for name, part in varied.items() if name not in CHOICES or isinstance(parts.get(name), Dimension)
+        name: parts.get(name, dimension)
+        for name, dimension in DIMENSIONS.items()
+        if name in read and (name not in CHOICES or name in searched)
     }
     unread = {name: PARAMETERS[name].default for name in PARAMETERS if name not in read or name in varied}
     values = {name: part for name, part in varied.items() if not isinstance(part, Dimension)}

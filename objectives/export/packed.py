@@ -217,10 +217,15 @@ def _write_model(model: Model, tensors: dict[str, Tensor], quantization: Mapping
     write_file(path, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def _require_equal(measured: float, expected: float) -> None:
+def _apart(measured: float, expected: float, most: float) -> float | None:
+    """Return by which share perplexities are apart; None where that is at most `most`, which NaN never is."""
     apart = measured / expected - 1
-    # Written so that NaN is refused, too.
-    if not abs(apart) <= MOST_APART:
+    return None if abs(apart) <= most else apart
+
+
+def _require_equal(measured: float, expected: float) -> None:
+    apart = _apart(measured, expected, MOST_APART)
+    if apart is not None:
         raise RunError(
             f"the packed model has a perplexity of {measured:.4f} in a fresh process and {expected:.4f} was measured "
             f"({apart:+.2%}, at most {MOST_APART:.1%} is allowed); nothing was written"
@@ -243,9 +248,8 @@ def _unfolded_perplexity(bench: Bench, result: Quantized, text: Sequences, progr
 
 
 def _require_folds(measured: float, unfolded: float) -> None:
-    apart = measured / unfolded - 1
-    # Written so that NaN is refused, too.
-    if not abs(apart) <= MOST_APART_UNFOLDED:
+    apart = _apart(measured, unfolded, MOST_APART_UNFOLDED)
+    if apart is not None:
         raise RunError(
             f"the packed model has a perplexity of {measured:.4f}, and its weights without the folded scales "
             f"{unfolded:.4f} ({apart:+.2%}, at most {MOST_APART_UNFOLDED:.1%} is allowed): a scale was folded through "
