@@ -111,6 +111,13 @@ def bound_text(value: float) -> str:
     return short if float(short) == value else str(value)
 
 
+def value_text(value: object) -> str:
+    """A parameter's value as it can be typed; truths are `true` and `false`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return bound_text(value) if isinstance(value, int | float) else str(value)
+
+
 def row(default: Any, label: str, help: str, **more: Any) -> Any:
     """A field of `Parameters` that carries its row of the table."""
     return field(default=default, metadata={"label": label, "help": help, **more})

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
 
-from quant.parameters import PARAMETERS, Choices, Parameter, Range, bound_text, flag_of
+from quant.parameters import PARAMETERS, Choices, Parameter, Range, bound_text, flag_of, value_text
 
 Options = TypeVar("Options")
 
@@ -125,8 +125,8 @@ def range_text(search: Range) -> str:
 
 def _add_choices(group: Any, parameter: Parameter, search: Choices) -> None:
     """A flag of a parameter of which a study tries several names, or one of two flags that fix a truth."""
-    tried = ", ".join(str(value).lower() for value in search.values)
-    default = f" (default {tried}; with --space {ORIGINAL} {str(parameter.default).lower()})"
+    tried = ", ".join(map(value_text, search.values))
+    default = f" (default {tried}; with --space {ORIGINAL} {value_text(parameter.default)})"
     if parameter.opposite is None:
         group.add_argument(parameter.flag, default=argparse.SUPPRESS, help=parameter.help + default)
         return

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpo.space.dimension import Value, value_text
+from hpo.space.dimension import Value
 from hpo.space.space import Space
-from quant.parameters import PARAMETERS, Scale
+from quant.parameters import PARAMETERS, Scale, value_text
 
 NICE = (1.0, 2.0, 5.0)
 MARGIN = 0.04

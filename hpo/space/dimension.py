@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import Trial
 
 from objectives.errors import InputError
-from quant.parameters import PARAMETERS, SEARCHED, Choices, Parameter, Scale, bound_text
+from quant.parameters import PARAMETERS, SEARCHED, Choices, Parameter, Scale, bound_text, value_text
 
 GRID_LEVELS = 5
 # What settings are rounded to: finer differences change nothing, and a rounded setting can be typed again.
@@ -180,13 +180,6 @@ def chosen_among(name: str, values: Sequence[Value]) -> Dimension:
     """The dimension of a parameter whose values are names or truths."""
     choices = tuple(value for value in values if isinstance(value, str | bool))
     return Dimension(name=name, low=0, high=len(values) - 1, choices=choices)
-
-
-def value_text(value: Value) -> str:
-    """A value as it can be typed."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, str) else bound_text(value)
 
 
 DIMENSIONS = {name: _dimension(PARAMETERS[name]) for name in SEARCHED}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hpo.space.dimension import DECIMALS, DIMENSIONS, Dimension, Number, Value, chosen_among
 from objectives.errors import InputError
-from quant.parameters import LARGEST, LARGEST_COUNT, PARAMETERS, SMALLEST, Choices, bound_text
+from quant.parameters import LARGEST, LARGEST_COUNT, PARAMETERS, SMALLEST, Choices, bound_text, value_text
 
 SYNTAX = "write 0.3 to fix it, 0.2..0.8 for a range, 32,64 for sizes"
 CHOICES = tuple(name for name in DIMENSIONS if isinstance(PARAMETERS[name].search, Choices))
@@ -64,7 +64,7 @@ def _chosen(dimension: Dimension, text: str) -> Dimension | Value:
     """A choice, or several of them as a dimension, in the order of the table."""
     parameter = PARAMETERS[dimension.name]
     legal = parameter.choices or ((True, False) if parameter.type is bool else dimension.choices)
-    by_word = {str(value).lower(): value for value in legal}
+    by_word = {value_text(value): value for value in legal}
     words = [word.strip().lower() for word in text.split(",")]
     unknown = [word for word in words if word not in by_word]
     if unknown:

@@ -13,10 +13,10 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from hpo.space.dimension import DIMENSIONS, Dimension, Number, Value, value_text
+from hpo.space.dimension import DIMENSIONS, Dimension, Number, Value
 from hpo.space.given import CHOICES, parse, several
 from objectives.errors import InputError
-from quant.parameters import PARAMETERS
+from quant.parameters import PARAMETERS, value_text
 from quant.setting import Setting
 from storage.typed_json import encode
 

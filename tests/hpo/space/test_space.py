@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.space.dimension import value_text
 from hpo.space.given import CHOICES, read_space_file
 from hpo.space.space import INGREDIENTS, Space, make_space
 from objectives.errors import InputError
 from quant.methods import METHODS
+from quant.parameters import value_text
 from quant.setting import PRESETS, Setting
 
 UNIT = st.floats(0, 1, exclude_max=True)
