@@ -45,4 +45,4 @@ if __name__ == "__main__":
     paths = Paths.default()
     optimize(PLAN, open_storage(chosen_url(None, paths)), paths, Budget(trials=6), tell, silent)
     written = load("example").quantize(sys.argv[1], format="packed")
-    print(f"{written.directory}: {written.manifest['proof']}")
+    print(f"{written.directory}: {written.manifest.proof}")

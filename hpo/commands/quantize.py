@@ -5,7 +5,7 @@ Responsible for the flags and the table of this command.
 
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -16,10 +16,12 @@ from hpo.commands.settings import one_setting
 from hpo.commands.stores import opened_study, paths_of
 from hpo.study.options import BenchOptions
 from objectives.export.formats import DEFAULT_FORMAT, formats_help
+from storage.typed_json import encode
 
 if TYPE_CHECKING:
     from hpo.deploy.deploy import Chosen, Written
     from objectives.evaluation import BenchPlan
+    from objectives.export.manifest import Manifest
     from storage.paths import Paths
 
 EXAMPLES = """examples:
@@ -62,7 +64,8 @@ def run(parsed: Namespace) -> None:
     with progress_display(parsed.quiet) as progress:
         written = deploy(plan, chosen, parsed.output_dir, parsed.format, paths, progress)
     notes = [*notes, *written.notes]
-    facts = {"directory": str(written.directory), **written.manifest, "disk_bytes": written.disk_bytes, "notes": notes}
+    manifest = encode(written.manifest)
+    facts = {"directory": str(written.directory), **manifest, "disk_bytes": written.disk_bytes, "notes": notes}
     output(parsed, facts, notes, written_table(chosen, written))
 
 
@@ -91,25 +94,25 @@ def written_table(chosen: "Chosen", written: "Written") -> Table:
     for name, text in (
         ("written to", str(written.directory)),
         ("method", chosen.setting.label()),
-        ("bits per weight", f"{manifest['bits_per_weight']:.3f}"),
+        ("bits per weight", f"{manifest.bits_per_weight:.3f}"),
         *proof_rows(manifest),
-        ("MB when packed", f"{manifest['model_bytes'] / 1e6:.2f}"),
-        (f"MB on disk, {manifest['weights']}", f"{written.disk_bytes / 1e6:.2f}"),
+        ("MB when packed", f"{manifest.model_bytes / 1e6:.2f}"),
+        (f"MB on disk, {manifest.weights}", f"{written.disk_bytes / 1e6:.2f}"),
     ):
         table.add_row(name, text)
     return table
 
 
-def proof_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+def proof_rows(manifest: "Manifest") -> list[tuple[str, str]]:
     """What only a packed model has: bits in its file, and what it scores there against what was measured."""
-    if "proof" not in manifest:
+    proof = manifest.proof
+    if proof is None:
         return []
-    proof = manifest["proof"]
     return [
-        ("bits per weight, in the file", f"{manifest['stored_bits_per_weight']:.3f}"),
-        ("perplexity, measured", f"{proof['measured']:.4f} on {proof['sequences']} sequences of {proof['source']}"),
-        ("perplexity, unfolded", f"{proof['unfolded']:.4f} with every folded scale undone"),
-        ("perplexity, reloaded", f"{proof['packed']:.4f} in a fresh process"),
+        ("bits per weight, in the file", f"{manifest.stored_bits_per_weight:.3f}"),
+        ("perplexity, measured", f"{proof.measured:.4f} on {proof.sequences} sequences of {proof.source}"),
+        ("perplexity, unfolded", f"{proof.unfolded:.4f} with every folded scale undone"),
+        ("perplexity, reloaded", f"{proof.packed:.4f} in a fresh process"),
     ]
 
 

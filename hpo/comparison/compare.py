@@ -18,7 +18,7 @@ from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
 from hpo.workers.measuring import measure
 from objectives.errors import InputError, RunError
 from objectives.evaluation import BenchPlan, LaidOut, lay_out, load_bench
-from objectives.model.provenance import read_record
+from objectives.model.provenance import read_provenance
 from objectives.progress import Progress
 from objectives.quantization import stored_bytes
 from objectives.suitability import require_suitable
@@ -143,16 +143,17 @@ def _model(
 
 def _packed_facts(directory: Path) -> dict[str, Any] | None:
     """Read how a model that we wrote was quantized, and what it takes when packed; None for any other model."""
-    record = read_record(directory)
-    if record is None:
+    provenance = read_provenance(directory)
+    if provenance is None:
         return None
     try:
+        parameters: dict[str, Any] = {**provenance.parameters, "method": provenance.method}
         return {
-            "setting": Setting(**{**record["parameters"], "method": record["method"]}),
-            "bits_per_weight": float(record["bits_per_weight"]),
-            "model_bytes": int(record["model_bytes"]),
+            "setting": Setting(**parameters),
+            "bits_per_weight": provenance.bits_per_weight,
+            "model_bytes": provenance.model_bytes,
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         log.warning("%s says of itself what cannot be understood (%s)", directory, error)
         return None
 

@@ -5,7 +5,6 @@ Responsible for refusing early what cannot be written, and for writing what a st
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hpo.deploy.model_card import model_card
 from hpo.study.choosing import require_same_bench, require_same_text
@@ -13,6 +12,7 @@ from hpo.study.record import Measured
 from hpo.verdict.snapshot import Study
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.export.formats import Export, Proof, find_format
+from objectives.export.manifest import Manifest
 from objectives.limits import length_note
 from objectives.model.roles import kept_in_16_bit, quantized_part
 from objectives.progress import Progress
@@ -53,7 +53,7 @@ class Written:
     """
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     disk_bytes: int
     notes: list[str]
 
@@ -106,7 +106,7 @@ def _with_proof(
     if perplexity is None:
         perplexity = _measured_before(export.bench, setting, tuning, store)
 
-    def card(manifest: Any) -> str:
+    def card(manifest: Manifest) -> str:
         return model_card(manifest, setting, study, measured)
 
     proof = Proof(text=tuning, perplexity=perplexity, trust_remote_code=trust_remote_code)

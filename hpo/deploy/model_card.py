@@ -1,11 +1,10 @@
 """The model card of a packed model: what it is, how it came about, what it scores and how to load it.
 
 Responsible for the Markdown alone. Everything it says was measured; what was not is not mentioned. May assume the
-manifest that `objectives.export.packed` makes.
+manifest of a packed model.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from huggingface_hub import ModelCardData
 
@@ -13,11 +12,12 @@ from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import interval_text, percent_text
+from objectives.export.manifest import Manifest
 from quant.setting import Setting
 
 
 def model_card(
-    manifest: Mapping[str, Any], setting: Setting, study: Study | None = None, measured: Measured | None = None
+    manifest: Manifest, setting: Setting, study: Study | None = None, measured: Measured | None = None
 ) -> str:
     """Write the card, in Markdown with a YAML head.
 
@@ -33,8 +33,8 @@ def model_card(
     return "\n".join([*lines, *_loading(), *_origin(manifest)]) + "\n"
 
 
-def _head(manifest: Mapping[str, Any]) -> Iterator[str]:
-    name, published = manifest["model"]["name"], manifest["model"]["commit"] is not None
+def _head(manifest: Manifest) -> Iterator[str]:
+    name, published = manifest.model.name, manifest.model.commit is not None
     data = ModelCardData(
         # A directory of this machine is no name that anyone else can look up.
         base_model=name if published else None,
@@ -46,33 +46,35 @@ def _head(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"# {name.rstrip('/').rpartition('/')[2]}, INT4", "")
 
 
-def _what(manifest: Mapping[str, Any], setting: Setting) -> Iterator[str]:
+def _what(manifest: Manifest, setting: Setting) -> Iterator[str]:
     scheme = "symmetric" if setting.symmetric else "asymmetric"
     groups = "one scale per output row" if setting.definition.per_row else f"groups of {setting.group_size} inputs"
     scaled = setting.definition.salience is not None
     scales = ", input scales folded into what produces the inputs" if scaled else ""
-    source = manifest["calibration"]
+    text = manifest.calibration
     read = "n_calib" in setting.reads
-    calibrated = f", calibrated on {source['samples']} sequences of {source['source']}" if read else ""
+    calibrated = f", calibrated on {text.samples} sequences of {text.source}" if read else ""
     yield (
         f"The Linears of the decoder blocks in packed 4-bit weights ({scheme}, {groups}), everything else in "
-        f"{manifest['model']['stored_as']}. Method: `{setting.label()}`{scales}{calibrated}."
+        f"{manifest.model.stored_as}. Method: `{setting.label()}`{scales}{calibrated}."
     )
     yield ""
-    if manifest.get("part"):
-        yield from (f"Of this model, {manifest['part']}.", "")
+    if manifest.part:
+        yield from (f"Of this model, {manifest.part}.", "")
     yield (
-        f"{manifest['stored_bits_per_weight']:.3f} bits per weight of the decoder blocks, counted in the file; the "
-        f"whole model takes {manifest['model_bytes'] / 1e6:.1f} MB."
+        f"{manifest.stored_bits_per_weight:.3f} bits per weight of the decoder blocks, counted in the file; the "
+        f"whole model takes {manifest.model_bytes / 1e6:.1f} MB."
     )
     yield ""
 
 
-def _proof(manifest: Mapping[str, Any]) -> Iterator[str]:
-    proof = manifest["proof"]
+def _proof(manifest: Manifest) -> Iterator[str]:
+    proof = manifest.proof
+    if proof is None:
+        return
     yield (
-        f"Perplexity on {proof['sequences']} sequences of {proof['source']}: {proof['packed']:.4f}, loaded from these "
-        f"files by transformers in a fresh process; {proof['measured']:.4f} was measured when it was quantized."
+        f"Perplexity on {proof.sequences} sequences of {proof.source}: {proof.packed:.4f}, loaded from these "
+        f"files by transformers in a fresh process; {proof.measured:.4f} was measured when it was quantized."
     )
     yield ""
 
@@ -151,6 +153,6 @@ def _loading() -> Iterator[str]:
     yield from ("```bash", "vllm serve DIRECTORY", "```", "")
 
 
-def _origin(manifest: Mapping[str, Any]) -> Iterator[str]:
-    versions = ", ".join(f"{package} {version}" for package, version in manifest["versions"].items())
+def _origin(manifest: Manifest) -> Iterator[str]:
+    versions = ", ".join(f"{package} {version}" for package, version in manifest.versions.items())
     yield f"Made with {versions}; `praqtune.json` has every setting and what was chosen for each Linear."

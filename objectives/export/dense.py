@@ -12,7 +12,7 @@ from typing import Any
 
 from objectives.export.companions import copy_companions
 from objectives.export.formats import Export
-from objectives.export.manifest import make_record, write_record
+from objectives.export.manifest import Manifest, make_manifest, write_manifest
 from objectives.export.rescoring import rescore
 from objectives.model.loading import Model
 from objectives.model.roles import Block
@@ -32,7 +32,7 @@ class Dense:
     def require_holds(self, blocks: Sequence[Block], plan: Plan) -> None:
         """Refuse nothing: the values themselves are stored."""
 
-    def write(self, export: Export, progress: Progress) -> dict[str, Any]:
+    def write(self, export: Export, progress: Progress) -> Manifest:
         """Write the quantized weights in the model's own type; see `Format.write`."""
         model = export.bench.model
         weights = sum(parameter.numel() * parameter.itemsize for parameter in model.module.parameters())
@@ -40,14 +40,14 @@ class Dense:
         with quantized(export.bench, export.plan, progress) as result:
             phase = f"writing {export.directory}"
             progress(phase, 0, 1)
-            record = make_record(export.bench, export.plan, result.layers, weights="dense")
+            manifest = make_manifest(export.bench, export.plan, result.layers, weights="dense")
             with new_directory(export.directory) as place, configuration_kept(model.module):
                 model.module.save_pretrained(place)
                 model.tokenizer.save_pretrained(place)
                 copy_companions(model, place)
-                write_record(place, record)
+                write_manifest(place, manifest)
             progress(phase, 1, 1)
-        return record
+        return manifest
 
     def score(
         self, directory: Path, text: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False

@@ -4,14 +4,15 @@ Responsible for the door alone. Light to import, so that a command line can list
 is imported when it is used. To add one, write a class with these methods and register it in `FORMATS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from objectives.errors import InputError
 
 if TYPE_CHECKING:
+    from objectives.export.manifest import Manifest
     from objectives.model.loading import Model
     from objectives.model.roles import Block
     from objectives.progress import Progress
@@ -47,14 +48,14 @@ class Export:
         plan: How to quantize.
         directory: Must not exist, or be empty; missing parents are made.
         proof: What the result has to score; None for formats that are not proven.
-        card: Makes the model card, in Markdown, of the record.
+        card: Makes the model card, in Markdown, of the manifest.
     """
 
     bench: "Bench"
     plan: "Plan"
     directory: Path
     proof: Proof | None = None
-    card: Callable[[Mapping[str, Any]], str] | None = None
+    card: "Callable[[Manifest], str] | None" = None
 
 
 class Format(Protocol):
@@ -75,7 +76,7 @@ class Format(Protocol):
             InputError: With the reason and what to do instead.
         """
 
-    def write(self, export: Export, progress: "Progress") -> dict[str, Any]:
+    def write(self, export: Export, progress: "Progress") -> "Manifest":
         """Quantize the model and write it; the directory appears whole, and proven where the format is, or not at all.
 
         Returns:

@@ -1,16 +1,16 @@
 """Say of a model directory what it is and how it came about.
 
-Responsible for the record `praqtune.json`, whatever the format of the weights. May assume that the bench was laid out
-for the model.
+Responsible for `praqtune.json`, whatever the format of the weights; docs/deploy.md describes it. Whoever loads models
+reads the part of it that `objectives.model.provenance` declares. May assume that the bench was laid out for the model.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from objectives.model.provenance import FORMAT, RECORD
+from objectives.model.provenance import FORMAT, RECORD, ModelOrigin
 from objectives.model.roles import quantized_part
 from objectives.quantization import LayerResult, model_size
 from objectives.trial import Bench
@@ -23,57 +23,131 @@ from storage.typed_json import encode
 VERSIONS_OF = ("praqtune", "torch", "transformers")
 
 
-def write_record(directory: Path, record: dict[str, Any]) -> None:
-    """Put a record into a model directory.
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOrigin:
+    """The calibration sequences that were read: where they are from, how many, and the hash of their tokens."""
+
+    source: str
+    samples: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearsSetting:
+    """One setting of a plan of several, with what it reads and the Linears that it is for."""
+
+    method: str
+    parameters: Mapping[str, object]
+    linears: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvenScore:
+    """Perplexities that a directory was proven by, on `sequences` sequences of `source`.
+
+    Attributes:
+        source: Of the text.
+        sequences: How many were scored.
+        measured: When it was quantized.
+        unfolded: With every folded scale undone.
+        packed: In a fresh process that had loaded the directory.
+    """
+
+    source: str
+    sequences: int
+    measured: float
+    unfolded: float
+    packed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything needed to know the model again and to make it again.
+
+    Attributes:
+        format: Version of these fields.
+        weights: How they are stored: the name of the format.
+        method: How it was quantized; `mixed` where Linears have different settings.
+        parameters: What the method reads.
+        settings: Each setting with its Linears, where there are several.
+        bits_per_weight: Over the matrices of the decoder blocks, counted from the plan.
+        model_bytes: Of the whole model when packed.
+        size: What the bytes are spent on.
+        model: What was quantized.
+        part: Which part of a model of several parts that was; None for a language model.
+        calibration: Text that statistics come from.
+        versions: Of packages.
+        layers: What was chosen for each Linear.
+        stored_bits_per_weight: As `bits_per_weight`, counted in the file; None where it is not packed.
+        proof: What the directory scored before it appeared; None where the format is not proven.
+    """
+
+    format: int = FORMAT
+    weights: str
+    method: str
+    parameters: Mapping[str, object]
+    settings: tuple[LinearsSetting, ...] = ()
+    bits_per_weight: float
+    model_bytes: int
+    size: ModelSize
+    model: ModelOrigin
+    part: str | None
+    calibration: CalibrationOrigin
+    versions: Mapping[str, str]
+    layers: tuple[LayerResult, ...]
+    stored_bits_per_weight: float | None = None
+    proof: ProvenScore | None = None
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Put a manifest into a model directory.
 
     Raises:
         StorageError: If the disk is full or refuses.
     """
-    write_file(directory / RECORD, json.dumps(record, indent=1).encode())
+    write_file(directory / RECORD, json.dumps(encode(manifest), indent=1).encode())
 
 
-def make_record(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weights: str) -> dict[str, Any]:
-    """Everything needed to know the model again and to make it again, JSON-able; `weights` says how they are stored."""
-    text = bench.calibration.text[: plan.n_calib]
-    return {
-        "format": FORMAT,
-        "weights": weights,
-        **_settings(plan, [layer.name for layer in layers]),
-        **_size(model_size(bench.model, bench.blocks, plan)),
-        "model": {
-            "name": bench.model.name,
-            "commit": bench.model.commit,
-            "dtype": str(bench.model.dtype).removeprefix("torch."),
-            "stored_as": str(bench.model.stored_dtype).removeprefix("torch."),
-            "fingerprint": bench.model.fingerprint,
-        },
-        "part": quantized_part(bench.model.module, bench.blocks),
-        "calibration": {"source": text.source, "samples": len(text), "fingerprint": text.fingerprint()},
-        "versions": {package: _version(package) for package in VERSIONS_OF},
-        "layers": encode(layers),
-    }
+def make_manifest(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weights: str) -> Manifest:
+    """Describe a quantized model; `weights` says how they are stored. What was proven is added by who proves it."""
+    model, text = bench.model, bench.calibration.text[: plan.n_calib]
+    size = model_size(model, bench.blocks, plan)
+    only = plan.only
+    return Manifest(
+        weights=weights,
+        method=MIXED if only is None else only.method,
+        parameters={} if only is None else _parameters(only),
+        settings=_settings(plan, [layer.name for layer in layers]) if only is None else (),
+        bits_per_weight=size.bits_per_weight,
+        model_bytes=size.model_bytes,
+        size=size,
+        model=ModelOrigin(
+            name=model.name,
+            commit=model.commit,
+            dtype=str(model.dtype).removeprefix("torch."),
+            stored_as=str(model.stored_dtype).removeprefix("torch."),
+            fingerprint=model.fingerprint,
+        ),
+        part=quantized_part(model.module, bench.blocks),
+        calibration=CalibrationOrigin(source=text.source, samples=len(text), fingerprint=text.fingerprint()),
+        versions={package: _version(package) for package in VERSIONS_OF},
+        layers=tuple(layers),
+    )
 
 
-def _settings(plan: Plan, linears: Sequence[str]) -> dict[str, object]:
-    if plan.only is not None:
-        return _setting(plan.only)
-    return {
-        "method": MIXED,
-        "parameters": {},
-        "settings": [
-            {**_setting(setting), "linears": [name for name in linears if plan.setting_for(name) == setting]}
-            for setting in plan.settings
-        ],
-    }
+def _settings(plan: Plan, linears: Sequence[str]) -> tuple[LinearsSetting, ...]:
+    return tuple(
+        LinearsSetting(
+            method=setting.method,
+            parameters=_parameters(setting),
+            linears=tuple(name for name in linears if plan.setting_for(name) == setting),
+        )
+        for setting in plan.settings
+    )
 
 
-def _setting(setting: Setting) -> dict[str, object]:
-    parameters = {name: value for name, value in setting.read_values().items() if name != "method"}
-    return {"method": setting.method, "parameters": parameters}
-
-
-def _size(size: ModelSize) -> dict[str, object]:
-    return {"bits_per_weight": size.bits_per_weight, "model_bytes": size.model_bytes, "size": encode(size)}
+def _parameters(setting: Setting) -> dict[str, object]:
+    return {name: value for name, value in setting.read_values().items() if name != "method"}
 
 
 def _version(package: str) -> str:

@@ -7,6 +7,7 @@ assume that the bench was laid out for the model; `storage.model_directory` make
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from objectives.errors import InputError, RunError
 from objectives.export.companions import copy_companions
 from objectives.export.dense import configuration_kept
 from objectives.export.formats import Export
-from objectives.export.manifest import make_record, write_record
+from objectives.export.manifest import Manifest, ProvenScore, make_manifest, write_manifest
 from objectives.export.rescoring import rescore
 from objectives.model.loading import Model
 from objectives.model.roles import Block, LinearRole, unscaled_inputs
@@ -50,7 +51,7 @@ class Packed:
         """Refuse rows in 16 bit, scales at run time, partial groups and slices of different schemes."""
         require_packable(blocks, plan)
 
-    def write(self, export: Export, progress: Progress) -> dict[str, Any]:
+    def write(self, export: Export, progress: Progress) -> Manifest:
         """Write codes and scales, and prove them in a fresh process; see `Format.write`."""
         bench, plan, proof = export.bench, export.plan, export.proof
         assert proof is not None
@@ -68,16 +69,21 @@ class Packed:
             measured = self.score(place, proof.text, model, progress, proof.trust_remote_code).perplexity
             _require_equal(measured, expected)
             _require_folds(measured, unfolded)
-            source = {"source": proof.text.source, "sequences": len(proof.text)}
-            record = {
-                **make_record(bench, plan, result.layers, weights="packed"),
-                "stored_bits_per_weight": _stored_bits(bench, place),
-                "proof": {**source, "measured": expected, "unfolded": unfolded, "packed": measured},
-            }
-            write_record(place, record)
+            manifest = replace(
+                make_manifest(bench, plan, result.layers, weights="packed"),
+                stored_bits_per_weight=_stored_bits(bench, place),
+                proof=ProvenScore(
+                    source=proof.text.source,
+                    sequences=len(proof.text),
+                    measured=expected,
+                    unfolded=unfolded,
+                    packed=measured,
+                ),
+            )
+            write_manifest(place, manifest)
             if export.card is not None:
-                write_file(place / CARD, export.card(record).encode())
-        return record
+                write_file(place / CARD, export.card(manifest).encode())
+        return manifest
 
     def score(
         self, directory: Path, text: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False

@@ -1,6 +1,6 @@
 """Is a model already quantized, how, and from what was it made?
 
-Responsible for what its configuration, the record that we write and its card say; nothing is loaded. May assume a
+Responsible for what its configuration, the manifest that we write and its card say; nothing is loaded. May assume a
 transformers configuration.
 """
 
@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from objectives.errors import InputError
+from storage.errors import StoredValueError
+from storage.typed_json import decode_known
 
 FORMAT = 2
 RECORD, CARD = "praqtune.json", "README.md"
@@ -53,13 +57,54 @@ class AlreadyQuantized:
         return f"give the original, {self.original}"
 
 
-def read_record(directory: Path) -> dict[str, Any] | None:
-    """Return what `write_record` wrote about a model directory; None for one that was made otherwise."""
+@dataclass(frozen=True, kw_only=True)
+class ModelOrigin:
+    """The model that was quantized.
+
+    Attributes:
+        name: On the hub, or its directory.
+        commit: Of a hub model.
+        dtype: What it was run in.
+        stored_as: The type of its stored weights.
+        fingerprint: Of its weights.
+    """
+
+    name: str
+    commit: str | None
+    dtype: str
+    stored_as: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The fields of a model directory's manifest that say what the model is (`objectives.export.manifest`)."""
+
+    weights: str
+    method: str
+    parameters: Mapping[str, object]
+    bits_per_weight: float
+    model_bytes: int
+    model: ModelOrigin
+
+
+def read_provenance(directory: Path) -> Provenance | None:
+    """Return what the manifest of a model directory says; None for a directory that was made otherwise.
+
+    Raises:
+        InputError: If it is a manifest and damaged.
+    """
+    path = directory / RECORD
     try:
-        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        return None
+    try:
+        return decode_known(Provenance, stored, str(path))
+    except StoredValueError as error:
+        raise InputError(f"{error}; write the model again with `quantize`, or take the file away") from None
 
 
 def already_quantized(config: Any, directory: Path) -> AlreadyQuantized | None:
@@ -68,17 +113,20 @@ def already_quantized(config: Any, directory: Path) -> AlreadyQuantized | None:
     Args:
         config: Its configuration.
         directory: Where its files are; absent for a model of the hub.
+
+    Raises:
+        InputError: If the directory's manifest is damaged.
     """
     said = getattr(config, "quantization_config", None)
-    record = read_record(directory)
-    if said is None and record is None:
+    provenance = read_provenance(directory)
+    if said is None and provenance is None:
         return None
     values: Mapping[str, Any] = said if isinstance(said, Mapping) else {} if said is None else said.to_dict()
-    if record is not None:
+    if provenance is not None:
         return AlreadyQuantized(
-            method=f"{record.get('weights')} by praqtune: {record.get('method')}",
-            bits=_number(record.get("bits_per_weight")),
-            original=_text(record.get("model"), "name"),
+            method=f"{provenance.weights} by praqtune: {provenance.method}",
+            bits=provenance.bits_per_weight,
+            original=provenance.model.name,
             dense=said is None,
         )
     method = str(values.get("quant_method", "a method that its configuration does not name"))
@@ -126,8 +174,3 @@ def _base_model(directory: Path) -> str | None:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _text(value: object, key: str) -> str | None:
-    found = value.get(key) if isinstance(value, Mapping) else None
-    return found if isinstance(found, str) else None

@@ -1,9 +1,8 @@
 """A format that is registered is written like any other, and no code has to know it."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -13,6 +12,7 @@ from hpo.deploy.deploy import Chosen, deploy
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from objectives.export.formats import FORMATS, Export, RegisteredFormat
+from objectives.export.manifest import Manifest, ProvenScore, make_manifest, write_manifest
 from objectives.model.loading import Model, ModelPlan
 from objectives.model.roles import Block
 from objectives.progress import Progress, silent
@@ -41,17 +41,26 @@ class OneFile:
         if any(setting.group_size == 32 for setting in plan.settings):
             raise InputError("one file cannot hold groups of 32")
 
-    def write(self, export: Export, progress: Progress) -> dict[str, Any]:
+    def write(self, export: Export, progress: Progress) -> Manifest:
         proof = export.proof
         assert proof is not None
-        with quantized(export.bench, export.plan, progress), new_directory(export.directory) as place:
+        with quantized(export.bench, export.plan, progress) as result, new_directory(export.directory) as place:
             state = {name: tensor.clone() for name, tensor in export.bench.model.module.state_dict().items()}
             safetensors.torch.save_file(state, place / "weights.safetensors")
             measured = score_all(export.bench.model.module, proof.text, "", progress).perplexity
-        found = self.score(export.directory, proof.text, export.bench.model, progress).perplexity
-        record = {"method": "rtn", "weights": "one-file", "proof": {"measured": measured, "found": found}}
-        (export.directory / "praqtune.json").write_text(json.dumps(record))
-        return record
+        reloaded = self.score(export.directory, proof.text, export.bench.model, progress).perplexity
+        manifest = replace(
+            make_manifest(export.bench, export.plan, result.layers, weights="one-file"),
+            proof=ProvenScore(
+                source=proof.text.source,
+                sequences=len(proof.text),
+                measured=measured,
+                unfolded=measured,
+                packed=reloaded,
+            ),
+        )
+        write_manifest(export.directory, manifest)
+        return manifest
 
     def score(
         self, directory: Path, text: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
@@ -77,7 +86,8 @@ def test_a_format_that_is_registered_is_written(tmp_path: Path) -> None:
     """It is given what its result has to score, proves it, and what it has to say is passed on."""
     target = tmp_path / "out"
     written = deploy(BENCH, Chosen(setting=RTN), target, "one-file", Paths(tmp_path / "home"), silent)
-    assert written.manifest["proof"]["found"] == written.manifest["proof"]["measured"]
+    assert written.manifest.proof is not None
+    assert written.manifest.proof.packed == written.manifest.proof.measured
     assert written.disk_bytes == sum(path.stat().st_size for path in target.iterdir())
     assert any("blocks in one file" in note for note in written.notes)
 

@@ -1,9 +1,7 @@
 """What is printed for programs is documented: each field of each object, and nothing else."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -25,8 +23,8 @@ from hpo.study import confirmation, contract, status
 from hpo.study import event_lines as lines
 from hpo.workers.administration import Listed
 from quant.setting import Setting
+from tests.documents import documented_fields
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "study-json.md"
 OBJECTS: dict[str, type] = {
     "study": PrintedResult,
     "reference": PrintedReference,
@@ -63,14 +61,7 @@ ROOTS = (PrintedResult, status.Summary, Listed, lines.ProgressLine, *get_args(li
 
 def documented() -> dict[str, list[str]]:
     """The fields of each table, by the name in its head."""
-    tables: dict[str, list[str]] = {}
-    for head, rows in re.findall(r"^\| ([^|`]+) \| what it holds \|\n\|---\|---\|\n((?:\|.*\n)+)", _text(), re.M):
-        tables[head] = re.findall(r"^\| `([^`]+)` \|", rows, re.M)
-    return tables
-
-
-def _text() -> str:
-    return DOCUMENT.read_text(encoding="utf-8")
+    return documented_fields("study-json.md")
 
 
 def objects(kind: Any) -> Iterator[type]:

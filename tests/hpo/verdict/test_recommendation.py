@@ -13,20 +13,30 @@ from hpo.space.space import make_space
 from hpo.study.record import TrialRecord
 from hpo.verdict.snapshot import Study
 from objectives.errors import InputError
+from objectives.export.manifest import CalibrationOrigin, Manifest, ProvenScore
+from objectives.model.provenance import ModelOrigin
 from quant.setting import Setting
+from quant.sizes import ModelSize
 from storage.paths import Paths
 from storage.results import ResultStore
 from tests.hpo.made_studies import Maker, confirmation_of, study_of
 
 SPACE = make_space(Setting(group_size=64), {"group_size": "64"})
-MANIFEST = {
-    "model": {"name": "org/name", "commit": "abc", "stored_as": "bfloat16"},
-    "calibration": {"samples": 8, "source": "c4"},
-    "stored_bits_per_weight": 4.25,
-    "model_bytes": 1000,
-    "proof": {"sequences": 8, "source": "c4", "packed": 33.0, "measured": 33.0},
-    "versions": {},
-}
+MANIFEST = Manifest(
+    weights="packed",
+    method="rtn",
+    parameters={},
+    bits_per_weight=4.25,
+    model_bytes=1000,
+    size=ModelSize(weights=8, codes=4.0, scales=0.25, rest=0.0, outside=16.0),
+    model=ModelOrigin(name="org/name", commit="abc", dtype="bfloat16", stored_as="bfloat16", fingerprint="1" * 32),
+    part=None,
+    calibration=CalibrationOrigin(source="c4", samples=8, fingerprint="2" * 32),
+    versions={},
+    layers=(),
+    stored_bits_per_weight=4.25,
+    proof=ProvenScore(source="c4", sequences=8, measured=33.0, unfolded=33.0, packed=33.0),
+)
 # How far the best trial is from gw-awq on tuning text and on held-out text, and what follows.
 CASES = {
     "trial confirmed": (-0.05, -1.0, "trial 0", "confirmed", "confirmed on held-out text."),

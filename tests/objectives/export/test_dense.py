@@ -34,6 +34,7 @@ from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.errors import StorageError
 from storage.paths import Paths
+from storage.typed_json import encode
 from tests.objectives import tiny
 
 AWQ = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=5, symmetric=False)
@@ -55,7 +56,9 @@ def target(tmp_path: Path) -> Path:
 
 
 def write_quantized(bench: Bench, plan: Plan, directory: Path, progress: Any = silent) -> dict[str, Any]:
-    return Dense().write(Export(bench=bench, plan=plan, directory=directory), progress)
+    """Writes, and returns the manifest as it is stored."""
+    stored: dict[str, Any] = encode(Dense().write(Export(bench=bench, plan=plan, directory=directory), progress))
+    return stored
 
 
 def quantized_state(bench: Bench, setting: Setting) -> tuple[dict[str, Tensor], tuple[LayerResult, ...]]:

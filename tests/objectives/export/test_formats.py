@@ -35,8 +35,8 @@ def test_what_a_format_wrote_scores_what_was_measured(name: str, bench: Bench, t
     form.require_holds([], plan)
     form.require_holds(bench.blocks, plan)
     proof = Proof(text=TEXT, perplexity=None) if form.proven else None
-    record = form.write(Export(bench=bench, plan=plan, directory=tmp_path / "out", proof=proof), silent)
-    assert (record["weights"], record["method"]) == (name, "gw-awq")
+    manifest = form.write(Export(bench=bench, plan=plan, directory=tmp_path / "out", proof=proof), silent)
+    assert (manifest.weights, manifest.method) == (name, "gw-awq")
     expected = run_trial(bench, plan, TEXT).score
     found = form.score(tmp_path / "out", TEXT, bench.model, silent)
     assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-6)
@@ -46,15 +46,15 @@ def test_what_a_format_wrote_scores_what_was_measured(name: str, bench: Bench, t
 @pytest.mark.usefixtures("same_process")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_holds_linears_of_different_settings(name: str, bench: Bench, tmp_path: Path) -> None:
-    """The record lists each setting with its Linears."""
+    """The manifest lists each setting with its Linears."""
     fine = [linear.name for linear in bench.blocks[0].linears]
     plan = Plan(named=dict.fromkeys(fine, AWQ), others=replace(AWQ, group_size=64))
     form = find_format(name)
     proof = Proof(text=TEXT, perplexity=None) if form.proven else None
-    record = form.write(Export(bench=bench, plan=plan, directory=tmp_path / "out", proof=proof), silent)
-    assert record["method"] == "mixed"
-    assert [(one["parameters"]["group_size"], len(one["linears"])) for one in record["settings"]] == [(64, 7), (32, 7)]
-    assert record["settings"][1]["linears"] == fine
+    manifest = form.write(Export(bench=bench, plan=plan, directory=tmp_path / "out", proof=proof), silent)
+    assert manifest.method == "mixed"
+    assert [(each.parameters["group_size"], len(each.linears)) for each in manifest.settings] == [(64, 7), (32, 7)]
+    assert manifest.settings[1].linears == tuple(fine)
     found = form.score(tmp_path / "out", TEXT, bench.model, silent)
     assert found.perplexity == pytest.approx(run_trial(bench, plan, TEXT).score.perplexity, rel=1e-6)
 

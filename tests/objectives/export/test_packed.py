@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,12 @@ from transformers import ArceeConfig, AutoModelForCausalLM, AutoTokenizer
 import objectives.export.packed
 from objectives.errors import InputError, RunError
 from objectives.export.formats import Export, Proof
+from objectives.export.manifest import Manifest
 from objectives.export.packed import Packed
 from objectives.export.rescoring import rescore
 from objectives.model import commuting
 from objectives.model.loading import DTYPES, ModelPlan, load_model
-from objectives.model.provenance import read_record
+from objectives.model.provenance import RECORD, Provenance, read_provenance
 from objectives.progress import silent
 from objectives.scoring import score_all
 from objectives.trial import Bench, quantized, run_trial
@@ -30,6 +30,7 @@ from quant.plan import Plan
 from quant.setting import Setting
 from storage.errors import StorageError
 from storage.model_directory import tensor_bytes
+from storage.typed_json import decode
 from tests.objectives import tiny
 
 AWQ = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=5)
@@ -69,8 +70,8 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "models" / "mine"
 
 
-def card(record: Mapping[str, Any]) -> str:
-    return f"# {record['method']}"
+def card(manifest: Manifest) -> str:
+    return f"# {manifest.method}"
 
 
 def export(bench: Bench, plan: Plan, target: Path, perplexity: float | None = None) -> Export:
@@ -78,7 +79,7 @@ def export(bench: Bench, plan: Plan, target: Path, perplexity: float | None = No
     return Export(bench=bench, plan=plan, directory=target, proof=proof, card=card)
 
 
-def write(bench: Bench, setting: Setting, target: Path, perplexity: float | None = None) -> dict[str, Any]:
+def write(bench: Bench, setting: Setting, target: Path, perplexity: float | None = None) -> Manifest:
     return Packed().write(export(bench, Plan.uniform(setting), target, perplexity), silent)
 
 
@@ -106,13 +107,13 @@ def test_every_layout_comes_back_bit_by_bit(layout: str, symmetric: bool, tmp_pa
     setting = replace(AWQ, symmetric=symmetric)
     before = tiny.state(bench.model.module)
     expected = measured_state(bench, setting)
-    record = write(bench, setting, target)
+    manifest = write(bench, setting, target)
     assert tiny.same_bits(expected, tiny.state(reload(target)))
     assert tiny.same_bits(before, tiny.state(bench.model.module))
-    assert record["proof"]["packed"] == pytest.approx(
+    assert manifest.proof.packed == pytest.approx(
         run_trial(bench, Plan.uniform(setting), TEXT).score.perplexity, rel=1e-6
     )
-    assert record["proof"]["unfolded"] == pytest.approx(record["proof"]["packed"], rel=5e-3)
+    assert manifest.proof.unfolded == pytest.approx(manifest.proof.packed, rel=5e-3)
 
 
 @pytest.mark.usefixtures("same_process")
@@ -136,16 +137,16 @@ def test_every_stack_of_ingredients_comes_back_bit_by_bit(name: str, bench: Benc
     """Searched ranges and GPTQ's codes, on both grids; and they are not those of the method alone."""
     setting = STACKS[name]
     expected = measured_state(bench, setting)
-    record = write(bench, setting, target)
+    manifest = write(bench, setting, target)
     assert tiny.same_bits(expected, tiny.state(reload(target)))
     plain = measured_state(bench, replace(AWQ, symmetric=setting.symmetric))
     assert not tiny.same_bits(expected, plain)
-    assert record["parameters"]["range_search"] == setting.range_search
-    assert record["parameters"]["rounding"] == setting.rounding
+    assert manifest.parameters["range_search"] == setting.range_search
+    assert manifest.parameters["rounding"] == setting.rounding
     stored = load_file(target / "model.safetensors")
     scales = [tensor for name, tensor in stored.items() if name.endswith(".weight_scale")]
     assert any(bool((scale < 0).any()) for scale in scales) is setting.full_range
-    assert all(layer["final_loss"] <= layer["loss"] for layer in record["layers"])
+    assert all(layer.final_loss <= layer.loss for layer in manifest.layers)
 
 
 @pytest.mark.usefixtures("same_process")
@@ -157,10 +158,10 @@ def test_every_grid_comes_back_bit_by_bit(name: str, dtype: str, tmp_path: Path,
     """Symmetric and asymmetric, groups and one scale per row, in every type; the bits in the file are those counted."""
     bench = tiny.bench(made(dtype=DTYPES[dtype]), tmp_path / "home")
     expected = measured_state(bench, GRIDS[name])
-    record = write(bench, GRIDS[name], target)
+    manifest = write(bench, GRIDS[name], target)
     assert tiny.same_bits(expected, tiny.state(reload(target)))
     # Beyond the codes, scales and zero points there are two 64-bit numbers for each of 14 matrices.
-    assert 0 < record["stored_bits_per_weight"] - record["bits_per_weight"] < 0.05
+    assert 0 < manifest.stored_bits_per_weight - manifest.bits_per_weight < 0.05
 
 
 @pytest.mark.usefixtures("same_process")
@@ -230,23 +231,24 @@ def test_the_file_has_what_the_format_prescribes(layout: str, tmp_path: Path, ta
 
 
 @pytest.mark.usefixtures("same_process")
-def test_tokenizer_record_and_card_come_along(bench: Bench, target: Path) -> None:
-    """The directory has a tokenizer, a generation configuration, the record and the card that was made of it."""
-    record = write(bench, AWQ, target)
+def test_tokenizer_manifest_and_card_come_along(bench: Bench, target: Path) -> None:
+    """The directory has a tokenizer, a generation configuration, the manifest and the card that was made of it."""
+    manifest = write(bench, AWQ, target)
     assert AutoTokenizer.from_pretrained(target)("a b").input_ids == bench.model.tokenizer("a b").input_ids
     assert (target / "generation_config.json").is_file()
-    assert read_record(target) == record
-    assert record["weights"] == "packed"
+    assert isinstance(read_provenance(target), Provenance)
+    assert decode(Manifest, json.loads((target / RECORD).read_text()), RECORD) == manifest
+    assert manifest.weights == "packed"
     assert (target / "README.md").read_text() == "# gw-awq"
 
 
 @pytest.mark.usefixtures("same_process")
 def test_a_packed_model_can_be_the_model_of_a_bench(bench: Bench, target: Path) -> None:
     """It loads as any model directory does, and scores what it should."""
-    record = write(bench, replace(AWQ, symmetric=False), target)
+    manifest = write(bench, replace(AWQ, symmetric=False), target)
     model = load_model(ModelPlan(name=str(target), dtype="bfloat16", accept_quantized=True))
     assert model.fingerprint != bench.model.fingerprint
-    assert score_all(model.module, TEXT, "", silent).perplexity == pytest.approx(record["proof"]["measured"], rel=1e-6)
+    assert score_all(model.module, TEXT, "", silent).perplexity == pytest.approx(manifest.proof.measured, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -277,7 +279,7 @@ def test_different_schemes_come_back_bit_by_bit(layout: str, tmp_path: Path, tar
     plan = Plan(named={**dict.fromkeys(first, AWQ), **dict.fromkeys(second, coarse)})
     with quantized(bench, plan):
         expected = tiny.state(bench.model.module)
-    record = Packed().write(export(bench, plan, target), silent)
+    manifest = Packed().write(export(bench, plan, target), silent)
     reloaded = reload(target)
     # Of several schemes each is unpacked when its Linear is used first.
     reloaded(TEXT.ids[0][None])
@@ -288,19 +290,19 @@ def test_different_schemes_come_back_bit_by_bit(layout: str, tmp_path: Path, tar
     assert [set(group["targets"]) for group in groups.values()] == [
         {name.partition(":")[0] for name in block} for block in (first, second)
     ]
-    assert 0 < record["stored_bits_per_weight"] - record["bits_per_weight"] < 0.05
+    assert 0 < manifest.stored_bits_per_weight - manifest.bits_per_weight < 0.05
 
 
 @pytest.mark.usefixtures("same_process")
 def test_a_model_that_stays_packed_is_measured_and_not_quantized_again(bench: Bench, target: Path) -> None:
     """Several schemes are unpacked on first use only: there are no weights to calibrate or to count."""
     plan = Plan(named={"model.layers.0.mlp.down_proj": replace(AWQ, group_size=64)}, others=AWQ)
-    record = Packed().write(export(bench, plan, target), silent)
+    manifest = Packed().write(export(bench, plan, target), silent)
     with pytest.raises(InputError, match=r"is already quantized \(packed by praqtune: mixed, .* bits per weight\)"):
         load_model(ModelPlan(name=str(target), dtype="bfloat16"))
     model = load_model(ModelPlan(name=str(target), dtype="bfloat16", accept_quantized=True))
     assert model.quantized is not None
-    assert model.quantized.bits == record["bits_per_weight"]
+    assert model.quantized.bits == manifest.bits_per_weight
 
 
 def test_slices_of_one_matrix_have_one_scheme(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from objectives.errors import InputError
 from objectives.model.loading import ModelPlan, load_model
-from objectives.model.provenance import RECORD, already_quantized
+from objectives.model.provenance import FORMAT, RECORD, ModelOrigin, Provenance, already_quantized
+from storage.typed_json import encode
 from tests.objectives import tiny
 
 
@@ -55,8 +56,15 @@ def test_the_original_is_named_where_a_card_or_our_record_does(tmp_path: Path) -
     found = already_quantized(config(quant_method="gptq", bits=4), tmp_path)
     assert found is not None
     assert found.original == "org/original"
-    record = {"format": 2, "weights": "dense", "method": "gw-awq", "bits_per_weight": 4.5, "model": {"name": "mine"}}
-    (tmp_path / RECORD).write_text(json.dumps(record))
+    provenance = Provenance(
+        weights="dense",
+        method="gw-awq",
+        parameters={},
+        bits_per_weight=4.5,
+        model_bytes=1000,
+        model=ModelOrigin(name="mine", commit=None, dtype="float32", stored_as="float32", fingerprint=""),
+    )
+    (tmp_path / RECORD).write_text(json.dumps({"format": FORMAT, **encode(provenance)}))
     found = already_quantized(SimpleNamespace(), tmp_path)
     assert found is not None
     assert (found.original, found.bits) == ("mine", 4.5)
