@@ -14,7 +14,7 @@ from hpo.report.tables import Table
 from hpo.report.verdict_data import find_row
 from hpo.space.dimension import Dimension
 from hpo.space.space import Space
-from hpo.study.contract import CalibrationContract, Contract, TextContract
+from hpo.study.contract import Contract, SequencesContract, TextContract
 from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
 from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.snapshot import Study
@@ -151,11 +151,11 @@ def _meaning(contract: Contract) -> Iterator[str]:
     yield f"Seed {contract.seed}; only settings of equal group size are compared."
 
 
-def _text(text: CalibrationContract | TextContract) -> str:
-    if isinstance(text, CalibrationContract):
-        return f"{text.sequences} sequences from {short_source(text.source)}"
-    length = f"{text.sequences} sequences of {text.seq_len} tokens"
-    return f"{length} from {short_source(text.source)} ({text.protocol})"
+def _text(text: SequencesContract) -> str:
+    source = short_source(text.source)
+    if isinstance(text, TextContract):
+        return f"{text.sequences} sequences of {text.seq_len} tokens from {source} ({text.protocol})"
+    return f"{text.sequences} sequences from {source}"
 
 
 def _trial_lines(

@@ -40,8 +40,8 @@ class ModelContract:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationContract:
-    """All the calibration text.
+class SequencesContract:
+    """Token sequences; on their own, all the calibration text.
 
     Attributes:
         source: As it was asked for.
@@ -55,22 +55,16 @@ class CalibrationContract:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextContract:
+class TextContract(SequencesContract):
     """A text that is scored.
 
     Attributes:
-        source: As it was asked for.
-        sequences: How many there are.
-        fingerprint: Of their tokens.
         protocol: How text becomes sequences.
         seq_len: Tokens per sequence at most.
         bos: How sequences begin, as it was asked for; None in studies that were begun before that could be said.
         prefix: Token ids that every packed sequence begins with.
     """
 
-    source: str
-    sequences: int
-    fingerprint: str
     protocol: str
     seq_len: int
     bos: str | None = None
@@ -99,7 +93,7 @@ class Contract:
 
     format: int = FORMAT
     model: ModelContract
-    calibration: CalibrationContract
+    calibration: SequencesContract
     tuning: TextContract
     confirmation: TextContract | None = None
     second_confirmation: TextContract | None = None

@@ -8,7 +8,7 @@ from typing import Literal
 
 from hpo.study.events import Event, Finished, Looked, Notice, Working
 from hpo.study.record import TrialRecord
-from hpo.study.status import phase
+from hpo.study.status import running_trial
 from quant.setting import Setting
 
 
@@ -113,11 +113,7 @@ def _finished(event: Finished) -> FinishedLine:
 
 
 def _at_work(trial: TrialRecord) -> WorkerAtWork:
-    owner = trial.owner
+    at_work = running_trial(trial)
     return WorkerAtWork(
-        name=owner.name if owner else None,
-        host=owner.host if owner else None,
-        device=owner.device if owner else None,
-        trial=trial.number,
-        phase=phase(trial),
+        name=at_work.worker, host=at_work.host, device=at_work.device, trial=at_work.number, phase=at_work.phase
     )

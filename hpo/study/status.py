@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 
 from hpo.study.record import StudyRecord, TrialRecord
 
@@ -53,13 +54,13 @@ def summary(record: StudyRecord) -> Summary:
         model=contract.model.name,
         tuning_text=f"{tuning.sequences} sequences of {tuning.source} ({tuning.protocol})",
         trials=dict(Counter(trial.state for trial in record.trials)),
-        references={one.full_name: one.perplexity for one in record.references},
+        references={reference.full_name: reference.perplexity for reference in record.references},
         best={
             str(size_class): _best(next(trial for trial in complete if trial.size_class == size_class))
-            for size_class in sorted(size_classes, key=lambda one: one.order)
+            for size_class in sorted(size_classes, key=attrgetter("order"))
         },
         tokens_saved=round(record.tokens_saved(record.full_tokens), 3) if complete else None,
-        running=tuple(_running(trial) for trial in record.trials if trial.state == "RUNNING"),
+        running=tuple(running_trial(trial) for trial in record.trials if trial.state == "RUNNING"),
         last_failure=next((trial.reason for trial in reversed(record.trials) if trial.state == "FAIL"), None),
         confirmation=record.confirmation.sentence if record.confirmation else None,
     )
@@ -70,7 +71,8 @@ def _best(trial: TrialRecord) -> str:
     return f"{trial.perplexity:.3f} {trial.name}: {trial.setting.label()}"
 
 
-def _running(trial: TrialRecord) -> RunningTrial:
+def running_trial(trial: TrialRecord) -> RunningTrial:
+    """Say who is at a running trial, since when, and how far it is."""
     started = datetime.fromisoformat(trial.started) if trial.started else None
     beat = datetime.fromisoformat(trial.beat.at) if trial.beat else None
     owner = trial.owner

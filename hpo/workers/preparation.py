@@ -5,6 +5,7 @@ of them leaves a study that the next process completes. May assume that equal pl
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
@@ -14,9 +15,9 @@ from hpo.search.proposal import presets
 from hpo.space.space import Space
 from hpo.study.attributes import CONTRACT, QUEUED, REFERENCES
 from hpo.study.contract import (
-    CalibrationContract,
     Contract,
     ModelContract,
+    SequencesContract,
     TextContract,
     require_same,
     stored_contract,
@@ -64,9 +65,7 @@ def make_contract(
             stored_as=str(model.stored_dtype).removeprefix("torch."),
             input_scales=_input_scales(space, blocks),
         ),
-        calibration=CalibrationContract(
-            source=calibration.source, sequences=len(calibration), fingerprint=calibration.fingerprint()
-        ),
+        calibration=SequencesContract(**_identity(calibration)),
         tuning=tuning,
         confirmation=confirmation,
         second_confirmation=second,
@@ -75,11 +74,14 @@ def make_contract(
     )
 
 
+def _identity(sequences: Sequences) -> dict[str, Any]:
+    """What any text is known by."""
+    return {"source": sequences.source, "sequences": len(sequences), "fingerprint": sequences.fingerprint()}
+
+
 def _text(plan: TextPlan, sequences: Sequences) -> TextContract:
     return TextContract(
-        source=sequences.source,
-        sequences=len(sequences),
-        fingerprint=sequences.fingerprint(),
+        **_identity(sequences),
         protocol=plan.protocol,
         seq_len=plan.length,
         bos=plan.bos,

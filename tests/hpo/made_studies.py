@@ -36,7 +36,7 @@ from hpo.study.attributes import (
 from hpo.study.attributes import CONTRACT as CONTRACT_KEY
 from hpo.study.attributes import TOKENS as TOKENS_KEY
 from hpo.study.confirmation import Confirmation, ConfirmedComparison, ConfirmedScore, Interval
-from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract
+from hpo.study.contract import Contract, ModelContract, SequencesContract, TextContract
 from hpo.study.estimate import Estimate
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
@@ -83,7 +83,7 @@ CONTRACT = Contract(
         stored_as="bfloat16",
         input_scales="all fold into what produces the inputs",
     ),
-    calibration=CalibrationContract(source="wikitext2", sequences=512, fingerprint="1" * 32),
+    calibration=SequencesContract(source="wikitext2", sequences=512, fingerprint="1" * 32),
     tuning=TextContract(
         source="C4", sequences=SEQUENCES, fingerprint=TEXT.fingerprint(), protocol="packed", seq_len=TOKENS + 1
     ),

@@ -36,7 +36,7 @@ OBJECTS: dict[str, type] = {
     "interval": confirmation.Interval,
     "contract": contract.Contract,
     "model": contract.ModelContract,
-    "calibration text": contract.CalibrationContract,
+    "calibration text": contract.SequencesContract,
     "scored text": contract.TextContract,
     "space": Space,
     "dimension": Dimension,
