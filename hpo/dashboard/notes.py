@@ -65,7 +65,7 @@ def study_facts(study: Study) -> dict[str, str]:
         "calibrated on": _text(contract.calibration),
         "verdict": chosen.verdict if chosen else NO_VERDICT,
         "recommended": chosen.sentence() if chosen else "",
-        "on other text": confirmed_text(record) if record.confirmation else "",
+        "on other text": confirmed_text(study) if record.confirmation else "",
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -75,7 +75,7 @@ def _study_lines(study: Study, address: str, links: Mapping[str, str], problems:
     yield f"## {escaped(chosen.verdict if chosen else NO_VERDICT)}"
     if chosen:
         yield escaped(chosen.sentence())
-        yield escaped(confirmed_text(record))
+        yield escaped(confirmed_text(study))
     if links:
         yield " · ".join(f"[{name}]({link})" for name, link in links.items())
     for problem in problems:

@@ -45,21 +45,24 @@ def glance(study: Study, data: ChartData) -> list[Answer]:
     return [
         Answer(question="What won", text=_winner(chosen)),
         Answer(question="By how much", text=_margin(lead, chosen, data)),
-        Answer(question="Is it real", text=confirmed_text(record)),
+        Answer(question="Is it real", text=confirmed_text(study)),
         Answer(question="What mattered", text=_importance(data)),
         Answer(question="Where the model is hurt", text=_hurt(data)),
         *_next(record, lead, data),
     ]
 
 
-def confirmed_text(record: StudyRecord) -> str:
-    """Say what other text shows, with short names of texts."""
-    if record.confirmation is None:
+def confirmed_text(study: Study) -> str:
+    """Say what other text shows, with short names of texts, and that it was asked at one size of equal bits alone."""
+    confirmation = study.record.confirmation
+    if confirmation is None:
         return UNCONFIRMED
-    text = record.confirmation.sentence
-    for dataset in record.confirmation.datasets:
+    text = confirmation.sentence
+    for dataset in confirmation.datasets:
         text = text.replace(dataset, short_source(dataset))
-    return text
+    if len(study.rankings) == 1:
+        return text
+    return f"{text} Held-out text was read for {confirmation.size_class} alone: the other sizes are not tested."
 
 
 def _winner(chosen: Recommendation) -> str:
@@ -76,7 +79,7 @@ def _margin(lead: SizeClassRanking, chosen: Recommendation, data: ChartData) -> 
     if trial is not None and reference is not None and trial.against is not None:
         parts.append(
             f"{trial.measured.name}, the best that was searched, is at {percent_text(trial.against)} perplexity "
-            f"against {reference.measured.name}, the best that was known"
+            f"against {reference.measured.name}, the best that was known, on tuning text"
         )
     full = data.verdict.full
     best = chosen.measured

@@ -81,7 +81,7 @@ def make_page(study: Study, data: ChartData) -> Page:
         ranking=tuple(
             (study.recommended(ranking).verdict, table) for ranking, table in zip(study.rankings, tables, strict=True)
         ),
-        confirmed=confirmed_text(record),
+        confirmed=confirmed_text(study),
         confirmation=tuple(confirmation_tables(record)),
         importances=tuple(importance_tables(data.importances)),
         cost=cost_table(study),

@@ -47,7 +47,9 @@ class BenchOptions:
     seq_len: int | None = option("text", None, "tokens per sequence (512; 256 for the bundled model)")
     eval_samples: int = option("text", 64, "sequences per data set")
     seed: int = option("text", 0, "of the split and the order of the text")
-    confirm_data: str | None = option("confirmation", None, "second data set that the winner is confirmed on")
+    confirm_data: str | None = option(
+        "confirmation", None, "second data set that the winner, of the size class that leads, is confirmed on"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 Responsible for the decision guide: the simplest setting within 0.05 % and within noise of the best is recommended; a
 win over the references is meaningful only above 0.1 % and significant. May assume scores of the same sequences. The
-text was also used to choose, so the best of many looks better than it is: confirmation on other text has the last
-word.
+text was also used to choose, so the best of many looks better than it is: whether it is a win is for
+`hpo.verdict.recommendation` to say, by other text.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,29 +80,21 @@ class SizeClassRanking:
         """Return the best row that is no trial."""
         return next((row for row in self.rows if not isinstance(row.measured, TrialRecord)), None)
 
-    def verdict(self, elsewhere: str = "") -> str:
-        """Say what the comparison with the references shows, in one sentence.
-
-        Args:
-            elsewhere: What other text says of it; a win that has such words is called one on tuning text.
-        """
+    def comparison(self) -> str:
+        """Say how the best trial stands against the best reference on tuning text; no judgement, and no full stop."""
         trial, reference = self.best_trial, self.best_reference
         if trial is None or reference is None or self.against is None:
             missing = "no trial was completed" if trial is None else "no reference was measured"
-            return f"{self.title}: {missing}, so nothing can be compared."
+            return f"{self.title}: {missing}, so nothing can be compared"
         method = trial.measured.setting.method if trial.measured.setting else ""
-        better = self.against.value <= 0
-        interval = f"{percent_text(self.against)} perplexity"
+        interval = f"{percent_text(self.against)} perplexity on tuning text"
         baseline, best = (self._named(row) for row in (reference, trial))
-        if not better:
-            return (
-                f"{self.title}: {baseline} beats every {method} setting that was tried; "
-                f"the best of them, {best}, is at {interval}{f'; {elsewhere}' if elsewhere else ''}."
-            )
-        real = is_meaningful(self.against)
-        judgement = "a meaningful win" if real else "not a meaningful win (it takes 0.1 % and significance)"
-        judgement = f"{judgement} on tuning text, {elsewhere}" if elsewhere else judgement
-        return f"{self.title}: {best} against {baseline} is {interval}: {judgement}."
+        if self.against.value <= 0:
+            return f"{self.title}: {best} against {baseline} is {interval}"
+        return (
+            f"{self.title}: {baseline} beats every {method} setting that was tried; the best of them, {best}, is at "
+            f"{interval}"
+        )
 
     def _named(self, row: Ranked) -> str:
         """Name a row with its perplexity, and with its bits where the rows' bits differ."""

@@ -18,6 +18,7 @@ from hpo.verdict.ranking import (
     SIGNIFICANT,
     Ranked,
     SizeClassRanking,
+    is_meaningful,
 )
 from hpo.verdict.words import number, setting_text
 
@@ -66,13 +67,12 @@ def recommendation(ranking: SizeClassRanking, confirmation: Confirmation | None)
     """
     comparisons = _comparisons(ranking, confirmation)
     row, reason = _chosen(ranking, comparisons)
-    confirmed = _confirmed(ranking, comparisons)
     return Recommendation(
         measured=row.measured,
         size_class=ranking.size_class,
         reason=reason,
-        confirmed=confirmed,
-        verdict=ranking.verdict(_words(ranking, confirmed)),
+        confirmed=_confirmed(ranking, comparisons),
+        verdict=f"{ranking.comparison()}{_judgement(ranking, comparisons)}.",
     )
 
 
@@ -141,20 +141,28 @@ def _chosen(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison
     )
 
 
-def _words(ranking: SizeClassRanking, confirmed: Confirmed) -> str:
-    """Say what held-out text shows, to stand at the end of a verdict."""
+def _judgement(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison]) -> str:
+    """Say what held-out text makes of the best trial, to stand at the end of a verdict.
+
+    No win is spoken of before it is confirmed: on tuning text the best of many looks better than it is.
+    """
     if ranking.against is None:
         return ""
+    confirmed, better = _confirmed(ranking, comparisons), _better(ranking, comparisons)
+    worse = f"worse than {better.measured.name} on held-out text" if better is not None else ""
     if ranking.against.value > 0:
         return {
-            "confirmed": "on held-out text it is confirmed as better",
-            "not confirmed": "on held-out text a difference is not confirmed",
-            "worse": "on held-out text it is worse, too",
-            "not tested": "",
+            "confirmed": "; on held-out text it is confirmed as better",
+            "not confirmed": "; on held-out text a difference is not confirmed",
+            "worse": f"; {worse}, too",
+            "not tested": "; not tested on held-out text",
         }[confirmed]
+    beyond = (
+        "" if is_meaningful(ranking.against) else f"not meaningful (it takes {MEANINGFUL_PERCENT} % and significance), "
+    )
     return {
-        "confirmed": "confirmed on held-out text",
-        "not confirmed": "not confirmed on held-out text",
-        "worse": "worse on held-out text",
-        "not tested": "not tested on held-out text",
+        "confirmed": ": a win, confirmed on held-out text",
+        "not confirmed": ": not confirmed on held-out text",
+        "worse": f": {worse}",
+        "not tested": f": {beyond}not tested on held-out text",
     }[confirmed]

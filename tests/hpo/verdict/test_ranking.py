@@ -85,9 +85,9 @@ def test_a_reference_that_beats_every_setting_is_said_to(study: Study) -> None:
     study.add(RTN, shifted(3), searched=False)
     study.add(Setting(beta=0.2), shifted(1, noise=0.001), searched=True)
     (ranking,) = study.rankings()
-    assert ranking.verdict().startswith("Group size 128: gw-awq")
-    assert "beats every gwh-praq-v2 setting that was tried" in ranking.verdict()
-    assert "+1.01 % [" in ranking.verdict()
+    assert ranking.comparison().startswith("Group size 128: gw-awq")
+    assert "beats every gwh-praq-v2 setting that was tried" in ranking.comparison()
+    assert "+1.01 % [" in ranking.comparison()
     assert ranking.recommended.measured.name == "gw-awq"
 
 
@@ -96,7 +96,7 @@ def test_a_clear_win_is_meaningful(study: Study) -> None:
     study.add(AWQ, shifted(1, noise=0.001), searched=False)
     study.add(Setting(beta=0.2), shifted(0), searched=True)
     (ranking,) = study.rankings()
-    assert ranking.verdict().endswith("a meaningful win.")
+    assert recommendation(ranking, None).verdict.endswith(" perplexity on tuning text: not tested on held-out text.")
     assert ranking.recommended.measured.name == "trial 1"
 
 
@@ -106,7 +106,7 @@ def test_a_win_that_is_small_or_within_noise_is_not_meaningful(study: Study, per
     study.add(AWQ, shifted(percent, noise), searched=False)
     study.add(Setting(beta=0.2), shifted(0), searched=True)
     (ranking,) = study.rankings()
-    assert "not a meaningful win" in ranking.verdict()
+    assert "not meaningful (it takes 0.1 % and significance)" in recommendation(ranking, None).verdict
 
 
 def test_the_simplest_setting_within_noise_and_a_twentieth_of_a_percent_is_recommended(study: Study) -> None:
@@ -158,8 +158,8 @@ def test_only_equal_shares_of_kept_rows_are_compared(study: Study) -> None:
     assert [ranking.size_class.keep_ratio for ranking in rankings] == [0.05, 0.1, 0.2]
     assert [len(ranking.rows) for ranking in rankings] == [3, 3, 3]
     assert all(ranking.best_reference.measured.name == "awq-mixed" for ranking in rankings if ranking.best_reference)
-    assert rankings[0].verdict().startswith("One scale per row, 5 % of rows in 16 bit: trial 1 (")
-    assert rankings[0].verdict().endswith("a meaningful win.")
+    assert rankings[0].comparison().startswith("One scale per row, 5 % of rows in 16 bit: trial 1 (")
+    assert rankings[0].comparison().endswith(" perplexity on tuning text")
     assert headline(rankings) is rankings[2]
     assert [(one.group_size, one.keep_ratio) for one in map(printed_size_class, rankings)] == [
         (None, 0.05),
@@ -181,8 +181,8 @@ def test_methods_in_groups_stand_beside_kept_rows_of_no_fewer_bits(study: Study)
     assert none.title == "One scale per row"
     assert [row.measured.name for row in few.rows] == ["gw-awq g64", "trial 3"]
     assert [row.measured.name for row in many.rows] == ["gw-awq g32", "trial 4"]
-    assert "at 4.500 bits per weight) beats every praq-mixed setting that was tried" in many.verdict()
-    assert "at 5.200 bits per weight), is at +1.01 %" in many.verdict()
+    assert "at 4.500 bits per weight) beats every praq-mixed setting that was tried" in many.comparison()
+    assert "at 5.200 bits per weight), is at +1.01 %" in many.comparison()
     assert many.recommended.measured.name == "gw-awq g32"
     assert (
         recommendation(many, None)
@@ -214,15 +214,15 @@ def test_a_trial_that_equals_its_reference_is_not_said_to_lose(study: Study) -> 
     study.add(Setting(method="awq"), shifted(0), searched=False)
     study.add(Setting(method="awq"), shifted(0), searched=True, origin="preset defaults")
     (ranking,) = study.rankings()
-    assert "beats" not in ranking.verdict()
-    assert "not a meaningful win" in ranking.verdict()
+    assert "beats" not in ranking.comparison()
+    assert "not meaningful (it takes 0.1 % and significance)" in recommendation(ranking, None).verdict
 
 
 def test_a_size_without_a_completed_trial_says_so(study: Study) -> None:
     """Nothing is compared with nothing, and such a size does not lead."""
     study.add(AWQ, shifted(0), searched=False)
     (ranking,) = study.rankings()
-    assert "no trial was completed" in ranking.verdict()
+    assert "no trial was completed" in ranking.comparison()
     assert headline([ranking]) is None
     assert printed_size_class(ranking).recommended == "gw-awq"
 

@@ -39,11 +39,11 @@ MANIFEST = Manifest(
 )
 # How far the best trial is from gw-awq on tuning text and on held-out text, and what follows.
 CASES = {
-    "trial confirmed": (-0.05, -1.0, "trial 0", "confirmed", "confirmed on held-out text."),
-    "trial not confirmed": (-0.05, -0.05, "gw-awq", "not confirmed", "not confirmed on held-out text."),
-    "trial worse": (-0.05, 1.0, "gw-awq", "worse", "worse on held-out text."),
-    "trial not tested": (-0.05, None, "trial 0", "not tested", "not tested on held-out text."),
-    "reference wins": (0.05, 1.0, "gw-awq", "worse", "on held-out text it is worse, too."),
+    "trial confirmed": (-0.05, -1.0, "trial 0", "confirmed", "on tuning text: a win, confirmed on held-out text."),
+    "trial not confirmed": (-0.05, -0.05, "gw-awq", "not confirmed", "on tuning text: not confirmed on held-out text."),
+    "trial worse": (-0.05, 1.0, "gw-awq", "worse", "on tuning text: worse than gw-awq on held-out text."),
+    "trial not tested": (-0.05, None, "trial 0", "not tested", "on tuning text: not tested on held-out text."),
+    "reference wins": (0.05, 1.0, "gw-awq", "worse", "on tuning text; worse than gw-awq on held-out text, too."),
 }
 
 
@@ -68,6 +68,7 @@ def test_whatever_names_a_best_names_the_same(case: str, tmp_path: Path) -> None
     assert found is not None
     assert (found.measured.name, found.confirmed) == (name, confirmed)
     assert found.verdict.endswith(ending)
+    assert ("win" in found.verdict) == (confirmed == "confirmed")
     measured, notes = choose(study)
     assert measured is found.measured
     assert len(notes) == 1
