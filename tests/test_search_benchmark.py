@@ -11,6 +11,7 @@ from benchmarks.honesty import honesty
 from benchmarks.replay import Fixed, Ours, Snap, Until, best_was_pruned, field, proposer, regret_curve, replay
 from benchmarks.search import pruner_searches, sampler_searches, stopped_searches, summary
 from benchmarks.truth import Text, Truth, drawn, load, save
+from benchmarks.winners_curse import equal, halves, redrawn, studies
 from hpo.search.pruners.registry import Pruning
 from hpo.space.space import make_space
 from quant.setting import Setting
@@ -135,3 +136,17 @@ def test_intervals_of_this_text_are_honest(made: Truth) -> None:
     found = honesty(made.texts[0], 300)
     assert 0.9 < found["coverage"] < 0.99
     assert found["equal_but_a_win"] <= found["equal_but_significant"] < 0.1
+
+
+def test_a_win_on_tuning_text_is_held_against_what_is_true(made: Truth) -> None:
+    """Settings that are all equal are seldom called better, and hardly ever confirmed; halves share no document."""
+    text = made.texts[0]
+    level = equal(text)
+    assert np.allclose(level.mean_nll, level.mean_nll[0])
+    found = studies(level, 60, 24, redrawn)
+    assert all(abs(one.true) < 1e-6 for one in found)
+    assert sum(one.confirmed for one in found) <= sum(one.called for one in found) < 20
+    assert all(one.called and one.true < -1 for one in studies(text, 5, 24, redrawn))
+    first, second = halves(text, np.random.default_rng(0))
+    assert not set(first[1]) & set(second[1])
+    assert len(first[0]) + len(second[0]) == SEQUENCES
