@@ -1,6 +1,7 @@
-"""Tune the bundled model in a small study, and write its best trial as packed INT4.
+"""Tune the bundled model in a small study, and write what it recommends as packed INT4.
 
-Shows the whole way from Python: a plan, a study, a model directory that transformers and vLLM load.
+Shows the whole way from Python: a plan, a study, a model directory that transformers and vLLM load. What is recommended
+is a reference where held-out text confirms no trial; `quantize(..., trial="best")` writes the trial of least perplexity.
 `python examples/tune_and_deploy.py DIRECTORY` makes DIRECTORY in half a minute; run again with another one, it goes on
 with the same study, and so measures no trial again.
 """
@@ -45,4 +46,4 @@ if __name__ == "__main__":
     paths = Paths.default()
     optimize(PLAN, open_storage(chosen_url(None, paths)), paths, Budget(trials=6), tell, silent)
     written = load("example").quantize(sys.argv[1], format="packed")
-    print(f"{written.directory}: {written.manifest.proof}")
+    print(*written.notes, f"{written.directory}: {written.manifest.proof}", sep="\n")

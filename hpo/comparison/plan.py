@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpo.study.record import FULL_PRECISION, Measured, StudyRecord
+from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from quant.methods import METHODS
@@ -45,10 +45,11 @@ class ComparePlan:
 
     @property
     def found(self) -> Measured | None:
-        """Return what was chosen of the study, under a name that says whose it is."""
+        """Return what was chosen of the study, under a name that says whose it is, and which reference of many."""
         if self.study is None or self.chosen is None:
             return None
-        return replace(self.chosen, name=f"{self.chosen.name} of {self.study.name}")
+        name = self.chosen.name if isinstance(self.chosen, TrialRecord) else self.chosen.full_name
+        return replace(self.chosen, name=f"{name} of {self.study.name}")
 
 
 def method_settings(methods: str, fields: Mapping[str, Any]) -> tuple[Setting, ...]:

@@ -38,7 +38,7 @@ from quant.setting import Setting
 from storage.paths import Paths
 from storage.strict_json import json_text
 from storage.typed_json import encode
-from tests.hpo.made_studies import CONTRACT, score, trial
+from tests.hpo.made_studies import CONTRACT, reference, score, trial
 from tests.objectives import tiny
 
 SPACE = make_space(Setting(), {})
@@ -415,6 +415,21 @@ def test_a_studys_best_trial_is_a_row_with_what_flatters_it(bundle: Bundle) -> N
     assert set(found.choices[0].rows) == {"rtn", "trial 3 of s"}
     assert any("was found on m" in note for note in found.notes)
     assert any("which flatters it there" in note for note in found.notes)
+
+
+def test_a_reference_that_a_study_recommends_is_a_row_beside_the_same_method(bundle: Bundle) -> None:
+    """It equals that method where the settings are the same, and was not chosen on the text, so nothing flatters it."""
+    tuning = replace(CONTRACT.tuning, source=bundle.data[0].source)
+    setting = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=3)
+    chosen = reference(setting)
+    record = StudyRecord(name="s", contract=replace(CONTRACT, tuning=tuning), references=(chosen,), trials=())
+    found = bundle.compare("rtn", "gw-awq", study=record, chosen=chosen, notes=("why it is that one",))
+    row, same = found.entries[-1], found.entries[-2]
+    assert (row.name, row.kind, row.measured.setting) == ("gw-awq g32 of s", "method", setting)
+    assert row.measured.perplexity == same.measured.perplexity
+    assert set(found.choices[0].rows) == {"rtn", "gw-awq", "gw-awq g32 of s"}
+    assert "why it is that one" in found.notes
+    assert not any("flatters" in note for note in found.notes)
 
 
 # What a person types
