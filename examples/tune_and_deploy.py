@@ -1,7 +1,7 @@
 """Tune the bundled model in a small study, and write what it recommends as packed INT4.
 
 Shows the whole way from Python: a plan, a study, a model directory that transformers and vLLM load. What is recommended
-is a reference where held-out text confirms no trial; `quantize(..., trial="best")` writes the trial of least perplexity.
+is a reference where held-out text confirms no trial; `quantize(..., trial="best")` writes the best trial all the same.
 `python examples/tune_and_deploy.py DIRECTORY` makes DIRECTORY in half a minute; run again with another one, it goes on
 with the same study, and so measures no trial again.
 """
