@@ -89,7 +89,7 @@ class Chaos:
             if self._left() > 0 and time.monotonic() > next_random:
                 self._kill_one()
                 next_random = time.monotonic() + self.random.uniform(0.1, 2)
-            for process in [one for one in self.processes if one.poll() is not None]:
+            for process in [process for process in self.processes if process.poll() is not None]:
                 self._ended(process)
             time.sleep(0.1)
         self._watch()
@@ -100,7 +100,7 @@ class Chaos:
 
     def _start(self) -> None:
         # About every second victim dies by itself, each time at the start of another phase; calibration is only once.
-        armed = sum(getattr(one, "phase", None) is not None for one in self.processes)
+        armed = sum(getattr(process, "phase", None) is not None for process in self.processes)
         index = sum(self.killed[phase] for phase in PHASES) + armed
         dies = FIRST if not self.processes and not self.killed else PHASES[index % len(PHASES)]
         phase = (
@@ -119,8 +119,8 @@ class Chaos:
         """One that is at a trial, or now and then one that loads, calibrates, measures references or confirms."""
         running = [trial for trial in self._frozen() if trial.state.name == "RUNNING"]
         busy = {trial.user_attrs.get("owner", {}).get("pid") for trial in running}
-        free = [one for one in self.processes if one.phase is None]  # type: ignore[attr-defined]
-        victims = [one for one in free if one.pid in busy]
+        free = [process for process in self.processes if process.phase is None]  # type: ignore[attr-defined]
+        victims = [process for process in free if process.pid in busy]
         if not victims and self.random.random() < 0.05:
             victims = free
         if victims:
@@ -149,7 +149,8 @@ class Chaos:
 
     def _trials(self) -> list[tuple[int, str, float | None]]:
         return [
-            (one.number, one.state.name, one.value if one.state.name == "COMPLETE" else None) for one in self._frozen()
+            (trial.number, trial.state.name, trial.value if trial.state.name == "COMPLETE" else None)
+            for trial in self._frozen()
         ]
 
     def _frozen(self) -> list[Any]:
@@ -181,11 +182,12 @@ class Chaos:
         states = Counter(trial.state for trial in record.trials)
         settings = Counter(trial.setting.canonical() for trial in record.counted if trial.setting)
         ended = sum(trial.state in ENDED for trial in record.counted)
+        numbers = {trial.number for trial in record.trials}
         return {
             "kills": self.killed.total(),
             "killed_at": dict(self.killed),
             "workers": self.workers,
-            "finished_trials_lost": len(set(self.lost)) + len(set(self.seen) - {one.number for one in record.trials}),
+            "finished_trials_lost": len(set(self.lost)) + len(set(self.seen) - numbers),
             "settings_run_twice": sum(count - 1 for count in settings.values()),
             "budget": self.trials,
             "budget_missed_by": ended - self.trials,
@@ -216,13 +218,13 @@ def main() -> None:
         home = Path(name)
         (home / "url").write_text(url)
         chaos = Chaos(url, home, options.workers, options.trials, options.kills, random.Random(options.seed))
-        found = chaos.run()
-    for key, value in found.items():
+        verdict = chaos.run()
+    for key, value in verdict.items():
         print(f"{key.replace('_', ' ')}: {value}")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(verdict, indent=1) + "\n")
     wrong = ("finished_trials_lost", "settings_run_twice", "budget_missed_by", "left_running", "left_waiting")
-    sys.exit(any(found[key] for key in wrong))
+    sys.exit(any(verdict[key] for key in wrong))
 
 
 if __name__ == "__main__":

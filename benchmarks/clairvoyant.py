@@ -37,14 +37,14 @@ STARTUP, LEAST_CHANCE = 4, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class Covariances:
     """Covariances `[settings, settings]`: of the means over all text, and of one sequence's deviations from them."""
 
     means: Array
     deviations: Array
 
 
-def told(truth: Truth) -> Told:
+def fitted_covariances(truth: Truth) -> Covariances:
     """Fitted to a table by likelihood; smooth in the settings plus what is each setting's own."""
     text = truth.texts[0]
     values = MILLI * text.nll / text.tokens
@@ -53,7 +53,7 @@ def told(truth: Truth) -> Told:
     count = values.shape[1]
     # An orthonormal basis of what is left of the sequences without their mean: independent draws.
     basis = np.linalg.svd(np.eye(count) - 1 / count)[0][:, : count - 1]
-    return Told(means=_fitted(truth.points, means), deviations=_fitted(truth.points, (values - means) @ basis))
+    return Covariances(means=_fitted(truth.points, means), deviations=_fitted(truth.points, (values - means) @ basis))
 
 
 def _fitted(points: Array, draws: Array) -> Array:
@@ -76,7 +76,7 @@ def _fitted(points: Array, draws: Array) -> Array:
     return covariance(optimize.minimize(misfit, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 20}).x)
 
 
-def search(where: Field, known: Told, seed: int) -> list[Ended]:
+def search(where: Field, covariances: Covariances, seed: int) -> list[Ended]:
     """One study of so many tokens."""
     text, generator = where.text, np.random.default_rng(seed)
     ends = np.array(look_sizes(where.sequences))
@@ -84,44 +84,44 @@ def search(where: Field, known: Told, seed: int) -> list[Ended]:
     pieces = np.array([text.nll[:, a:b].sum(1) / text.tokens[a:b].sum() for a, b in zip(starts, ends, strict=True)])
     pieces = MILLI * (pieces - pieces.mean(axis=1, keepdims=True)).T
     means = MILLI * text.mean_nll - MILLI * text.mean_nll.mean()
-    seen = np.zeros(len(means), dtype=int)
-    asked: list[tuple[int, int]] = []
+    looks = np.zeros(len(means), dtype=int)
+    observed: list[tuple[int, int]] = []
     ended: list[Ended] = []
     startup, row, tokens = list(generator.permutation(len(means))[:STARTUP]), None, 0.0
     while tokens < MOST_TOKENS:
-        done = seen == len(ends)
+        done = looks == len(ends)
         best = float(means[done].min()) if done.any() else np.inf
-        if asked:
-            mean, deviation = posterior(known, asked, pieces, ends - starts, where.sequences)
+        if observed:
+            mean, deviation = posterior(covariances, observed, pieces, ends - starts, where.sequences)
             if row is not None and stats.norm.cdf((best - mean[row]) / deviation[row]) < LEAST_CHANCE:
                 row = None
         if row is None and startup:
             row = int(startup.pop())
         elif row is None:
             row = int(np.where(done, -1.0, expected_improvement(mean, deviation, best)).argmax())
-        look = int(seen[row])
-        asked.append((row, look))
-        seen[row] += 1
+        look = int(looks[row])
+        observed.append((row, look))
+        looks[row] += 1
         tokens += (ends[look] - starts[look]) / where.sequences
-        if seen[row] == len(ends):
+        if looks[row] == len(ends):
             ended.append(Ended(row=row, read=where.sequences, complete=True, tokens=tokens))
             row = None
     return ended
 
 
 def posterior(
-    known: Told, asked: list[tuple[int, int]], pieces: Array, sizes: Array, total: int
+    covariances: Covariances, observed: list[tuple[int, int]], pieces: Array, sizes: Array, total: int
 ) -> tuple[Array, Array]:
     """Mean and deviation of every setting's mean over all text, both `[settings]`, after pieces of text were read."""
-    rows, looks = np.array(asked).T
+    rows, looks = np.array(observed).T
     shared = (looks[:, None] == looks) / sizes[looks][:, None] - 1 / total
     pair = np.ix_(rows, rows)
-    covariance = known.means[pair] + known.deviations[pair] * shared + JITTER * np.eye(len(rows))
-    across = known.means[:, rows]
+    covariance = covariances.means[pair] + covariances.deviations[pair] * shared + JITTER * np.eye(len(rows))
+    across = covariances.means[:, rows]
     solved = np.linalg.solve(covariance, np.column_stack([pieces[rows, looks], np.ones(len(rows)), across.T]))
     level = solved[:, 0].sum() / solved[:, 1].sum()
     mean = level + across @ (solved[:, 0] - level * solved[:, 1])
-    variance = np.diag(known.means) - np.einsum("ij,ji->i", across, solved[:, 2:])
+    variance = np.diag(covariances.means) - np.einsum("ij,ji->i", across, solved[:, 2:])
     return mean, np.sqrt(np.maximum(variance, JITTER))
 
 
@@ -134,10 +134,10 @@ def main() -> None:
     shown = ", ".join(map(str, SHOWN))
     print(f"| table | regret at {shown} full trials' tokens, %: median [5 %, 95 %] |\n|---|---|")
     for name, truth in tables(options.model).items():
-        known = told(truth)
+        covariances = fitted_covariances(truth)
         fields = [field(truth, seed) for seed in range(options.replicates)]
         studies = joblib.Parallel(n_jobs=options.jobs)(
-            joblib.delayed(search)(where, known, seed) for seed, where in enumerate(fields)
+            joblib.delayed(search)(where, covariances, seed) for seed, where in enumerate(fields)
         )
         curves = np.array([regret_curve(study, where, AT) for study, where in zip(studies, fields, strict=True)])
         cells = [quantiles(list(curves[:, int(np.searchsorted(AT, at))])) for at in SHOWN]

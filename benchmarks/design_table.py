@@ -88,11 +88,11 @@ def laid_out(options: argparse.Namespace) -> tuple[Bench, Sequences]:
     if options.float32_scales:
         scheme._stored = lambda scale, _: scale.clamp_(min=1e-30)  # type: ignore[assignment]
     model = load_model(ModelPlan(name=options.model))
-    found = find_blocks(model.module)
+    blocks = find_blocks(model.module)
     scored = blocks_of(options.eval_text, model.tokenizer, "tuning")[-SCORED:]
     calibrated = blocks_of(options.calib_text, model.tokenizer, "calibration")[:CALIBRATED]
-    calibration = Calibration(model, found, calibrated, TensorCache(Paths.default()))
-    return Bench(model=model, blocks=found, calibration=calibration), scored
+    calibration = Calibration(model, blocks, calibrated, TensorCache(Paths.default()))
+    return Bench(model=model, blocks=blocks, calibration=calibration), scored
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def drawn(text: Text, generator: np.random.Generator) -> tuple[NDArray[np.int64]
     documents = np.unique(text.clusters)
     chosen = generator.choice(documents, len(documents))
     members = [np.flatnonzero(text.clusters == document) for document in chosen]
-    return np.concatenate(members), np.repeat(np.arange(len(members)), [len(one) for one in members])
+    return np.concatenate(members), np.repeat(np.arange(len(members)), [len(sequences) for sequences in members])
 
 
 def compared(
@@ -56,8 +56,8 @@ def honesty(text: Text, replicates: int, seed: int = 0) -> dict[str, Any]:
         pair = generator.choice(good, 2, replace=False)
         truth = float(text.mean_nll[pair[0]] - text.mean_nll[pair[1]])
         rows, clusters = drawn(text, generator)
-        found = compared(text, pair, 0.0, rows, clusters)
-        covered += found.low <= truth <= found.high
+        interval = compared(text, pair, 0.0, rows, clusters)
+        covered += interval.low <= truth <= interval.high
         equal = compared(text, pair, truth, rows, clusters)
         significant += equal.p_value < 0.05
         wins += is_meaningful(equal)
@@ -79,11 +79,11 @@ def main() -> None:
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for name, truth in tables().items():
         for text in truth.texts:
-            found = honesty(text, options.replicates)
-            out[f"{name} {text.source}"] = found
-            shares = (found["coverage"], found["equal_but_significant"], found["equal_but_a_win"])
-            cells = " | ".join(f"{100 * share:.1f} %" for share in shares)
-            print(f"| {name} | {text.source} | {found['documents']} | {cells} |", flush=True)
+            shares = honesty(text, options.replicates)
+            out[f"{name} {text.source}"] = shares
+            shown = ("coverage", "equal_but_significant", "equal_but_a_win")
+            cells = " | ".join(f"{100 * shares[share]:.1f} %" for share in shown)
+            print(f"| {name} | {text.source} | {shares['documents']} | {cells} |", flush=True)
     if options.json:
         options.json.write_text(json.dumps(out, indent=1) + "\n")
 

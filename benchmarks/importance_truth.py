@@ -39,12 +39,17 @@ def whole(truth: Truth) -> Shares:
     return shares(truth, study.trials)
 
 
-def judged(found: Shares, true: Shares) -> tuple[float, bool, float, bool]:
+def judged(estimated: Shares, true: Shares) -> tuple[float, bool, float, bool]:
     """Mean absolute error of the mean shares, whether the leader is right, coverage, and whether there is a warning."""
     names = list(true.mean)
-    errors = [abs(found.mean[name].value - true.mean[name].value) for name in names]
-    covered = [found.mean[name].low <= true.mean[name].value <= found.mean[name].high for name in names]
-    return float(np.mean(errors)), next(iter(found.mean)) == names[0], float(np.mean(covered)), bool(found.warning)
+    errors = [abs(estimated.mean[name].value - true.mean[name].value) for name in names]
+    covered = [estimated.mean[name].low <= true.mean[name].value <= estimated.mean[name].high for name in names]
+    return (
+        float(np.mean(errors)),
+        next(iter(estimated.mean)) == names[0],
+        float(np.mean(covered)),
+        bool(estimated.warning),
+    )
 
 
 def main() -> None:
@@ -63,9 +68,9 @@ def main() -> None:
             replay(study, where, float("inf"), options.trials)
             alone = [trial if trial.state == "COMPLETE" else replace(trial, estimate=None) for trial in study.trials]
             for kind, trials in zip(rows, (study.trials, alone), strict=True):
-                found = shares(truth, trials)
-                if found.reason is None:
-                    rows[kind].append(judged(found, true))
+                estimated = shares(truth, trials)
+                if estimated.reason is None:
+                    rows[kind].append(judged(estimated, true))
         for kind, judgements in rows.items():
             error, right, covered, warned = np.mean(np.array(judgements, dtype=float), axis=0)
             print(

@@ -44,12 +44,12 @@ def study(name: str, seed: int, options: argparse.Namespace) -> StudyRecord:
 
 def curve(record: StudyRecord) -> list[tuple[float, float]]:
     """After every trial: tokens evaluated so far, in full trials, and the least perplexity of a complete one."""
-    found, tokens, best = [], 0.0, np.inf
+    points, tokens, best = [], 0.0, np.inf
     for trial in record.trials:
         tokens += trial.tokens / record.full_tokens
         best = min(best, np.inf if trial.perplexity is None else trial.perplexity)
-        found.append((tokens, float(best)))
-    return found
+        points.append((tokens, float(best)))
+    return points
 
 
 def main() -> None:
@@ -64,10 +64,10 @@ def main() -> None:
     regrets: dict[str, list[list[float]]] = {name: [] for name in SEARCHES}
     for seed in range(options.seeds):
         curves = {name: curve(study(name, seed, options)) for name in SEARCHES}
-        least = min(found[-1][1] for found in curves.values())
-        for name, found in curves.items():
-            at = [min((best for tokens, best in found if tokens <= shown + 1e-9), default=np.inf) for shown in SHOWN]
-            regrets[name].append([100 * (best / least - 1) for best in (*at, found[-1][1])] + [found[-1][0]])
+        least = min(points[-1][1] for points in curves.values())
+        for name, points in curves.items():
+            at = [min((best for tokens, best in points if tokens <= shown + 1e-9), default=np.inf) for shown in SHOWN]
+            regrets[name].append([100 * (best / least - 1) for best in (*at, points[-1][1])] + [points[-1][0]])
             print(f"seed {seed}, {name}: {np.round(regrets[name][-1], 3).tolist()}", file=sys.stderr, flush=True)
     print(f"| search | {' | '.join(f'at {shown}' for shown in SHOWN)} | at the end | tokens |\n|---|---|---|---|---|")
     for name, rows in regrets.items():

@@ -102,8 +102,8 @@ class Bed:
 
     def apart(self, first: Measurement, second: Measurement) -> str:
         """The paired difference of two measurements with its standard error."""
-        found = self.between(first.score, second.score)
-        return f"{found.value:+.4f} ({found.standard_error:.4f})"
+        difference = self.between(first.score, second.score)
+        return f"{difference.value:+.4f} ({difference.standard_error:.4f})"
 
     def inputs(self) -> Iterator[tuple[str, Tensor]]:
         """`E|x|` of every input of a Linear, by the input's name."""
@@ -132,10 +132,12 @@ def scaling_without_the_inverse(bed: Bed) -> None:
     """The weights become Q(W S) while the inputs are not divided by S."""
 
     def unscaled(linears: LinearSet, setting: Setting) -> list[QuantizedLinear]:
-        found = quantize_set(linears, setting)
+        quantized = quantize_set(linears, setting)
         return [
-            one if one.scale is None else replace(one, weight=(one.weight * one.scale).to(one.weight.dtype))
-            for one in found
+            linear
+            if linear.scale is None
+            else replace(linear, weight=(linear.weight * linear.scale).to(linear.weight.dtype))
+            for linear in quantized
         ]
 
     setting = bed.setting("gw-awq")
@@ -233,8 +235,8 @@ def placement(bed: Bed) -> None:
     ranks: dict[str, list[float]] = {}
     for name, kind, out in bed.outputs():
         if kind == "mlp":
-            found = stats.spearmanr(out.activated.numpy(), out.structural.numpy()).statistic
-            ranks.setdefault(name.rpartition(".")[2], []).append(float(found))
+            correlation = stats.spearmanr(out.activated.numpy(), out.structural.numpy()).statistic
+            ranks.setdefault(name.rpartition(".")[2], []).append(float(correlation))
     note = "Rank correlation of the two importances over a Linear's outputs, median over blocks: " + ", ".join(
         f"{role} {_median(values):.2f}" for role, values in ranks.items()
     )
@@ -250,12 +252,12 @@ def kept_rows(bed: Bed) -> None:
         *(bed.setting(method, keep_ratio=ratio) for ratio in RATIOS for method in ("awq-mixed", "praq-mixed")),
         *(bed.setting(method, group_size=size) for size in (64, 32) for method in ("rtn", "gw-awq")),
     ]
-    found = [
+    sized = [
         (setting, model_size(bed.bench.model, bed.bench.blocks, Plan.uniform(setting)).bits_per_weight)
         for setting in settings
     ]
     rows = []
-    for setting, bits in sorted(found, key=lambda one: one[1]):
+    for setting, bits in sorted(sized, key=lambda pair: pair[1]):
         detail = f", {setting.keep_ratio:.0%} of rows" if setting.definition.keeps_rows else ""
         size = "" if setting.definition.per_row else f", group {setting.group_size}"
         rows.append((f"{setting.method}{detail}{size}", f"{bits:.3f}", bed.measure(setting).text))
@@ -281,8 +283,8 @@ def _effective_share(weights: Tensor) -> float:
     return float(1 / (len(shares) * shares.square().sum()))
 
 
-def _alpha(found: Measurement) -> str:
-    return f"{sum(layer.alpha for layer in found.result.layers) / len(found.result.layers):.2f}"
+def _alpha(measurement: Measurement) -> str:
+    return f"{sum(layer.alpha for layer in measurement.result.layers) / len(measurement.result.layers):.2f}"
 
 
 def _median(values: object) -> float:

@@ -82,16 +82,16 @@ class Field:
 
 def field(truth: Truth, seed: int) -> Field:
     """The table with the sequences of its tuning text in an order of their own."""
-    found = truth.texts[0]
-    order = np.random.default_rng((seed, 1)).permutation(len(found.tokens))
+    text = truth.texts[0]
+    order = np.random.default_rng((seed, 1)).permutation(len(text.tokens))
     return Field(
         truth=truth,
         text=replace(
-            found,
-            tokens=found.tokens[order],
-            clusters=found.clusters[order],
-            nll=found.nll[:, order],
-            references=found.references[:, order],
+            text,
+            tokens=text.tokens[order],
+            clusters=text.clusters[order],
+            nll=text.nll[:, order],
+            references=text.references[:, order],
         ),
     )
 
@@ -146,10 +146,10 @@ class Ours:
             row = self._snap.take(self._queue.pop(0))
         else:
             setting = self._suggest(self._field.truth.space, self.trials, self._seed)
-            found = None if setting is None else self._snap.nearest(setting)
-            if found is None:
+            nearest = None if setting is None else self._snap.nearest(setting)
+            if nearest is None:
                 return None
-            row = found
+            row = nearest
         self.trials.append(_running(len(self.trials), row, self._field.truth))
         return row
 
@@ -165,8 +165,8 @@ class Ours:
             ended = replace(self.trials[number], state="COMPLETE", perplexity=score.perplexity)
         else:
             incumbent = self._incumbent()
-            found = None if incumbent is None else estimate(score, incumbent)
-            ended = replace(self.trials[number], state="PRUNED", estimate=found)
+            estimated = None if incumbent is None else estimate(score, incumbent)
+            ended = replace(self.trials[number], state="PRUNED", estimate=estimated)
         self.trials[number] = ended
 
     def has_converged(self) -> bool:
@@ -177,8 +177,8 @@ class Ours:
     def _scores(self, others: int) -> list[Score]:
         """Of the best complete trial, of so many others at most, and of the references; none before one is complete."""
         text = self._field.text
-        found = [text.score(int(trial.result or 0)) for trial in self._complete()[: 1 + others]]
-        return [*found, *(text.reference(number) for number in range(1, len(text.references)))] if found else []
+        scores = [text.score(int(trial.result or 0)) for trial in self._complete()[: 1 + others]]
+        return [*scores, *(text.reference(number) for number in range(1, len(text.references)))] if scores else []
 
     def _complete(self) -> list[TrialRecord]:
         complete = [trial for trial in self.trials if trial.state == "COMPLETE"]
@@ -194,9 +194,9 @@ class Ours:
 class Until:
     """Ours until a rule says that nothing better is to be expected."""
 
-    def __init__(self, ours: Ours, rule: Callable[[Ours], bool]) -> None:
-        self._ours, self._rule = ours, rule
-        self.go_on, self.tell = ours.go_on, ours.tell
+    def __init__(self, search: Ours, rule: Callable[[Ours], bool]) -> None:
+        self._ours, self._rule = search, rule
+        self.go_on, self.tell = search.go_on, search.tell
 
     def ask(self) -> int | None:
         return None if self._rule(self._ours) else self._ours.ask()
@@ -240,11 +240,11 @@ class Optunas:
             self._study.tell(self._running.pop(row), state=TrialState.PRUNED)
 
     def _report(self, row: int, read: int) -> None:
-        told = self._told.setdefault(row, set())
+        steps = self._told.setdefault(row, set())
         look = self._field.text.score(row).first(read)
         for step, value in self._pruner.reports(look, self._field.sequences).items():
-            if step not in told:
-                told.add(step)
+            if step not in steps:
+                steps.add(step)
                 self._running[row].report(value, step)
 
 
@@ -304,15 +304,15 @@ def regret_curve(ended: list[Ended], field: Field, at: NDArray[np.float64]) -> N
     """Regret of the best completed trial, in percent, when so many full trials' tokens were evaluated."""
     regret = field.regret
     curve = np.full(len(at), np.inf)
-    for one in ended:
-        if one.complete:
-            curve[at >= one.tokens - 1e-9] = np.minimum(curve[at >= one.tokens - 1e-9], regret[one.row])
+    for trial in ended:
+        if trial.complete:
+            curve[at >= trial.tokens - 1e-9] = np.minimum(curve[at >= trial.tokens - 1e-9], regret[trial.row])
     return curve
 
 
 def best_was_pruned(ended: list[Ended], field: Field) -> bool:
     """Whether the best of the trials that a study evaluated was given up."""
-    best = min(ended, key=lambda one: float(field.text.mean_nll[one.row]))
+    best = min(ended, key=lambda trial: float(field.text.mean_nll[trial.row]))
     return not best.complete
 
 

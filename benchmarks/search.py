@@ -90,20 +90,20 @@ def _ours(suggest: Proposer, pruning: Pruning, where: Field, seed: int) -> Searc
 def optunas_gp(space: Space, trials: list[TrialRecord], seed: int) -> Setting:
     """Our start-up and estimates, shown to Optuna's Gaussian process."""
     if len(trials) < STARTUP_TRIALS:
-        found = propose(space, trials, "qmc", seed)
-        assert found is not None
-        return found
+        proposed = propose(space, trials, "qmc", seed)
+        assert proposed is not None
+        return proposed
     sampler = FromOptuna(make=_gp, learns=True, pruned_as=TrialState.COMPLETE, most=100)
     return suggestion(space, trials, sampler, seed + len(trials))
 
 
 def pruner_searches() -> dict[str, Make]:
     """Random settings, no presets: what differs is who gives trials up."""
-    found: dict[str, Make] = {"none": partial(_optuna, _random, "none")}
-    found |= {name: partial(_optuna, _random, name) for name in OPTUNA_PRUNERS}
+    searches: dict[str, Make] = {"none": partial(_optuna, _random, "none")}
+    searches |= {name: partial(_optuna, _random, name) for name in OPTUNA_PRUNERS}
     for error in (0.2, 0.1, 0.05, 0.02, 0.01, 0.005):
-        found[f"paired {error:g}"] = partial(_paired, error)
-    return found
+        searches[f"paired {error:g}"] = partial(_paired, error)
+    return searches
 
 
 def _paired(error: float, where: Field, seed: int) -> Search:
@@ -112,7 +112,7 @@ def _paired(error: float, where: Field, seed: int) -> Search:
 
 def sampler_searches() -> dict[str, Make]:
     """Whole searches, ours and Optuna's."""
-    found: dict[str, Make] = {
+    searches: dict[str, Make] = {
         "ours": partial(_ours, proposer("gp"), Pruning()),
         "ours, error .3": partial(_ours, proposer("gp"), Pruning(error=0.3)),
         "ours, no presets": lambda where, seed: Ours(where, seed, proposer("gp"), Pruning(), with_presets=False),
@@ -124,9 +124,9 @@ def sampler_searches() -> dict[str, Make]:
         "random": partial(_optuna, _random, "none"),
     }
     for pruner in OPTUNA_PRUNERS:
-        found[f"TPE, {pruner}"] = partial(_optuna, _tpe, pruner)
-        found[f"GP, {pruner}"] = partial(_optuna, _gp, pruner)
-    return found
+        searches[f"TPE, {pruner}"] = partial(_optuna, _tpe, pruner)
+        searches[f"GP, {pruner}"] = partial(_optuna, _gp, pruner)
+    return searches
 
 
 def stopped_searches() -> dict[str, Make]:
@@ -141,8 +141,8 @@ def _until(rule: Callable[[Ours], bool], where: Field, seed: int) -> Search:
     return Until(Ours(where, seed, proposer("gp"), Pruning()), rule)
 
 
-def _is_out_of_patience(patience: int, ours: Ours) -> bool:
-    return without_improvement(ours.trials) >= patience
+def _is_out_of_patience(patience: int, search: Ours) -> bool:
+    return without_improvement(search.trials) >= patience
 
 
 SEARCHES: Mapping[str, Callable[[], dict[str, Make]]] = {
@@ -156,7 +156,7 @@ def version(name: str) -> int:
     """Of what a replay runs: a changed search is another one."""
     used = ("space/*", "search/pruners/*") if "," in name and not name.startswith("ours") else ("**/*",)
     shared = [ROOT / "objectives" / "paired.py", ROOT / "benchmarks" / "replay.py"]
-    files = [*shared, *(file for one in used for file in sorted(ROOT.glob(f"hpo/{one}.py")))]
+    files = [*shared, *(file for pattern in used for file in sorted(ROOT.glob(f"hpo/{pattern}.py")))]
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
@@ -172,23 +172,23 @@ def run_one(
     make = SEARCHES[part]()[name]
     where = field(load(model, group_size), number)
     ended = replay(make(where, number), where, *MOST[part], workers)
-    found = {"key": key, "part": part, "name": name, "model": model, "group_size": group_size, "workers": workers}
-    found |= summary(ended, where)
-    path.write_text(json.dumps(found))
-    return found
+    replicate = {"key": key, "part": part, "name": name, "model": model, "group_size": group_size, "workers": workers}
+    replicate |= summary(ended, where)
+    path.write_text(json.dumps(replicate))
+    return replicate
 
 
 def summary(ended: list[Ended], where: Field) -> dict[str, Any]:
     """What is kept of a replicate."""
     curve = regret_curve(ended, where, AT)
-    reached = [one.tokens for one in ended if one.complete and where.regret[one.row] <= TARGET]
-    by_trial = np.minimum.accumulate([where.regret[one.row] if one.complete else np.inf for one in ended])
+    reached = [trial.tokens for trial in ended if trial.complete and where.regret[trial.row] <= TARGET]
+    by_trial = np.minimum.accumulate([where.regret[trial.row] if trial.complete else np.inf for trial in ended])
     return {
         "curve": [None if np.isinf(value) else round(float(value), 5) for value in curve],
         "by_trial": [None if np.isinf(value) else round(float(value), 5) for value in by_trial],
         "tokens": ended[-1].tokens,
         "trials": len(ended),
-        "pruned": sum(not one.complete for one in ended),
+        "pruned": sum(not trial.complete for trial in ended),
         "reached": min(reached, default=None),
         "final": float(by_trial[-1]),
         "best_pruned": best_was_pruned(ended, where),
@@ -198,34 +198,37 @@ def summary(ended: list[Ended], where: Field) -> dict[str, Any]:
 
 def best_pruned_percent(ended: list[Ended], where: Field) -> float:
     """How much better than the best completed trial the best evaluated one was; 0 where that was completed."""
-    everything = min(where.regret[one.row] for one in ended)
-    return float(min((where.regret[one.row] for one in ended if one.complete), default=np.inf) - everything)
+    everything = min(where.regret[trial.row] for trial in ended)
+    return float(min((where.regret[trial.row] for trial in ended if trial.complete), default=np.inf) - everything)
 
 
 def quantiles(values: list[float], probabilities: tuple[float, ...] = (0.05, 0.5, 0.95)) -> list[float]:
     """Of values of which some may be infinite."""
-    return [float(one) for one in np.quantile(np.array(values), probabilities, method="inverted_cdf")]
+    return [float(value) for value in np.quantile(np.array(values), probabilities, method="inverted_cdf")]
 
 
-def curves(found: list[dict[str, Any]]) -> NDArray[np.float64]:
+def curves(replicates: list[dict[str, Any]]) -> NDArray[np.float64]:
     """All curves of one search, `[replicates, tokens]`."""
-    return np.array([[np.inf if value is None else value for value in one["curve"]] for one in found])
+    return np.array([[np.inf if value is None else value for value in replicate["curve"]] for replicate in replicates])
 
 
-def table_of(found: list[dict[str, Any]]) -> dict[str, Any]:
+def table_of(replicates: list[dict[str, Any]]) -> dict[str, Any]:
     """One row: a search over all its replicates."""
-    reached = [np.inf if one["reached"] is None else one["reached"] for one in found]
-    all_curves = curves(found)
+    reached = [np.inf if replicate["reached"] is None else replicate["reached"] for replicate in replicates]
+    all_curves = curves(replicates)
     return {
-        "replicates": len(found),
+        "replicates": len(replicates),
         "regret": {f"{at:g}": quantiles(list(all_curves[:, int(np.searchsorted(AT, at))])) for at in SHOWN},
         "tokens_to_target": quantiles(reached),
-        "tokens": float(np.mean([one["tokens"] for one in found])),
-        "trials": float(np.mean([one["trials"] for one in found])),
-        "pruned": float(np.sum([one["pruned"] for one in found]) / np.sum([one["trials"] for one in found])),
-        "best_pruned": float(np.mean([one["best_pruned"] for one in found])),
-        "best_pruned_percent": float(np.mean([one["best_pruned_percent"] for one in found])),
-        "final": quantiles([one["final"] for one in found]),
+        "tokens": float(np.mean([replicate["tokens"] for replicate in replicates])),
+        "trials": float(np.mean([replicate["trials"] for replicate in replicates])),
+        "pruned": float(
+            np.sum([replicate["pruned"] for replicate in replicates])
+            / np.sum([replicate["trials"] for replicate in replicates])
+        ),
+        "best_pruned": float(np.mean([replicate["best_pruned"] for replicate in replicates])),
+        "best_pruned_percent": float(np.mean([replicate["best_pruned_percent"] for replicate in replicates])),
+        "final": quantiles([replicate["final"] for replicate in replicates]),
     }
 
 
@@ -245,10 +248,10 @@ def shown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(found: Mapping[str, list[dict[str, Any]]], title: str, path: Path) -> None:
+def plot(searches: Mapping[str, list[dict[str, Any]]], title: str, path: Path) -> None:
     """Median regret and 90 % band against evaluated tokens."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for name, replicates in found.items():
+    for name, replicates in searches.items():
         band = np.array([quantiles(list(column)) for column in curves(replicates).T])
         (line,) = axes.plot(AT, np.where(np.isfinite(band[:, 1]), band[:, 1], np.nan), label=name)
         low, high = (np.where(np.isfinite(band[:, side]), band[:, side], np.nan) for side in (0, 2))
@@ -290,17 +293,16 @@ def main() -> None:
             ]
             results = joblib.Parallel(n_jobs=options.jobs)(jobs)
             for size in sizes:
-                found = {
-                    name: [one for one in results if one["name"] == name and one["group_size"] == size]
-                    for name in names
+                searches = {
+                    name: [run for run in results if (run["name"], run["group_size"]) == (name, size)] for name in names
                 }
                 title = f"{part}: {options.model}, group size {size}, {workers} workers"
-                rows = {name: table_of(replicates) for name, replicates in found.items()}
+                rows = {name: table_of(replicates) for name, replicates in searches.items()}
                 out[title] = rows
                 print(f"\n### {title}\n\n{shown(rows)}", flush=True)
                 if options.plots:
                     options.plots.mkdir(parents=True, exist_ok=True)
-                    plot(found, title, options.plots / f"{part}-{options.model}-g{size}-w{workers}.png")
+                    plot(searches, title, options.plots / f"{part}-{options.model}-g{size}-w{workers}.png")
     if options.json:
         options.json.write_text(json.dumps(out, indent=1) + "\n")
 

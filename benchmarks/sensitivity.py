@@ -32,17 +32,18 @@ def main() -> None:
     assert full is not None
     plain = Setting(group_size=options.group_size, scales="linear")
     for setting in (replace(plain, beta=0.0, tau=1.5), replace(plain, method="gw-awq")):
-        found = []
+        differences = []
         for size in SIZES:
             score = run_trial(bench, Plan.uniform(replace(setting, n_calib=size)), scored).score
             assert score is not None
             difference = paired_difference(score, full)
-            found.append(difference.value)
+            differences.append(difference.value)
             print(
                 f"{setting.label()} n_calib={size}: {difference.value:.3f} ({difference.standard_error:.3f})",
                 flush=True,
             )
-        print(f"{setting.label()}: from {min(found):.3f} to {max(found):.3f}, deviation {np.std(found, ddof=1):.3f}")
+        least, most, deviation = min(differences), max(differences), np.std(differences, ddof=1)
+        print(f"{setting.label()}: from {least:.3f} to {most:.3f}, deviation {deviation:.3f}")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def main() -> None:
     answers = {directory: generated(directory, PROMPTS, options.tokens) for directory in options.models}
     for place, prompt in enumerate(PROMPTS):
         print(f"\n>>> {prompt}")
-        for directory, found in answers.items():
-            print(f"\n[{directory.name}]\n{found[place]}")
+        for directory, texts in answers.items():
+            print(f"\n[{directory.name}]\n{texts[place]}")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def one_trial(worker: Worker, budget: Budget, pause: float = 0.0) -> dict[str, f
     """Seconds that each part of a trial's bookkeeping takes."""
     started = time.perf_counter()
     trial = worker.ask(budget, Settled())
-    asked = time.perf_counter()
+    proposed = time.perf_counter()
     if isinstance(trial, Settled):
         return {}
     setting = Setting(**trial.user_attrs[names.SETTING])
@@ -165,7 +165,7 @@ def one_trial(worker: Worker, budget: Budget, pause: float = 0.0) -> dict[str, f
     reported = time.perf_counter()
     save_result(worker.store, f"run-{trial.number}", result)
     worker.ledger.tell(trial, setting, result, f"run-{trial.number}")
-    return {"ask": asked - started, "report": reported - reporting, "tell": time.perf_counter() - reported}
+    return {"ask": proposed - started, "report": reported - reporting, "tell": time.perf_counter() - reported}
 
 
 def grown(url: str, home: Path, sampler: str, sizes: Sequence[int], repeats: int) -> list[dict[str, Any]]:
@@ -195,7 +195,7 @@ def simulated(url: str, home: Path, name: str, trials: int, pause: float, result
     results.put(parts)
 
 
-def together(url: str, home: Path, workers: int, each: int, pause: float) -> dict[str, Any]:
+def together(url: str, home: Path, workers: int, trials_each: int, pause: float) -> dict[str, Any]:
     """Many workers at once on one study of a hundred trials."""
     storage = open_storage(url)
     if "many" in optuna.get_all_study_names(storage):
@@ -204,7 +204,7 @@ def together(url: str, home: Path, workers: int, each: int, pause: float) -> dic
     fill(study, ResultStore(home / "many"), SPACE, 100)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    goal = 100 + workers * each
+    goal = 100 + workers * trials_each
     started = time.perf_counter()
     arguments = (url, home)
     processes = [
@@ -226,7 +226,7 @@ def together(url: str, home: Path, workers: int, each: int, pause: float) -> dic
         **{name: round(1000 * statistics.median(part[name] for part in parts), 1) for name in parts[0]},
         "slowest_ask": round(1000 * max(part["ask"] for part in parts), 1),
         "budget_missed_by": ended - goal,
-        "settings_twice": workers * each - len(settings),
+        "settings_twice": workers * trials_each - len(settings),
         "seconds": round(seconds, 1),
     }
 
@@ -241,19 +241,19 @@ def main() -> None:
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"one worker": [], "many workers": []}
+    measured: dict[str, Any] = {"one worker": [], "many workers": []}
     with tempfile.TemporaryDirectory(prefix="praqtune-scale-") as name, postgresql(Path(name) / "pg") as url:
         home = Path(name)
         for backend, address in (("sqlite", f"sqlite:///{home}/study.db"), ("postgresql", url)):
             for sampler in ("gp", "tpe"):
                 for row in grown(address, home / backend, sampler, options.sizes, options.repeats):
-                    found["one worker"].append({"storage": backend, "sampler": sampler, **row})
-                    print(json.dumps(found["one worker"][-1]), flush=True)
+                    measured["one worker"].append({"storage": backend, "sampler": sampler, **row})
+                    print(json.dumps(measured["one worker"][-1]), flush=True)
         for workers in options.workers:
-            found["many workers"].append(together(url, home, workers, 3, options.trial_seconds))
-            print(json.dumps(found["many workers"][-1]), flush=True)
+            measured["many workers"].append(together(url, home, workers, 3, options.trial_seconds))
+            print(json.dumps(measured["many workers"][-1]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

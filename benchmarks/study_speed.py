@@ -36,12 +36,12 @@ def main() -> None:
     study, cost = json.loads(options.study.read_text()), json.loads(options.cost.read_text())
     sequences = study["contract"]["tuning"]["sequences"]
     trials = [trial for trial in study["trials"] if trial["state"] in ("COMPLETE", "PRUNED")][: options.trials]
-    theirs = sum(opponent_seconds(cost, trial["params"], sequences) for trial in trials)
-    ours = sum(sum(trial["seconds"].values()) for trial in trials)
+    opponent = sum(opponent_seconds(cost, trial["params"], sequences) for trial in trials)
+    own = sum(sum(trial["seconds"].values()) for trial in trials)
     pruned = sum(trial["state"] == "PRUNED" for trial in trials)
     print(f"{len(trials)} settings ({pruned} pruned), {sequences} sequences each")
-    print(f"opponent {theirs:,.0f} s (extrapolated from its measured trials), ours {ours:,.0f} s (measured)")
-    print(f"ours is {theirs / ours:.1f} times faster")
+    print(f"opponent {opponent:,.0f} s (extrapolated from its measured trials), ours {own:,.0f} s (measured)")
+    print(f"ours is {opponent / own:.1f} times faster")
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ def pace(directory: Path, home: Path, workers: int, trials: int) -> float:
     subprocess.run([*command, "--out", str(directory / "report")], check=True, capture_output=True)
     if not (home / "calibration").exists():
         shutil.copytree(own / "calibration", home / "calibration")
-    found = optuna.load_study(storage=open_storage(url), study_name="s").trials
-    started = min(trial.datetime_start for trial in found if trial.datetime_start)
-    ended = max(trial.datetime_complete for trial in found if trial.datetime_complete)
-    return len(found) / (ended - started).total_seconds()
+    finished = optuna.load_study(storage=open_storage(url), study_name="s").trials
+    started = min(trial.datetime_start for trial in finished if trial.datetime_start)
+    ended = max(trial.datetime_complete for trial in finished if trial.datetime_complete)
+    return len(finished) / (ended - started).total_seconds()
 
 
 def main() -> None:
@@ -57,9 +57,9 @@ def main() -> None:
         home = Path(name) / "shared"
         home.mkdir()
         for number in range(options.rounds):
-            for workers, found in paces.items():
-                found.append(pace(Path(name) / f"{number}-{workers}", home, workers, options.trials))
-                print(f"round {number + 1}, {workers} workers: {found[-1]:.3f} trials per second", flush=True)
+            for workers, rates in paces.items():
+                rates.append(pace(Path(name) / f"{number}-{workers}", home, workers, options.trials))
+                print(f"round {number + 1}, {workers} workers: {rates[-1]:.3f} trials per second", flush=True)
     ratio = statistics.mean(paces[options.workers]) / statistics.mean(paces[1])
     print(f"{options.workers} workers reach {ratio:.2f} times the throughput of one with all threads")
     if options.json:

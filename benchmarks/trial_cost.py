@@ -117,7 +117,7 @@ def opponent(model: Model, blocks: list[Block], calibrated: Sequences, scored: S
                     inputs = kept.pop(linear.name)
                     a, h = importances(block, linear, site.kind, inputs)
                     p = h @ linear.weight().abs() if site.kind == "mlp" else a
-                    blend = [normalise(one, "soft") for one in (a, p)]
+                    blend = [normalise(salience, "soft") for salience in (a, p)]
                     salience = (1 - SETTING.beta) * blend[0] + SETTING.beta * blend[1]
                     weights = len(h) * torch.softmax(h / SETTING.tau, 0)
                     seconds["importances"] += perf_counter() - clock
@@ -176,40 +176,40 @@ def main() -> None:
     print(f"calibrating once at {sizes}: {perf_counter() - clock:.1f} s for {read} samples not yet in the cache")
     bench = Bench(model=model, blocks=blocks, calibration=calibration)
     counted = our_operations(blocks, model, scored)
-    ours: dict[int, TrialResult] = {}
+    results: dict[int, TrialResult] = {}
     for size in sizes:
         setting = Setting(**{**SETTING.as_dict(), "n_calib": size})  # type: ignore[arg-type]
         run_trial(bench, Plan.uniform(setting), scored[:2])
-        ours[size] = run_trial(bench, Plan.uniform(setting), scored)
-        parts = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in ours[size].seconds.items())
+        results[size] = run_trial(bench, Plan.uniform(setting), scored)
+        parts = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in results[size].seconds.items())
         reached = ", ".join(
-            f"{phase} {operations / 1e12:.2f} TFLOP at {operations / ours[size].seconds[phase] / 1e9:.0f} GFLOP/s "
-            f"({operations / ours[size].seconds[phase] / rates['bfloat16']:.0%} of bfloat16)"
+            f"{phase} {operations / 1e12:.2f} TFLOP at {operations / results[size].seconds[phase] / 1e9:.0f} GFLOP/s "
+            f"({operations / results[size].seconds[phase] / rates['bfloat16']:.0%} of bfloat16)"
             for phase, operations in counted.items()
         )
-        print(f"ours, n_calib {size}: {sum(ours[size].seconds.values()):.1f} s ({parts}); {reached}; peak "
-              f"{ours[size].peak_bytes / 1e9:.2f} GB")  # fmt: skip
+        print(f"ours, n_calib {size}: {sum(results[size].seconds.values()):.1f} s ({parts}); {reached}; peak "
+              f"{results[size].peak_bytes / 1e9:.2f} GB")  # fmt: skip
     del model, bench, calibration
 
     wide = load_model(ModelPlan(name=options.model, dtype="float32"))
     wide_blocks = find_blocks(wide.module)
-    theirs: dict[int, float] = {}
+    costs: dict[int, float] = {}
     measured: dict[int, dict[str, float]] = {}
     for size in options.n_calib:
         phases = opponent(wide, wide_blocks, calibrated[:size], scored)
         operations = phases.pop("operations")
-        theirs[size], measured[size] = sum(phases.values()), phases
+        costs[size], measured[size] = sum(phases.values()), phases
         parts = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.items())
         rate = operations / phases["search"]
-        print(f"opponent, n_calib {size}: {theirs[size]:.1f} s ({parts}); loss loop {operations / 1e12:.2f} TFLOP at "
+        print(f"opponent, n_calib {size}: {costs[size]:.1f} s ({parts}); loss loop {operations / 1e12:.2f} TFLOP at "
               f"{rate / 1e9:.0f} GFLOP/s ({rate / rates['float32']:.0%} of float32)")  # fmt: skip
-    small, large = min(theirs), max(theirs)
-    slope = (theirs[large] - theirs[small]) / max(1, large - small)
+    small, large = min(costs), max(costs)
+    slope = (costs[large] - costs[small]) / max(1, large - small)
     summary = []
     for size in sizes:
-        seconds = theirs.get(size, theirs[small] + slope * (size - small))
-        label = "measured" if size in theirs else "extrapolated"
-        ratio = seconds / sum(ours[size].seconds.values())
+        seconds = costs.get(size, costs[small] + slope * (size - small))
+        label = "measured" if size in costs else "extrapolated"
+        ratio = seconds / sum(results[size].seconds.values())
         summary.append({"n_calib": size, "opponent_seconds": seconds, "opponent": label, "ratio": ratio})
         print(f"n_calib {size}: opponent {seconds:.1f} s ({label}), ours {ratio:.1f} times faster")
     after = {"float32": product_rate(torch.float32), "bfloat16": product_rate(torch.bfloat16)}

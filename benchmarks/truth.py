@@ -129,7 +129,7 @@ def save(truth: Truth) -> Path:
     """Write a table, compressed; NLL in float32, whose error of a sum is below 1e-5 nats per token."""
     DIRECTORY.mkdir(exist_ok=True)
     arrays: dict[str, NDArray[np.generic]] = {
-        "settings": np.array([[getattr(one, name) for name in SEARCHED] for one in truth.settings]),
+        "settings": np.array([[getattr(setting, name) for name in SEARCHED] for setting in truth.settings]),
         "presets": np.array(truth.presets),
         "group_size": np.array(truth.group_size),
         "n_calib": np.array(truth.space.sizes("n_calib")),
@@ -177,8 +177,8 @@ def load(model: str, group_size: int) -> Truth:
 
 def drawn(space: Space, count: int, seed: int = 0) -> tuple[list[Setting], int]:
     """The presets and `count` Sobol settings of a space, and how many are presets."""
-    known = [setting for _, setting in presets(space)]
-    return [*known, *itertools.islice(sobol(space, seed), count)], len(known)
+    preset_settings = [setting for _, setting in presets(space)]
+    return [*preset_settings, *itertools.islice(sobol(space, seed), count)], len(preset_settings)
 
 
 def said(phase: str, done: int, total: int) -> None:
@@ -208,17 +208,19 @@ def main() -> None:
     plan = BenchPlan(
         model=ModelPlan(name=options.model),
         calibration=TextPlan(source=options.calib_data or sources[0], part="calibration", count=most, length=length),
-        data=tuple(TextPlan(source=one, part="tuning", count=options.sequences, length=length) for one in sources),
+        data=tuple(
+            TextPlan(source=source, part="tuning", count=options.sequences, length=length) for source in sources
+        ),
     )
     bench, texts = load_bench(plan, paths)
     store = ResultStore(paths.results)
     for group_size in map(int, options.group_sizes.split(",")):
         space = make_space(Setting(), {"group_size": group_size, "n_calib": options.n_calib})
-        settings, known = drawn(space, options.settings)
+        settings, preset_count = drawn(space, options.settings)
         plain = replace(Setting(), group_size=group_size)
         beside = [None, *(replace(plain, method=method) for method in REFERENCE_METHODS)]
         results = measure_all(bench, store, [*beside, *settings], texts, said)
-        truth = assemble(options.name or options.model, space, settings, known, results, texts)
+        truth = assemble(options.name or options.model, space, settings, preset_count, results, texts)
         print(f"\n{save(truth)}: {len(settings)} settings, {len(texts[0])} sequences per text", flush=True)
 
 
@@ -226,21 +228,23 @@ def assemble(
     model: str,
     space: Space,
     settings: list[Setting],
-    known: int,
+    preset_count: int,
     results: list[list[TrialResult]],
     texts: list[Sequences],
 ) -> Truth:
     """A table from what was measured of full precision, of the references and of the settings, in this order."""
     beside = 1 + len(REFERENCE_METHODS)
-    losses = [np.array([(one.nearest_loss, one.loss) for one in found[0].layers]) for found in results[beside:]]
-    gains = [np.log(np.maximum(one[:, 1], 1e-30) / np.maximum(one[:, 0], 1e-30)).mean() for one in losses]
-    nll = [np.array([_nll(found[number]) for found in results]) for number in range(len(texts))]
+    losses = [
+        np.array([(layer.nearest_loss, layer.loss) for layer in measured[0].layers]) for measured in results[beside:]
+    ]
+    gains = [np.log(np.maximum(loss[:, 1], 1e-30) / np.maximum(loss[:, 0], 1e-30)).mean() for loss in losses]
+    nll = [np.array([_nll(measured[number]) for measured in results]) for number in range(len(texts))]
     return Truth(
         model=model,
         space=space,
         settings=tuple(settings),
-        presets=known,
-        loss=np.array([one.sum(axis=0) for one in losses]),
+        presets=preset_count,
+        loss=np.array([loss.sum(axis=0) for loss in losses]),
         log_gain=np.array(gains),
         texts=tuple(
             Text(

@@ -54,13 +54,13 @@ TOKENS, SEED = 24, 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Family:
     """One row: what became of a family."""
 
     family: str
     supported: str
     folds: str
-    said: str
+    remark: str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,7 +107,7 @@ def built(family: str) -> Any:
     return None
 
 
-def judged(family: str, module: Any) -> Found:
+def judged(family: str, module: Any) -> Family:
     """Roles, folding and one evaluation of a model."""
     try:
         blocks = find_blocks(module)
@@ -117,11 +117,11 @@ def judged(family: str, module: Any) -> Found:
             blocks = find_blocks(module, allow_partial=True)
             supported = "with `--allow-partial`"
         except InputError:
-            return Found(family=family, supported="no", folds="-", said=str(error).partition(";")[0])
+            return Family(family=family, supported="no", folds="-", remark=str(error).partition(";")[0])
     *_, last = score(module, text())
     assert last.nll.isfinite().all(), family
-    return Found(
-        family=family, supported=supported, folds=", ".join(folding(blocks)), said=kept_in_16_bit(blocks) or ""
+    return Family(
+        family=family, supported=supported, folds=", ".join(folding(blocks)), remark=kept_in_16_bit(blocks) or ""
     )
 
 
@@ -144,7 +144,7 @@ def text() -> Sequences:
     return Sequences(source="random", ids=ids, scored=(scored, scored), clusters=(0, 1))
 
 
-def page(rows: Sequence[Found], unbuilt: Sequence[str]) -> Iterator[str]:
+def page(rows: Sequence[Family], unbuilt: Sequence[str]) -> Iterator[str]:
     """The table, in Markdown."""
     count = sum(row.supported == "yes" for row in rows)
     yield "# Which families of models are supported"
@@ -159,7 +159,7 @@ def page(rows: Sequence[Found], unbuilt: Sequence[str]) -> Iterator[str]:
     yield ""
     yield from ("| family | supported | whose scales fold | remarks |", "|---|---|---|---|")
     for row in rows:
-        yield f"| {row.family} | {row.supported} | {row.folds or 'none'} | {short(row.said)} |"
+        yield f"| {row.family} | {row.supported} | {row.folds or 'none'} | {short(row.remark)} |"
     yield ""
     yield f"Not built, because these sizes make no model of them ({len(unbuilt)}): {', '.join(unbuilt)}."
 

@@ -33,7 +33,9 @@ class Pools:
 
     def poll(self):
         done = {name: self.running.pop(name) for name, future in list(self.running.items()) if future.done()}
-        return {name: Death(who="a process") if one.exception() else one.result() for name, one in done.items()}
+        return {
+            name: Death(name="a process") if future.exception() else future.result() for name, future in done.items()
+        }
 
     def stop(self):
         for process in active_children():

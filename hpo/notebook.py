@@ -111,8 +111,8 @@ class LoadedStudy:
         chosen, notes = choose(self.study, trial)
         assert chosen.setting is not None
         plan = stored_bench_plan(self.record.contract, device=self.device)
-        what = Chosen(setting=chosen.setting, study=self.study, measured=chosen)
-        written = deploy(plan, what, Path(directory), format, self.paths, silent)
+        choice = Chosen(setting=chosen.setting, study=self.study, measured=chosen)
+        written = deploy(plan, choice, Path(directory), format, self.paths, silent)
         return replace(written, notes=[*notes, *written.notes])
 
     @cached_property

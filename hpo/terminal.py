@@ -104,8 +104,8 @@ def _looked_at(show: Progress, silent_seconds: float, between: float) -> Iterato
                 if state["phase"] is None or finished or not due:
                     continue
                 state["said"] = now
-                seen = (state["phase"], state["done"], state["total"])
-            show(*seen)
+                reached = (state["phase"], state["done"], state["total"])
+            show(*reached)
 
     thread = Thread(target=watch, daemon=True)
     thread.start()
@@ -251,8 +251,8 @@ def event_text(event: Event) -> str:
 def worker_text(trial: TrialRecord) -> str:
     """Write what one worker is at: `w1 node7 cuda trial 12 scoring 16/64`."""
     owner = trial.owner
-    who = f"{owner.name} {owner.host} {owner.device}" if owner else "?"
-    return f"{who} trial {trial.number} {phase(trial)}"
+    worker = f"{owner.name} {owner.host} {owner.device}" if owner else "?"
+    return f"{worker} trial {trial.number} {phase(trial)}"
 
 
 def _process(owner: Owner | None) -> str:

@@ -56,22 +56,22 @@ def beginning_note(model: Model, sequences: Sequences, store: ResultStore, progr
     ways = {"with": _begun(short, other), "without": _begun(short, ())}
     prints = " ".join(way.fingerprint() for way in ways.values())
     key = xxhash.xxh3_128_hexdigest(f"beginning {model.fingerprint} {bool(sequences.prefix)} {prints}".encode())
-    found = _stored(store, key)
-    if found is None:
+    beginnings = _stored(store, key)
+    if beginnings is None:
         scores = {
             name: score_all(model.module, way, "scoring with and without a beginning", progress).mean_nll
             for name, way in ways.items()
         }
         chosen = "with" if sequences.prefix else "without"
-        found = Beginnings(chosen=chosen, with_it=scores["with"], without_it=scores["without"])
-        store.save(key, encode(found), {})
-    return str(found) if found.cost > MOST_COST else None
+        beginnings = Beginnings(chosen=chosen, with_it=scores["with"], without_it=scores["without"])
+        store.save(key, encode(beginnings), {})
+    return str(beginnings) if beginnings.cost > MOST_COST else None
 
 
 def _bos(model: Model) -> tuple[int, ...]:
     number = getattr(model.tokenizer, "bos_token_id", None)
-    known: Any = model.module.get_input_embeddings().weight
-    return () if number is None or number >= len(known) else (int(number),)
+    embeddings: Any = model.module.get_input_embeddings().weight
+    return () if number is None or number >= len(embeddings) else (int(number),)
 
 
 def _shortened(sequences: Sequences) -> Sequences:

@@ -33,16 +33,16 @@ def require_readable(module: Any, texts: Sequence[Sequences], tokenizer: Any) ->
     Raises:
         InputError: Naming the text and the limit.
     """
-    limit, known = learned_positions(module), module.get_input_embeddings().weight.shape[0]
+    limit, count = learned_positions(module), module.get_input_embeddings().weight.shape[0]
     for text in texts:
         longest = max(len(ids) for ids in text.ids)
         if limit is not None and longest > limit:
             raise InputError(_too_long(module, longest, limit))
         largest = max(int(ids.max()) for ids in text.ids)
-        if largest >= known:
+        if largest >= count:
             raise InputError(
                 f"{text.source} has the token {largest} ({_token(tokenizer, largest)}) and the model has embeddings "
-                f"only for 0 to {known - 1}; give the tokenizer that it was trained with, other text, or a model whose "
+                f"only for 0 to {count - 1}; give the tokenizer that it was trained with, other text, or a model whose "
                 "embeddings were resized"
             )
 
@@ -85,5 +85,5 @@ def _too_long(module: Any, longest: int, limit: int) -> str:
 
 
 def _token(tokenizer: Any, number: int) -> str:
-    found = tokenizer.convert_ids_to_tokens(number) if tokenizer is not None else None
-    return repr(found)
+    token = tokenizer.convert_ids_to_tokens(number) if tokenizer is not None else None
+    return repr(token)

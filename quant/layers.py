@@ -138,7 +138,7 @@ def quantize_set(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype |
     form = QuadraticForm(linears.inputs.gram, loss_dtype)
     if setting.scales_at_run_time:
         alone = [replace(linears, linears=(linear,), folds=True, tie=None, norm=None) for linear in linears.linears]
-        return [quantized for one in alone for quantized in _quantize_sharing(one, setting, form)]
+        return [quantized for linear_set in alone for quantized in _quantize_sharing(linear_set, setting, form)]
     return _quantize_sharing(linears, setting, form)
 
 
@@ -165,14 +165,14 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
     # A loss that overflowed is no choice; argmin alone would prefer it.
     best = int(by_proxy.sum(0).nan_to_num(nan=torch.inf).argmin())
     scale = scales[best]
-    found = by_proxy[:, best] if proxy is nearest else losses(remaining, form, [scale], nearest)[:, 0]
+    of_nearest = by_proxy[:, best] if proxy is nearest else losses(remaining, form, [scale], nearest)[:, 0]
     whole = proxy is nearest and not setting.definition.keeps_rows
     unsearched = by_proxy[:, 0] if whole else losses(problems, form, scales[:1], nearest)[:, 0]
     stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
-    rounded = _round(linears, remaining, scale, scheme, setting, form, found.tolist())
+    rounded = _round(linears, remaining, scale, scheme, setting, form, of_nearest.tolist())
     quantized = []
     for linear, problem, rows, before, after, chosen in zip(
-        linears.linears, remaining, kept, unsearched.tolist(), found.tolist(), rounded, strict=True
+        linears.linears, remaining, kept, unsearched.tolist(), of_nearest.tolist(), rounded, strict=True
     ):
         values = loaded(chosen.codes) if stored_as_codes else undivided(chosen.codes, scale)
         quantized.append(
@@ -226,20 +226,20 @@ def _round(
     weights = [problem.weight * scale for problem in problems]
     if _as_searched(setting):
         pairs = zip(weights, searched, strict=True)
-        return [_Chosen(codes=quantize(weight, scheme), loss=known) for weight, known in pairs]
+        return [_Chosen(codes=quantize(weight, scheme), loss=searched_loss) for weight, searched_loss in pairs]
     matrices = [
         Matrix(weight=weight, ranges=find_ranges(weight, scheme, inputs, setting.range_search)) for weight in weights
     ]
     chosen = []
-    for problem, matrix, rounded, known in zip(
+    for problem, matrix, rounded, searched_loss in zip(
         problems, matrices, ROUNDINGS[setting.rounding](matrices, scheme, inputs, setting), searched, strict=True
     ):
         final = loss(problem, form, undivided(rounded.codes, scale))
         # Written so that a loss that overflowed is no choice.
-        if final <= known:
+        if final <= searched_loss:
             chosen.append(_Chosen(codes=rounded.codes, loss=final, damping=rounded.damping))
         else:
-            chosen.append(_Chosen(codes=quantize(matrix.weight, scheme), loss=known, fell_back=True))
+            chosen.append(_Chosen(codes=quantize(matrix.weight, scheme), loss=searched_loss, fell_back=True))
     return chosen
 
 

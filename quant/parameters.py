@@ -285,8 +285,10 @@ class Parameters:
 
 
 PARAMETERS: dict[str, Parameter] = {
-    one.name: Parameter(name=one.name, type=type(one.default), default=one.default, **one.metadata)
-    for one in fields(Parameters)
+    parameter.name: Parameter(
+        name=parameter.name, type=type(parameter.default), default=parameter.default, **parameter.metadata
+    )
+    for parameter in fields(Parameters)
 }
 """The rows by name, in the order of tables and figures."""
 SEARCHED: tuple[str, ...] = tuple(name for name, parameter in PARAMETERS.items() if parameter.search is not None)

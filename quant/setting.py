@@ -27,9 +27,9 @@ class Setting(Parameters):
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} {value!r} is unknown; choose one of {', '.join(known)}"
-            for name, value, known in (("method", self.method, METHODS), ("rounding", self.rounding, ROUNDINGS))
-            if value not in known
+            f"{name} {value!r} is unknown; choose one of {', '.join(names)}"
+            for name, value, names in (("method", self.method, METHODS), ("rounding", self.rounding, ROUNDINGS))
+            if value not in names
         ]
         problems += [
             problem

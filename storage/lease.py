@@ -61,8 +61,8 @@ class Lease:
             StorageError: If the directory cannot be written.
         """
         while True:
-            with self.if_free(POLL_SECONDS) as mine:
-                if mine:
+            with self.if_free(POLL_SECONDS) as owns:
+                if owns:
                     yield
                     return
             waiting(f"another process is computing this; waiting for it (its lease is {self._path})")

@@ -80,12 +80,12 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 def leftovers(target: Path) -> list[Path]:
     """Return the temporary directories beside a target whose writers no longer run on this machine."""
-    found = []
+    abandoned = []
     for path in sorted(target.parent.glob(f"{TEMPORARY}{escape(target.name)}-*")):
         writer = path.name.split("-")[-2]
         if path.is_dir() and writer.isdigit() and not psutil.pid_exists(int(writer)):
-            found.append(path)
-    return found
+            abandoned.append(path)
+    return abandoned
 
 
 def disk_bytes(directory: Path) -> int:

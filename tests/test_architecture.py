@@ -71,6 +71,12 @@ NEVER_IN_QUANT = {
     "shutil",
 }
 NEVER_ANYWHERE = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
+# What stands for a thing does not say which: `for one in trials`, `found = ...`, `known`.
+PRONOUNS = {
+    *("it", "they", "them", "this", "that", "these", "those", "one", "each", "some", "something", "thing", "things"),
+    *("ours", "theirs", "mine", "who", "which", "what", "here", "there", "either"),
+    *("found", "told", "known", "said", "asked"),
+}
 MOST_LINES = 300
 MOST_DOCSTRING_LINES = 8
 
@@ -90,8 +96,8 @@ def offenders(rule: Rule, paths: Iterable[Path]) -> list[str]:
 
 def ours() -> set[str]:
     """Everything at the top of the repository that could be imported."""
-    found = {path.stem for path in ROOT.glob("*.py")}
-    return found | {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))} | {"tests"}
+    modules = {path.stem for path in ROOT.glob("*.py")}
+    return modules | {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))} | {"tests"}
 
 
 def tree(path: Path) -> ast.Module:
@@ -147,11 +153,11 @@ def test_rooms_import_only_rooms_below_them() -> None:
             if place == ("__init__",):
                 continue
             wrong = {
-                found
-                for found in set(rooms(path, layer)) - {room}
-                if heights.get(found, math.inf) >= heights.get(room, -math.inf)
+                imported
+                for imported in set(rooms(path, layer)) - {room}
+                if heights.get(imported, math.inf) >= heights.get(room, -math.inf)
             }
-            offenders += [f"{layer}/{'/'.join(place)} imports {found}" for found in sorted(wrong)]
+            offenders += [f"{layer}/{'/'.join(place)} imports {imported}" for imported in sorted(wrong)]
             offenders += [] if room in heights else [f"{layer}/{room} has no place in the order"]
     assert not offenders, "\n".join(offenders)
 
@@ -207,12 +213,31 @@ def swallowing(path: Path) -> Iterator[str]:
         if isinstance(node, ast.ExceptHandler) and catches_everything(node.type) and all(map(does_nothing, node.body)):
             yield f"swallows errors in line {node.lineno}"
         if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "suppress":
-            yield from (f"suppresses everything in line {node.lineno}" for one in node.args if catches_everything(one))
+            yield from (
+                f"suppresses everything in line {node.lineno}" for kind in node.args if catches_everything(kind)
+            )
 
 
 def test_no_error_is_swallowed_unseen() -> None:
     """Nobody catches everything and goes on as if nothing had happened."""
     assert not offenders(swallowing, MODULES)
+
+
+def nameless(path: Path) -> Iterator[str]:
+    """Variables and arguments that are called by a pronoun, or by what was done to them."""
+    for node in ast.walk(tree(path)):
+        name = ""
+        if isinstance(node, ast.arg):
+            name = node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            name = node.id
+        if name in PRONOUNS:
+            yield f"calls something {name!r} in line {node.lineno}"
+
+
+def test_variables_are_called_what_they_are() -> None:
+    """A name says what the thing is: a trial, a setting, a score."""
+    assert not offenders(nameless, [*MODULES, *ROOT.glob("examples/*.py")])
 
 
 def catches_everything(kind: ast.expr | None) -> bool:
@@ -227,7 +252,7 @@ def does_nothing(step: ast.stmt) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("rule", "code", "found"),
+    ("rule", "code", "breaks"),
     [
         (swallowing, "try: x()\nexcept: pass", True),
         (swallowing, "try: x()\nexcept Exception: ...", True),
@@ -242,17 +267,20 @@ def does_nothing(step: ast.stmt) -> bool:
         (pickling, "torch.load(path)", True),
         (pickling, "np.savez(path, allow_pickle=True)", True),
         (pickling, "torch.zeros(1)", False),
+        (nameless, "for one in trials: x(one)", True),
+        (nameless, "def x(known): ...", True),
+        (nameless, "for trial in trials: x(trial.known)", False),
         (impure, "from pathlib import Path", True),
         (impure, "import torch", False),
         (shapeless, "import torch", True),
         (shapeless, '"""Say what it is for."""', False),
     ],
 )
-def test_the_rules_can_be_broken(rule: Rule, code: str, found: bool, tmp_path: Path) -> None:
+def test_the_rules_can_be_broken(rule: Rule, code: str, breaks: bool, tmp_path: Path) -> None:
     """Each rule finds what it is for, and nothing in what is allowed."""
     module = tmp_path / "module.py"
     module.write_text(code)
-    assert bool(offenders(rule, [module])) == found
+    assert bool(offenders(rule, [module])) == breaks
 
 
 def test_asking_where_a_study_stands_loads_no_model_library() -> None:

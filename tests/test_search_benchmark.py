@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import truth as tables
-from benchmarks.clairvoyant import search, told
+from benchmarks.clairvoyant import fitted_covariances, search
 from benchmarks.honesty import honesty
 from benchmarks.replay import Fixed, Ours, Snap, Until, best_was_pruned, field, proposer, regret_curve, replay
 from benchmarks.search import pruner_searches, sampler_searches, stopped_searches, summary
@@ -126,7 +126,7 @@ def test_a_study_ends_when_its_rule_says_so(made: Truth) -> None:
 def test_who_knows_the_covariances_finds_the_best_sooner_than_chance(made: Truth) -> None:
     """Within six full trials of sixty settings; no setting is completed twice."""
     where = field(made, 0)
-    ended = search(where, told(made), 0)
+    ended = search(where, fitted_covariances(made), 0)
     assert len({one.row for one in ended}) == len(ended)
     assert regret_curve(ended, where, np.array([6.0]))[0] < np.quantile(where.regret, 0.05)
 

@@ -53,11 +53,11 @@ def verify(parsed: Namespace) -> None:
     """
     cache = _cache(parsed)
     problems = {entry.key: cache.verify(entry.key) for entry in cache.entries()}
-    damaged = [key for key, found in problems.items() if found]
+    damaged = [key for key, damages in problems.items() if damages]
     table = make_table("key", "state")
-    for key, found in problems.items():
-        table.add_row(key, "; ".join(found) or "whole")
-    records = [{"key": key, "problems": found} for key, found in problems.items()]
+    for key, damages in problems.items():
+        table.add_row(key, "; ".join(damages) or "whole")
+    records = [{"key": key, "problems": damages} for key, damages in problems.items()]
     output(parsed, {"entries": records}, [f"{len(problems)} entries, {len(damaged)} damaged"], table)
     if damaged:
         raise RunError(f"damaged: {', '.join(damaged)}; `cache rm` them, or let the next run compute them again")
@@ -65,9 +65,9 @@ def verify(parsed: Namespace) -> None:
 
 def add_rm_flags(parser: ArgumentParser) -> None:
     """Add the flags of `rm`."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("keys", nargs="*", default=[], help="keys as `cache ls` shows them", metavar="KEY")
-    which.add_argument("--all", action="store_true", help="remove every entry")
+    entries = parser.add_mutually_exclusive_group(required=True)
+    entries.add_argument("keys", nargs="*", default=[], help="keys as `cache ls` shows them", metavar="KEY")
+    entries.add_argument("--all", action="store_true", help="remove every entry")
 
 
 def remove(parsed: Namespace) -> None:

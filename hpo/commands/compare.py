@@ -95,8 +95,8 @@ def compare_plan(parsed: Namespace) -> "ComparePlan":
     if parsed.trial and not parsed.study:
         raise InputError(f"--trial {parsed.trial} is one of a study; give --study NAME as well")
     if parsed.study:
-        with opened_study(parsed) as found:
-            study = read_ranked_if_possible(found, paths_of(parsed))
+        with opened_study(parsed) as stored:
+            study = read_ranked_if_possible(stored, paths_of(parsed))
         chosen, notes = choose(study, parsed.trial or RECOMMENDED)
         record = study.record
         samples += [chosen.setting.n_calib] if chosen.setting else []

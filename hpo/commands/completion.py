@@ -31,8 +31,8 @@ def run(parsed: Namespace) -> None:
 
     parser = make_parser()
     names = completed_names()
-    for one in every_parser(parser):
-        for action in one._actions:
+    for command in every_parser(parser):
+        for action in command._actions:
             if action.metavar in FILES:
                 action.complete = shtab.FILE if action.metavar == "FILE" else shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.dest in names and action.option_strings and action.choices is None:
@@ -72,8 +72,8 @@ def every_parser(parser: ArgumentParser) -> Iterator[ArgumentParser]:
     yield parser.filled() if isinstance(parser, LazyParser) else parser
     for action in parser._actions:
         if isinstance(action, _SubParsersAction):
-            for one in action.choices.values():
-                yield from every_parser(one)
+            for command in action.choices.values():
+                yield from every_parser(command)
 
 
 COMMAND = Command(examples=EXAMPLES, add_flags=add_flags, run=run)

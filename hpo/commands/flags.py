@@ -46,14 +46,14 @@ def add_options(parser: argparse.ArgumentParser, options: type, *groups: str) ->
 
 def add_group(group: Any, options: type, heading: str) -> None:
     """Add a flag for every field of an option dataclass that stands under this heading."""
-    for one in fields(options):
-        if one.metadata["group"] == heading:
-            _add_option(group, one)
+    for field in fields(options):
+        if field.metadata["group"] == heading:
+            _add_option(group, field)
 
 
 def given(parsed: argparse.Namespace, options: type) -> dict[str, Any]:
     """The fields of an option dataclass that were given, by name."""
-    return {one.name: getattr(parsed, one.name) for one in fields(options) if hasattr(parsed, one.name)}
+    return {field.name: getattr(parsed, field.name) for field in fields(options) if hasattr(parsed, field.name)}
 
 
 def options_of(parsed: argparse.Namespace, options: type[Options]) -> Options:
@@ -131,10 +131,10 @@ def _add_choices(group: Any, parameter: Parameter, search: Choices) -> None:
         group.add_argument(parameter.flag, default=argparse.SUPPRESS, help=parameter.help + default)
         return
     opposite, words = parameter.opposite
-    either = group.add_mutually_exclusive_group()
+    exclusive = group.add_mutually_exclusive_group()
     fixed = {"dest": parameter.name, "default": argparse.SUPPRESS}
-    either.add_argument(parameter.flag, action="store_true", help=parameter.help + default, **fixed)
-    either.add_argument(flag_of(opposite), action="store_false", help=words, **fixed)
+    exclusive.add_argument(parameter.flag, action="store_true", help=parameter.help + default, **fixed)
+    exclusive.add_argument(flag_of(opposite), action="store_false", help=words, **fixed)
 
 
 def _add_fixed(group: Any, parameter: Parameter) -> None:
@@ -142,10 +142,10 @@ def _add_fixed(group: Any, parameter: Parameter) -> None:
     fixed = {"dest": parameter.name, "default": argparse.SUPPRESS}
     if parameter.opposite is not None:
         opposite, words = parameter.opposite
-        either = group.add_mutually_exclusive_group()
+        exclusive = group.add_mutually_exclusive_group()
         usual, unusual = (" (default)", "") if parameter.default else ("", " (default)")
-        either.add_argument(parameter.flag, action="store_true", help=parameter.help + usual, **fixed)
-        either.add_argument(flag_of(opposite), action="store_false", help=words + unusual, **fixed)
+        exclusive.add_argument(parameter.flag, action="store_true", help=parameter.help + usual, **fixed)
+        exclusive.add_argument(flag_of(opposite), action="store_false", help=words + unusual, **fixed)
         return
     listed = f": {' or '.join(parameter.choices)}" if parameter.choices and ":" not in parameter.help else ""
     group.add_argument(parameter.flag, help=f"{parameter.help}{listed} (default {parameter.default})", **fixed)
@@ -159,19 +159,19 @@ def _minus(parameter: Parameter) -> str:
     return f"; write {parameter.flag}={range_text(search)}"
 
 
-def _add_option(group: Any, one: "Field[Any]") -> None:
-    flag, said = flag_of(one.name), one.metadata
-    if one.type is bool:
-        group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=said["help"])
+def _add_option(group: Any, field: "Field[Any]") -> None:
+    flag, words = flag_of(field.name), field.metadata
+    if field.type is bool:
+        group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=words["help"])
         return
-    usual = "" if one.default is None else f" (default {one.default})"
+    usual = "" if field.default is None else f" (default {field.default})"
     group.add_argument(
         flag,
-        type=_converter(one.type),
+        type=_converter(field.type),
         default=argparse.SUPPRESS,
-        metavar=said["metavar"],
-        choices=said["choices"],
-        help=said["help"] + usual,
+        metavar=words["metavar"],
+        choices=words["choices"],
+        help=words["help"] + usual,
     )
 
 
@@ -179,5 +179,5 @@ def _converter(declared: Any) -> type:
     """What turns a word into a value of the declared type; None is what is not given."""
     if isinstance(declared, UnionType):
         (declared,) = (kind for kind in get_args(declared) if kind is not type(None))
-    found: type = declared
-    return found
+    converter: type = declared
+    return converter

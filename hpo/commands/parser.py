@@ -68,13 +68,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _filler(name: str) -> Callable[[LazyParser], None]:
     def fill(parser: LazyParser) -> None:
-        found: Command | Group = import_module(f"hpo.commands.{name}").COMMAND
-        if isinstance(found, Command):
-            _fill(parser, found)
+        stated: Command | Group = import_module(f"hpo.commands.{name}").COMMAND
+        if isinstance(stated, Command):
+            _fill(parser, stated)
         else:
-            parser.epilog = found.examples
+            parser.epilog = stated.examples
             actions = parser.add_subparsers(required=True, metavar="ACTION")
-            for action, entry in found.actions.items():
+            for action, entry in stated.actions.items():
                 actions.add_parser(action, help=entry.summary, fill=_action_filler(entry.command))
 
     return fill

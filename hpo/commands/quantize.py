@@ -80,8 +80,8 @@ def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPl
     setting = one_setting(parsed)
     if setting is not None:
         return Chosen(setting=setting), bench_plan(options_of(parsed, BenchOptions), setting.n_calib), []
-    with opened_study(parsed) as found:
-        study = read_ranked_if_possible(found, paths)
+    with opened_study(parsed) as stored:
+        study = read_ranked_if_possible(stored, paths)
     measured, notes = choose(study, parsed.trial or RECOMMENDED)
     assert measured.setting is not None
     plan = stored_bench_plan(study.record.contract, **given(parsed, BenchOptions))

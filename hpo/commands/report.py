@@ -20,8 +20,8 @@ def run(parsed: Namespace) -> None:
     """Write the report, and print the ranking and the verdicts."""
     from hpo.verdict.snapshot import read
 
-    with opened_study(parsed) as found:
-        study = read(found, paths_of(parsed))
+    with opened_study(parsed) as stored:
+        study = read(stored, paths_of(parsed))
     conclude(parsed, study, report_directory(parsed, study))
 
 

@@ -17,8 +17,8 @@ def run(parsed: Namespace) -> None:
     from hpo.report.export import study_json
     from hpo.verdict.snapshot import read
 
-    with opened_study(parsed) as found:
-        study = read(found, paths_of(parsed))
+    with opened_study(parsed) as stored:
+        study = read(stored, paths_of(parsed))
     output(parsed, study_json(study), [*study.notes, *verdicts(study)], *ranking_tables(study))
 
 

@@ -64,13 +64,13 @@ def watch(parsed: Namespace, look: Callable[[], dict[str, Any]]) -> None:
                 while True:
                     sleep(parsed.watch)
                     live.update(status_table(look()), refresh=True)
-        said = ""
+        printed = ""
         while True:
             line = status_line(look())
-            if line != said:
+            if line != printed:
                 with written():
                     print(line)
-            said = line
+            printed = line
             sleep(parsed.watch)
 
 
@@ -85,7 +85,9 @@ def status_table(facts: dict[str, Any]) -> Table:
 def status_line(facts: dict[str, Any]) -> str:
     """The facts that change, in one line."""
     trials = ", ".join(f"{count} {state.lower()}" for state, count in facts["trials"].items()) or "no trials"
-    running = ", ".join(f"trial {one['number']} after {one['sequences_read']} sequences" for one in facts["running"])
+    running = ", ".join(
+        f"trial {trial['number']} after {trial['sequences_read']} sequences" for trial in facts["running"]
+    )
     best = "; ".join(f"{size}: {text}" for size, text in facts["best"].items())
     return " | ".join(part for part in (f"{facts['study']}: {trials}", running, best) if part)
 

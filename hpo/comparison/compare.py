@@ -68,25 +68,25 @@ def _settings(
         bench.calibration.segments(setting.n_calib)
     notes = [*laid_out.notes, *_calibration_notes(laid_out), *_study_notes(plan, laid_out)]
     entries = [_entry("full precision", FULL_PRECISION, None, measure(bench, store, None, texts, progress))]
-    for kind, found, setting in requested:
-        name = recipe_name(setting) if found is None else found.name
+    for kind, measured, setting in requested:
+        name = recipe_name(setting) if measured is None else measured.name
         try:
             results = measure(bench, store, setting, texts, progress)
         except (RunError, QuantizationError) as error:
             notes.append(f"{name} is left out: {error}")
         else:
-            entries.append(_entry(kind, name, found, results))
+            entries.append(_entry(kind, name, measured, results))
     return entries, texts, _about(plan, laid_out), notes
 
 
 def _requested_rows(plan: ComparePlan) -> Iterator[tuple[Kind, Measured | None, Setting]]:
     yield from (("method", None, setting) for setting in plan.settings)
-    found = plan.found
-    if found is not None and found.setting is not None:
-        yield ("trial" if isinstance(found, TrialRecord) else "method"), found, found.setting
+    measured = plan.study_choice
+    if measured is not None and measured.setting is not None:
+        yield ("trial" if isinstance(measured, TrialRecord) else "method"), measured, measured.setting
 
 
-def _entry(kind: Kind, name: str, found: Measured | None, results: Sequence[TrialResult]) -> Entry:
+def _entry(kind: Kind, name: str, measured: Measured | None, results: Sequence[TrialResult]) -> Entry:
     first = results[0]
     scores = tuple(result.score for result in results if result.score is not None)
     facts: dict[str, Any] = {
@@ -99,7 +99,7 @@ def _entry(kind: Kind, name: str, found: Measured | None, results: Sequence[Tria
     }
     return Entry(
         kind=kind,
-        measured=Measured(result=None, **facts) if found is None else replace(found, **facts),
+        measured=Measured(result=None, **facts) if measured is None else replace(measured, **facts),
         scores=scores,
         score_seconds=tuple(result.seconds["score"] for result in results),
         packed=first.setting is not None,
@@ -175,16 +175,16 @@ def _calibration_notes(laid_out: LaidOut) -> Iterator[str]:
 
 
 def _study_notes(plan: ComparePlan, laid_out: LaidOut) -> Iterator[str]:
-    found = plan.found
-    if plan.study is None or found is None:
+    measured = plan.study_choice
+    if plan.study is None or measured is None:
         return
     yield from plan.notes
     contract = plan.study.contract
     if contract.model.fingerprint != laid_out.bench.model.fingerprint:
-        yield f"{found.name} was found on {contract.model.name}, other weights or another type than these"
+        yield f"{measured.name} was found on {contract.model.name}, other weights or another type than these"
     tuned = contract.tuning.source
-    if isinstance(found, TrialRecord) and any(text.source == tuned for text in laid_out.data):
-        yield f"{found.name} was chosen for its perplexity on text of {tuned}, which flatters it there"
+    if isinstance(measured, TrialRecord) and any(text.source == tuned for text in laid_out.data):
+        yield f"{measured.name} was chosen for its perplexity on text of {tuned}, which flatters it there"
 
 
 def _about(plan: ComparePlan, laid_out: LaidOut) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class ComparePlan:
             raise InputError(f"{', '.join(taken)} is the name of a method; give the model of --models another name")
 
     @property
-    def found(self) -> Measured | None:
+    def study_choice(self) -> Measured | None:
         """Return what was chosen of the study, under a name that says whose it is, and which reference of many."""
         if self.study is None or self.chosen is None:
             return None

@@ -84,5 +84,5 @@ class Board:
         """Return the address under which the dashboard serves a file of the study."""
         return f"/artifacts/{self.study._study_id}/{artifact_id}"
 
-    def _is_new(self, what: str, trial_id: int | None, text: str) -> bool:
-        return self._written.get((what, trial_id)) != text
+    def _is_new(self, name: str, trial_id: int | None, text: str) -> bool:
+        return self._written.get((name, trial_id)) != text

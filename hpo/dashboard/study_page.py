@@ -152,12 +152,12 @@ class StudyPage:
     def _result(self, trial: TrialRecord) -> TrialResult | None:
         return load_result(self._store, trial.result) if trial.result is not None else None
 
-    def _attempt(self, what: str, make: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
+    def _attempt(self, step: str, make: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
         """Return what `make` gives; where it fails the page says so and goes on without it."""
         try:
             return make(*args, **named)
         except Exception as error:
-            self._name(f"{what}: {type(error).__name__}: {error}")
+            self._name(f"{step}: {type(error).__name__}: {error}")
             return None
 
     def _name(self, problem: str) -> None:

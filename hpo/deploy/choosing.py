@@ -10,14 +10,14 @@ from hpo.verdict.snapshot import Study
 from objectives.errors import InputError
 
 
-def choose(study: Study, which: str = RECOMMENDED) -> tuple[Measured, list[str]]:
+def choose(study: Study, selector: str = RECOMMENDED) -> tuple[Measured, list[str]]:
     """The trial or reference that `recommended`, `best` or a number means, and what a person should know of it.
 
     Raises:
         InputError: If there is none, if it has no setting yet, or if it is not known here what is recommended.
     """
-    if which != RECOMMENDED:
-        return chosen_trial(study.record, which)
+    if selector != RECOMMENDED:
+        return chosen_trial(study.record, selector)
     chosen = study.recommendation
     if chosen is not None:
         return chosen.measured, [_reason(chosen, study)]

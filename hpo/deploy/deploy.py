@@ -86,12 +86,12 @@ def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, name: str, paths: P
     manifest = form.write(export, progress)
     model, blocks = bench.model, bench.blocks
     texts = [bench.calibration.text, tuning]
-    known = (quantized_part(model.module, blocks), kept_in_16_bit(blocks), length_note(model.module, texts))
+    remarks = (quantized_part(model.module, blocks), kept_in_16_bit(blocks), length_note(model.module, texts))
     return Written(
         directory=directory,
         manifest=manifest,
         disk_bytes=disk_bytes(directory),
-        notes=[*model.notes, *(note for note in known if note is not None), *form.notes(blocks)],
+        notes=[*model.notes, *(note for note in remarks if note is not None), *form.notes(blocks)],
     )
 
 

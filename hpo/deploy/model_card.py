@@ -81,10 +81,10 @@ def _proof(manifest: Manifest) -> Iterator[str]:
 
 def _study(study: StudyRecord, measured: Measured) -> Iterator[str]:
     tuning = study.contract.tuning
-    what = measured.name.capitalize() if isinstance(measured, TrialRecord) else f"The reference {measured.name}"
+    subject = measured.name.capitalize() if isinstance(measured, TrialRecord) else f"The reference {measured.name}"
     yield from ("## The study", "")
     yield (
-        f"{what} of the study `{study.name}`, which measured {len(study.complete)} settings to the "
+        f"{subject} of the study `{study.name}`, which measured {len(study.complete)} settings to the "
         f"end and gave {len(study.pruned)} up, on {tuning.sequences} sequences of {tuning.seq_len} tokens of "
         f"{tuning.source} ({tuning.protocol})."
     )

@@ -34,8 +34,8 @@ def repeat_command(record: StudyRecord, trials: int | None, storage: str | None 
 
 def quantize_command(record: StudyRecord, chosen: Measured, directory: str, storage: str | None = None) -> str:
     """Write the command that makes a model directory of a trial of the study, or of the reference it recommends."""
-    which = chosen.number if isinstance(chosen, TrialRecord) else RECOMMENDED
-    flags = {"study": record.name, "trial": which, "storage": storage}
+    selector = chosen.number if isinstance(chosen, TrialRecord) else RECOMMENDED
+    flags = {"study": record.name, "trial": selector, "storage": storage}
     arguments = {name: value for name, value in flags.items() if value is not None}
     return _folded([f"{PROGRAM} quantize", *_words(arguments), f"--output-dir {shlex.quote(directory)}"])
 

@@ -36,8 +36,8 @@ def assigned(workers: int | None, devices: str, present: Sequence[str]) -> list[
     named = list(present or [CPU]) if devices == AUTO else [_full(name) for name in devices.split(",")]
     absent = [name for name in named if name not in (CPU, *present)]
     if absent:
-        there = ", ".join([CPU, *present])
-        raise InputError(f"--devices {devices!r}: {', '.join(absent)} is not there; there are: {there}")
+        available = ", ".join([CPU, *present])
+        raise InputError(f"--devices {devices!r}: {', '.join(absent)} is not there; there are: {available}")
     return [named[index % len(named)] for index in range(workers or len(named))]
 
 

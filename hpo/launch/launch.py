@@ -83,5 +83,5 @@ def _reports(launcher: Launcher, jobs: Mapping[str, Job], follower: Follower) ->
 def _start_again(launcher: Launcher, job: Job, ending: Death, deaths: int, follower: Follower) -> None:
     if deaths > MOST_DEATHS:
         raise RunError(f"{deaths} workers died while no trial ended; try --workers 1 to see why")
-    follower.say(f"worker {job.name} ({ending.who}) died; it is started again")
+    follower.say(f"worker {job.name} ({ending.name}) died; it is started again")
     launcher.start(job)

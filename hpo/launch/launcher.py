@@ -33,9 +33,9 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Death:
-    """The death of a worker without a report: who it was, for people."""
+    """The death of a worker without a report; `name` says to people which it was."""
 
-    who: str
+    name: str
 
 
 Task = Callable[[Job], Report]

@@ -35,7 +35,7 @@ class _Process:
             return self._future.result()
         except BrokenProcessPool:
             self._pool.shutdown(wait=False)
-            return Death(who=f"process {self.pid}")
+            return Death(name=f"process {self.pid}")
 
     def stop(self) -> None:
         """Ask it to hand its trial back."""

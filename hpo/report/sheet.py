@@ -48,20 +48,20 @@ def with_legend(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-def scale(axes: Axes, axis: Axis, which: str) -> None:
+def scale(axes: Axes, axis: Axis, direction: str) -> None:
     """Give an axis the scale and the ticks of a hyperparameter."""
     if axis.scale != "linear":
-        set_scale = axes.set_xscale if which == "x" else axes.set_yscale
+        set_scale = axes.set_xscale if direction == "x" else axes.set_yscale
         set_scale("log")
     if axis.choices or axis.scale != "linear":
-        ticks(axes, axis.ticks, which, axis.text)
-    set_limits = axes.set_xlim if which == "x" else axes.set_ylim
+        ticks(axes, axis.ticks, direction, axis.text)
+    set_limits = axes.set_xlim if direction == "x" else axes.set_ylim
     set_limits(*axis.ends)
 
 
-def ticks(axes: Axes, values: Sequence[float], which: str, text: Callable[[float], str] = "{:g}".format) -> None:
+def ticks(axes: Axes, values: Sequence[float], direction: str, text: Callable[[float], str] = "{:g}".format) -> None:
     """Name these values on an axis and no others."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis = axes.xaxis if direction == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(list(values)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())

@@ -106,8 +106,8 @@ def _listed(dimension: Dimension, values: Sequence[Number]) -> Dimension | Value
     if dimension.step is not None:
         rule, step = "evenly spaced in thousandths, such as 0.1,0.2,0.3", round(values[1] - values[0], DECIMALS)
     if values and step != 0:
-        found = replace(dimension, low=values[0], high=values[-1], step=step)
-        if found.every() == list(values):
-            return found
+        narrowed = replace(dimension, low=values[0], high=values[-1], step=step)
+        if narrowed.every() == list(values):
+            return narrowed
     listed = ", ".join(f"{value:g}" for value in values) or "nothing"
     raise InputError(f"{dimension.name} {listed}: values that are searched are {rule}")

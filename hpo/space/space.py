@@ -151,12 +151,12 @@ class Space:
                 seen.add(setting)
                 yield setting
 
-    def _with(self, name: str, found: Dimension | Value) -> "Space":
+    def _with(self, name: str, chosen: Dimension | Value) -> "Space":
         others = tuple(dimension for dimension in self.dimensions if dimension.name != name)
-        if not isinstance(found, Dimension):
-            return replace(self, base=replace(self.base, **{name: found}), dimensions=others)  # type: ignore[arg-type]
+        if not isinstance(chosen, Dimension):
+            return replace(self, base=replace(self.base, **{name: chosen}), dimensions=others)  # type: ignore[arg-type]
         order = list(DIMENSIONS)
-        dimensions = sorted((*others, found), key=lambda dimension: order.index(dimension.name))
+        dimensions = sorted((*others, chosen), key=lambda dimension: order.index(dimension.name))
         return replace(self, dimensions=tuple(dimensions))
 
 

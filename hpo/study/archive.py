@@ -78,8 +78,8 @@ class ArchivedStudy:
     @property
     def contract(self) -> Mapping[str, Any]:
         """Its contract; empty where it has none."""
-        found = self.attributes.get(CONTRACT)
-        return found if isinstance(found, Mapping) else {}
+        contract = self.attributes.get(CONTRACT)
+        return contract if isinstance(contract, Mapping) else {}
 
 
 def export_study(study: optuna.Study, store: ResultStore, target: Path) -> int:
@@ -159,8 +159,8 @@ def _one_line(error: BaseException) -> str:
 def _results(study: optuna.Study) -> list[str]:
     """Keys of everything that a study refers to."""
     record = read_study(study)
-    measured = [str(one.result) for one in (*record.references, *record.trials) if one.result]
-    return list(dict.fromkeys([*measured, text_key(record.contract.tuning.fingerprint)]))
+    keys = [str(measured.result) for measured in (*record.references, *record.trials) if measured.result]
+    return list(dict.fromkeys([*keys, text_key(record.contract.tuning.fingerprint)]))
 
 
 def _described(trial: FrozenTrial) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _described(trial: FrozenTrial) -> dict[str, Any]:
         "params": {} if waits else trial.params,
         "distributions": {}
         if waits
-        else {name: distribution_to_json(one) for name, one in trial.distributions.items()},
+        else {name: distribution_to_json(distribution) for name, distribution in trial.distributions.items()},
         "user_attributes": trial.user_attrs,
         "system_attributes": system if "fixed_params" in system or not waits else {"fixed_params": trial.params},
         "intermediate_values": trial.intermediate_values,

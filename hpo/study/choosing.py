@@ -19,13 +19,13 @@ MODEL_FLAGS = ("model", "revision", "dtype")
 TEXT_FLAGS = ("calib_data", "eval_data", "confirm_data", "eval_samples", "protocol", "bos", "seq_len", "seed")
 
 
-def chosen_trial(record: StudyRecord, which: str) -> tuple[TrialRecord, list[str]]:
+def chosen_trial(record: StudyRecord, selector: str) -> tuple[TrialRecord, list[str]]:
     """The trial that `best`, of least perplexity, or a number means, and what a person should know of it.
 
     Raises:
         InputError: If there is none, or it has no setting yet.
     """
-    trial = record.best if which == BEST else _numbered(record, which)
+    trial = record.best if selector == BEST else _numbered(record, selector)
     if trial is None:
         raise InputError(
             f"study {record.name!r} has no completed trial yet; go on with it, or choose one of its "
@@ -67,9 +67,9 @@ def require_same_bench(record: StudyRecord, bench: Bench) -> None:
         ("calibration text", contract.calibration.fingerprint, bench.calibration.text.fingerprint(), TEXT_FLAGS),
     )
     problems = [
-        f"the {what} that was loaded is not the study's: give {_spelled(flags, names)}"
-        for what, known, fingerprint, names in checks
-        if known != fingerprint
+        f"the {name} that was loaded is not the study's: give {_spelled(flags, names)}"
+        for name, stored, loaded, names in checks
+        if stored != loaded
     ]
     if problems:
         raise InputError(
@@ -91,14 +91,14 @@ def require_same_text(record: StudyRecord, tuning: Sequences) -> None:
         )
 
 
-def _numbered(record: StudyRecord, which: str) -> TrialRecord:
-    found = next((trial for trial in record.trials if str(trial.number) == which), None)
-    if found is None:
-        known = f"0 to {record.trials[-1].number}" if record.trials else "none"
+def _numbered(record: StudyRecord, selector: str) -> TrialRecord:
+    trial = next((trial for trial in record.trials if str(trial.number) == selector), None)
+    if trial is None:
+        numbers = f"0 to {record.trials[-1].number}" if record.trials else "none"
         raise InputError(
-            f"study {record.name!r} has no trial {which!r}; give {RECOMMENDED}, {BEST} or a number ({known})"
+            f"study {record.name!r} has no trial {selector!r}; give {RECOMMENDED}, {BEST} or a number ({numbers})"
         )
-    return found
+    return trial
 
 
 def _notes(trial: TrialRecord) -> list[str]:

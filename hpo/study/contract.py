@@ -153,11 +153,11 @@ def require_same(stored: Contract, own: Contract, study: str) -> None:
     Raises:
         InputError: Naming every difference.
     """
-    theirs, ours = dict(_flat(stored.parts)), dict(_flat(own.parts))
+    stored_parts, own_parts = dict(_flat(stored.parts)), dict(_flat(own.parts))
     differences = [
-        f"{name} is {_short(ours.get(name))}, in the study {_short(theirs.get(name))}"
-        for name in sorted({*theirs, *ours})
-        if theirs.get(name) != ours.get(name)
+        f"{name} is {_short(own_parts.get(name))}, in the study {_short(stored_parts.get(name))}"
+        for name in sorted({*stored_parts, *own_parts})
+        if stored_parts.get(name) != own_parts.get(name)
     ]
     if differences:
         raise InputError(

@@ -34,7 +34,9 @@ def find_study_of_any_format(storage: BaseStorage, name: str | None) -> optuna.S
         raise InputError("the storage holds no study; begin one with `optimize`, or check --storage")
     if name is None:
         summaries = optuna.get_all_study_summaries(storage)
-        name = max(summaries, key=lambda one: (one.datetime_start is not None, one.datetime_start)).study_name
+        name = max(
+            summaries, key=lambda summary: (summary.datetime_start is not None, summary.datetime_start)
+        ).study_name
     if name not in names:
         raise InputError(f"there is no study {name!r}; there are: {', '.join(names)}")
     study = optuna.load_study(storage=storage, study_name=name)

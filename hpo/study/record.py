@@ -147,8 +147,8 @@ class StudyRecord:
     @property
     def complete(self) -> list[TrialRecord]:
         """Trials that were measured to the end, best first."""
-        found = [trial for trial in self.trials if trial.state == "COMPLETE"]
-        return sorted(found, key=lambda trial: (trial.perplexity, trial.number))
+        complete = [trial for trial in self.trials if trial.state == "COMPLETE"]
+        return sorted(complete, key=lambda trial: (trial.perplexity, trial.number))
 
     @property
     def pruned(self) -> list[TrialRecord]:

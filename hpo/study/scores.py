@@ -54,13 +54,13 @@ class Scores:
 
     def readable(self, measured: Iterable[M]) -> list[tuple[M, Score]]:
         """Everything of `measured` whose score can be read, with it, in the given order."""
-        found = []
-        for one in measured:
+        scored = []
+        for row in measured:
             try:
-                found.append((one, self.of(one)))
+                scored.append((row, self.of(row)))
             except DamagedEntryError as damage:
-                self._tell(one, damage)
-        return found
+                self._tell(row, damage)
+        return scored
 
     def _tell(self, measured: Measured, damage: DamagedEntryError) -> None:
         key = measured.result or measured.name

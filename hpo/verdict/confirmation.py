@@ -101,6 +101,6 @@ def _sentence(winner: str, reference: Ranked | None, comparisons: Sequence[Confi
         return "There was no reference to confirm the winner against."
     against = [row for row in comparisons if row.against == reference.measured.name]
     parts = [f"{row.percent} on {row.dataset}" for row in against]
-    said = {"confirmed": "confirmed as better", "worse": "confirmed as worse"}
-    judgement = said.get(judge(against), "not confirmed as different")
+    phrases = {"confirmed": "confirmed as better", "worse": "confirmed as worse"}
+    judgement = phrases.get(judge(against), "not confirmed as different")
     return f"On held-out text {winner} against {reference.measured.name}: {', '.join(parts)}: {judgement}."

@@ -123,15 +123,19 @@ def _better(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison
 def _chosen(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison]) -> tuple[Ranked, str]:
     """Choose the row to use, and say why."""
     trial, reference, guided = ranking.best_trial, ranking.best_reference, ranking.recommended
-    better, known = _better(ranking, comparisons), _against(reference, comparisons)
+    better, outcome = _better(ranking, comparisons), _against(reference, comparisons)
     if trial is not None and better is not None:
         return better, f"on held-out text {trial.measured.name}, the best of the trials, is worse"
-    if trial is not None and reference is not None and known == "not confirmed":
+    if trial is not None and reference is not None and outcome == "not confirmed":
         return (
             reference,
             f"held-out text does not confirm that {trial.measured.name}, the best of the trials, is better",
         )
-    if trial is not None and known == "confirmed" and (guided is trial or _against(guided, comparisons) == "confirmed"):
+    if (
+        trial is not None
+        and outcome == "confirmed"
+        and (guided is trial or _against(guided, comparisons) == "confirmed")
+    ):
         assert reference is not None
         return trial, f"held-out text confirms that it is better than {reference.measured.name}"
     if guided is ranking.best and guided is reference:

@@ -180,13 +180,14 @@ def require_same_machine_result(bench: Bench, stored: Score, tuning: Sequences, 
         InputError: With both means.
     """
     count = min(CHECKED_SEQUENCES, len(tuning))
-    here = score_all(bench.model.module, tuning[:count], "comparing with the study's full precision", progress)
-    there = stored.first(count)
-    drift = here.mean_nll - there.mean_nll
+    measured = score_all(bench.model.module, tuning[:count], "comparing with the study's full precision", progress)
+    expected = stored.first(count)
+    drift = measured.mean_nll - expected.mean_nll
     if not abs(drift) <= MOST_DRIFT:
         raise InputError(
-            f"full precision scores {here.mean_nll:.4f} nats per token here and {there.mean_nll:.4f} in the study on "
-            f"the same {count} sequences (at most {MOST_DRIFT} apart is allowed); use the same device kind and versions"
+            f"full precision scores {measured.mean_nll:.4f} nats per token here and {expected.mean_nll:.4f} in the "
+            f"study on the same {count} sequences (at most {MOST_DRIFT} apart is allowed); use the same device kind "
+            "and versions"
         )
 
 

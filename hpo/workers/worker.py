@@ -218,8 +218,8 @@ class Worker:
         def go_on(look: Score) -> bool:
             self.interrupts.check()
             self._patiently(lambda: self.ledger.look(trial, look))
-            seen = Looked(trial=record, perplexity=look.perplexity, read=len(look.nll), total=len(self.tuning))
-            self.listen(seen)
+            looked = Looked(trial=record, perplexity=look.perplexity, read=len(look.nll), total=len(self.tuning))
+            self.listen(looked)
             return self._patiently(lambda: self.ledger.is_worth(trial, setting, look))
 
         recalled = self._recalled(setting)

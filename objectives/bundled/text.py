@@ -133,7 +133,7 @@ def _modules(root: Path, prefix: str, wanted: Callable[[str], bool] = lambda nam
 def _sources(root: Path, prefix: str) -> Iterator[tuple[str, Path]]:
     """Yield the dotted name and path of every module under `root` that may hold prose."""
     for directory, subdirectories, files in os.walk(root):
-        subdirectories[:] = [each for each in subdirectories if each not in _NO_PROSE and each.isidentifier()]
+        subdirectories[:] = [name for name in subdirectories if name not in _NO_PROSE and name.isidentifier()]
         parts = [part for part in (prefix, *Path(directory).relative_to(root).parts) if part]
         for file in files:
             stem, suffix = os.path.splitext(file)

@@ -50,9 +50,9 @@ def _files(model: Model) -> Iterator[Path]:
         return
     # Only a model that came from the hub has a commit.
     for name in PROCESSOR_FILES if model.commit is not None else ():
-        found = cached_file(
+        cached = cached_file(
             model.name, name, revision=model.commit, _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
         )  # fmt: skip
-        if found is not None:
-            yield Path(found)
+        if cached is not None:
+            yield Path(cached)

@@ -68,8 +68,8 @@ def _possible(
         return [replace(site, producer=before)]
     path = site.linears[0].name.removeprefix(f"{block}.").rpartition(".")[0]
     widths = head_dims(layer.get_submodule(path), config) if roles == ("o",) else []
-    found = [replace(site, producer=before, tie=tie) for tie in ties(site.inputs, before.shape[0], widths)]
-    return found or [site]
+    tied = [replace(site, producer=before, tie=tie) for tie in ties(site.inputs, before.shape[0], widths)]
+    return tied or [site]
 
 
 def _norms_before(block: str, sites: Sequence[InputSite], probe: Probe) -> dict[str, NormRole]:
@@ -105,15 +105,15 @@ def _norms_before(block: str, sites: Sequence[InputSite], probe: Probe) -> dict[
     finally:
         for handle in handles:
             handle.remove()
-    found: dict[str, NormRole] = {}
+    norms: dict[str, NormRole] = {}
     for site in sites:
         path, offset = outputs.get(read.get(site.name, 0)), None
         if path is not None:
             offset = offsets[path]
         if path is not None and offset is not None:
             norm = probe.layer.get_submodule(path)
-            found[site.name] = NormRole(name=f"{block}.{path}", module=norm, offset=offset)
-    return found
+            norms[site.name] = NormRole(name=f"{block}.{path}", module=norm, offset=offset)
+    return norms
 
 
 def _kind(module: nn.Module) -> str:

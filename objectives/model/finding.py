@@ -110,15 +110,15 @@ def _block(index: int, name: str, layer: nn.Module, call: Call | None, config: A
 
 
 def _asked(index: int, name: str, layer: nn.Module, probe: Probe | None, config: Any, shared: set[int]) -> Block:
-    asked = layer if probe is None else probe.layer
-    named = list(_linears(name, asked, probe, config))
+    probed = layer if probe is None else probe.layer
+    named = list(_linears(name, probed, probe, config))
     times = Counter(linear.role for linear in named)
     # Of several Linears of one role (routed experts) none reads what the block reads.
     by_role = {linear.role: linear for linear in named if times[linear.role] == 1}
     covered = {id(linear.module.weight) for linear in by_role.values()}
     uncovered = {
         f"{name}.{child}": parameter.numel()
-        for child, parameter in asked.named_parameters()
+        for child, parameter in probed.named_parameters()
         if parameter.dim() > 1 and id(parameter) not in covered
     }
     sites = list(_sites(name, by_role))

@@ -46,14 +46,14 @@ PHRASES = (
 
 
 @contextmanager
-def hub_errors(what: str, *also: type[Exception]) -> Iterator[None]:
+def hub_errors(subject: str, *also: type[Exception]) -> Iterator[None]:
     """Turn whatever the hub's clients raise inside the block, and what is in `also`, into an `InputError` on `what`."""
     try:
         yield
     except (*EXPECTED, *also) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} {_remedy(error)}") from error
+        raise InputError(f"{subject} {_remedy(error)}") from error
 
 
 def _remedy(error: BaseException) -> str:

@@ -69,9 +69,9 @@ def gate_up_arrangements(outputs: int) -> Iterator[Rows]:
 
 def head_dims(attention: nn.Module, config: Any) -> list[int]:
     """List how wide a head's values may be, the likeliest first: what the attention module says, then what is usual."""
-    said = [getattr(attention, name, None) for name in ("v_head_dim", "value_head_dim", "head_dim", "head_size")]
+    declared = [getattr(attention, name, None) for name in ("v_head_dim", "value_head_dim", "head_dim", "head_size")]
     usual = config.hidden_size // (getattr(config, "num_attention_heads", None) or 1)
-    return list(dict.fromkeys(width for width in (*said, usual) if isinstance(width, int) and width > 0))
+    return list(dict.fromkeys(width for width in (*declared, usual) if isinstance(width, int) and width > 0))
 
 
 def ties(inputs: int, values: int, head_dims: Sequence[int]) -> list[HeadTie | None]:

@@ -141,7 +141,7 @@ def load_model(plan: ModelPlan, progress: Progress = silent) -> Model:
 
 
 def _require_measurable(plan: ModelPlan, quantized: AlreadyQuantized) -> None:
-    if not quantized.known:
+    if not quantized.supported:
         raise InputError(
             f"model {plan.name} is {quantized}, which the installed transformers does not know and would ignore; "
             f"{quantized.remedy}"

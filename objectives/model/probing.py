@@ -145,9 +145,9 @@ class Probe:
             _first(out)[..., rows] += 10 * out.std() * noise.to(out)
 
         with self.changed_output(module, change):
-            seen = self.read_by(reader)
-        assert seen is not None
-        return seen
+            changed = self.read_by(reader)
+        assert changed is not None
+        return changed
 
     def multiplies(self, module: nn.Module, rows: Tensor | None, reader: nn.Module) -> bool:
         """Return whether what `reader` reads is proportional to each of these outputs: those of `up`, not of `gate`."""

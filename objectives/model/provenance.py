@@ -35,14 +35,14 @@ class AlreadyQuantized:
         method: As it is called.
         bits: Per weight, with scales, as far as that is said; None where nothing says.
         original: What it was made from; None where nothing says.
-        known: Whether the installed transformers knows the method.
+        supported: Whether the installed transformers knows the method.
         dense: Whether its weights are stored as those of any other model.
     """
 
     method: str
     bits: float | None
     original: str | None
-    known: bool = True
+    supported: bool = True
     dense: bool = False
 
     def __str__(self) -> str:
@@ -117,25 +117,30 @@ def already_quantized(config: Any, directory: Path) -> AlreadyQuantized | None:
     Raises:
         InputError: If the directory's manifest is damaged.
     """
-    said = getattr(config, "quantization_config", None)
+    declared = getattr(config, "quantization_config", None)
     provenance = read_provenance(directory)
-    if said is None and provenance is None:
+    if declared is None and provenance is None:
         return None
-    values: Mapping[str, Any] = said if isinstance(said, Mapping) else {} if said is None else said.to_dict()
+    values: Mapping[str, Any] = (
+        declared if isinstance(declared, Mapping) else {} if declared is None else declared.to_dict()
+    )
     if provenance is not None:
         return AlreadyQuantized(
             method=f"{provenance.weights} by praqtune: {provenance.method}",
             bits=provenance.bits_per_weight,
             original=provenance.model.name,
-            dense=said is None,
+            dense=declared is None,
         )
     method = str(values.get("quant_method", "a method that its configuration does not name"))
     return AlreadyQuantized(
-        method=method, bits=_bits(method, values), original=_base_model(directory), known=_is_known(method, values)
+        method=method,
+        bits=_bits(method, values),
+        original=_base_model(directory),
+        supported=_is_supported(method, values),
     )
 
 
-def _is_known(method: str, values: Mapping[str, Any]) -> bool:
+def _is_supported(method: str, values: Mapping[str, Any]) -> bool:
     loaded_in = values.get("load_in_4bit") or values.get("load_in_8bit")
     return bool(loaded_in) or method == "bitsandbytes" or method in AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -166,10 +171,10 @@ def _weight_groups(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _base_model(directory: Path) -> str | None:
     try:
-        found = BASE_MODEL.search((directory / CARD).read_text(encoding="utf-8", errors="replace"))
+        line = BASE_MODEL.search((directory / CARD).read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None
-    return found.group(1) if found else None
+    return line.group(1) if line else None
 
 
 def _number(value: object) -> float | None:

@@ -136,8 +136,8 @@ def quantized_part(module: nn.Module, blocks: Sequence[Block]) -> str | None:
     prefix = blocks[0].name.rpartition(".")[0]
     kept = {id(parameter) for parameter in module.get_submodule(prefix).parameters()}
     for name in ("get_input_embeddings", "get_output_embeddings"):
-        found = getattr(module, name)()
-        kept |= set() if found is None else {id(parameter) for parameter in found.parameters()}
+        embedding = getattr(module, name)()
+        kept |= set() if embedding is None else {id(parameter) for parameter in embedding.parameters()}
     root = prefix.rpartition(".")[0]
     others = {
         name: parameter.numel()

@@ -97,8 +97,8 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, which: slice) -> "Sequences":
-        return replace(self, ids=self.ids[which], scored=self.scored[which], clusters=self.clusters[which])
+    def __getitem__(self, index: slice) -> "Sequences":
+        return replace(self, ids=self.ids[index], scored=self.scored[index], clusters=self.clusters[index])
 
     def picked(self, indices: Sequence[int]) -> "Sequences":
         """Pick those sequences, in that order."""

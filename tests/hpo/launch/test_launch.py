@@ -57,7 +57,7 @@ class Threads:
         self._pool.shutdown()
 
     def _ending(self, future: Future[Report]) -> Report | Death:
-        return Death(who="thread") if future.exception() else future.result()
+        return Death(name="thread") if future.exception() else future.result()
 
 
 @dataclass(frozen=True)
