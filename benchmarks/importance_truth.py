@@ -25,6 +25,9 @@ from hpo.search.pruners.registry import Pruning
 from hpo.study.record import TrialRecord
 from hpo.verdict.importance import Shares, importances
 
+Judgement = tuple[float, bool, float, bool]
+"""Error of the shares, whether the leader is right, coverage, whether there is a warning."""
+
 
 def shares(truth: Truth, trials: list[TrialRecord]) -> Shares:
     """The product's, over these trials."""
@@ -39,7 +42,7 @@ def whole(truth: Truth) -> Shares:
     return shares(truth, study.trials)
 
 
-def judged(estimated: Shares, true: Shares) -> tuple[float, bool, float, bool]:
+def judged(estimated: Shares, true: Shares) -> Judgement:
     """Mean absolute error of the mean shares, whether the leader is right, coverage, and whether there is a warning."""
     names = list(true.mean)
     errors = [abs(estimated.mean[name].value - true.mean[name].value) for name in names]
@@ -52,6 +55,17 @@ def judged(estimated: Shares, true: Shares) -> tuple[float, bool, float, bool]:
     )
 
 
+def summary(judgements: list[Judgement], studies: int, trials: int) -> str:
+    """Say what the judgements come to; studies without shares have none."""
+    if not judgements:
+        return f"none of {studies} studies has shares: {trials} trials are too few; give more --trials"
+    error, right, covered, warned = np.mean(np.array(judgements, dtype=float), axis=0)
+    return (
+        f"{len(judgements)} studies, error {error:.3f}, leader right {right:.0%}, 90 % intervals cover {covered:.0%}, "
+        f"warned {warned:.0%}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=20)
@@ -61,7 +75,7 @@ def main() -> None:
         true = whole(truth)
         named = ", ".join(f"{name} {share.percent(0)}" for name, share in true.mean.items())
         print(f"\n{name}, all {true.trials} settings: {named}; {true.warning or 'no warning'}", flush=True)
-        rows: dict[str, list[tuple[float, bool, float, bool]]] = {"with pruned trials": [], "complete trials alone": []}
+        rows: dict[str, list[Judgement]] = {"with pruned trials": [], "complete trials alone": []}
         for seed in range(options.replicates):
             where = field(truth, seed)
             study = Ours(where, seed, proposer("gp"), Pruning())
@@ -72,12 +86,7 @@ def main() -> None:
                 if estimated.reason is None:
                     rows[kind].append(judged(estimated, true))
         for kind, judgements in rows.items():
-            error, right, covered, warned = np.mean(np.array(judgements, dtype=float), axis=0)
-            print(
-                f"  {kind}: {len(judgements)} studies, error {error:.3f}, leader right {right:.0%}, "
-                f"90 % intervals cover {covered:.0%}, warned {warned:.0%}",
-                flush=True,
-            )
+            print(f"  {kind}: {summary(judgements, options.replicates, options.trials)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,9 @@ def _compared(model: Model, blocks: Sequence[Block], sequences: Sequences, progr
 def _scores(
     module: Any, blocks: Sequence[Block], sequences: Sequences, dtype: torch.dtype, progress: Progress
 ) -> list[Score]:
-    """Return the scores in full precision and after nearest rounding."""
-    phase = f"comparing {module.dtype} with float32".replace("torch.", "")
+    """Return the scores in full precision and after nearest rounding; `dtype` is the type that is checked."""
+    # Of the float32 copy, too: it is the other half of the same comparison.
+    phase = f"comparing {dtype} with float32".replace("torch.", "")
     exact = score_all(module, sequences, phase, progress)
     with _rounded(blocks, Scheme(group_size=GROUP_SIZE, scale_dtype=scale_type(dtype))):
         return [exact, score_all(module, sequences, phase, progress)]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import importance_truth
 from benchmarks import truth as tables
 from benchmarks.clairvoyant import fitted_covariances, search
 from benchmarks.honesty import honesty
@@ -150,3 +151,11 @@ def test_a_win_on_tuning_text_is_held_against_what_is_true(made: Truth) -> None:
     first, second = halves(text, np.random.default_rng(0))
     assert not set(first[1]) & set(second[1])
     assert len(first[0]) + len(second[0]) == SEQUENCES
+
+
+def test_studies_too_short_for_shares_are_said_to_be_in_one_line() -> None:
+    """No mean of nothing."""
+    assert importance_truth.summary([], 3, 12) == (
+        "none of 3 studies has shares: 12 trials are too few; give more --trials"
+    )
+    assert importance_truth.summary([(0.1, True, 0.5, False)], 3, 12).startswith("1 studies, error 0.100, leader right")
