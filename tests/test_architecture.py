@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -160,6 +161,13 @@ def test_rooms_import_only_rooms_below_them() -> None:
             offenders += [f"{layer}/{'/'.join(place)} imports {imported}" for imported in sorted(wrong)]
             offenders += [] if room in heights else [f"{layer}/{room} has no place in the order"]
     assert not offenders, "\n".join(offenders)
+
+
+def test_the_rooms_of_a_study_are_documented_in_their_order() -> None:
+    """Each row of the table in ARCHITECTURE.md is a row of the order that imports keep."""
+    heads = re.findall(r"^\| (`hpo/[^|]*) \|", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.MULTILINE)
+    documented = [set(re.findall(r"`hpo/(\w+)(?:/|\.py)`", head)) for head in heads]
+    assert documented == list(ORDER["hpo"])
 
 
 def impure(path: Path) -> Iterator[str]:
