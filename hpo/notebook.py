@@ -29,7 +29,7 @@ from objectives.progress import silent
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
 from storage.paths import Paths
-from storage.studies.opening import chosen_url, open_existing
+from storage.studies.opening import chosen_url, open_to_read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,5 +138,5 @@ def load(
         StorageError: If storage or results cannot be read.
     """
     paths = Paths(Path(home)) if home is not None else Paths.default()
-    snapshot = read(find_study(open_existing(chosen_url(storage, paths)), study), paths)
+    snapshot = read(find_study(open_to_read(chosen_url(storage, paths)), study), paths)
     return LoadedStudy(study=snapshot, paths=paths, device=device)

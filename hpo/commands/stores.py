@@ -37,8 +37,18 @@ def storage_url(parsed: Namespace) -> str:
 
 
 @contextmanager
+def read_storage(parsed: Namespace) -> "Iterator[optuna.storages.BaseStorage]":
+    """Open the storage that a command only reads, which changes nothing; its errors become ours."""
+    from storage.studies.opening import open_to_read, storage_errors
+
+    url = storage_url(parsed)
+    with storage_errors(url):
+        yield open_to_read(url)
+
+
+@contextmanager
 def opened_storage(parsed: Namespace) -> "Iterator[optuna.storages.BaseStorage]":
-    """Open the storage that a command reads; where there is none, none is made, and its errors become ours."""
+    """Open the storage that a command changes; where there is none, none is made, and its errors become ours."""
     from storage.studies.opening import open_existing, storage_errors
 
     url = storage_url(parsed)
@@ -58,8 +68,8 @@ def made_storage(parsed: Namespace) -> "Iterator[optuna.storages.BaseStorage]":
 
 @contextmanager
 def opened_study(parsed: Namespace) -> "Iterator[optuna.Study]":
-    """Open the study that a command is about."""
+    """Open the study that a command reads."""
     from hpo.study.finding import find_study
 
-    with opened_storage(parsed) as storage:
+    with read_storage(parsed) as storage:
         yield find_study(storage, parsed.study)

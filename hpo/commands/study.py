@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hpo.commands.command import Action, Command, Group
 from hpo.commands.flags import add_storage_flag
 from hpo.commands.output import make_table, output
-from hpo.commands.stores import made_storage, opened_storage, opened_study, paths_of, storage_url
+from hpo.commands.stores import made_storage, opened_storage, opened_study, paths_of, read_storage, storage_url
 
 if TYPE_CHECKING:
     import optuna
@@ -55,7 +55,7 @@ def list_them(parsed: Namespace) -> None:
 
     url = storage_url(parsed)
     if exists(url):
-        with opened_storage(parsed) as storage:
+        with read_storage(parsed) as storage:
             studies, notes = list_studies(storage), []
     else:
         studies, notes = [], [f"storage {shown(url)} does not exist; `optimize` makes it"]

@@ -27,6 +27,14 @@ class Backend(Protocol):
             StorageError: If it cannot be written.
         """
 
+    def read(self, url: str) -> BaseStorage:
+        """Open what exists for reading alone: nothing is changed or made, and no permission to write is needed.
+
+        Raises:
+            AddressError: If it holds no studies.
+            StorageError: If it cannot be read.
+        """
+
     def exists(self, url: str) -> bool:
         """Return whether there is something to open: whoever only reads makes no storage."""
 

@@ -28,6 +28,10 @@ class Database:
         make_url(url)
         return with_tables(url, {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True, **self.arguments()})
 
+    def read(self, url: str) -> BaseStorage:
+        """Open it as writers do: tables that are there are not made."""
+        return self.open(url)
+
     def exists(self, url: str) -> bool:
         """Return whether the database has Optuna's tables."""
         engine = sqlalchemy.create_engine(url)

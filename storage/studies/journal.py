@@ -66,6 +66,10 @@ class JournalFile:
         """Open one file, and make it where needed."""
         return JournalStorage(FileJournal(_file(url)))
 
+    def read(self, url: str) -> JournalStorage:
+        """Open one file that exists: reading appends nothing."""
+        return JournalStorage(FileJournal(_path(url)))
+
     def exists(self, url: str) -> bool:
         """Return whether there is a file."""
         return _path(url).exists()

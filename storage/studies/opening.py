@@ -131,6 +131,19 @@ def open_existing(url: str) -> BaseStorage:
     return open_storage(url)
 
 
+def open_to_read(url: str) -> BaseStorage:
+    """Open the storage behind a URL, or behind `@FILE`, for whoever writes nothing; it is left as it is.
+
+    Raises:
+        AddressError: If the URL is none of a storage, or there is nothing behind it.
+        StorageError: If the storage cannot be reached or read.
+    """
+    require_existing(url)
+    url = resolved(url)
+    with storage_errors(url):
+        return _backend(url).read(url)
+
+
 def backend_that_opened(storage: BaseStorage) -> Backend | None:
     """Return the backend whose storage it is; None if it was not opened here."""
     return _OPENED.get(storage)
@@ -168,7 +181,7 @@ def storage_errors(url: str) -> Iterator[None]:
         yield
     except ArgumentError as error:
         raise AddressError(f"storage {shown(url)!r} is no URL of a storage; {ALLOWED}") from error
-    except (OperationalError, sqlite3.OperationalError) as error:
+    except (OperationalError, sqlite3.Error) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise StorageError(f"storage {shown(url)} cannot be used: {reason}; {REMEDY}") from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:

@@ -53,6 +53,10 @@ class Redis:
             warnings.simplefilter("ignore", ExperimentalWarning)
             return JournalStorage(RedisJournal(url))
 
+    def read(self, url: str) -> JournalStorage:
+        """Open it as writers do: reading appends nothing."""
+        return self.open(url)
+
     def exists(self, url: str) -> bool:
         """Return that there is one: a server needs nothing to be made."""
         return True

@@ -25,6 +25,10 @@ class InMemory:
         """Always empty."""
         return InMemoryStorage()
 
+    def read(self, url: str) -> BaseStorage:
+        """The same."""
+        return self.open(url)
+
     def exists(self, url: str) -> bool:
         """Always."""
         return True
