@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from hpo.commands.parser import PROGRAM, make_parser
 from hpo.commands.signals import Terminated, terminable
-from hpo.commands.streams import set_up_streams
+from hpo.commands.streams import require_output, take_any_character
+from hpo.standard_error import say
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 # Their progress bars and advice are not ours to print.
@@ -20,22 +21,23 @@ CHATTY_LIBRARIES = ("huggingface_hub", "transformers", "datasets", "httpx2")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    take_any_character()
     options = make_parser().parse_args(arguments)
     _set_up_logging(options.quiet)
     try:
         with terminable():
-            set_up_streams(options.json)
+            require_output(options.json)
             options.run(options)
     except KeyboardInterrupt as interrupt:
         terminated = isinstance(interrupt, Terminated)
         how = "terminated" if terminated else "interrupted"
-        print(f"{PROGRAM}: {how}; what was finished is kept", file=sys.stderr)
+        say(f"{PROGRAM}: {how}; what was finished is kept")
         return TERMINATED if terminated else INTERRUPTED
     except Exception as error:
         code = _exit_code(error)
         if code is None or options.debug:
             raise
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        say(f"{PROGRAM}: {error}")
         return code
     return DONE
 

@@ -4,7 +4,6 @@ Responsible for lines, for a live board with a lane per worker, and for JSON lin
 so that standard output has the result alone. May assume that events come from one thread at a time.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Lanes
 from rich.text import Text
 
+from hpo.standard_error import say
 from hpo.study.event_lines import ProgressLine, event_line
 from hpo.study.events import Event, Finished, Listener, Looked, Working
 from hpo.study.owner import Owner
@@ -34,11 +34,6 @@ SECONDS_BETWEEN_LINES = 15.0
 LOOK_SECONDS = 0.25
 THIS_PROCESS, NOBODY = "this process", ""
 WAITING = "workers prepare, or confirm"
-
-
-def say(line: str) -> None:
-    """Write one line on standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def add_flags(parser: ArgumentParser) -> None:
 def run(parsed: Namespace) -> None:
     """Serve until told to stop."""
     from hpo.dashboard.serve import serve
-    from hpo.terminal import say
+    from hpo.standard_error import say
     from storage.studies.opening import open_storage, shown, storage_errors
 
     url = storage_url(parsed)

@@ -29,8 +29,18 @@ def transliterated(text: str, encoding: str) -> str:
     return "".join(_in_encoding(character, encoding) for character in text)
 
 
-def set_up_streams(json_file: str | None) -> None:
-    """Have standard output and standard error take any character, and see that there is a standard output.
+def take_any_character() -> None:
+    """Have standard output and standard error take any character, before anything is written."""
+    codecs.register_error(TRANSLITERATE, _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=TRANSLITERATE)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def require_output(json_file: str | None) -> None:
+    """See that there is a standard output for the result.
 
     Args:
         json_file: Where a program wants the result; None for standard output.
@@ -38,12 +48,6 @@ def set_up_streams(json_file: str | None) -> None:
     Raises:
         InputError: If standard output is closed and the result has no other place.
     """
-    codecs.register_error(TRANSLITERATE, _replace)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=TRANSLITERATE)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
         if json_file in (None, "-"):
             raise InputError(

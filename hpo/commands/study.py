@@ -126,8 +126,8 @@ def add_repair_flags(parser: ArgumentParser) -> None:
 
 def repair(parsed: Namespace) -> None:
     """Queue again what dead workers left, and heal a torn journal."""
+    from hpo.standard_error import say
     from hpo.study.finding import find_study
-    from hpo.terminal import say
     from hpo.workers.administration import repair_study
     from storage.studies.opening import heal, require_existing
 

@@ -7,7 +7,6 @@ trial per process; the signs come from a thread of their own, because the main o
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import Event, Lock, Thread
@@ -17,6 +16,7 @@ from types import TracebackType
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 
+from hpo.standard_error import say
 from hpo.study.attributes import BEAT, Beat
 from hpo.study.record import write_failure
 from objectives.progress import Progress
@@ -33,7 +33,7 @@ JOIN_SECONDS = 2.0
 
 def leave(reason: str) -> None:
     """End the process: a thread cannot stop a computation that hangs."""
-    print(f"praqtune: {reason}; this worker ends", file=sys.stderr, flush=True)
+    say(f"praqtune: {reason}; this worker ends")
     os._exit(1)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpo.commands.output import make_table, output
-from hpo.commands.streams import set_up_streams, transliterated
+from hpo.commands.streams import require_output, take_any_character, transliterated
 from objectives.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +38,7 @@ def test_tables_and_notes_go_to_any_encoding(encoding: str, json: str | None, mo
     """Names with marks of any kind are printed, not interpreted, and JSON keeps its meaning by escapes."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
-    set_up_streams(json)
+    take_any_character()
     table = make_table("β", "[/]")
     table.add_row("étude – 漢", "[red]1[/]")
     output(Namespace(json=json), {"name": "étude – β 漢"}, ["≥ [bold] 3"], table)
@@ -55,8 +55,8 @@ def test_a_closed_standard_output_is_refused_before_the_work(monkeypatch: pytest
     """Unless the result has another place."""
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(InputError, match="standard output is closed, so the result would be lost"):
-        set_up_streams(None)
-    set_up_streams("result.json")
+        require_output(None)
+    require_output("result.json")
     assert sys.stdout is not None
     sys.stdout.close()
 
@@ -72,3 +72,14 @@ def test_a_full_standard_output_is_one_line(tmp_path: Path) -> None:
     assert done.stderr == (
         "praqtune: cannot write to standard output: No space left on device; send it elsewhere, or add --json FILE\n"
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_full_standard_error_does_not_end_the_work(tmp_path: Path) -> None:
+    """What is said there is not the result, and the exit code is that of the result."""
+    program = "from hpo.standard_error import say; say('lost'); say('lost, too'); print('result')"
+    with open("/dev/full", "wb") as full:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (0, "result\n")
