@@ -136,5 +136,9 @@ def test_the_readme_has_the_table_of_parameters() -> None:
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     rows = [tuple(map(str.strip, line)) for line in lines if len(line) == 3 and "`--" in line[2]]
     found = [(label, values, re.findall(r"--[a-z-]+[a-z]", flags)[0]) for label, values, flags in rows]
-    wanted = [(one.label, shown(one.search), one.flag) for one in PARAMETERS.values() if one.search is not None]
+    wanted = [
+        (parameter.label, shown(parameter.search), parameter.flag)
+        for parameter in PARAMETERS.values()
+        if parameter.search is not None
+    ]
     assert found == wanted

@@ -27,10 +27,10 @@ def run_quickly(home: Path, name: str, *arguments: str) -> str:
 
 def run(home: Path, name: str, *arguments: str) -> str:
     """What an example prints."""
-    told = {"PRAQTUNE_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {"PRAQTUNE_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments],
-        env={name: value for name, value in os.environ.items() if name != "PRAQTUNE_STORAGE"} | told,
+        env={name: value for name, value in os.environ.items() if name != "PRAQTUNE_STORAGE"} | environment,
         cwd=home,
         capture_output=True,
         text=True,

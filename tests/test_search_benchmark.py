@@ -77,11 +77,11 @@ def test_tokens_are_what_was_read(name: str, made: Truth) -> None:
     """Each trial once, complete or given up; a full trial's tokens are one; another seed is another study."""
     where = field(made, 0)
     ended = replay(sampler_searches()[name](where, 0), where, 8.0, 30)
-    assert len({one.row for one in ended}) == len(ended)
-    assert ended[-1].tokens == pytest.approx(sum(one.read for one in ended) / SEQUENCES)
-    assert all(one.complete == (one.read == SEQUENCES) for one in ended)
+    assert len({trial.row for trial in ended}) == len(ended)
+    assert ended[-1].tokens == pytest.approx(sum(trial.read for trial in ended) / SEQUENCES)
+    assert all(trial.complete == (trial.read == SEQUENCES) for trial in ended)
     again = replay(sampler_searches()[name](where, 0), where, 8.0, 30)
-    assert [one.row for one in again] == [one.row for one in ended]
+    assert [trial.row for trial in again] == [trial.row for trial in ended]
 
 
 def test_regret_falls_when_a_better_trial_is_complete(made: Truth) -> None:
@@ -100,7 +100,7 @@ def test_workers_share_the_tokens_and_know_less(made: Truth) -> None:
     where = field(made, 3)
     ended = replay(Ours(where, 3, proposer("gp"), Pruning()), where, 8.0, 100, workers=4)
     assert 7.0 <= ended[-1].tokens <= 9.0
-    assert len({one.row for one in ended}) == len(ended)
+    assert len({trial.row for trial in ended}) == len(ended)
 
 
 def test_the_paired_pruner_saves_tokens_and_keeps_the_best(made: Truth) -> None:
@@ -110,17 +110,17 @@ def test_the_paired_pruner_saves_tokens_and_keeps_the_best(made: Truth) -> None:
     for seed in range(10):
         where = field(made, seed)
         found.append(summary(replay(searches["paired 0.02"](where, seed), where, 40.0, 30), where))
-    assert np.mean([one["tokens"] for one in found]) < 0.65 * 30
-    assert not any(one["best_pruned"] for one in found)
+    assert np.mean([study["tokens"] for study in found]) < 0.65 * 30
+    assert not any(study["best_pruned"] for study in found)
 
 
 def test_a_study_ends_when_its_rule_says_so(made: Truth) -> None:
     """After as many trials as it had when the rule first held; patience ends one before it has tried everything."""
     where = field(made, 0)
     ours = Ours(where, 0, proposer("random"), Pruning())
-    assert len(replay(Until(ours, lambda one: len(one.trials) >= 7), where, 100.0, 30)) == 7
+    assert len(replay(Until(ours, lambda search: len(search.trials) >= 7), where, 100.0, 30)) == 7
     ended = replay(stopped_searches()["patience 5"](where, 0), where, 100.0, len(made.settings))
-    best = min((one for one in ended if one.complete), key=lambda one: float(where.text.mean_nll[one.row]))
+    best = min((trial for trial in ended if trial.complete), key=lambda trial: float(where.text.mean_nll[trial.row]))
     assert len(ended) - 1 - ended.index(best) == 5 < len(ended) < len(made.settings)
 
 
@@ -128,7 +128,7 @@ def test_who_knows_the_covariances_finds_the_best_sooner_than_chance(made: Truth
     """Within six full trials of sixty settings; no setting is completed twice."""
     where = field(made, 0)
     ended = search(where, fitted_covariances(made), 0)
-    assert len({one.row for one in ended}) == len(ended)
+    assert len({trial.row for trial in ended}) == len(ended)
     assert regret_curve(ended, where, np.array([6.0]))[0] < np.quantile(where.regret, 0.05)
 
 
@@ -145,9 +145,9 @@ def test_a_win_on_tuning_text_is_held_against_what_is_true(made: Truth) -> None:
     level = equal(text)
     assert np.allclose(level.mean_nll, level.mean_nll[0])
     found = studies(level, 60, 24, redrawn)
-    assert all(abs(one.true) < 1e-6 for one in found)
-    assert sum(one.confirmed for one in found) <= sum(one.called for one in found) < 20
-    assert all(one.called and one.true < -1 for one in studies(text, 5, 24, redrawn))
+    assert all(abs(study.true) < 1e-6 for study in found)
+    assert sum(study.confirmed for study in found) <= sum(study.called for study in found) < 20
+    assert all(study.called and study.true < -1 for study in studies(text, 5, 24, redrawn))
     first, second = halves(text, np.random.default_rng(0))
     assert not set(first[1]) & set(second[1])
     assert len(first[0]) + len(second[0]) == SEQUENCES

@@ -28,7 +28,7 @@ def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         served.wait_for(lambda found: len(found["artifacts"]) == 2, "the study's files")
         ended = {"Complete", "Pruned", "Fail"}
         served.wait_for(
-            lambda found: all(one["note"]["body"] for one in found["trials"] if one["state"] in ended),
+            lambda found: all(trial["note"]["body"] for trial in found["trials"] if trial["state"] in ended),
             "the notes of all trials",
         )
         yield served
@@ -46,7 +46,7 @@ def test_the_study_is_listed_and_opens(page: Page, served: Served, complaints: l
     page.goto(f"{served.address}dashboard")
     page.get_by_text("1. study").first.click()
     expect(page).to_have_url(re.compile(r"/dashboard/studies/1"))
-    best = min(one["values"][0] for one in served.detail()["trials"] if one["state"] == "Complete")
+    best = min(trial["values"][0] for trial in served.detail()["trials"] if trial["state"] == "Complete")
     expect(page.get_by_text(f"{best:.10f}"[:10]).first).to_be_visible()
     assert complaints == []
 
@@ -67,7 +67,7 @@ def test_files_are_shown(page: Page, served: Served, complaints: list[str]) -> N
     page.goto(f"{served.address}dashboard/studies/1")
     for name in ("report.html", "trials.csv"):
         expect(page.get_by_text(name).first).to_be_visible()
-    complete = next(one["number"] for one in served.detail()["trials"] if one["state"] == "Complete")
+    complete = next(trial["number"] for trial in served.detail()["trials"] if trial["state"] == "Complete")
     page.goto(f"{served.address}dashboard/studies/1/trials?numbers={complete}")
     picture = page.locator(f"img[alt='{PICTURE}']").first
     expect(picture).to_be_visible()
@@ -83,7 +83,7 @@ def test_notes_are_shown(page: Page, served: Served, complaints: list[str]) -> N
         expect(page.get_by_role("heading", name=heading)).to_be_visible()
     expect(page.get_by_text("optimize --model tiny/llama")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 1400
-    complete = next(one["number"] for one in served.detail()["trials"] if one["state"] == "Complete")
+    complete = next(trial["number"] for trial in served.detail()["trials"] if trial["state"] == "Complete")
     page.goto(f"{served.address}dashboard/studies/1/trials?numbers={complete}")
     expect(page.get_by_text("Where it hurts most").first).to_be_visible()
     assert complaints == []
@@ -107,7 +107,7 @@ def test_an_open_page_moves_with_its_study(page: Page, served: Served, complaint
     page.goto(f"{served.address}dashboard/studies/1")
     expect(page.get_by_text("Best Trial").first).to_be_visible()
     study = optuna.load_study(storage=open_storage(served.url), study_name="study")
-    [running] = [one for one in study.get_trials() if one.state.name == "RUNNING"]
+    [running] = [trial for trial in study.get_trials() if trial.state.name == "RUNNING"]
     best = study.best_trial
     trial = Trial(study, running._trial_id)
     trial.set_user_attr(RESULT, best.user_attrs[RESULT])

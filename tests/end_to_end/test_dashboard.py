@@ -17,7 +17,7 @@ def test_the_dashboard_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         (study,) = json.loads(served.read("api/studies"))["study_summaries"]
         assert study["study_name"] == "study"
         served.wait_for(lambda found: len(found["artifacts"]) == 2, "the study's files")
-        (report,) = [one for one in served.detail()["artifacts"] if one["filename"] == "report.html"]
+        (report,) = [artifact for artifact in served.detail()["artifacts"] if artifact["filename"] == "report.html"]
         assert served.read(f"artifacts/1/{report['artifact_id']}").startswith(b"<!DOCTYPE html>")
         served.process.terminate()
         assert finish(served.process) == [0]

@@ -59,12 +59,12 @@ def test_a_golden_study_opens(golden: Path, tmp_path: Path, capsys: pytest.Captu
 
     study = printed(capsys, "show")
     assert study["contract"]["format"] == FORMAT
-    assert [one["name"] for one in study["contract"]["space"]["dimensions"]] == [
+    assert [dimension["name"] for dimension in study["contract"]["space"]["dimensions"]] == [
         *("beta", "tau", "n_grid", "n_calib", "group_size")
     ]
     assert (study["best"]["name"], study["best"]["value"]) == ("trial 5", 36.373736808005184)
     assert study["best"]["params"]["tau"] == 0.184
-    assert Counter(one["name"] for one in study["references"])["gw-awq"] == 2
+    assert Counter(reference["name"] for reference in study["references"])["gw-awq"] == 2
     assert study["trials"][11]["estimate"]["perplexity"] == pytest.approx(36.97131900376928)
     # Held-out text does not confirm the winner, trial 5.
     assert [level["recommended"] for level in study["ranking"]] == ["rtn", "praq-leaning (projected)"]
@@ -116,7 +116,7 @@ def test_a_study_of_an_older_format_can_be_listed_and_removed(
     url = f"sqlite:///{tmp_path}/study.db"
     optuna.create_study(storage=url, study_name="old").set_user_attr(CONTRACT, OLDER)
     listed = printed(capsys, "study", "ls")["studies"]
-    assert [(one["name"], one["model"], one["format"]) for one in listed] == [("old", "m", 2)]
+    assert [(study["name"], study["model"], study["format"]) for study in listed] == [("old", "m", 2)]
     assert printed(capsys, "study", "repair")["repaired"] == []
     assert cli.main(["study", "rm", "old"]) == 0
     assert optuna.get_all_study_names(url) == []

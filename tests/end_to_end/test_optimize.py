@@ -128,8 +128,8 @@ def assert_measured_ranked_and_confirmed(
     assert list(study) == keys
     documented = (ROOT / "docs" / "study-json.md").read_text()
     level = study["ranking"][0]
-    for one in (study, study["references"][0], study["trials"][0], level, level["rows"][0], study["confirmation"]):
-        assert [key for key in one if f"`{key}`" not in documented] == []
+    for part in (study, study["references"][0], study["trials"][0], level, level["rows"][0], study["confirmation"]):
+        assert [key for key in part if f"`{key}`" not in documented] == []
     references = [measured["name"] for measured in study["references"]]
     assert references == ["full precision", *["rtn", "gw-awq", "gwh-praq-v1"] * len(sizes)]
     assert [trial["number"] for trial in study["trials"]] == list(range(trials))
@@ -305,17 +305,21 @@ def test_a_study_of_kept_rows_is_ranked_and_confirmed_at_equal_bits(run: Run, tm
     assert result.returncode == 0, result.stderr
     assert "Perplexity at bits per weight, where nothing of no more bits is better: " in result.stdout
     study = shown(run)
-    searched = {one["name"]: one for one in study["contract"]["space"]["dimensions"]}
+    searched = {dimension["name"]: dimension for dimension in study["contract"]["space"]["dimensions"]}
     assert [searched["keep_ratio"][name] for name in ("low", "high", "step")] == [0.05, 0.1, 0.05]
-    assert [one["name"] for one in study["references"][:3]] == ["full precision", "awq-mixed", "awq-mixed"]
-    assert {one["name"].split(" g")[0] for one in study["references"][3:]} == {"rtn", "gw-awq", "gwh-praq-v1"}
+    assert [reference["name"] for reference in study["references"][:3]] == ["full precision", "awq-mixed", "awq-mixed"]
+    assert {reference["name"].split(" g")[0] for reference in study["references"][3:]} == {
+        "rtn",
+        "gw-awq",
+        "gwh-praq-v1",
+    }
     settings = [trial["params"] for trial in study["trials"]]
     assert study["trials"][0]["name"].startswith("defaults")
-    assert {one["keep_ratio"] for one in settings} == {0.05, 0.1}
-    assert all(-5 <= one["tau_risk"] <= -1 for one in settings)
+    assert {setting["keep_ratio"] for setting in settings} == {0.05, 0.1}
+    assert all(-5 <= setting["tau_risk"] <= -1 for setting in settings)
     for name in ("beta_risk", "noise_factor"):
-        assert len({one[name] for one in settings}) > 2
-    assert {one["variance_penalty"] for one in settings} == {0.5}
+        assert len({setting[name] for setting in settings}) > 2
+    assert {setting["variance_penalty"] for setting in settings} == {0.5}
     levels = study["ranking"]
     assert [(level["group_size"], level["keep_ratio"]) for level in levels] == [(None, 0.05), (None, 0.1)]
     for level in levels:

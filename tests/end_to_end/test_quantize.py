@@ -71,12 +71,12 @@ def text_flags() -> list[str]:
 
 def test_a_reference_that_wins_is_written_and_the_reason_is_said(capsys: Any, tmp_path: Path) -> None:
     """No trial of this study beats plain AWQ, so that is what the study's name alone gives."""
-    known = printed(capsys, "show", "--study", "small")["recommendation"]
-    assert (known["name"], known["kind"]) == ("gw-awq", "reference")
+    recommended = printed(capsys, "show", "--study", "small")["recommendation"]
+    assert (recommended["name"], recommended["kind"]) == ("gw-awq", "reference")
     found = printed(capsys, "quantize", "--study", "small", "--output-dir", str(tmp_path / "awq"))
     assert found["method"] == "gw-awq"
-    assert found["parameters"] == {name: known["setting"][name] for name in found["parameters"]}
-    assert found["bits_per_weight"] == known["bits_per_weight"]
+    assert found["parameters"] == {name: recommended["setting"][name] for name in found["parameters"]}
+    assert found["bits_per_weight"] == recommended["bits_per_weight"]
     assert found["notes"][0].startswith("what is recommended is gw-awq g128, a reference: nothing that was searched")
     assert "; --trial best writes" in found["notes"][0]
 

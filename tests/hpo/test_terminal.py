@@ -114,7 +114,7 @@ def test_a_program_gets_one_object_per_line(finished: Finished, capsys: pytest.C
         for event in (Notice(text="n_calib 512 left out"), working, working, looked, finished):
             listen(event)
     objects = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [one["event"] for one in objects] == ["notice", "working", "looked", "finished"]
+    assert [event["event"] for event in objects] == ["notice", "working", "looked", "finished"]
     assert objects[1]["workers"] == [
         {"name": "w0", "host": "here", "device": "cuda:0", "trial": 1, "phase": "scoring 16/64"}
     ]

@@ -71,7 +71,7 @@ def test_unequal_token_counts_give_the_ratio_estimators_error() -> None:
     gains, tokens = (first.nll - second.nll).tolist(), first.tokens.tolist()
     ratio = sum(gains) / sum(tokens)
     without = [(sum(gains) - gains[i]) / (sum(tokens) - tokens[i]) for i in range(25)]
-    error = math.sqrt(24 / 25 * sum((one - ratio) ** 2 for one in without))
+    error = math.sqrt(24 / 25 * sum((value - ratio) ** 2 for value in without))
     assert found.standard_error == pytest.approx(error)
     degrees = sum(tokens) ** 2 / sum(count**2 for count in tokens) - 1
     assert found.degrees == pytest.approx(degrees)
@@ -172,12 +172,16 @@ def test_swapping_the_scores_flips_the_sign(gains: list[float], tokens: list[int
     """How two scores differ does not depend on which is asked about: only the sign changes."""
     count = len(gains)
     first, second = made([10 + gain for gain in gains], tokens[:count]), made([10.0] * count, tokens[:count])
-    one = compared(first, second, clusters[:count])
+    difference = compared(first, second, clusters[:count])
     other = compared(second, first, clusters[:count])
-    assert (one.value, one.low, one.high) == (-other.value, -other.high, -other.low)
-    assert (one.standard_error, one.p_value, one.clusters) == (other.standard_error, other.p_value, other.clusters)
-    assert one.low <= one.value <= one.high
-    assert 0 <= one.p_value <= 1
+    assert (difference.value, difference.low, difference.high) == (-other.value, -other.high, -other.low)
+    assert (difference.standard_error, difference.p_value, difference.clusters) == (
+        other.standard_error,
+        other.p_value,
+        other.clusters,
+    )
+    assert difference.low <= difference.value <= difference.high
+    assert 0 <= difference.p_value <= 1
 
 
 @settings(deadline=None, derandomize=True)

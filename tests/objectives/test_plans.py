@@ -50,7 +50,7 @@ def states(bench: Bench, plan: Plan) -> list[list[Tensor]]:
 
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    return all(torch.equal(weight, other) for weight, other in zip(first, second, strict=True))
 
 
 # What is quantized
@@ -85,9 +85,11 @@ def test_linears_of_one_input_may_differ_where_they_share_no_scale(bench: Bench)
         query = "model.layers.0.self_attn.q_proj"
         plan = Plan(named={query: coarse}, others=fine)
         found = {}
-        for name, one in (("mixed", plan), ("fine", Plan.uniform(fine)), ("coarse", Plan.uniform(coarse))):
-            with quantized(bench, one):
-                found[name] = {one.name: one.weight().clone() for block in bench.blocks for one in block.linears}
+        for name, chosen_plan in (("mixed", plan), ("fine", Plan.uniform(fine)), ("coarse", Plan.uniform(coarse))):
+            with quantized(bench, chosen_plan):
+                found[name] = {
+                    linear.name: linear.weight().clone() for block in bench.blocks for linear in block.linears
+                }
         for linear, weight in found["mixed"].items():
             assert torch.equal(weight, found["coarse" if linear == query else "fine"][linear])
 
@@ -196,5 +198,5 @@ def test_the_key_is_that_of_what_is_done(bench: Bench) -> None:
     ]
     keys = {measurement_key(bench, plan, TEXT) for plan in (uniform, *others)}
     assert len(keys) == 5
-    unread = Plan(named={name: replace(one, beta=0.1, tau=0.3) for name, one in mixed.named.items()})
+    unread = Plan(named={name: replace(setting, beta=0.1, tau=0.3) for name, setting in mixed.named.items()})
     assert measurement_key(bench, unread, TEXT) == measurement_key(bench, mixed, TEXT)

@@ -191,9 +191,9 @@ def test_a_broken_sequence_does_not_touch_the_others() -> None:
 def test_progress_is_told_of_every_look() -> None:
     """Progress hears the phase, the sequences done and all of them."""
     module = tiny.module(tiny.LAYOUTS["llama"]())
-    told: list[tuple[str, int, int]] = []
-    score_all(module, tiny.sequences([4] * 20), "scoring", lambda *what: told.append(what))
-    assert told == [("scoring", 8, 20), ("scoring", 16, 20), ("scoring", 20, 20)]
+    reports: list[tuple[str, int, int]] = []
+    score_all(module, tiny.sequences([4] * 20), "scoring", lambda *what: reports.append(what))
+    assert reports == [("scoring", 8, 20), ("scoring", 16, 20), ("scoring", 20, 20)]
 
 
 # Score

@@ -52,24 +52,27 @@ SCHEMES = [
 ]
 
 CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
-    **{f"quantize-{number}": (scheme.quantize, (WEIGHT, one)) for number, one in enumerate(SCHEMES)},
-    **{f"round_nearest-{number}": (scheme.round_nearest, (WEIGHT, one)) for number, one in enumerate(SCHEMES)},
+    **{f"quantize-{number}": (scheme.quantize, (WEIGHT, variant)) for number, variant in enumerate(SCHEMES)},
+    **{f"round_nearest-{number}": (scheme.round_nearest, (WEIGHT, variant)) for number, variant in enumerate(SCHEMES)},
     **{
-        f"dequantize-{number}": (scheme.dequantize, (scheme.quantize(WEIGHT, one),))
-        for number, one in enumerate(SCHEMES)
+        f"dequantize-{number}": (scheme.dequantize, (scheme.quantize(WEIGHT, variant),))
+        for number, variant in enumerate(SCHEMES)
     },
     **{
-        f"undivided-{number}": (scheme.undivided, (scheme.quantize(WEIGHT, one), SALIENCE))
-        for number, one in enumerate(SCHEMES)
-    },
-    **{f"loaded-{number}": (scheme.loaded, (scheme.quantize(WEIGHT, one),)) for number, one in enumerate(SCHEMES)},
-    **{
-        f"effective_weight-{number}": (scheme.effective_weight, (WEIGHT, SALIENCE, one))
-        for number, one in enumerate(SCHEMES)
+        f"undivided-{number}": (scheme.undivided, (scheme.quantize(WEIGHT, variant), SALIENCE))
+        for number, variant in enumerate(SCHEMES)
     },
     **{
-        f"effective_in_ranges-{number}": (ranges.effective_in_ranges, (WEIGHT, SALIENCE, one, INPUTS.statistics))
-        for number, one in enumerate(SCHEMES)
+        f"loaded-{number}": (scheme.loaded, (scheme.quantize(WEIGHT, variant),))
+        for number, variant in enumerate(SCHEMES)
+    },
+    **{
+        f"effective_weight-{number}": (scheme.effective_weight, (WEIGHT, SALIENCE, variant))
+        for number, variant in enumerate(SCHEMES)
+    },
+    **{
+        f"effective_in_ranges-{number}": (ranges.effective_in_ranges, (WEIGHT, SALIENCE, variant, INPUTS.statistics))
+        for number, variant in enumerate(SCHEMES)
     },
     "stored_scale": (scheme.stored_scale, (SALIENCE, SCHEMES[0])),
     "grouped": (scheme.grouped, (WEIGHT, SCHEMES[-1])),
@@ -81,22 +84,25 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         f"{module.__name__}-{number}": (
             module,
             (
-                [Matrix(weight=WEIGHT, ranges=scheme.group_ranges(scheme.grouped(WEIGHT, one), one))],
-                one,
+                [Matrix(weight=WEIGHT, ranges=scheme.group_ranges(scheme.grouped(WEIGHT, variant), variant))],
+                variant,
                 INPUTS,
                 setting.Setting(),
             ),
         )
         for module in (gptq.gptq, nearest.nearest)
-        for number, one in enumerate(SCHEMES)
+        for number, variant in enumerate(SCHEMES)
     },
     **{
-        f"find_ranges-{search}-{number}": (ranges.find_ranges, (WEIGHT, one, INPUTS, search))
+        f"find_ranges-{search}-{number}": (ranges.find_ranges, (WEIGHT, variant, INPUTS, search))
         for search in ("none", "diagonal", "block")
-        for number, one in enumerate(SCHEMES)
+        for number, variant in enumerate(SCHEMES)
     },
     "damped_factor": (gptq.damped_factor, (INPUTS.gram, 0.1)),
-    **{f"group_ranges-{number}": (scheme.group_ranges, (WEIGHT[:, None], one)) for number, one in enumerate(SCHEMES)},
+    **{
+        f"group_ranges-{number}": (scheme.group_ranges, (WEIGHT[:, None], variant))
+        for number, variant in enumerate(SCHEMES)
+    },
     "group_ranges-of-one": (scheme.group_ranges, (-WEIGHT[..., None], scheme.Scheme(group_size=1, symmetric=False))),
     **{
         f"quantize_set-{method}-{sharing}": (
@@ -136,12 +142,12 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
     "pack": (packing.pack, (torch.arange(30).view(2, 15) % 16,)),
     "unpack": (packing.unpack, (torch.tensor([[-1, 2**31 - 1]], dtype=torch.int32), 13)),
     **{
-        f"packed_tensors-{number}": (packing.packed_tensors, (scheme.quantize(WEIGHT, one),))
-        for number, one in enumerate(SCHEMES)
+        f"packed_tensors-{number}": (packing.packed_tensors, (scheme.quantize(WEIGHT, variant),))
+        for number, variant in enumerate(SCHEMES)
     },
     **{
-        f"unpacked-{number}": (packing.unpacked, (packing.packed_tensors(scheme.quantize(WEIGHT, one)),))
-        for number, one in enumerate(SCHEMES)
+        f"unpacked-{number}": (packing.unpacked, (packing.packed_tensors(scheme.quantize(WEIGHT, variant)),))
+        for number, variant in enumerate(SCHEMES)
     },
     "interleaved": (
         packing.interleaved,

@@ -61,10 +61,10 @@ def same(first: list[QuantizedLinear], second: list[QuantizedLinear]) -> bool:
         return a is b if a is None or b is None else torch.equal(a, b)
 
     return all(
-        equal(one.weight, other.weight)
-        and equal(one.scale, other.scale)
-        and (one.alpha, one.loss, one.nearest_loss) == (other.alpha, other.loss, other.nearest_loss)
-        for one, other in zip(first, second, strict=True)
+        equal(linear.weight, other.weight)
+        and equal(linear.scale, other.scale)
+        and (linear.alpha, linear.loss, linear.nearest_loss) == (other.alpha, other.loss, other.nearest_loss)
+        for linear, other in zip(first, second, strict=True)
     )
 
 
@@ -123,7 +123,7 @@ def test_fields_that_are_read_change_something(method: str, name: str) -> None:
     sets = (
         synthetic.linear_set(synthetic.layers(layout, seed, torch.float32)) for layout in LAYOUTS for seed in range(6)
     )
-    assert any(not same(quantize_set(one, setting), quantize_set(one, changed)) for one in sets)
+    assert any(not same(quantize_set(linear_set, setting), quantize_set(linear_set, changed)) for linear_set in sets)
 
 
 def test_labels() -> None:

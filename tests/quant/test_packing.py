@@ -26,7 +26,7 @@ def same(first: IntWeight, second: IntWeight) -> bool:
     pairs = [(first.codes, second.codes), (first.scale, second.scale)]
     if first.zero is not None and second.zero is not None:
         pairs.append((first.zero, second.zero))
-    alike = all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
+    alike = all(tensor.dtype == other.dtype and torch.equal(tensor, other) for tensor, other in pairs)
     return alike and (first.zero is None) == (second.zero is None)
 
 

@@ -62,7 +62,7 @@ def test_another_backend_is_one_entry(url: str, tmp_path: Path) -> None:
     with exclusive(storage, "s"):
         optuna.create_study(storage=storage, study_name="s")
         assert len(list(tmp_path.iterdir())) == 1
-    assert [one.study_name for one in storage.get_all_studies()] == ["s"]
+    assert [study.study_name for study in storage.get_all_studies()] == ["s"]
     assert (limits(url), heal(url)) == (["gone when the process ends"], 3)
     with pytest.raises(StorageError, match="has no tables to upgrade"):
         upgrade(url)

@@ -156,7 +156,9 @@ def test_holm_corrects_all_pairs_on_all_data_sets_together() -> None:
     assert by_size[-1].corrected == max(pair.corrected for pair in found.pairs)
     for pair in found.pairs:
         at = DATASETS.index(pair.dataset)
-        first, second = (next(one for one in found.entries if one.name == name) for name in (pair.first, pair.second))
+        first, second = (
+            next(entry for entry in found.entries if entry.name == name) for name in (pair.first, pair.second)
+        )
         assert pair.difference == paired_difference(first.scores[at], second.scores[at])
 
 
@@ -249,8 +251,8 @@ def test_the_json_is_strict_where_nothing_is_known_of_an_error() -> None:
     """One document has no interval; what is not finite becomes null."""
     found = judged(entry("rtn", 0.2))
     alone = [
-        replace(one, scores=(replace(one.scores[0], clusters=torch.zeros(COUNT, dtype=torch.int64)),))
-        for one in found.entries
+        replace(entry, scores=(replace(entry.scores[0], clusters=torch.zeros(COUNT, dtype=torch.int64)),))
+        for entry in found.entries
     ]
     single = judge({}, ["near"], alone, [])
     record = json.loads(json_text(encoded(single)))
@@ -340,14 +342,14 @@ def test_nothing_is_measured_twice(bundle: Bundle) -> None:
     bundle.work.clear()
     second = bundle.compare("rtn", "awq-mixed", "gw-awq")
     assert bundle.work == ["quantized awq-mixed", "score_all", "score_all"]
-    known = {row["method"]: row["mean_nll"] for row in encoded(second)["rows"]}
-    assert {row["method"]: row["mean_nll"] for row in encoded(first)["rows"]}.items() <= known.items()
+    mean_nll = {row["method"]: row["mean_nll"] for row in encoded(second)["rows"]}
+    assert {row["method"]: row["mean_nll"] for row in encoded(first)["rows"]}.items() <= mean_nll.items()
 
 
 def test_all_methods_are_rows_with_their_bits(bundle: Bundle) -> None:
     """Eleven of them, in the order of the table of methods, after full precision."""
     found = bundle.compare(*METHODS)
-    assert [one.name for one in found.entries] == [FULL_PRECISION, *METHODS]
+    assert [entry.name for entry in found.entries] == [FULL_PRECISION, *METHODS]
     assert found.choices[0].bits == 4.5
     assert len(found.choices[0].rows) == 5
 
@@ -371,7 +373,7 @@ def test_a_method_that_fails_is_left_out_with_its_reason(bundle: Bundle, monkeyp
 
     monkeypatch.setattr(hpo.comparison.compare, "measure", failing)
     found = bundle.compare("rtn", "awq")
-    assert [one.name for one in found.entries] == [FULL_PRECISION, "rtn"]
+    assert [entry.name for entry in found.entries] == [FULL_PRECISION, "rtn"]
     assert "awq is left out: awq gives NaN or Inf" in found.notes
 
 
@@ -393,7 +395,7 @@ def test_ready_made_models_that_cannot_be_compared_are_left_out(
         (tmp_path / name).mkdir()
     models = {name: tmp_path / name for name in ("absent", "different", "same")}
     found = bundle.compare("rtn", models=models)
-    assert [(one.name, one.kind, one.packed) for one in found.entries[2:]] == [("same", "model", False)]
+    assert [(entry.name, entry.kind, entry.packed) for entry in found.entries[2:]] == [("same", "model", False)]
     assert loaded == ["different", "same"]
     notes = " | ".join(found.notes)
     assert f"absent is left out: {tmp_path / 'absent'} is not a directory" in notes

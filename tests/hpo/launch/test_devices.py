@@ -9,7 +9,7 @@ GPUS = ["cuda:0", "cuda:1", "cuda:2"]
 
 
 @pytest.mark.parametrize(
-    ("workers", "devices", "known", "expected"),
+    ("workers", "devices", "present", "expected"),
     [
         (None, "auto", GPUS, GPUS),
         (None, "auto", [], ["cpu"]),
@@ -21,9 +21,9 @@ GPUS = ["cuda:0", "cuda:1", "cuda:2"]
         (3, "cpu", GPUS, ["cpu"] * 3),
     ],
 )
-def test_devices_are_dealt_in_turn(workers: int | None, devices: str, known: list[str], expected: list[str]) -> None:
+def test_devices_are_dealt_in_turn(workers: int | None, devices: str, present: list[str], expected: list[str]) -> None:
     """One worker per device unless a number is given."""
-    assert assigned(workers, devices, known) == expected
+    assert assigned(workers, devices, present) == expected
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,8 @@ def test_a_third_launcher_runs_a_study_to_its_end(fleet: Fleet, url: str, tmp_pa
     assert sorted(launch(Work(url, tmp_path), fleet, follower)) == ["t0 on cpu", "t1 on cpu"]
     trials = read_study(optuna.load_study(storage=open_storage(url), study_name="s")).trials
     assert [trial.state for trial in trials] == ["COMPLETE"] * 6
-    told = {event.trial.number for event in events if isinstance(event, Finished)}
-    assert told <= {trial.number for trial in trials}
+    numbers = {event.trial.number for event in events if isinstance(event, Finished)}
+    assert numbers <= {trial.number for trial in trials}
 
 
 def test_workers_that_keep_dying_are_given_up(fleet: Fleet, url: str) -> None:

@@ -97,7 +97,7 @@ def traces(page: Reader, name: str) -> list[dict[str, Any]]:
 
 def history(page: Reader) -> dict[str, Any]:
     """The figure of trials by their numbers."""
-    [found] = [one for one in page.figures if one["layout"]["xaxis"]["title"]["text"] == "trial"]
+    [found] = [figure for figure in page.figures if figure["layout"]["xaxis"]["title"]["text"] == "trial"]
     return found
 
 
@@ -220,7 +220,7 @@ def test_kept_rows_are_reported_by_their_share(tmp_path: Path, monkeypatch: pyte
         cells = page.text[start : page.text.index("full precision", start)]
         assert {"awq-mixed", "gw-awq g32"} <= {cell.removesuffix(" (recommended)") for cell in cells}
     names = [f"one scale per row, {share} % of rows in 16 bit" for share in (5, 20)]
-    shares = {one: [trial for trial in study.record.complete if str(trial.size_class) == one] for one in names}
+    shares = {title: [trial for trial in study.record.complete if str(trial.size_class) == title] for title in names}
     for name, trials in shares.items():
         assert {len(trace["x"]) for trace in traces(page, name)} == {len(trials)}
     assert traces(page, "gw-awq g32")
@@ -390,8 +390,10 @@ def test_levels_of_very_different_length_are_drawn(tmp_path: Path, monkeypatch: 
     study = study_of(maker, trials)
     page = written(study, tmp_path / "report")
     assert pictures(tmp_path / "report") == {"forest"}
-    forests = [one for one in page.figures if one["layout"]["xaxis"]["title"]["text"] == "percent; left is better"]
-    rows = [sum(len(trace["y"]) for trace in one["data"]) for one in forests]
+    forests = [
+        figure for figure in page.figures if figure["layout"]["xaxis"]["title"]["text"] == "percent; left is better"
+    ]
+    rows = [sum(len(trace["y"]) for trace in forest["data"]) for forest in forests]
     assert rows[0] > 12
     assert rows[1:] == [3, 3, 3]
 

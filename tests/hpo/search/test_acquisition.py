@@ -52,7 +52,7 @@ def test_the_most_promising_setting_is_near_the_optimum() -> None:
 
 def test_every_group_size_is_judged_by_its_own_best() -> None:
     """Where only the smaller group was searched, what is promised is of the other, although that is worse."""
-    trials = [one for one in history(SIZES, 60) if one.setting and one.setting.group_size == 32]
+    trials = [trial for trial in history(SIZES, 60) if trial.setting and trial.setting.group_size == 32]
     trials += [trial(len(trials), SIZES, Setting(beta=0, tau=5, n_calib=16, group_size=64), 120.0)]
     found = best_candidates(SIZES, trials, considered(SIZES, trials))
     assert found[0].setting.group_size == 64
@@ -65,14 +65,16 @@ def test_the_neighbourhoods_of_the_best_are_looked_at_closely() -> None:
     found = considered(SIZES, trials)
     assert len(set(found)) == len(found)
     for size in (32, 64):
-        best = min((one for one in trials if one.setting and one.setting.group_size == size), key=mean_nll_of).setting
+        best = min(
+            (trial for trial in trials if trial.setting and trial.setting.group_size == size), key=mean_nll_of
+        ).setting
         assert best is not None
         near = [
-            one
-            for one in found
-            if size_class_of(one) == size_class_of(best)
-            and abs(one.beta - best.beta) < 0.05
-            and abs(math.log(one.tau / best.tau)) < 0.3
+            setting
+            for setting in found
+            if size_class_of(setting) == size_class_of(best)
+            and abs(setting.beta - best.beta) < 0.05
+            and abs(math.log(setting.tau / best.tau)) < 0.3
         ]
         assert len(near) >= 8
 
@@ -110,7 +112,7 @@ def test_a_vague_estimate_leaves_more_to_hope_for_than_an_exact_one() -> None:
         Estimate(mean_nll=math.log(102), standard_error=error, degrees=9.0, against=0) for error in (5e-5, None)
     ]
     exact, vague = (replace(pruned(12, FLAT, setting, 102.0), estimate=estimate) for estimate in estimates)
-    gains = [best_candidates(FLAT, [*trials, one], [setting])[0].improvement for one in (exact, vague)]
+    gains = [best_candidates(FLAT, [*trials, unfinished], [setting])[0].improvement for unfinished in (exact, vague)]
     assert gains[0] < gains[1]
 
 
@@ -120,9 +122,9 @@ def test_a_model_is_told_the_best_and_some_of_the_rest(most: int) -> None:
     trials = [trial(number, FLAT, Setting(beta=number / 100), 20.0 + number % 60) for number in range(99)]
     chosen = most_informative(trials, most)
     assert len(chosen) <= most
-    assert [one.number for one in chosen] == sorted(one.number for one in chosen)
-    values = sorted(one.perplexity or 0 for one in chosen)
-    assert values[: most // 2] == pytest.approx(sorted(one.perplexity or 0 for one in trials)[: most // 2])
+    assert [trial.number for trial in chosen] == sorted(trial.number for trial in chosen)
+    values = sorted(trial.perplexity or 0 for trial in chosen)
+    assert values[: most // 2] == pytest.approx(sorted(trial.perplexity or 0 for trial in trials)[: most // 2])
     assert values[-1] > 60
     assert most_informative(trials[:3], most) == trials[:3]
 

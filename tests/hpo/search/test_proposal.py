@@ -53,7 +53,7 @@ def test_nothing_is_proposed_twice_and_a_small_space_is_used_up(sampler: str) ->
     space = make_space(Setting(), {"beta": 0.5, "tau": 2, **sizes})
     trials: list[TrialRecord] = []
     while (setting := propose(space, trials, sampler, seed=0)) is not None:
-        assert setting not in {one.setting for one in trials}
+        assert setting not in {trial.setting for trial in trials}
         trials.append(trial(len(trials), space, setting, 100.0 + setting.n_grid))
     assert len(trials) == space.size() == 12
 
@@ -64,9 +64,9 @@ def test_a_converged_process_looks_around_its_optimum() -> None:
     for _ in range(12):
         setting = propose(FLAT, trials, "gp", seed=1)
         assert setting is not None
-        assert setting not in {one.setting for one in trials}
+        assert setting not in {trial.setting for trial in trials}
         trials.append(trial(len(trials), FLAT, setting, perplexity(setting)))
-    assert min(one.perplexity or math.inf for one in trials) < 100.1
+    assert min(trial.perplexity or math.inf for trial in trials) < 100.1
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe"])
@@ -75,7 +75,7 @@ def test_a_learning_sampler_leaves_chance_although_most_trials_were_pruned(sampl
     found, chance = [], []
     for seed in range(6):
         trials = history(25, prune=True, seed=seed)
-        assert sum(one.state == "PRUNED" for one in trials) == 20
+        assert sum(trial.state == "PRUNED" for trial in trials) == 20
         for sampled, name in ((found, sampler), (chance, "random")):
             setting = propose(FLAT, trials, name, seed)
             assert setting is not None
@@ -88,8 +88,8 @@ def test_pruned_trials_steer_by_their_estimates_not_by_their_running_values() ->
     """Turned upside down, estimates send the process elsewhere; running values are of other text."""
     trials = history(25, prune=True, seed=0)
     mirrored = [
-        one if one.state != "PRUNED" or one.setting is None else pruned(one.number, FLAT, one.setting, 130.0)
-        for one in trials
+        trial if trial.state != "PRUNED" or trial.setting is None else pruned(trial.number, FLAT, trial.setting, 130.0)
+        for trial in trials
     ]
     assert propose(FLAT, trials, "gp", seed=0) != propose(FLAT, mirrored, "gp", seed=0)
 
@@ -101,11 +101,11 @@ def test_start_up_fills_the_space_whatever_the_first_trials_found() -> None:
         setting = propose(FULL, trials, "gp", seed=0)
         assert setting is not None
         trials.append(trial(number, FULL, setting, 100.0 - number))
-    betas = sorted(one.setting.beta for one in trials if one.setting)
+    betas = sorted(trial.setting.beta for trial in trials if trial.setting)
     assert betas[0] < 0.2
     assert betas[-1] > 0.8
     assert max(high - low for low, high in pairwise(betas)) < 0.4
-    assert {one.group_size for one in trials} == {32, 64, 128, 256}
+    assert {trial.group_size for trial in trials} == {32, 64, 128, 256}
 
 
 def test_failed_and_waiting_trials_are_not_repeated_and_teach_nothing() -> None:
@@ -118,7 +118,7 @@ def test_failed_and_waiting_trials_are_not_repeated_and_teach_nothing() -> None:
     ]
     following = propose(FULL, trials, "gp", seed=0)
     assert following is not None
-    assert following not in {one.setting for one in trials}
+    assert following not in {trial.setting for trial in trials}
 
 
 def test_a_running_trial_is_not_proposed_to_a_second_worker() -> None:

@@ -38,8 +38,8 @@ def test_a_smooth_function_is_learnt(surrogate: Surrogate) -> None:
 
 def test_doubt_grows_with_the_distance(surrogate: Surrogate, points: Array) -> None:
     """Least at the points that were measured."""
-    known, unknown = surrogate.predict(points)[1], surrogate.predict(np.array([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))[1]
-    assert known.mean() < unknown.min()
+    near, unknown = surrogate.predict(points)[1], surrogate.predict(np.array([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))[1]
+    assert near.mean() < unknown.min()
 
 
 def test_improvement_leads_to_the_optimum(surrogate: Surrogate, points: Array) -> None:

@@ -250,7 +250,7 @@ def test_what_a_study_is_has_what_its_method_reads() -> None:
 def test_every_method_is_searched_in_all_that_it_declares(method: str, names: list[str]) -> None:
     """What is read and could vary is searched, what is not read is not; the method's defaults lie inside."""
     space = make_space(Setting(method=method), {})
-    assert [one.name for one in space.dimensions] == names
+    assert [dimension.name for dimension in space.dimensions] == names
     assert space.project(Setting(method=method)) == Setting(method=method)
     reads = space.base.reads - {"method", "scales", "placement", *CHOICES}
     assert reads == set(names)

@@ -145,7 +145,10 @@ def test_pruned_trials_count_by_their_estimates(tmp_path: Path, request: pytest.
     space = make_space(Setting(), {"group_size": 64})
     maker = Maker(ResultStore(tmp_path), space, truth=by_half_of_beta)
     drawn = [maker.draw() for _ in range(60)]
-    trials = [(maker.pruned if one.beta > 0.5 else maker.complete)(number, one) for number, one in enumerate(drawn)]
+    trials = [
+        (maker.pruned if setting.beta > 0.5 else maker.complete)(number, setting)
+        for number, setting in enumerate(drawn)
+    ]
     record = study_of(maker, trials).record
     computed = importances(record).overall
     assert (computed.complete, computed.pruned, computed.trials) == (len(record.complete), len(record.pruned), 60)

@@ -62,9 +62,9 @@ class Study:
             made = trial(number, space, setting, scored.perplexity, origin=origin, name=name, bits_per_weight=bits)
             self.trials.append(made)
         else:
-            one = reference(setting)
-            changes = {"name": name or one.name, "result": f"result-{number}", "bits_per_weight": bits}
-            self.references.append(replace(one, **changes))
+            measured = reference(setting)
+            changes = {"name": name or measured.name, "result": f"result-{number}", "bits_per_weight": bits}
+            self.references.append(replace(measured, **changes))
 
     def rankings(self) -> list[SizeClassRanking]:
         record = StudyRecord(name="s", contract=CONTRACT, references=tuple(self.references), trials=tuple(self.trials))
@@ -161,7 +161,7 @@ def test_only_equal_shares_of_kept_rows_are_compared(study: Study) -> None:
     assert rankings[0].comparison().startswith("One scale per row, 5 % of rows in 16 bit: trial 1 (")
     assert rankings[0].comparison().endswith(" perplexity on tuning text")
     assert headline(rankings) is rankings[2]
-    assert [(one.group_size, one.keep_ratio) for one in map(printed_size_class, rankings)] == [
+    assert [(size_class.group_size, size_class.keep_ratio) for size_class in map(printed_size_class, rankings)] == [
         (None, 0.05),
         (None, 0.1),
         (None, 0.2),

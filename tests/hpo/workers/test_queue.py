@@ -102,7 +102,7 @@ def test_what_a_dead_process_left_is_queued_again_and_what_lives_is_not(queue: Q
     taken = queue.take_back()
     assert [number for number, _ in taken] == [0, 1]
     assert all("died; it is queued again" in became for _, became in taken)
-    assert [one.state for one in read_study(queue.study).trials] == ["WAITING", "WAITING", "RUNNING", "RUNNING"]
+    assert [trial.state for trial in read_study(queue.study).trials] == ["WAITING", "WAITING", "RUNNING", "RUNNING"]
     assert queue.take_back() == []
 
 

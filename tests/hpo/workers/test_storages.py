@@ -152,7 +152,7 @@ class TestEveryStorage:
         again = queue.claim()
         assert again is not None
         assert SPACE.setting(again.params) == setting
-        assert [one.number for one in read_study(queue.study).counted] == [1]
+        assert [trial.number for trial in read_study(queue.study).counted] == [1]
 
     def test_studies_are_listed_and_removed(self, queue: Queue) -> None:
         """One that is worked on only by force."""

@@ -164,7 +164,7 @@ def test_a_sampler_that_was_registered_chooses(make: Make, monkeypatch: pytest.M
     start_up = STARTUP_TRIALS if learns else 0
     tried = [trial.setting for trial in trials]
     assert len(set(tried)) == 9
-    assert tried[start_up:] == [one for one in ours if one not in tried[:start_up]][: 9 - start_up]
+    assert tried[start_up:] == [setting for setting in ours if setting not in tried[:start_up]][: 9 - start_up]
     assert not set(tried[:start_up]) & set(ours)
     assert {trial.origin for trial in trials} == {"backwards"}
 
@@ -179,7 +179,7 @@ def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(mak
 
     def trials(worker: Worker) -> list[object]:
         found = read_study(worker.study).trials
-        return [(one.setting, one.state, one.perplexity, one.running, one.estimate) for one in found]
+        return [(trial.setting, trial.state, trial.perplexity, trial.running, trial.estimate) for trial in found]
 
     assert trials(whole) == trials(parts)
     assert trials(whole) != trials(other)
@@ -270,12 +270,14 @@ def test_what_another_study_measured_is_not_measured_again_and_pruned_all_the_sa
 
     monkeypatch.setattr(worker_module, "run_trial", counted)
     beside.work(Budget(trials=8))
-    known = {trial.setting for trial in read_study(everything.study).trials}
-    assert not known & set(measured)
+    settings = {trial.setting for trial in read_study(everything.study).trials}
+    assert not settings & set(measured)
     assert len(measured) < 8
 
     def trials(worker: Worker) -> list[object]:
-        return [(one.setting, one.state, one.perplexity, one.running) for one in read_study(worker.study).trials]
+        return [
+            (trial.setting, trial.state, trial.perplexity, trial.running) for trial in read_study(worker.study).trials
+        ]
 
     assert trials(alone) == trials(beside)
 
@@ -469,7 +471,7 @@ def test_references_are_measured_once_and_at_every_group_size(make: Make, monkey
     """Full precision first; a second time everything is read from the store."""
     worker = make()
     measured = measure_references(worker.bench, worker.store, SPACE, TEXT, silent)
-    assert [(one.name, one.group_size) for one in measured] == [
+    assert [(reference.name, reference.group_size) for reference in measured] == [
         ("full precision", None),
         *((method, size) for size in (32, 64) for method in ("rtn", "gw-awq", "gwh-praq-v1")),
     ]
@@ -481,7 +483,7 @@ def names(worker: Worker, method: str, **given: object) -> list[tuple[str, str]]
     """What is measured beside a study of that method, with its size class."""
     space = make_space(Setting(method=method, n_calib=8), {"n_calib": 8, **given})
     measured = measure_references(worker.bench, worker.store, space, TEXT, silent)
-    return [(one.name, str(one.size_class)) for one in measured[1:]]
+    return [(reference.name, str(reference.size_class)) for reference in measured[1:]]
 
 
 def test_rows_with_one_scale_have_references_of_at_most_their_bits(make: Make) -> None:
@@ -526,10 +528,10 @@ def test_a_machine_that_scores_differently_may_not_join(make: Make) -> None:
     """A mean that moved by more than 0.002 is refused with both values; the same machine is welcome."""
     worker = make()
     full = measure_references(worker.bench, worker.store, SPACE, TEXT, silent)[0]
-    known = load_result(worker.store, str(full.result)).score
-    assert known is not None
-    require_same_machine_result(worker.bench, known, TEXT, silent)
-    moved = replace(known, nll=known.nll + 0.003 * known.tokens)
+    stored = load_result(worker.store, str(full.result)).score
+    assert stored is not None
+    require_same_machine_result(worker.bench, stored, TEXT, silent)
+    moved = replace(stored, nll=stored.nll + 0.003 * stored.tokens)
     with pytest.raises(InputError, match=r"nats per token here and .* in the study"):
         require_same_machine_result(worker.bench, moved, TEXT, silent)
 

@@ -90,12 +90,14 @@ def assert_close(found: BlockStatistics, expected: BlockStatistics, tolerance: f
     """Same names and token counts; every number within `tolerance` of the largest of its tensor."""
     assert found.inputs.keys() == expected.inputs.keys()
     assert found.outputs.keys() == expected.outputs.keys()
-    pairs: list[tuple[str, Any, Any]] = [(name, one, expected.inputs[name]) for name, one in found.inputs.items()]
-    pairs += [(name, one, expected.outputs[name]) for name, one in found.outputs.items()]
-    for name, one, other in pairs:
-        assert one.tokens == other.tokens
-        for field in fields(one):
-            values, wanted = (torch.as_tensor(getattr(each, field.name)).double() for each in (one, other))
+    pairs: list[tuple[str, Any, Any]] = [
+        (name, statistics, expected.inputs[name]) for name, statistics in found.inputs.items()
+    ]
+    pairs += [(name, statistics, expected.outputs[name]) for name, statistics in found.outputs.items()]
+    for name, statistics, other in pairs:
+        assert statistics.tokens == other.tokens
+        for field in fields(statistics):
+            values, wanted = (torch.as_tensor(getattr(each, field.name)).double() for each in (statistics, other))
             assert values.shape == wanted.shape
             error = float((values - wanted).abs().max() / wanted.abs().max())
             assert error <= tolerance, f"{name}.{field.name} is off by {error:.1e}"
@@ -214,13 +216,13 @@ def test_block_by_block_gives_the_same_statistics(
     bundled: Model, blocks: list[Block], text: Sequences, filled: Path, tmp_path: Path
 ) -> None:
     """Little memory costs passes over the text, and changes neither statistics nor progress."""
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     tight = Calibration(bundled, blocks, text, cache_of(tmp_path), max_memory=2 * statistics_bytes(blocks[0]))
     with reading(bundled) as counts:
-        assert tight.ensure([COUNT], lambda *step: told.append(step)) == COUNT
+        assert tight.ensure([COUNT], lambda *step: reports.append(step)) == COUNT
     passes = len(blocks) // 2
     assert sum(counts) == passes * COUNT
-    assert told[-1] == (f"calibrating on samples 17-{COUNT}", 8 * passes, 8 * passes)
+    assert reports[-1] == (f"calibrating on samples 17-{COUNT}", 8 * passes, 8 * passes)
     roomy = Calibration(bundled, blocks, text, cache_of(filled))
     for block in blocks:
         assert_close(tight.read(block, COUNT), roomy.read(block, COUNT), 1e-6)

@@ -118,12 +118,12 @@ def test_bfloat16_models_are_recorded_in_float32() -> None:
         module.config.dtype = None
     own = recorded(narrow, find_blocks(narrow), text)
     reference = recorded(wide, find_blocks(wide), text)
-    for one, other in zip(own, reference, strict=True):
-        for name, inputs in one.inputs.items():
+    for collected, other in zip(own, reference, strict=True):
+        for name, inputs in collected.inputs.items():
             assert inputs.gram.dtype == inputs.magnitude.dtype == torch.float32
             scale = float(other.inputs[name].gram.diagonal().mean())
             torch.testing.assert_close(inputs.gram, other.inputs[name].gram, rtol=0.05, atol=0.05 * scale)
-        for name, outputs in one.outputs.items():
+        for name, outputs in collected.outputs.items():
             assert outputs.activated.dtype == torch.float32
             torch.testing.assert_close(outputs.magnitude, other.outputs[name].magnitude, rtol=0.05, atol=1e-2)
 
@@ -168,20 +168,20 @@ def test_nothing_after_the_last_watched_block_runs(watched: list[int]) -> None:
     statistics = recorded(module, [blocks[index] for index in watched], tiny.sequences([8, 8]))
     assert ran == [f"block {index}" for index in range(watched[-1] + 1)]
     everything = recorded(module, blocks, tiny.sequences([8, 8]))
-    for index, one in zip(watched, statistics, strict=True):
-        assert one.inputs.keys() == everything[index].inputs.keys()
-        for name in one.inputs:
-            assert torch.equal(one.inputs[name].gram, everything[index].inputs[name].gram)
+    for index, collected in zip(watched, statistics, strict=True):
+        assert collected.inputs.keys() == everything[index].inputs.keys()
+        for name in collected.inputs:
+            assert torch.equal(collected.inputs[name].gram, everything[index].inputs[name].gram)
 
 
 def test_progress_counts_every_sequence_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers told sum up to the number of sequences."""
     monkeypatch.setattr(recording, "BATCH_TOKENS", 50)
     module = tiny.module(tiny.LAYOUTS["llama"]())
-    told: list[int] = []
-    list(record(module, find_blocks(module), tiny.sequences(LENGTHS), told.append))
-    assert sum(told) == len(LENGTHS)
-    assert len(told) > 1
+    reports: list[int] = []
+    list(record(module, find_blocks(module), tiny.sequences(LENGTHS), reports.append))
+    assert sum(reports) == len(LENGTHS)
+    assert len(reports) > 1
 
 
 def test_statistics_bytes_covers_what_is_held() -> None:

@@ -185,10 +185,10 @@ def test_the_record_knows_how_much_text_was_used(bench: Bench, target: Path) -> 
 
 def test_progress_is_told(bench: Bench, target: Path) -> None:
     """Calibrating, quantizing and writing each say how far they are, to the end."""
-    told: dict[str, tuple[int, int]] = {}
-    write_quantized(bench, Plan.uniform(AWQ), target, lambda phase, done, total: told.update({phase: (done, total)}))
-    assert [phase.split()[0] for phase in told] == ["calibrating", "quantizing", "writing"]
-    assert all(done == total for done, total in told.values())
+    reports: dict[str, tuple[int, int]] = {}
+    write_quantized(bench, Plan.uniform(AWQ), target, lambda phase, done, total: reports.update({phase: (done, total)}))
+    assert [phase.split()[0] for phase in reports] == ["calibrating", "quantizing", "writing"]
+    assert all(done == total for done, total in reports.values())
 
 
 # What is refused, and what fails

@@ -68,7 +68,7 @@ def test_an_unknown_format_is_refused_with_those_there_are() -> None:
 def test_help_names_every_format() -> None:
     """And says which is usual."""
     assert DEFAULT_FORMAT in FORMATS
-    assert all(f"{name}" in formats_help() and one.summary in formats_help() for name, one in FORMATS.items())
+    assert all(f"{name}" in formats_help() and form.summary in formats_help() for name, form in FORMATS.items())
     assert f"{DEFAULT_FORMAT} (default)" in formats_help()
 
 

@@ -255,18 +255,18 @@ def test_a_packed_model_can_be_the_model_of_a_bench(bench: Bench, target: Path) 
 @pytest.mark.usefixtures("same_process")
 def test_a_fresh_process_scores_the_same(bench: Bench, target: Path) -> None:
     """Values per sequence from another process are those of this one; progress is told."""
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     write(bench, replace(AWQ, symmetric=False), target)
     here = score_all(reload(target).eval(), TEXT, "", silent)
     there = rescore(
         target,
         TEXT,
         bench.model,
-        lambda phase, done, total: told.append((done, total)) if "fresh" in phase else None,
+        lambda phase, done, total: reports.append((done, total)) if "fresh" in phase else None,
     )
     torch.testing.assert_close(there.nll, here.nll)
     assert torch.equal(there.tokens, here.tokens)
-    assert told == [(8, 10), (10, 10)]
+    assert reports == [(8, 10), (10, 10)]
 
 
 @pytest.mark.usefixtures("same_process")

@@ -271,7 +271,7 @@ def test_slices_divide_their_modules_rows(layout: str) -> None:
     _, blocks = found(layout)
     for module in {linear.module for block in blocks for linear in block.linears}:
         own = [linear for block in blocks for linear in block.linears if linear.module is module]
-        rows = torch.cat([torch.arange(len(module.weight)) if one.rows is None else one.rows for one in own])
+        rows = torch.cat([torch.arange(len(module.weight)) if linear.rows is None else linear.rows for linear in own])
         assert rows.sort().values.tolist() == list(range(len(module.weight)))
         with torch.no_grad():
             for number, linear in enumerate(own):

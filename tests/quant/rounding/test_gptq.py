@@ -40,16 +40,16 @@ def matrix(scheme: Scheme, inputs: ScaledInputs, search: str = "none", outputs: 
     return Matrix(weight=weight, ranges=find_ranges(weight, scheme, inputs, search))
 
 
-def literal(one: Matrix, scheme: Scheme, gram: Tensor, damping: float) -> Tensor:
+def literal(scaled: Matrix, scheme: Scheme, gram: Tensor, damping: float) -> Tensor:
     """The algorithm as it is written down, float64, one input after the other, nothing blocked; codes `[O, I]`."""
     gram = gram.double()
     order = gram.diagonal().argsort(descending=True, stable=True)
     hessian = gram + damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     upper = torch.linalg.cholesky(torch.linalg.inv(hessian[order][:, order]), upper=True)
     size = scheme.group_size or len(gram)
-    scale = per_input(one.ranges.scale, size, len(gram))
-    zero = None if one.ranges.zero is None else per_input(one.ranges.zero, size, len(gram))
-    rest, codes = one.weight.double()[:, order], torch.zeros(one.weight.shape, dtype=torch.float64)
+    scale = per_input(scaled.ranges.scale, size, len(gram))
+    zero = None if scaled.ranges.zero is None else per_input(scaled.ranges.zero, size, len(gram))
+    rest, codes = scaled.weight.double()[:, order], torch.zeros(scaled.weight.shape, dtype=torch.float64)
     for step, column in enumerate(order.tolist()):
         offset = 0 if zero is None else zero[:, column].double()
         chosen = ((rest[:, step] / scale[:, column].double()).round() + offset).clamp(scheme.lowest, scheme.highest)
@@ -59,8 +59,8 @@ def literal(one: Matrix, scheme: Scheme, gram: Tensor, damping: float) -> Tensor
     return codes
 
 
-def loss(codes: IntWeight, one: Matrix, gram: Tensor) -> float:
-    delta = (dequantize(codes) - one.weight).double()
+def loss(codes: IntWeight, scaled: Matrix, gram: Tensor) -> float:
+    delta = (dequantize(codes) - scaled.weight).double()
     return float(((delta @ gram.double()) * delta).sum())
 
 
@@ -69,9 +69,9 @@ def loss(codes: IntWeight, one: Matrix, gram: Tensor) -> float:
 def test_the_codes_are_those_of_the_paper_s_algorithm(scheme: Scheme, search: str) -> None:
     """On every grid, with whole and partial groups, one scale per row, and searched ranges."""
     inputs = scaled_inputs(activations(400, INPUTS, 1))
-    one = matrix(scheme, inputs, search)
-    (rounded,) = gptq([one], scheme, inputs, SETTING)
-    assert torch.equal(rounded.codes.codes.double(), literal(one, scheme, inputs.gram, DAMPING))
+    scaled = matrix(scheme, inputs, search)
+    (rounded,) = gptq([scaled], scheme, inputs, SETTING)
+    assert torch.equal(rounded.codes.codes.double(), literal(scaled, scheme, inputs.gram, DAMPING))
     assert rounded.damping is None
 
 
@@ -79,19 +79,19 @@ def test_the_codes_are_those_of_the_paper_s_algorithm(scheme: Scheme, search: st
 def test_it_loses_less_than_nearest_rounding(scheme: Scheme) -> None:
     """On the same ranges: the objective that it is for."""
     inputs = scaled_inputs(activations(400, INPUTS, 1))
-    one = matrix(scheme, inputs)
-    (rounded,) = gptq([one], scheme, inputs, SETTING)
-    assert loss(rounded.codes, one, inputs.gram) < 0.9 * loss(quantize(one.weight, scheme), one, inputs.gram)
+    scaled = matrix(scheme, inputs)
+    (rounded,) = gptq([scaled], scheme, inputs, SETTING)
+    assert loss(rounded.codes, scaled, inputs.gram) < 0.9 * loss(quantize(scaled.weight, scheme), scaled, inputs.gram)
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are a matter of speed."""
     inputs, scheme = scaled_inputs(activations(400, INPUTS, 1)), SCHEMES[3]
-    one = matrix(scheme, inputs)
-    (usual,) = gptq([one], scheme, inputs, SETTING)
+    scaled = matrix(scheme, inputs)
+    (usual,) = gptq([scaled], scheme, inputs, SETTING)
     monkeypatch.setattr(module, "BLOCK", block)
-    (other,) = gptq([one], scheme, inputs, SETTING)
+    (other,) = gptq([scaled], scheme, inputs, SETTING)
     assert torch.equal(usual.codes.codes, other.codes.codes)
 
 
@@ -102,9 +102,9 @@ def test_uncorrelated_inputs_are_rounded_to_nearest(scheme: Scheme) -> None:
     inputs = scaled_inputs(rows)
     diagonal = replace(inputs.statistics, gram=inputs.statistics.gram.diagonal().diag())
     inputs = replace(inputs, statistics=diagonal)
-    one = matrix(scheme, inputs)
-    (rounded,) = gptq([one], scheme, inputs, SETTING)
-    assert torch.equal(rounded.codes.codes, quantize(one.weight, scheme).codes)
+    scaled = matrix(scheme, inputs)
+    (rounded,) = gptq([scaled], scheme, inputs, SETTING)
+    assert torch.equal(rounded.codes.codes, quantize(scaled.weight, scheme).codes)
 
 
 def test_matrices_that_share_inputs_have_the_codes_they_have_alone() -> None:
@@ -112,8 +112,8 @@ def test_matrices_that_share_inputs_have_the_codes_they_have_alone() -> None:
     inputs, scheme = scaled_inputs(activations(400, INPUTS, 1)), SCHEMES[2]
     several = [matrix(scheme, inputs, outputs=outputs, seed=outputs) for outputs in (3, 8, 1)]
     together = gptq(several, scheme, inputs, SETTING)
-    for one, rounded in zip(several, together, strict=True):
-        (alone,) = gptq([one], scheme, inputs, SETTING)
+    for scaled, rounded in zip(several, together, strict=True):
+        (alone,) = gptq([scaled], scheme, inputs, SETTING)
         assert torch.equal(rounded.codes.codes, alone.codes.codes)
         assert torch.equal(rounded.codes.scale, alone.codes.scale)
 
@@ -124,9 +124,9 @@ def test_the_order_of_the_inputs_does_not_matter() -> None:
     places = torch.randperm(INPUTS, generator=seeded(5))
     inputs = ScaledInputs(statistics=statistics(rows), scale=torch.ones(INPUTS))
     moved = ScaledInputs(statistics=statistics(rows[:, places]), scale=torch.ones(INPUTS))
-    one = matrix(scheme, inputs)
-    other = replace(one, weight=one.weight[:, places])
-    (rounded,), (again,) = gptq([one], scheme, inputs, SETTING), gptq([other], scheme, moved, SETTING)
+    scaled = matrix(scheme, inputs)
+    other = replace(scaled, weight=scaled.weight[:, places])
+    (rounded,), (again,) = gptq([scaled], scheme, inputs, SETTING), gptq([other], scheme, moved, SETTING)
     assert torch.equal(rounded.codes.codes[:, places], again.codes.codes)
 
 
@@ -150,11 +150,11 @@ def bad_rows(kind: str) -> Tensor:
 def test_bad_gram_matrices_give_whole_codes(kind: str, damping: float) -> None:
     """Never NaN, and never worse than nearest rounding by much, whatever was measured."""
     inputs, scheme = scaled_inputs(bad_rows(kind)), SCHEMES[3]
-    one = matrix(scheme, inputs)
-    (rounded,) = gptq([one], scheme, inputs, replace(SETTING, damping=damping))
+    scaled = matrix(scheme, inputs)
+    (rounded,) = gptq([scaled], scheme, inputs, replace(SETTING, damping=damping))
     assert dequantize(rounded.codes).isfinite().all()
     if kind in ("few tokens", "dead inputs", "repeated inputs"):
-        assert loss(rounded.codes, one, inputs.gram) < loss(quantize(one.weight, scheme), one, inputs.gram)
+        assert loss(rounded.codes, scaled, inputs.gram) < loss(quantize(scaled.weight, scheme), scaled, inputs.gram)
 
 
 def test_more_damping_is_taken_where_a_factor_fails_and_said() -> None:
@@ -166,8 +166,8 @@ def test_more_damping_is_taken_where_a_factor_fails_and_said() -> None:
     assert factor.isfinite().all()
     inputs = ScaledInputs(statistics=replace(statistics(torch.ones(2, 8)), gram=gram), scale=torch.ones(8))
     scheme = Scheme(group_size=4)
-    one = matrix(scheme, inputs)
-    rounded: list[Rounded] = gptq([one, one], scheme, inputs, SETTING)
+    scaled = matrix(scheme, inputs)
+    rounded: list[Rounded] = gptq([scaled, scaled], scheme, inputs, SETTING)
     assert all(each.damping is not None and each.damping > DAMPING for each in rounded)
 
 
@@ -223,10 +223,10 @@ def test_damping_that_cannot_be_is_refused(damping: float) -> None:
 def test_threads_do_not_change_the_codes() -> None:
     """The same seed, the same codes, on one and on two threads."""
     inputs, scheme = scaled_inputs(activations(400, INPUTS, 1)), SCHEMES[2]
-    one = matrix(scheme, inputs, outputs=200)
+    scaled = matrix(scheme, inputs, outputs=200)
     threads, found = torch.get_num_threads(), []
     for count in (1, 2):
         torch.set_num_threads(count)
-        found.append(gptq([one], scheme, inputs, SETTING)[0].codes.codes)
+        found.append(gptq([scaled], scheme, inputs, SETTING)[0].codes.codes)
     torch.set_num_threads(threads)
     assert torch.equal(*found)

@@ -55,7 +55,7 @@ def test_the_least_loss_is_found(search: str, symmetric: bool) -> None:
         exact = -groups.amin(-1, keepdim=True).clamp(max=0) / whole.scale
         zeros = [torch.clamp(zero, 0, 15) for zero in (exact.floor(), exact.ceil())]
         candidates = [Ranges(scale=scale, zero=zero) for scale in scales for zero in zeros]
-    least = torch.stack([group_losses(one, scheme, inputs.gram, search) for one in candidates]).amin(0)
+    least = torch.stack([group_losses(candidate, scheme, inputs.gram, search) for candidate in candidates]).amin(0)
     found = group_losses(find_ranges(weight(), scheme, inputs, search), scheme, inputs.gram, search)
     torch.testing.assert_close(found, least, rtol=1e-4, atol=0)
 

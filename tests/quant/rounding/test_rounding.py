@@ -101,30 +101,30 @@ def test_the_final_loss_is_that_of_the_codes(sweep: Swept, method: str, scales: 
     """It is the weighted output error of the weight that comes out, rows in 16 bit left out."""
     setting = Setting(method=method, group_size=12, n_grid=4, scales=scales, rounding="swept")
     quantized = quantize_set(GATE_UP, setting, loss_dtype=torch.float32)
-    for linear, one, (matrix, scheme, inputs, _) in zip(GATE_UP.linears, quantized, sweep.seen, strict=True):
+    for linear, rounded, (matrix, scheme, inputs, _) in zip(GATE_UP.linears, quantized, sweep.seen, strict=True):
         h = importance(setting, GATE_UP.kind, GATE_UP.inputs, linear.outputs, linear.weight.float())
         weights = error_weights(setting, GATE_UP.kind, h) * ~kept_rows(h, setting.kept_rows(len(h)))
         codes = swept(matrix, scheme, inputs.gram)
         delta = (dequantize(codes) / inputs.scale - linear.weight.float()).double()
         errors = ((delta @ GATE_UP.inputs.gram.double()) * delta).sum(1)
-        assert one.final_loss == pytest.approx(float(errors @ weights.double()), rel=1e-4)
+        assert rounded.final_loss == pytest.approx(float(errors @ weights.double()), rel=1e-4)
 
 
 def test_nearest_rounding_computes_no_loss_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the search found is what is reported."""
     monkeypatch.setattr("quant.layers.loss", lambda *given: pytest.fail("the loss was computed again"))
-    assert all(one.final_loss == one.loss for one in quantize_set(GATE_UP, Setting(**SETTING)))
+    assert all(linear.final_loss == linear.loss for linear in quantize_set(GATE_UP, Setting(**SETTING)))
 
 
 def test_a_rounding_is_handed_the_scaled_weight_and_the_statistics(sweep: Swept) -> None:
     """What it sees is W S, the scheme, the statistics of x / S, and the setting that asked for it."""
     setting = Setting(**SETTING, rounding="swept")
     quantized = quantize_set(GATE_UP, setting)
-    for linear, one, (matrix, scheme, inputs, asked) in zip(GATE_UP.linears, quantized, sweep.seen, strict=True):
-        assert torch.equal(matrix.weight, linear.divided() * one.scale)
+    for linear, rounded, (matrix, scheme, inputs, asked) in zip(GATE_UP.linears, quantized, sweep.seen, strict=True):
+        assert torch.equal(matrix.weight, linear.divided() * rounded.scale)
         assert scheme == setting.scheme(linear.weight.dtype)
         assert asked == setting
-        scale = one.scale.double()
+        scale = rounded.scale.double()
         expected = GATE_UP.inputs.gram.double() / torch.outer(scale, scale)
         torch.testing.assert_close(inputs.gram.double(), expected, rtol=1e-6, atol=0)
 

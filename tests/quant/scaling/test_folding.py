@@ -84,11 +84,11 @@ def test_a_set_is_searched_with_scales_that_its_norm_can_hold(layout: Layout, dt
     given_norm = norm(1, dtype, 1.0)
     found = quantize_set(replace(given_set, norm=given_norm), AWQ, torch.float32)
     form = QuadraticForm(given_set.inputs.gram, torch.float32)
-    for one, linear in zip(found, given_set.linears, strict=True):
-        assert one.alpha > 0
-        torch.testing.assert_close(given_norm.representable(one.scale), one.scale)
-        error = dequantize(one.codes) / one.scale - linear.weight.float()
-        assert float(form(error).sum()) == pytest.approx(one.loss, rel=1e-3)
+    for quantized, linear in zip(found, given_set.linears, strict=True):
+        assert quantized.alpha > 0
+        torch.testing.assert_close(given_norm.representable(quantized.scale), quantized.scale)
+        error = dequantize(quantized.codes) / quantized.scale - linear.weight.float()
+        assert float(form(error).sum()) == pytest.approx(quantized.loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
