@@ -68,13 +68,13 @@ def study(text: Text, rows: Sequence[int], tuning: Part, held_out: Part) -> Stud
     trial = min(rows, key=lambda row: _mean(text.nll[row], text, tuning))
     references = text.references[1:]
     best = min(range(len(references)), key=lambda row: _mean(references[row], text, tuning))
-    found = _compared(text, text.nll[trial], references[best], tuning)
+    difference = _compared(text, text.nll[trial], references[best], tuning)
     confirmed = [_compared(text, text.nll[trial], reference, held_out) for reference in references]
     everything = (np.arange(len(text.tokens)), text.clusters)
     return Studied(
-        called=is_meaningful(found),
+        called=is_meaningful(difference),
         confirmed=_judged(confirmed, best) == "confirmed",
-        tuning=found.percent()[0],
+        tuning=difference.percent()[0],
         held_out=confirmed[best],
         true=_compared(text, text.nll[trial], references[best], everything).percent()[0],
     )
@@ -115,11 +115,11 @@ def studies(
     ]
 
 
-def shares(found: Sequence[Studied], by: Callable[[Studied], bool]) -> list[str]:
+def shares(outcomes: Sequence[Studied], by: Callable[[Studied], bool]) -> list[str]:
     """How many are called a win, and of those how many are truly better, and truly by what is called meaningful."""
-    wins = [one for one in found if by(one)]
-    return [_share(len(wins), len(found))] + [
-        _share(sum(one.true < -bound for one in wins), len(wins)) for bound in (ROUNDING, MEANINGFUL_PERCENT)
+    wins = [outcome for outcome in outcomes if by(outcome)]
+    return [_share(len(wins), len(outcomes))] + [
+        _share(sum(win.true < -bound for win in wins), len(wins)) for bound in (ROUNDING, MEANINGFUL_PERCENT)
     ]
 
 
@@ -138,15 +138,15 @@ def _compared(text: Text, nll: NDArray[np.float64], other: NDArray[np.float64], 
 
 def _judged(differences: Sequence[Difference], against: int) -> str:
     corrected = holm([difference.p_value for difference in differences])
-    found = differences[against]
+    difference = differences[against]
     return judge(
         [
             ConfirmedComparison(
                 dataset="held out",
                 name="trial",
                 against="reference",
-                percent=percent_interval(found),
-                p_value=found.p_value,
+                percent=percent_interval(difference),
+                p_value=difference.p_value,
                 holm=corrected[against],
             )
         ]
@@ -172,20 +172,23 @@ def main() -> None:
     rows = []
     for name, text in texts.items():
         for world, table in (("as measured", text), ("nothing is better", equal(text))):
-            found = studies(table, options.studies, options.trials, redrawn)
-            called, confirmed = shares(found, lambda one: one.called), shares(found, lambda one: one.confirmed)
-            wins = [one for one in found if one.called]
-            gap = f"{np.mean([one.true - one.tuning for one in wins]):.2f} %" if wins else "-"
+            outcomes = studies(table, options.studies, options.trials, redrawn)
+            called, confirmed = (
+                shares(outcomes, lambda outcome: outcome.called),
+                shares(outcomes, lambda outcome: outcome.confirmed),
+            )
+            wins = [outcome for outcome in outcomes if outcome.called]
+            gap = f"{np.mean([win.true - win.tuning for win in wins]):.2f} %" if wins else "-"
             rows.append([name, world, *called, gap, *confirmed])
     before, after = "win by tuning text", "confirmed by held-out text"
     truly = ("of those better", "of those by .1 %")
     _print_table(["table", "settings", before, *truly, "overstated by", after, *truly], rows)
     rows = []
     for name, text in texts.items():
-        found = studies(text, options.studies, options.trials, halves)
-        wins = [one for one in found if one.called]
-        again = [sum(one.held_out.value < 0 for one in wins), sum(one.confirmed for one in wins)]
-        rows.append([name, _share(len(wins), len(found)), *(_share(count, len(wins)) for count in again)])
+        outcomes = studies(text, options.studies, options.trials, halves)
+        wins = [outcome for outcome in outcomes if outcome.called]
+        again = [sum(win.held_out.value < 0 for win in wins), sum(win.confirmed for win in wins)]
+        rows.append([name, _share(len(wins), len(outcomes)), *(_share(count, len(wins)) for count in again)])
     _print_table(["table", "win on one half", "better on the other", "confirmed by the other"], rows)
 
 
