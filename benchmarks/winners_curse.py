@@ -153,8 +153,8 @@ def _judged(differences: Sequence[Difference], against: int) -> str:
     )
 
 
-def _share(some: int, total: int) -> str:
-    return f"{100 * some / total:.1f} %" if total else "-"
+def _share(count: int, total: int) -> str:
+    return f"{100 * count / total:.1f} %" if total else "-"
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
