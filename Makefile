@@ -3,15 +3,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two test processes with one thread each are faster than one with two, and as deterministic.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
+# Two test processes with one thread each are faster than one with two, and as deterministic. What they compile they keep,
+# whatever the environment says: they start many more processes.
+TESTS := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
 
-.PHONY: demo test test-rest check-all lint install lock clean
+.PHONY: demo test test-quick test-rest check-all lint install lock clean
 
 demo: install
 	$(BIN)/python cli.py optimize --trials 24 --group-size 64,128
 
-test: lint
+# Side by side: each waits now and then.
+test: install
+	$(MAKE) --jobs=2 lint test-quick
+
+test-quick: install
 	$(TESTS) -m "not slow"
 
 # What `test` leaves out.

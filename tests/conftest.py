@@ -19,6 +19,22 @@ from tests.servers import Database
 PICTURES = "hpo.report.write._pictures"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need what is dear to make come first: each of two test processes begins with a half of all tests, so
+    one of them starts the fork server, the database and the small study, and the other need not."""
+    items.sort(key=lambda item: not needs_what_is_dear(item))
+
+
+def needs_what_is_dear(item: pytest.Item) -> bool:
+    """Whether a test's module starts processes, or its fixtures a database or a study."""
+    if not isinstance(item, pytest.Function):
+        return False
+    owners = {getattr(value, "__module__", None) for value in vars(item.module).values()}
+    return not {"tests.processes", "tests.dashboards", "tests.servers"}.isdisjoint(owners) or (
+        not {"small_study", "mixed_report"}.isdisjoint(item.fixturenames)
+    )
+
+
 def pytest_collection_finish() -> None:
     """What was imported and collected stays: looking through it for garbage takes longer than most tests."""
     gc.collect()

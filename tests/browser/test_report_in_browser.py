@@ -7,7 +7,7 @@ from playwright.sync_api import Browser
 
 from tests.browser.conftest import watched
 
-SLOW = pytest.mark.slow
+pytestmark = pytest.mark.slow
 PLOTS = "document.querySelectorAll('.plot').length"
 # What a figure consists of when plotly has drawn it: an SVG of some size with marks on it.
 DRAWN = """[...document.querySelectorAll('.plot')].filter(plot => {
@@ -43,10 +43,8 @@ def report(browser: Browser, mixed_report: Path) -> str:
     return (mixed_report / "index.html").as_uri()
 
 
-@pytest.mark.parametrize(
-    ("width", "scheme"),
-    [(390, "dark"), *(pytest.param(*case, marks=SLOW) for case in ((390, "light"), (1400, "dark"), (1400, "light")))],
-)
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("width", [390, 1400])
 def test_every_figure_is_drawn(browser: Browser, complaints: list[str], report: str, width: int, scheme: str) -> None:
     """Nothing complains, nothing is wider than the screen, and text can be read."""
     page = watched(
@@ -63,7 +61,6 @@ def test_every_figure_is_drawn(browser: Browser, complaints: list[str], report: 
     page.close()
 
 
-@SLOW
 def test_a_change_of_the_colour_scheme_is_followed(browser: Browser, complaints: list[str], report: str) -> None:
     """Text of figures, too, while the page is open."""
     page = watched(browser.new_page(color_scheme="light"), complaints)
@@ -75,7 +72,7 @@ def test_a_change_of_the_colour_scheme_is_followed(browser: Browser, complaints:
     page.close()
 
 
-@pytest.mark.parametrize("scheme", [pytest.param("light", marks=SLOW), "dark"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_paper_has_pictures_on_white(browser: Browser, report: str, scheme: str) -> None:
     """In print there is a picture for every figure, whatever the screen's colours were."""
     page = browser.new_page(color_scheme=scheme)  # type: ignore[arg-type]
@@ -89,7 +86,6 @@ def test_paper_has_pictures_on_white(browser: Browser, report: str, scheme: str)
     page.close()
 
 
-@SLOW
 def test_without_scripts_there_are_pictures(browser: Browser, report: str) -> None:
     """Where scripts are off, as in some mail programs."""
     context = browser.new_context(java_script_enabled=False)
@@ -100,7 +96,6 @@ def test_without_scripts_there_are_pictures(browser: Browser, report: str) -> No
     context.close()
 
 
-@SLOW
 def test_commands_can_be_reached_by_keyboard(browser: Browser, report: str) -> None:
     """What scrolls sideways on a phone takes the focus, so that its end can be read."""
     page = browser.new_page(viewport={"width": 390, "height": 900})
