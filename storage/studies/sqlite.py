@@ -34,10 +34,7 @@ class Sqlite(Database):
 
     def open(self, url: str) -> RDBStorage:
         """Open one file, and make it where needed."""
-        parsed = make_url(url)
-        if parsed.database is None or parsed.database == ":memory:":
-            raise AddressError(f"storage {parsed} lives in one process's memory; {ALLOWED}")
-        path = Path(parsed.database)
+        parsed, path = make_url(url), _path(url)
         Paths.create(path.parent)
         if path.exists() and not os.access(path, os.W_OK):
             raise StorageError(f"storage {parsed} cannot be used: {path} may not be written; {REMEDY}")
@@ -47,7 +44,7 @@ class Sqlite(Database):
 
     def read(self, url: str) -> RDBStorage:
         """Open one file that exists, and leave it and its folder as they are."""
-        path = Path(make_url(url).database or "")
+        path = _path(url)
         engine = {"creator": lambda: _reading_connection(path), "poolclass": NullPool}
         with closing(_reading_connection(path)) as connection:
             if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'version_info'").fetchall():
@@ -64,6 +61,13 @@ class Sqlite(Database):
     def lock(self, storage: BaseStorage, name: str) -> AbstractContextManager[Any]:
         """Lock a file beside the database."""
         return FileLock(f"{engine_of(storage).url.database}.{name}.lock")
+
+
+def _path(url: str) -> Path:
+    parsed = make_url(url)
+    if parsed.database is None or parsed.database == ":memory:":
+        raise AddressError(f"storage {parsed} lives in one process's memory; {ALLOWED}")
+    return Path(parsed.database)
 
 
 def _connection(path: Path) -> sqlite3.Connection:
