@@ -16,7 +16,7 @@ from objectives.limits import length_note, require_length, require_readable
 from objectives.model.finding import find_blocks
 from objectives.model.loading import ModelPlan, load_model
 from objectives.model.roles import kept_in_16_bit, quantized_part, unscaled_inputs
-from objectives.paired import Difference, paired_difference
+from objectives.paired import Difference, distance, paired_difference
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress, silent
 from objectives.quantization import model_size, rounding_notes, stored_bytes
@@ -94,6 +94,8 @@ class Row:
         setting: What was applied; None is full precision.
         score: Per-sequence values.
         difference: Mean NLL above full precision's on the same text; None for full precision itself.
+        kl: Mean divergence from full precision in nats per token; None for what is not compared with it.
+        flips: Share of targets before which full precision holds another token most likely; None where `kl` is.
         bits_per_weight: Over the decoder blocks' weights; None where nothing says.
         model_bytes: Of the whole model.
         quantize_seconds: Spent on quantizing (shared by the setting's data sets).
@@ -106,6 +108,8 @@ class Row:
     setting: Setting | None
     score: Score
     difference: Difference | None
+    kl: Difference | None
+    flips: Difference | None
     bits_per_weight: float | None
     model_bytes: int
     quantize_seconds: float
@@ -186,10 +190,12 @@ def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], 
     bench = laid_out.bench
     plan = None if setting is None else Plan.uniform(setting)
     size, already = model_size(bench.model, bench.blocks, plan), bench.model.quantized
+    teachers = [bench.teacher(sequences, progress) for sequences in laid_out.data]
     with quantized(bench, plan, progress) as model:
-        for index, sequences in enumerate(laid_out.data):
+        for index, (sequences, teacher) in enumerate(zip(laid_out.data, teachers, strict=True)):
             started = perf_counter()
-            measured = score_all(bench.model.module, sequences, f"scoring on {sequences.source}", progress)
+            phase = f"scoring on {sequences.source}"
+            measured = score_all(bench.model.module, sequences, phase, progress, teacher)
             score_seconds = perf_counter() - started
             full = reference[index].score if reference else None
             yield Row(
@@ -197,6 +203,8 @@ def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], 
                 setting=setting,
                 score=measured,
                 difference=paired_difference(measured, full) if full else None,
+                kl=distance(measured, "kl") if full else None,
+                flips=distance(measured, "flips") if full else None,
                 bits_per_weight=size.bits_per_weight if already is None else already.bits,
                 model_bytes=size.model_bytes if already is None else stored_bytes(bench.model),
                 quantize_seconds=model.seconds.get("quantize", 0.0),

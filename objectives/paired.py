@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
-from objectives.scoring import Score
+from objectives.scoring import Measure, Score
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Mean NLL of one score minus another's, in nats per token.
+    """The mean of a measure of one score minus another's, per target: nats, or a share of targets that flip.
 
     Attributes:
         value: The difference; negative when the first is better.
@@ -47,19 +48,21 @@ class Difference:
         return value, low, high
 
 
-def paired_difference(first: Score, second: Score, confidence: float = 0.95) -> Difference:
-    """Compare two scores of the same sequences.
+def paired_difference(first: Score, second: Score, confidence: float = 0.95, measure: Measure = "nll") -> Difference:
+    """Compare two scores of the same sequences by one of their measures.
 
     Args:
         first: The one whose advantage is asked for.
         second: What it is compared with.
         confidence: Of the interval, by Student's t.
+        measure: What is compared, per target.
 
     Returns:
         The difference; nothing is known of its error where there is one cluster or a score is not finite.
 
     Raises:
-        ValueError: If the scores are of different texts: other numbers of targets, or other documents.
+        ValueError: If the scores are of different texts: other numbers of targets, or other documents; or if one of
+            them lacks the measure.
     """
     members = _members(first)
     if not (np.array_equal(first.tokens.numpy(), second.tokens.numpy()) and np.array_equal(members, _members(second))):
@@ -67,8 +70,20 @@ def paired_difference(first: Score, second: Score, confidence: float = 0.95) -> 
             f"paired scores must be of the same sequences; the first is of {_described(first)}, the second of "
             f"{_described(second)}, of other lengths or from other documents"
         )
-    gains = np.bincount(members, (first.nll - second.nll).numpy())
-    tokens = np.bincount(members, first.tokens.numpy())
+    return _estimated(first.of(measure) - second.of(measure), first, members, confidence)
+
+
+def distance(score: Score, measure: Measure, confidence: float = 0.95) -> Difference | None:
+    """Return how far a score is from full precision's by `kl` or `flips`, which are 0 there; None if not measured."""
+    if score.kl is None:
+        return None
+    return _estimated(score.of(measure), score, _members(score), confidence)
+
+
+def _estimated(sums: Tensor, score: Score, members: NDArray[np.int64], confidence: float) -> Difference:
+    """Estimate a mean per target, of `sums` `[sequences]`, with its error."""
+    gains = np.bincount(members, sums.numpy())
+    tokens = np.bincount(members, score.tokens.numpy())
     count, total = len(gains), tokens.sum()
     value = float(gains.sum() / total)
     if count < 2 or not math.isfinite(value):

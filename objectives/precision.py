@@ -1,8 +1,9 @@
 """Is the model's own 16-bit type good enough to measure differences of a few thousandths of a nat?
 
 Responsible for the check: on 16 sequences the mean NLL must agree with float32 within 0.002, and the
-difference between nearest rounding and full precision must move by at most 0.002. May assume a model whose weights
-are original. The answer is kept, because it only depends on the model and the text.
+difference between nearest rounding and full precision must move by at most 0.002; and for the noise floor of
+divergences. May assume a model whose weights are original. The answer is kept, because it only depends on the model and
+the text.
 """
 
 import copy
@@ -10,7 +11,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import xxhash
@@ -20,7 +20,8 @@ from objectives.model.loading import Model, available_bytes
 from objectives.model.roles import Block
 from objectives.model.weights import weights_restored
 from objectives.progress import Progress
-from objectives.scoring import Score, score_all
+from objectives.scoring import score, score_all
+from objectives.teacher import compute_teacher
 from objectives.text.sequences import Sequences
 from quant.scheme import Scheme, effective_weight, scale_type
 from storage.errors import DamagedEntryError, StoredValueError
@@ -29,6 +30,7 @@ from storage.typed_json import decode, encode
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2
 SEQUENCES = 16
 TOLERANCE = 0.002
 GROUP_SIZE = 64
@@ -42,12 +44,16 @@ class Agreement:
         dtype: The type that was checked.
         mean_nll: Difference of the full-precision model's mean NLL.
         rounding: Change of the difference between nearest rounding and full precision.
+        to_float32: Divergence of the full-precision model from its float32 copy.
+        to_itself: Divergence of the full-precision model from itself in batches of other sizes.
         sequences: How many were compared.
     """
 
     dtype: str
     mean_nll: float
     rounding: float
+    to_float32: float
+    to_itself: float
     sequences: int = SEQUENCES
 
     @property
@@ -55,11 +61,18 @@ class Agreement:
         """Return whether both stay within the tolerance."""
         return all(abs(difference) <= TOLERANCE for difference in (self.mean_nll, self.rounding))
 
+    @property
+    def noise_floor(self) -> float:
+        """Return the divergence below which nothing can be told apart, nats per token."""
+        return max(self.to_float32, self.to_itself)
+
     def __str__(self) -> str:
         verdict = "agrees" if self.good else "does not agree"
         return (
             f"{self.dtype} {verdict} with float32 on {self.sequences} sequences: mean NLL differs by "
-            f"{self.mean_nll:+.4f}, the cost of nearest rounding by {self.rounding:+.4f} (at most {TOLERANCE} allowed)"
+            f"{self.mean_nll:+.4f}, the cost of nearest rounding by {self.rounding:+.4f} (at most {TOLERANCE} "
+            f"allowed); no divergence below {self.noise_floor:.1e} nats means anything: full precision is "
+            f"{self.to_float32:.1e} from float32 and {self.to_itself:.1e} from itself in other batches"
         )
 
 
@@ -70,7 +83,7 @@ def check_agreement(
     if model.dtype == torch.float32:
         return None
     sequences = sequences[:SEQUENCES]
-    key = xxhash.xxh3_128_hexdigest(f"agreement {model.fingerprint} {sequences.fingerprint()}".encode())
+    key = xxhash.xxh3_128_hexdigest(f"agreement {FORMAT} {model.fingerprint} {sequences.fingerprint()}".encode())
     stored = _stored_agreement(store, key)
     if stored is not None:
         return stored
@@ -97,26 +110,26 @@ def _stored_agreement(store: ResultStore, key: str) -> Agreement | None:
 
 
 def _compared(model: Model, blocks: Sequence[Block], sequences: Sequences, progress: Progress) -> Agreement:
-    own = _scores(model.module, blocks, sequences, model.dtype, progress)
+    # Of the float32 copy, too: it is the other half of the same comparison.
+    phase = f"comparing {model.dtype} with float32".replace("torch.", "")
     wide = copy.deepcopy(model.module).float()
-    reference = _scores(wide, find_blocks(wide, allow_partial=True), sequences, model.dtype, progress)
+    own = score_all(model.module, sequences, phase, progress, compute_teacher(wide, sequences, phase, progress))
+    itself = compute_teacher(model.module, sequences, phase, progress)
+    *_, alone = score(model.module, sequences, batch_tokens=1, teacher=itself)
+    reference = score_all(wide, sequences, phase, progress)
+    scheme = Scheme(group_size=GROUP_SIZE, scale_dtype=scale_type(model.dtype))
+    with _rounded(blocks, scheme):
+        own_rounded = score_all(model.module, sequences, phase, progress)
+    with _rounded(find_blocks(wide, allow_partial=True), scheme):
+        reference_rounded = score_all(wide, sequences, phase, progress)
     return Agreement(
         dtype=str(model.dtype).removeprefix("torch."),
-        mean_nll=own[0].mean_nll - reference[0].mean_nll,
-        rounding=(own[1].mean_nll - own[0].mean_nll) - (reference[1].mean_nll - reference[0].mean_nll),
+        mean_nll=own.mean_nll - reference.mean_nll,
+        rounding=(own_rounded.mean_nll - own.mean_nll) - (reference_rounded.mean_nll - reference.mean_nll),
+        to_float32=own.mean("kl"),
+        to_itself=alone.mean("kl"),
         sequences=len(sequences),
     )
-
-
-def _scores(
-    module: Any, blocks: Sequence[Block], sequences: Sequences, dtype: torch.dtype, progress: Progress
-) -> list[Score]:
-    """Return the scores in full precision and after nearest rounding; `dtype` is the type that is checked."""
-    # Of the float32 copy, too: it is the other half of the same comparison.
-    phase = f"comparing {dtype} with float32".replace("torch.", "")
-    exact = score_all(module, sequences, phase, progress)
-    with _rounded(blocks, Scheme(group_size=GROUP_SIZE, scale_dtype=scale_type(dtype))):
-        return [exact, score_all(module, sequences, phase, progress)]
 
 
 @contextmanager

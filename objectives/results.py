@@ -23,7 +23,9 @@ from storage.errors import DamagedEntryError, StoredValueError
 from storage.results import ResultStore
 from storage.typed_json import decode, encode
 
-FORMAT = 5
+FORMAT = 6
+"""Version of what is written; before 6 nothing was known of divergence."""
+READABLE = (5, FORMAT)
 
 
 def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> str:
@@ -69,13 +71,13 @@ class StoredResult:
 
 
 def save_result(store: ResultStore, key: str, result: TrialResult) -> None:
-    """Write a result; NLL per sequence in float64.
+    """Write a result; its values per sequence in float64.
 
     Raises:
         StorageError: If the disk is full or refuses.
     """
     parts = {name: value for name, value in vars(result).items() if name != "score"}
-    store.save(key, encode(StoredResult(**parts)), vars(result.score) if result.score else {})
+    store.save(key, encode(StoredResult(**parts)), result.score.tensors if result.score else {})
 
 
 def load_result(store: ResultStore, key: str) -> TrialResult:
@@ -86,8 +88,11 @@ def load_result(store: ResultStore, key: str) -> TrialResult:
     """
     record, tensors = store.load(key)
     form = record.get("format")
-    if form != FORMAT:
-        raise DamagedEntryError(key, f"the result {key} has format {form}, and this version reads {FORMAT}; delete it")
+    if form not in READABLE:
+        versions = " and ".join(map(str, READABLE))
+        raise DamagedEntryError(
+            key, f"the result {key} has format {form}, and this version reads {versions}; delete it"
+        )
     try:
         parts = vars(decode(StoredResult, record, f"the result {key}"))
     except StoredValueError as error:

@@ -1,55 +1,66 @@
-"""Score a model on token sequences: negative log-likelihood per sequence, as a generator of looks.
+"""Score a model on token sequences: what it loses per sequence, as a generator of looks.
 
-Responsible for batches, for logits in chunks, and for stopping places. Whoever consumes the looks decides whether to
-go on. May assume nothing about the model but that it is causal. Shape letters: `B` sequences, `T` tokens, `F`
-features, `V` vocabulary.
+Responsible for logits in chunks, and for stopping places. Whoever consumes the looks decides whether to go on. May
+assume nothing about the model but that it is causal. Shape letters: `N` rows, `F` features, `V` vocabulary.
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from objectives.model.memory import is_out_of_memory, release_cached
+from objectives.divergence import Tokens, measured_tokens
+from objectives.forward import BATCH_TOKENS, Halves, halves, run_batches
 from objectives.progress import Progress
-from objectives.text.batches import Batch, batches
+from objectives.teacher import Teacher
+from objectives.text.batches import Batch
 from objectives.text.sequences import Sequences
 
-log = logging.getLogger(__name__)
-
-BATCH_TOKENS = 4096
 LOGIT_BYTES = 2**27
-# Logits in float32 that stay in a processor's cache while their softmax is taken.
-CPU_PIECE = 2**20
 FIRST_LOOK = 8
-PROBE_TOKENS = 8
+Measure = Literal["nll", "kl", "flips"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Negative log-likelihoods of the first sequences, in the fixed order.
+    """What a model loses on the first sequences, in the fixed order.
 
     Attributes:
-        nll: float64 `[sequences]`, nats summed over each sequence's targets.
+        nll: float64 `[sequences]`, negative log-likelihood in nats summed over each sequence's targets.
         tokens: int64 `[sequences]`, number of targets.
         clusters: int64 `[sequences]`, the document that most of each sequence comes from: sequences of one document
             are not independent.
+        kl: float64 `[sequences]`, divergence from full precision in nats, summed likewise; None where it was not
+            measured.
+        flips: float64 `[sequences]`, targets before which full precision holds another token most likely; None where
+            `kl` is.
     """
 
     nll: Tensor
     tokens: Tensor
     clusters: Tensor
+    kl: Tensor | None = None
+    flips: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.nll) == len(self.tokens) == len(self.clusters):
-            lengths = f"{len(self.nll)}, {len(self.tokens)} and {len(self.clusters)}"
-            raise ValueError(f"nll, tokens and clusters of a score have different lengths: {lengths}")
+        lengths = {name: len(values) for name, values in self.tensors.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the values of a score have different lengths: {lengths}")
+        if (self.kl is None) != (self.flips is None):
+            raise ValueError("a score has divergence and flips, or neither")
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was measured, by name."""
+        return {name: values for name, values in vars(self).items() if values is not None}
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Score":
+        """Return the score whose every tensor is `change` of this one's."""
+        return Score(**{name: change(values) for name, values in self.tensors.items()})
 
     def first(self, count: int) -> "Score":
         """Return the score of the first `count` sequences."""
@@ -57,21 +68,46 @@ class Score:
 
     def part(self, start: int, end: int) -> "Score":
         """Return the score of the sequences from `start` up to but not including `end`."""
-        return Score(nll=self.nll[start:end], tokens=self.tokens[start:end], clusters=self.clusters[start:end])
+        return self.mapped(lambda values: values[start:end])
+
+    def of(self, measure: Measure) -> Tensor:
+        """Return a measure's sums per sequence, float64 `[sequences]`.
+
+        Raises:
+            ValueError: If it was not measured.
+        """
+        values = self.tensors.get(measure)
+        if values is None:
+            raise ValueError(f"{measure} was not measured")
+        return values
+
+    def mean(self, measure: Measure) -> float:
+        """Return a measure per target, every target counting the same.
+
+        Raises:
+            ValueError: If it was not measured.
+        """
+        return float(self.of(measure).sum() / self.tokens.sum())
+
+    @property
+    def mean_kl(self) -> float | None:
+        """Return the divergence per target in nats; None where it was not measured."""
+        return None if self.kl is None else self.mean("kl")
+
+    @property
+    def percent_flips(self) -> float | None:
+        """Return the percent of targets that flip; None where that was not measured."""
+        return None if self.flips is None else 100 * self.mean("flips")
 
     @property
     def mean_nll(self) -> float:
         """Return the nats per target, every target counting the same."""
-        return float(self.nll.sum() / self.tokens.sum())
+        return self.mean("nll")
 
     @property
     def perplexity(self) -> float:
         """Return `exp(mean_nll)`; infinite where that overflows."""
         return math.exp(self.mean_nll) if self.mean_nll < 700 else math.inf
-
-
-Features = Callable[[Batch], Tensor]
-Head = Callable[[Tensor], Tensor]
 
 
 def look_sizes(total: int, first: int = FIRST_LOOK) -> list[int]:
@@ -86,7 +122,11 @@ def look_sizes(total: int, first: int = FIRST_LOOK) -> list[int]:
 
 @torch.inference_mode()
 def score(
-    model: Any, sequences: Sequences, batch_tokens: int = BATCH_TOKENS, first_look: int = FIRST_LOOK
+    model: Any,
+    sequences: Sequences,
+    batch_tokens: int = BATCH_TOKENS,
+    first_look: int = FIRST_LOOK,
+    teacher: Teacher | None = None,
 ) -> Iterator[Score]:
     """Yield the score of the first 8, 16, 32, ... and finally of all sequences.
 
@@ -98,76 +138,53 @@ def score(
         batch_tokens: Tokens run at a time; changes no sequence's value beyond rounding. Halved where memory runs out,
             down to one sequence.
         first_look: After how many sequences to yield first; from there on they double.
+        teacher: Full precision on the same sequences; without it no divergence is measured.
     """
-    features, head = _halves(model, sequences)
-    nll = torch.zeros(len(sequences), dtype=torch.float64)
+    model_halves = halves(model, sequences)
+    names: tuple[Measure, ...] = ("nll",) if teacher is None else ("nll", "kl", "flips")
+    sums = {name: torch.zeros(len(sequences), dtype=torch.float64) for name in names}
     tokens = torch.tensor([int(scored.sum()) for scored in sequences.scored])
     clusters = torch.tensor(sequences.clusters)
+
+    def measure(batch: Batch) -> None:
+        for name, values in _sums(batch, model_halves, teacher).items():
+            sums[name][list(batch.indices)] = values.cpu()
+
     for start, end in pairwise([0, *look_sizes(len(sequences), first_look)]):
-        left = list(range(start, end))
-        while left:
-            try:
-                for batch in batches(sequences, left, batch_tokens, model.device):
-                    nll[list(batch.indices)] = _nll(batch, features(batch), head).cpu()
-                    left = [index for index in left if index not in batch.indices]
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or batch_tokens < 2 * max(len(sequences.ids[index]) for index in left):
-                    raise
-                batch_tokens //= 2
-                log.warning("memory ran out; scoring %d tokens at a time from here on", batch_tokens)
-                release_cached(model.device)
-        yield Score(nll=nll[:end].clone(), tokens=tokens[:end], clusters=clusters[:end])
+        batch_tokens = run_batches(sequences, range(start, end), batch_tokens, model.device, measure)
+        measured = {name: values[:end].clone() for name, values in sums.items()}
+        yield Score(tokens=tokens[:end], clusters=clusters[:end], **measured)
 
 
-def score_all(model: Any, sequences: Sequences, phase: str, progress: Progress) -> Score:
+def score_all(
+    model: Any, sequences: Sequences, phase: str, progress: Progress, teacher: Teacher | None = None
+) -> Score:
     """Score all sequences; `progress` is told of every look under the name of `phase`."""
-    for look in score(model, sequences):
+    for look in score(model, sequences, teacher=teacher):
         progress(phase, len(look.nll), len(sequences))
     return look
 
 
-def _nll(batch: Batch, features: Tensor, head: Head) -> Tensor:
-    """Return the summed negative log-likelihood of each row's targets, float64 `[B]`, from `features` `[B, T, F]`."""
+def _sums(batch: Batch, model: Halves, teacher: Teacher | None) -> Mapping[Measure, Tensor]:
+    """Return what was measured, summed over each row's targets: float64 `[B]` each."""
     targets = batch.scored[:, 1:]
-    rows = targets.nonzero()[:, 0]
-    wanted, labels = features[:, :-1][targets], batch.ids[:, 1:][targets]
-    total = torch.zeros(len(batch.indices), dtype=torch.float64, device=wanted.device)
-    size = max(1, LOGIT_BYTES // (4 * head(wanted[:1]).shape[-1]))
-    for part, label, row in zip(*(torch.split(tensor, size) for tensor in (wanted, labels, rows)), strict=True):
-        total.index_add_(0, row, _cross_entropy(head(part), label).double())
-    return total
+    rows, labels = targets.nonzero()[:, 0], batch.ids[:, 1:][targets]
+    own = model.scored(batch)
+    exact = None if teacher is None else teacher.features(batch.indices).to(own.device)
+    exact_head = model.head if teacher is None or teacher.head is None else teacher.head
+    # Two models' logits take the place of one's.
+    size = max(1, LOGIT_BYTES // ((4 if exact is None else 8) * model.head(own[:1]).shape[-1]))
+    sums: dict[Measure, Tensor] = {}
+    for piece in (slice(start, start + size) for start in range(0, len(own), size)):
+        teaching = None if exact is None else exact_head(exact[piece])
+        for name, values in _named(measured_tokens(model.head(own[piece]), labels[piece], teaching)):
+            zeros = torch.zeros(len(batch.indices), dtype=torch.float64, device=own.device)
+            sums.setdefault(name, zeros).index_add_(0, rows[piece], values.double())
+    return sums
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `-log softmax(logits)[label]` per row, float32 `[rows]`, from `logits` `[rows, V]` in pieces."""
-    elements = CPU_PIECE if logits.device.type == "cpu" else logits.numel()
-    size = max(1, elements // logits.shape[-1])
-    pieces = zip(torch.split(logits, size), torch.split(labels, size), strict=True)
-    return torch.cat([functional.cross_entropy(part.float(), label, reduction="none") for part, label in pieces])
-
-
-def _halves(model: Any, sequences: Sequences) -> tuple[Features, Head]:
-    """Split the model into features and a head on them, so that logits are made for a few tokens at a time.
-
-    Models that do more than a matrix product after the backbone (soft caps, scaled logits) are run whole: tried on
-    one short sequence instead of asked by name.
-    """
-    output = model.get_output_embeddings()
-
-    def backbone(batch: Batch) -> Tensor:
-        outputs = model.base_model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
-        return outputs.last_hidden_state  # type: ignore[no-any-return]
-
-    def whole(batch: Batch) -> Tensor:
-        outputs = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
-        return outputs.logits  # type: ignore[no-any-return]
-
-    short = replace(
-        sequences, ids=(sequences.ids[0][:PROBE_TOKENS],), scored=(sequences.scored[0][:PROBE_TOKENS],), clusters=(0,)
-    )
-    probe = next(batches(short, [0], 1, model.device))
-    logits = whole(probe)
-    # Some have no backbone of their own, or one whose last hidden state is not what the head reads.
-    if output is not None and model.base_model is not model and torch.equal(output(backbone(probe)), logits):
-        return backbone, output
-    return whole, lambda logits: logits
+def _named(tokens: Tokens) -> Iterator[tuple[Measure, Tensor]]:
+    yield "nll", tokens.nll
+    if tokens.kl is not None and tokens.flips is not None:
+        yield "kl", tokens.kl
+        yield "flips", tokens.flips

@@ -21,6 +21,7 @@ from objectives.quantization import FoldedScales, LayerResult, QuantizedBlocks, 
 from objectives.scoring import FIRST_LOOK, Score, score
 from objectives.stopwatch import Stopwatch
 from objectives.suitability import require_suitable
+from objectives.teacher import Teacher, cached_teacher
 from objectives.text.sequences import Sequences
 from quant.plan import Plan
 from quant.scheme import IntWeight
@@ -48,6 +49,18 @@ class Bench:
     blocks: list[Block]
     calibration: Calibration
     allow_partial_groups: bool = False
+
+    def teacher(self, sequences: Sequences, progress: Progress = silent) -> Teacher | None:
+        """Return full precision on the sequences, computed once for all processes; asked while weights are original.
+
+        None for a model that was quantized before: there is no full precision of it.
+
+        Raises:
+            StorageError: If the cache cannot be written, or has no room.
+        """
+        if self.model.quantized is not None:
+            return None
+        return cached_teacher(self.model, sequences, self.calibration.cache, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +148,12 @@ def run_trial(
     model = Quantized()
     measured: Score | None = None
     try:
+        if plan is not None:
+            require_suitable(bench.blocks, plan, bench.allow_partial_groups)
+        teacher = bench.teacher(sequences, progress)
         with quantized(bench, plan, progress) as model, watch.phase("score"):
             outcome: Outcome = "complete"
-            for look in score(bench.model.module, sequences, first_look=first_look):
+            for look in score(bench.model.module, sequences, first_look=first_look, teacher=teacher):
                 if not look.nll.isfinite().all():
                     outcome = "non-finite"
                     break

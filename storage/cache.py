@@ -19,7 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from storage.errors import DamagedEntryError, LeaseLostError, StorageError, StoredValueError
-from storage.files import TEMPORARY, checksum, disk_errors, require_free, temporary_name, write_file
+from storage.files import TEMPORARY, checksum, disk_errors, file_checksum, require_free, temporary_name, write_file
 from storage.lease import Lease
 from storage.paths import Paths
 from storage.typed_json import decode_known, encode
@@ -115,6 +115,22 @@ class TensorCache:
         if checksum(data) != expected:
             raise DamagedEntryError(key, f"{path} is damaged: its checksum is not the one in its manifest")
         return safetensors.torch.load(data)
+
+    def window(self, key: str, part: str) -> dict[str, Tensor]:
+        """Open one part of an entry without reading it into memory: tensors that are windows on the file.
+
+        Raises:
+            DamagedEntryError: If its bytes are not those that were written, naming the file.
+        """
+        path = self._root / key / f"{part}.safetensors"
+        expected = self._manifest(key).checksums.get(part)
+        try:
+            actual = file_checksum(path)
+        except OSError as error:
+            raise DamagedEntryError(key, f"{path} cannot be read: {error.strerror}") from error
+        if actual != expected:
+            raise DamagedEntryError(key, f"{path} is damaged: its checksum is not the one in its manifest")
+        return safetensors.torch.load_file(path)
 
     @contextmanager
     def new_entry(self, key: str, about: Mapping[str, object]) -> Iterator[EntryWriter]:

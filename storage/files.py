@@ -17,6 +17,7 @@ import xxhash
 
 from storage.errors import StorageError
 
+READ_BYTES = 2**22
 TEMPORARY = ".tmp-"
 UNSAFE = re.compile(r"[^\w.+ @=-]+")
 # Characters; with a suffix, a name of any script stays below the 255 bytes that file systems take.
@@ -29,6 +30,15 @@ OTHER_REMEDY = "check the path, its permissions and the disk"
 def checksum(data: bytes) -> str:
     """Return a fingerprint against damage (not against forgery): 128-bit xxh3, as hexadecimal."""
     return str(xxhash.xxh3_128_hexdigest(data))
+
+
+def file_checksum(path: Path) -> str:
+    """Return what `checksum` gives of a file's bytes, read piece by piece."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while data := file.read(READ_BYTES):
+            state.update(data)
+    return str(state.hexdigest())
 
 
 def temporary_name(path: Path) -> Path:

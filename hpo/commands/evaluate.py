@@ -33,7 +33,7 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True, kw_only=True)
 class PrintedRow:
-    """One setting on one data set; its difference to full precision is in nats per token."""
+    """One setting on one data set; what tells it from full precision is in nats per token, flips in percent of them."""
 
     dataset: str
     method: str
@@ -46,6 +46,8 @@ class PrintedRow:
     model_bytes: int
     setting: "Setting | None"
     nll_above_full_precision: "Interval | None"
+    kl: "Interval | None"
+    flips: "Interval | None"
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -82,7 +84,7 @@ def run(parsed: Namespace) -> None:
 
 def printed_row(row: "Row") -> PrintedRow:
     """A row of an evaluation as it is printed."""
-    from hpo.verdict.words import nats_interval
+    from hpo.verdict.words import flips_interval, kl_interval, nats_interval
 
     return PrintedRow(
         dataset=row.dataset,
@@ -96,12 +98,18 @@ def printed_row(row: "Row") -> PrintedRow:
         model_bytes=row.model_bytes,
         setting=row.setting,
         nll_above_full_precision=None if row.difference is None else nats_interval(row.difference),
+        kl=kl_interval(row.kl),
+        flips=flips_interval(row.flips),
     )
 
 
 def evaluation_table(rows: Iterable[PrintedRow]) -> Table:
     """The rows for people."""
-    table = make_table("data", "method", "perplexity", "NLL above full", "bits/weight", "MB", "tokens/s", "s")
+    from hpo.verdict.words import margin_text
+
+    table = make_table(
+        "data", "method", "perplexity", "NLL above full", "KL", "flips %", "bits/weight", "MB", "tokens/s", "s"
+    )
     for row in rows:
         gap = row.nll_above_full_precision
         table.add_row(
@@ -109,6 +117,8 @@ def evaluation_table(rows: Iterable[PrintedRow]) -> Table:
             row.method,
             f"{row.perplexity:.3f}",
             f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-",
+            margin_text(row.kl, 4),
+            margin_text(row.flips, 1),
             "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.3f}",
             f"{row.model_bytes / 1e6:.1f}",
             f"{row.tokens_per_second:.0f}",

@@ -48,11 +48,13 @@ def verdicts(study: "Study") -> list[str]:
 
 def ranking_tables(study: "Study") -> list[Table]:
     """One table for every size class."""
-    from hpo.verdict.words import percent_text
+    from hpo.verdict.words import flips_text, kl_text, percent_text
 
     tables = []
     for ranking in study.rankings:
-        table = make_table(str(ranking.size_class), "setting", "perplexity", "above the best", "bits/weight")
+        table = make_table(
+            str(ranking.size_class), "setting", "perplexity", "above the best", "KL", "flips %", "bits/weight"
+        )
         for row in ranking.rows:
             mark = " *" if row is ranking.recommended else ""
             table.add_row(
@@ -60,6 +62,8 @@ def ranking_tables(study: "Study") -> list[Table]:
                 row.measured.label,
                 f"{row.score.perplexity:.3f}",
                 "best" if row is ranking.best else percent_text(row.difference),
+                kl_text(row.kl),
+                flips_text(row.flips),
                 f"{row.measured.bits_per_weight:.3f}",
             )
         tables.append(table)

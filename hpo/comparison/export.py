@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from hpo.comparison.entries import Entry
 from hpo.comparison.verdict import EQUAL_BITS, Comparison
 from hpo.study.confirmation import Interval
-from hpo.verdict.words import nats_interval, percent_interval
-from objectives.paired import Difference
+from hpo.verdict.words import flips_interval, kl_interval, nats_interval, percent_interval
+from objectives.paired import Difference, distance
 from quant.setting import Setting
 
 ENDS = tuple(field.name for field in fields(Interval))
@@ -20,7 +20,7 @@ ENDS = tuple(field.name for field in fields(Interval))
 
 @dataclass(frozen=True, kw_only=True)
 class PrintedRow:
-    """One row on one data set; differences are to full precision and to the first method."""
+    """One row on one data set; differences are to full precision and to the first method, flips in percent."""
 
     method: str
     kind: str
@@ -36,6 +36,8 @@ class PrintedRow:
     delta_percent: Interval | None
     delta_to_first: Interval | None
     delta_to_first_percent: Interval | None
+    kl: Interval | None
+    flips: Interval | None
     bits_per_weight: float | None
     model_mb: float | None
     compression_ratio: float | None
@@ -169,6 +171,7 @@ def _row(comparison: Comparison, entry: Entry, at: int) -> PrintedRow:
     full, first = comparison.full, comparison.first
     above = comparison.difference(entry, full, at) if entry is not full else None
     against = comparison.difference(entry, first, at) if first is not None and entry is not full else None
+    divergence, flips = (None if entry is full else distance(score, name) for name in ("kl", "flips"))
     size, whole = measured.model_bytes, full.measured.model_bytes
     return PrintedRow(
         method=entry.name,
@@ -185,6 +188,8 @@ def _row(comparison: Comparison, entry: Entry, at: int) -> PrintedRow:
         delta_percent=_percent(above),
         delta_to_first=_nats(against),
         delta_to_first_percent=_percent(against),
+        kl=kl_interval(divergence),
+        flips=flips_interval(flips),
         bits_per_weight=measured.bits_per_weight,
         model_mb=None if size is None else size / 1e6,
         compression_ratio=whole / size if whole and size else None,
@@ -197,7 +202,7 @@ def _flat(row: PrintedRow) -> dict[str, object]:
     flat: dict[str, object] = {}
     for field in fields(row):
         name, value = field.name, getattr(row, field.name)
-        if name.startswith("delta"):
+        if name.startswith("delta") or name in ("kl", "flips"):
             flat |= {name if end == "value" else f"{name}_{end}": value and getattr(value, end) for end in ENDS}
         elif name != "setting":
             flat[name] = value

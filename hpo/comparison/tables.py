@@ -6,7 +6,7 @@ from hpo.comparison.export import printed_rows
 from hpo.comparison.verdict import Comparison
 from hpo.report.tables import Table
 from hpo.study.confirmation import Interval
-from hpo.verdict.words import NOTHING, interval_text, number
+from hpo.verdict.words import NOTHING, interval_text, margin_text, number
 
 SPEED = "tokens/s of the dense model"
 
@@ -52,8 +52,9 @@ def _data_sets(comparison: Comparison) -> Iterator[Table]:
         yield Table(
             title=dataset,
             columns=(
-                *("method", "rank", "at equal bits", "perplexity", "mean loss", "percent above full [95 %]"),
+                *("method", "rank", "at equal bits", "perplexity", "percent above full [95 %]"),
                 f"percent above {first.name if first else NOTHING} [95 %]",
+                *("KL, nats", "flips, %"),
                 *("bits/weight", "MB", "ratio", "quantize, s", SPEED),
             ),
             rows=tuple(
@@ -62,9 +63,10 @@ def _data_sets(comparison: Comparison) -> Iterator[Table]:
                     _count(row.rank),
                     _count(row.rank_at_equal_bits),
                     number(row.perplexity),
-                    number(row.mean_nll, 4),
                     _interval(row.delta_percent),
                     _interval(row.delta_to_first_percent),
+                    margin_text(row.kl, 4),
+                    margin_text(row.flips, 1),
                     number(row.bits_per_weight),
                     number(row.model_mb, 2),
                     number(row.compression_ratio, 2),

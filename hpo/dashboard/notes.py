@@ -187,6 +187,8 @@ def _trial_rows(
     full = next((reference.perplexity for reference in references if reference.name == FULL_PRECISION), None)
     if full and trial.perplexity:
         yield "above full precision", f"{100 * (trial.perplexity / full - 1):+.2f} %"
+    yield "KL from full precision, nats per token", number(trial.kl, 4) if trial.kl is not None else ""
+    yield "flips", f"{trial.flips:.1f} % of tokens" if trial.flips is not None else ""
     yield "bits per weight", number(trial.bits_per_weight) if trial.bits_per_weight else ""
     yield "size", f"{trial.model_bytes / 1e6:,.1f} MB" if trial.model_bytes else ""
     yield "sequences read", str(max(trial.running, default=0) or "")

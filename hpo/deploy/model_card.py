@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
-from hpo.verdict.words import interval_text, percent_text
+from hpo.verdict.words import flips_text, interval_text, kl_text, number, percent_text
 from objectives.export.manifest import Manifest
 from quant.setting import Setting
 
@@ -103,11 +103,11 @@ def _ranked(measured: Measured, study: Study) -> Iterator[str]:
     ]
     yield f"{ranking.title}, perplexity above the best with paired 95 % intervals:"
     yield ""
-    yield from ("| setting | perplexity | above the best |", "|---|---|---|")
+    yield from ("| setting | perplexity | above the best | KL, nats per token | flips, % |", "|---|---|---|---|---|")
     for row in rows:
         name = f"**{_name_and_label(row)}**" if row is own_row else _name_and_label(row)
         above = "best" if row is ranking.best else percent_text(row.difference)
-        yield f"| {name} | {row.score.perplexity:.3f} | {above} |"
+        yield f"| {name} | {row.score.perplexity:.3f} | {above} | {kl_text(row.kl)} | {flips_text(row.flips)} |"
     yield ""
     yield from (chosen.verdict, "", chosen.sentence(), "")
 
@@ -133,10 +133,11 @@ def _confirmed(study: StudyRecord, measured: Measured) -> Iterator[str]:
     if all(row.name != measured.name for row in confirmation.rows):
         return
     yield from (confirmation.sentence, "")
-    yield from ("| held-out text | setting | perplexity |", "|---|---|---|")
+    yield from ("| held-out text | setting | perplexity | KL, nats per token | flips, % |", "|---|---|---|---|---|")
     for row in confirmation.rows:
         if row.name in (measured.name, confirmation.winner, FULL_PRECISION):
-            yield f"| {row.dataset} | {row.name} | {row.perplexity:.3f} |"
+            measures = f"{row.perplexity:.3f} | {number(row.kl, 4)} | {number(row.flips, 1)}"
+            yield f"| {row.dataset} | {row.name} | {measures} |"
     yield ""
     yield from ("| held-out text | compared | perplexity | p after Holm |", "|---|---|---|---|")
     for compared in confirmation.comparisons:

@@ -15,7 +15,7 @@ from hpo.study.record import Measured, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.recommendation import Confirmed, Recommendation, recommendation
 from hpo.verdict.snapshot import Study
-from hpo.verdict.words import percent_interval
+from hpo.verdict.words import flips_interval, kl_interval, percent_interval
 from quant.setting import Setting
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class PrintedReference:
     bits_per_weight: float | None
     model_bytes: int | None
     seconds: Mapping[str, float]
+    kl: float | None
+    flips: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class PrintedTrial:
     origin: str
     params: Setting | None
     value: float | None
+    kl: float | None
+    flips: float | None
     bits_per_weight: float | None
     model_bytes: int | None
     seconds: Mapping[str, float]
@@ -78,6 +82,8 @@ class PrintedRow:
     bits_per_weight: float | None
     percent_above_best: Interval
     p_value: float
+    kl: Interval | None
+    flips: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +222,8 @@ def _reference(measured: Measured) -> PrintedReference:
         bits_per_weight=measured.bits_per_weight,
         model_bytes=measured.model_bytes,
         seconds=measured.seconds,
+        kl=measured.kl,
+        flips=measured.flips,
     )
 
 
@@ -227,6 +235,8 @@ def _trial(trial: TrialRecord) -> PrintedTrial:
         origin=trial.origin,
         params=trial.setting,
         value=trial.perplexity,
+        kl=trial.kl,
+        flips=trial.flips,
         bits_per_weight=trial.bits_per_weight,
         model_bytes=trial.model_bytes,
         seconds=trial.seconds,
@@ -261,6 +271,8 @@ def _row(row: Ranked) -> PrintedRow:
         bits_per_weight=measured.bits_per_weight,
         percent_above_best=percent_interval(row.difference),
         p_value=row.difference.p_value,
+        kl=kl_interval(row.kl),
+        flips=flips_interval(row.flips),
     )
 
 

@@ -66,7 +66,7 @@ def _table(record: StudyRecord) -> "pd.DataFrame":
     names = [field.name for field in fields(Setting)]
     columns = [
         *("number", "name", "state", "origin", *names),
-        *("perplexity", "estimate", "estimate_low", "estimate_high", "bits_per_weight", "model_bytes"),
+        *("perplexity", "kl", "flips", "estimate", "estimate_low", "estimate_high", "bits_per_weight", "model_bytes"),
         *(f"seconds_{phase}" for phase in phases(record.trials)),
         *("tokens", "outcome", "reason", "started", "finished"),
     ]
@@ -82,6 +82,8 @@ def _row(trial: TrialRecord) -> dict[str, object]:
         "origin": trial.origin,
         **(trial.setting.as_dict() if trial.setting else {}),
         "perplexity": trial.perplexity,
+        "kl": trial.kl,
+        "flips": trial.flips,
         "estimate": estimate.perplexity if estimate else None,
         "estimate_low": estimate.low if estimate else None,
         "estimate_high": estimate.high if estimate else None,

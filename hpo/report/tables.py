@@ -12,7 +12,16 @@ from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.importance import Importances
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
-from hpo.verdict.words import NOTHING, interval_text, number, percent_text, setting_text, short_source
+from hpo.verdict.words import (
+    NOTHING,
+    flips_text,
+    interval_text,
+    kl_text,
+    number,
+    percent_text,
+    setting_text,
+    short_source,
+)
 
 SHOWN_TRIALS = 12
 
@@ -50,13 +59,15 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
         return []
     measured = Table(
         title=f"Perplexity on held-out text, {confirmation.size_class}",
-        columns=("text", "name", "perplexity", "mean NLL", "tokens"),
+        columns=("text", "name", "perplexity", "mean NLL", "KL, nats", "flips, %", "tokens"),
         rows=tuple(
             (
                 short_source(row.dataset),
                 row.name,
                 number(row.perplexity),
                 number(row.mean_nll, 4),
+                number(row.kl, 4),
+                number(row.flips, 1),
                 f"{row.tokens:,}",
             )
             for row in confirmation.rows
@@ -136,7 +147,15 @@ def _ranking(record: StudyRecord, ranking: SizeClassRanking) -> Table:
     full = [_unquantized(reference, ranking) for reference in record.references if reference.setting is None]
     return Table(
         title=ranking.title,
-        columns=("name", "setting", "perplexity", "percent above best [95 %]", "bits per weight"),
+        columns=(
+            "name",
+            "setting",
+            "perplexity",
+            "percent above best [95 %]",
+            "KL, nats",
+            "flips, %",
+            "bits per weight",
+        ),
         rows=(*shown, *full),
         words=2,
         more=tuple(hidden),
@@ -154,13 +173,14 @@ def is_shown(ranking: SizeClassRanking, place: int, row: Ranked) -> bool:
 def _ranked(ranking: SizeClassRanking, row: Ranked) -> tuple[str, ...]:
     name = f"{row.measured.name} (recommended)" if row is ranking.recommended else row.measured.name
     above = "best" if row is ranking.best else percent_text(row.difference)
-    return (name, setting_text(row.measured), number(row.score.perplexity), above, number(row.measured.bits_per_weight))
+    measures = (number(row.score.perplexity), above, kl_text(row.kl), flips_text(row.flips))
+    return (name, setting_text(row.measured), *measures, number(row.measured.bits_per_weight))
 
 
 def _unquantized(full: Measured, ranking: SizeClassRanking) -> tuple[str, ...]:
     best = ranking.best.score.perplexity
     above = f"{100 * (full.perplexity / best - 1):+.2f} %" if full.perplexity and math.isfinite(best) else NOTHING
-    return (FULL_PRECISION, "", number(full.perplexity), above, number(full.bits_per_weight))
+    return (FULL_PRECISION, "", number(full.perplexity), above, NOTHING, NOTHING, number(full.bits_per_weight))
 
 
 def _cost(members: Sequence[Measured], phase_names: Sequence[str]) -> tuple[str, ...]:

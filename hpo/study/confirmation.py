@@ -30,6 +30,8 @@ class ConfirmedScore:
         perplexity: There.
         mean_nll: Nats per token.
         tokens: How many were scored.
+        kl: Divergence from full precision there, nats per token; None where it was not measured.
+        flips: Percent of targets before which full precision holds another token most likely; None where `kl` is.
     """
 
     dataset: str
@@ -37,6 +39,8 @@ class ConfirmedScore:
     perplexity: float
     mean_nll: float
     tokens: int
+    kl: float | None = None
+    flips: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

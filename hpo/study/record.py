@@ -50,6 +50,8 @@ class Measured:
         model_bytes: Of the whole model.
         seconds: Per phase.
         size: What the bytes are spent on; None where that is not known.
+        kl: Divergence from full precision on all tuning text, nats per token; None where it was not measured.
+        flips: Percent of targets before which full precision holds another token most likely; None where `kl` is.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Measured:
     model_bytes: int | None
     seconds: Mapping[str, float]
     size: ModelSize | None = None
+    kl: float | None = None
+    flips: float | None = None
 
     @property
     def full_name(self) -> str:
@@ -232,6 +236,8 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         model_bytes=stored.model_bytes,
         seconds=stored.seconds,
         size=stored.size,
+        kl=stored.kl,
+        flips=stored.flips,
         number=trial.number,
         state=trial.state.name,
         params=trial.params,

@@ -49,7 +49,7 @@ class Scores:
             if score is None:
                 raise DamagedEntryError(key, f"{measured.name} has no values per sequence")
             # Copied: what is read is a window on the file, and stays open as long as the tensors live.
-            self._read[key] = Score(**{name: values.clone() for name, values in vars(score).items()})
+            self._read[key] = score.mapped(lambda values: values.clone())
         return self._read[key]
 
     def readable(self, measured: Iterable[M]) -> list[tuple[M, Score]]:

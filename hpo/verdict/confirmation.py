@@ -59,6 +59,8 @@ def confirm(
                 perplexity=score.perplexity,
                 mean_nll=score.mean_nll,
                 tokens=int(score.tokens.sum()),
+                kl=score.mean_kl,
+                flips=score.percent_flips,
             )
             for name, of_texts in scores.items()
             for text, score in zip(texts, of_texts, strict=True)

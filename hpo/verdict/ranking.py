@@ -13,7 +13,7 @@ from hpo.space.size_class import SizeClass
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from hpo.verdict.words import percent_text
-from objectives.paired import Difference, paired_difference
+from objectives.paired import Difference, distance, paired_difference
 from objectives.scoring import Score
 from quant.methods import METHODS
 from quant.setting import Setting
@@ -37,6 +37,16 @@ class Ranked:
     score: Score
     difference: Difference
     against: Difference | None
+
+    @property
+    def kl(self) -> Difference | None:
+        """Return its divergence from full precision, nats per token; None where it was not measured."""
+        return distance(self.score, "kl")
+
+    @property
+    def flips(self) -> Difference | None:
+        """Return the share of targets that flip; None where it was not measured."""
+        return distance(self.score, "flips")
 
 
 @dataclass(frozen=True, kw_only=True)

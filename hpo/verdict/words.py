@@ -37,9 +37,36 @@ def nats_interval(difference: Difference) -> Interval:
     return Interval(value=difference.value, low=difference.low, high=difference.high)
 
 
+def kl_interval(divergence: Difference | None) -> Interval | None:
+    """Convert a divergence to nats per token, for what is stored and printed; None where there is none."""
+    return None if divergence is None else nats_interval(divergence)
+
+
+def flips_interval(share: Difference | None) -> Interval | None:
+    """Convert a share of flips to percent of targets, for what is stored and printed; None where there is none."""
+    if share is None:
+        return None
+    return Interval(value=100 * share.value, low=100 * share.low, high=100 * share.high)
+
+
+def kl_text(divergence: Difference | None) -> str:
+    """Write a divergence as tables have it: `0.1056 ±0.0042`."""
+    return margin_text(kl_interval(divergence), 4)
+
+
+def flips_text(share: Difference | None) -> str:
+    """Write percent of flips as tables have it: `17.9 ±0.6`."""
+    return margin_text(flips_interval(share), 1)
+
+
 def interval_text(value: object, low: object, high: object) -> str:
     """Write `-0.42 % [-0.61, -0.23]`, with dashes for what is not finite."""
     return f"{_signed(value)} % [{_signed(low)}, {_signed(high)}]"
+
+
+def margin_text(interval: Interval | None, digits: int) -> str:
+    """Write `0.1056 ±0.0042`: a value and how far the ends of its interval are from it."""
+    return NOTHING if interval is None else f"{interval.value:.{digits}f} ±{interval.high - interval.value:.{digits}f}"
 
 
 def _signed(value: object) -> str:

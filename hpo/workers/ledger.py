@@ -17,7 +17,20 @@ from hpo.search.incumbent import Incumbent, estimate, fit_variance_prior
 from hpo.search.pruners.pruner import Case
 from hpo.search.pruners.registry import Pruning
 from hpo.space.size_class import SizeClass, size_class_of
-from hpo.study.attributes import BITS, BYTES, ESTIMATE, OUTCOME, PEAK, RESULT, SECONDS, SETTING, SIZE, TOKENS
+from hpo.study.attributes import (
+    BITS,
+    BYTES,
+    ESTIMATE,
+    FLIPS,
+    KL,
+    OUTCOME,
+    PEAK,
+    RESULT,
+    SECONDS,
+    SETTING,
+    SIZE,
+    TOKENS,
+)
 from hpo.study.events import Listener, Notice
 from hpo.study.record import read_references, trial_record, write_failure
 from hpo.study.scores import Scores
@@ -95,6 +108,8 @@ class Ledger:
             self.look(trial, score.first(size))
         self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
         if result.outcome == "complete":
+            self.write(trial, KL, score.mean_kl)
+            self.write(trial, FLIPS, score.percent_flips)
             self.queue.study.tell(trial, score.perplexity, skip_if_finished=True)
             return
         incumbent = self.incumbent(setting)

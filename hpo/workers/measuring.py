@@ -94,11 +94,13 @@ def _measure_missing(
     name = setting.label() if setting else FULL_PRECISION
     plan = _plan(setting)
     reset_peak(bench.model.device)
+    teachers = {key: bench.teacher(text, progress) for key, text in missing.items()}
     with quantized(bench, plan, progress) as made:
         for key, text in missing.items():
             watch = Stopwatch()
             with watch.phase("score"):
-                score = score_all(bench.model.module, text, f"scoring {name} on {text.source}", progress)
+                phase = f"scoring {name} on {text.source}"
+                score = score_all(bench.model.module, text, phase, progress, teachers[key])
             if not score.nll.isfinite().all():
                 raise RunError(f"{name} gives NaN or Inf on {text.source}; try --dtype float32")
             result = TrialResult(
@@ -202,4 +204,6 @@ def _reference(name: str, setting: Setting | None, result: TrialResult, key: str
         model_bytes=result.size.model_bytes,
         size=result.size,
         seconds=dict(result.seconds),
+        kl=result.score.mean_kl,
+        flips=result.score.percent_flips,
     )

@@ -88,6 +88,11 @@ class Calibration:
         """Return all the calibration text, in its fixed order."""
         return self._sequences
 
+    @property
+    def cache(self) -> TensorCache:
+        """Return where statistics are kept."""
+        return self._cache
+
     def segments(self, size: int) -> list[Segment]:
         """Return the segments whose merged statistics are those of the first `size` samples.
 

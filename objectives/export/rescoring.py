@@ -85,7 +85,7 @@ def _main(directory: str, exchange: str, text: str, device: str, dtype: str, *fl
         sys.exit(f"{len(wrong)} tensors are missing or not understood (first: {wrong[0]})")
     for look in score(model.to(device).eval(), sequences):
         print(SCORED, len(look.nll), flush=True)
-    store.save(SCORE, {}, vars(look))
+    store.save(SCORE, {}, look.tensors)
 
 
 if __name__ == "__main__":

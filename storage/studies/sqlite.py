@@ -34,7 +34,7 @@ class Sqlite(Database):
 
     def open(self, url: str) -> RDBStorage:
         """Open one file, and make it where needed."""
-        parsed, path = make_url(url), _path(url)
+        parsed, path = make_url(url), _file(url)
         Paths.create(path.parent)
         if path.exists() and not os.access(path, os.W_OK):
             raise StorageError(f"storage {parsed} cannot be used: {path} may not be written; {REMEDY}")
@@ -44,7 +44,7 @@ class Sqlite(Database):
 
     def read(self, url: str) -> RDBStorage:
         """Open one file that exists, and leave it and its folder as they are."""
-        path = _path(url)
+        path = _file(url)
         engine = {"creator": lambda: _reading_connection(path), "poolclass": NullPool}
         with closing(_reading_connection(path)) as connection:
             if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'version_info'").fetchall():
@@ -63,7 +63,7 @@ class Sqlite(Database):
         return FileLock(f"{engine_of(storage).url.database}.{name}.lock")
 
 
-def _path(url: str) -> Path:
+def _file(url: str) -> Path:
     parsed = make_url(url)
     if parsed.database is None or parsed.database == ":memory:":
         raise AddressError(f"storage {parsed} lives in one process's memory; {ALLOWED}")

@@ -33,6 +33,8 @@ COLUMNS = {
     "model_bytes": int,
     "setting": (dict, type(None)),
     "nll_above_full_precision": (dict, type(None)),
+    "kl": (dict, type(None)),
+    "flips": (dict, type(None)),
 }
 
 
@@ -109,9 +111,11 @@ def test_the_json_schema(capsys: Any, flags: list[str], text: str) -> None:
     ]
     assert (full["bits_per_weight"], rtn["bits_per_weight"], v2["bits_per_weight"]) == (32, 4.125, 4.125)
     assert full["model_bytes"] > 2 * rtn["model_bytes"]
-    assert full["setting"] is full["nll_above_full_precision"] is None
+    assert full["setting"] is full["nll_above_full_precision"] is full["kl"] is full["flips"] is None
     assert v2["setting"]["tau"] == 2
     for row in (rtn, v2):
+        for measure, largest in (("kl", 1), ("flips", 100)):
+            assert 0 < row[measure]["low"] < row[measure]["value"] < row[measure]["high"] < largest
         gap = row["nll_above_full_precision"]
         assert set(gap) == {"value", "low", "high"}
         assert gap["low"] <= gap["value"] <= gap["high"]
@@ -177,13 +181,15 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
 
 
 def test_stacked_flags_and_a_recipe_reach_the_codes(capsys: Any, flags: list[str], text: str) -> None:
-    """Ranges, alpha's proxy, rounding and damping of one command; and what a recipe's name says."""
+    """Ranges, alpha's proxy, rounding and damping of one command; a recipe's name means what its flags mean."""
     given = [*flags, "--eval-data", text]
     stack = ["--range-search", "diagonal", "--alpha-proxy", "range", "--rounding", "gptq", "--damping", "5"]
     stacked = rows(capsys, *given, "--method", "gw-awq", *stack)[-1]
     assert stacked["method"] == "gw-awq+range+alpha+gptq n_grid=3 damping=5"
-    _, plain, named = rows(capsys, *given, "--method", "gw-awq,gw-awq+range")
-    assert len({row["mean_nll"] for row in (stacked, plain, named)}) == 3
+    flagged = rows(capsys, *given, "--method", "gw-awq", "--range-search", "diagonal")[-1]
+    _, plain, named, full = rows(capsys, *given, "--method", "gw-awq,gw-awq+range,gw-awq+full")
+    assert named["mean_nll"] == flagged["mean_nll"]
+    assert len({row["mean_nll"] for row in (stacked, flagged, plain, full)}) == 4
 
 
 @pytest.mark.slow

@@ -198,6 +198,7 @@ class Maker:
     def __init__(self, store: ResultStore, space: Space, seed: int = 0, truth: Truth = truth) -> None:
         self.store, self.space, self._truth = store, space, truth
         self._random = np.random.default_rng(seed)
+        self._scatter = np.random.default_rng((seed, 1))
         # What makes a sequence hard is common to all settings.
         self._sequences = self._random.normal(0, 0.4, SEQUENCES)
 
@@ -223,6 +224,8 @@ class Maker:
             model_bytes=_bytes(setting),
             size=_size(setting),
             seconds={"quantize": 2.0, "score": 3.0},
+            kl=score.mean_kl,
+            flips=score.percent_flips,
         )
 
     def complete(self, number: int, setting: Setting, origin: str = "sampler") -> TrialRecord:
@@ -239,6 +242,8 @@ class Maker:
             model_bytes=_bytes(setting),
             size=_size(setting),
             seconds={"calibrate": 0.5, "quantize": 2.0, "score": 3.0},
+            kl=score.mean_kl,
+            flips=score.percent_flips,
             outcome="complete",
             running=_running(score, SEQUENCES),
             tokens=SEQUENCES * TOKENS,
@@ -288,7 +293,11 @@ class Maker:
         mean = 3.5 if setting is None else self._truth(setting)
         nll = TOKENS * (mean + self._sequences + self._random.normal(0, 0.02, SEQUENCES))
         tokens = torch.full((SEQUENCES,), TOKENS)
-        return Score(nll=torch.from_numpy(nll), tokens=tokens, clusters=torch.tensor(TEXT.clusters))
+        # Damage shows in divergence with less scatter than in the likelihood of labels.
+        damage = 0.0 if setting is None else max(0.01, mean - 3.5) * TOKENS
+        kl = torch.from_numpy(damage * self._scatter.uniform(0.8, 1.2, SEQUENCES))
+        clusters = torch.tensor(TEXT.clusters)
+        return Score(nll=torch.from_numpy(nll), tokens=tokens, clusters=clusters, kl=kl, flips=(kl / 2).round())
 
     def _keep(self, key: str, setting: Setting | None, score: Score) -> None:
         result = TrialResult(

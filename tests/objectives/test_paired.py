@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from objectives.paired import Difference, holm, paired_difference
+from objectives.paired import Difference, distance, holm, paired_difference
 from objectives.scoring import Score
 
 
@@ -230,7 +230,7 @@ def test_documents_are_the_same_whatever_their_numbers_start_at() -> None:
 
 def test_a_score_whose_parts_are_of_different_lengths_is_refused() -> None:
     """It would be of no text at all; a prefix keeps its documents."""
-    with pytest.raises(ValueError, match="2, 2 and 1"):
+    with pytest.raises(ValueError, match="'nll': 2, 'tokens': 2, 'clusters': 1"):
         made([1, 2], [3, 4], [0])
     assert made([1, 2, 3], [4, 5, 6], [7, 8, 8]).first(2).clusters.tolist() == [7, 8]
 
@@ -274,3 +274,23 @@ def test_holm_rejects_what_its_step_down_procedure_rejects(p_values: list[float]
                 break
             rejected[p_value] += 1
         assert Counter(p for p, c in zip(p_values, corrected, strict=True) if c <= level) == rejected
+
+
+def test_divergence_is_a_mean_with_its_interval() -> None:
+    """Per target, from nothing; what was not measured is none, and is compared with nothing."""
+    first, second = random_scores(12, 6)
+    assert distance(first, "kl") is None
+    with pytest.raises(ValueError, match="kl was not measured"):
+        paired_difference(first, second, measure="kl")
+    near = replace(first, kl=first.nll / 100, flips=first.tokens.double() / 8)
+    far = replace(first, kl=first.nll / 50, flips=first.tokens.double() / 4)
+    found = distance(near, "kl")
+    assert found is not None
+    assert found.value == pytest.approx(first.mean_nll / 100)
+    assert 0 < found.low < found.value < found.high
+    gap = paired_difference(far, near, measure="kl")
+    assert gap.value == pytest.approx(found.value)
+    assert gap.standard_error == pytest.approx(found.standard_error)
+    flips = distance(near, "flips")
+    assert flips is not None
+    assert (flips.value, flips.standard_error) == (pytest.approx(1 / 8), pytest.approx(0, abs=1e-12))

@@ -184,6 +184,20 @@ def test_a_result_of_another_format_is_not_misread(bench: Bench, tmp_path: Path)
         load_result(store, "key")
 
 
+def test_a_result_from_before_divergence_has_none(bench: Bench, tmp_path: Path) -> None:
+    """It is read for what it has, and never as a divergence of nothing."""
+    store = ResultStore(tmp_path / "results")
+    save_result(store, "key", run_trial(bench, Plan.uniform(FINE), TEXT))
+    record, tensors = store.load("key")
+    assert {"kl", "flips"} <= tensors.keys()
+    older = {name: values for name, values in tensors.items() if name not in ("kl", "flips")}
+    store.save("key", {**record, "format": 5}, older)
+    score = load_result(store, "key").score
+    assert score is not None
+    assert score.kl is score.flips is score.mean_kl is score.percent_flips is None
+    assert score.mean_nll == pytest.approx(float(tensors["nll"].sum() / tensors["tokens"].sum()))
+
+
 def test_the_key_is_that_of_what_is_done(bench: Bench) -> None:
     """However a uniform plan was said it has one key; another setting of one Linear has another."""
     uniform, mixed = Plan.uniform(FINE), by_block(bench)

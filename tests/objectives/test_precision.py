@@ -77,9 +77,9 @@ def test_the_answer_is_kept(text: Sequences, store: ResultStore, monkeypatch: py
     first = check(model, text, store)
     scored: list[str] = []
 
-    def counted(module: Any, sequences: Sequences, phase: str, progress: Any) -> Any:
+    def counted(module: Any, sequences: Sequences, phase: str, *others: Any) -> Any:
         scored.append(phase)
-        return score_all(module, sequences, phase, progress)
+        return score_all(module, sequences, phase, *others)
 
     monkeypatch.setattr(precision, "score_all", counted)
     assert check(model, text, store) == first
@@ -134,11 +134,29 @@ def test_no_memory_for_a_float32_copy(
 )
 def test_what_counts_as_agreement(mean_nll: float, rounding: float, good: bool) -> None:
     """Neither number may exceed the tolerance in either direction, or be undefined, and the report says both."""
-    agreement = Agreement(dtype="bfloat16", mean_nll=mean_nll, rounding=rounding)
+    agreement = Agreement(dtype="bfloat16", mean_nll=mean_nll, rounding=rounding, to_float32=3e-4, to_itself=2e-5)
     assert agreement.good is good
     assert ("agrees with" in str(agreement)) is good
     assert f"{mean_nll:+.4f}" in str(agreement)
     assert f"{rounding:+.4f}" in str(agreement)
+    assert "no divergence below 3.0e-04 nats" in str(agreement)
+
+
+def test_the_noise_floor_is_the_divergence_of_the_type_and_of_batches(text: Sequences, store: ResultStore) -> None:
+    """From the literal float32 copy, and from the same weights run one sequence at a time."""
+    made = tiny.model(tiny.LAYOUTS["llama"](), dtype=torch.bfloat16)
+    agreement = check(made, text, store)
+    divergences, tokens = 0.0, 0
+    wide = tiny.module(tiny.LAYOUTS["llama"](), dtype=torch.bfloat16).float()
+    for ids in text.ids[:16]:
+        exact, own = (module(ids[None]).logits[0, :-1].double().log_softmax(-1) for module in (wide, made.module))
+        divergences += float((exact.exp() * (exact - own)).sum())
+        tokens += len(ids) - 1
+    assert agreement is not None
+    # Batches move 16-bit numbers by as much as the type does.
+    assert agreement.to_float32 == pytest.approx(divergences / tokens, rel=0.3)
+    assert 0 <= agreement.to_itself <= agreement.to_float32
+    assert agreement.noise_floor == agreement.to_float32
 
 
 # What laying out a bench makes of it

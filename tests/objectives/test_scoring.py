@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CohereConfig
 
-from objectives import scoring
+from objectives import forward, scoring
 from objectives.model.loading import Model
 from objectives.scoring import Score, look_sizes, score, score_all
 from objectives.text.batches import batches
@@ -88,8 +88,8 @@ def test_logits_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     module.lm_head.register_forward_hook(lambda _, args, out: seen.append(args[0].numel() // tiny.HIDDEN))
     monkeypatch.setattr(scoring, "LOGIT_BYTES", 4 * tiny.VOCABULARY * 3)
     torch.testing.assert_close(last(module, text).nll, whole.nll, rtol=0, atol=1e-4)
-    # The first two calls look at one sequence to find out how the model works.
-    assert max(seen[2:]) == 3
+    # The first calls look at one sequence to find out how the model works.
+    assert max(seen[3:]) == 3
 
 
 # The two ways through a model
@@ -108,8 +108,8 @@ def test_a_plain_head_is_applied_to_scored_tokens_only() -> None:
     assert forwards(tiny.module(tiny.LAYOUTS["llama"]()), tiny.sequences(LENGTHS)) == 1
 
 
-def test_a_model_with_soft_caps_is_run_whole_and_right() -> None:
-    """What Gemma 2 does to its logits is not left out: its scores are those of its own logits."""
+def test_soft_caps_are_part_of_the_head() -> None:
+    """What Gemma 2 does to its logits is not left out: its scores are those of its own logits, made in chunks."""
     module = tiny.module(tiny.LAYOUTS["gemma2"]())
     text = tiny.sequences(LENGTHS)
     measured = last(module, text)
@@ -119,15 +119,33 @@ def test_a_model_with_soft_caps_is_run_whole_and_right() -> None:
     module.config.final_logit_softcapping = 2.0
     assert (capped - uncapped).abs().max() > 0.1
     torch.testing.assert_close(measured.nll, capped, rtol=0, atol=1e-4)
-    assert forwards(module, text) == 1 + len(LENGTHS)
+    assert not forward.halves(module, text).whole
 
 
-def test_a_model_with_scaled_logits_is_run_whole_and_right() -> None:
+def test_scaled_logits_are_part_of_the_head() -> None:
     """A factor on the logits is found without knowing the model's name."""
     module = tiny.module(CohereConfig(**tiny.COMMON, logit_scale=0.25))
     text = tiny.sequences(LENGTHS)
     torch.testing.assert_close(last(module, text).nll, literal(module, text), rtol=0, atol=1e-4)
-    assert forwards(module, text) == 1 + len(LENGTHS)
+    assert not forward.halves(module, text).whole
+
+
+def test_a_model_whose_head_reads_more_than_one_hidden_state_is_run_whole_and_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where logits are no function of one hidden state, they are its features."""
+    module = tiny.module(tiny.LAYOUTS["llama"]())
+    text = tiny.sequences(LENGTHS)
+    plain = module.forward
+
+    def mixed(*ids: Tensor, **options: Any) -> Any:
+        output = plain(*ids, **options)
+        output.logits = output.logits + output.logits.cumsum(1) / 10
+        return output
+
+    monkeypatch.setattr(module, "forward", mixed)
+    assert forward.halves(module, text).whole
+    torch.testing.assert_close(last(module, text).nll, literal(module, text), rtol=0, atol=1e-4)
 
 
 # Looks
@@ -255,14 +273,14 @@ def test_where_memory_runs_out_batches_are_halved(
     module = tiny.module(tiny.LAYOUTS["llama"]())
     text = tiny.sequences(LENGTHS)
     roomy = last(module, text)
-    nll, room = scoring._nll, [100]
+    sums, room = scoring._sums, [100]
 
-    def cramped(batch: Any, *others: Any) -> Tensor:
+    def cramped(batch: Any, *others: Any) -> Any:
         if batch.ids.numel() > room[0]:
             raise error()
-        return nll(batch, *others)
+        return sums(batch, *others)
 
-    monkeypatch.setattr(scoring, "_nll", cramped)
+    monkeypatch.setattr(scoring, "_sums", cramped)
     torch.testing.assert_close(last(module, text, batch_tokens=512).nll, roomy.nll, rtol=0, atol=1e-4)
     assert "memory ran out; scoring 256 tokens at a time" in caplog.text
     room[0] = 30

@@ -437,8 +437,8 @@ def test_names_are_shown_as_they_are(small: Study, tmp_path: Path) -> None:
     assert traces(page, "complete")[0]["text"][0].startswith(f"{name}: ")
     rows = [line for line in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines() if "C4" in line]
     cells = [line.replace(r"\|", "").count("|") for line in rows if line.startswith("| ")]
-    # Pipes of the contract, of failed trials, and of the confirmation.
-    assert set(cells) == {3, 5, 6}
+    # Pipes of the contract, of failed trials, and of the confirmation's two tables.
+    assert set(cells) == {3, 5, 6, 8}
 
 
 def test_a_lost_result_costs_the_figures_of_layers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
