@@ -4,6 +4,7 @@ import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import transformers
 from filelock import FileLock
 
 import cli
+from objectives.text import sequences
 from tests.servers import Database
 
 PICTURES = "hpo.report.write._pictures"
@@ -49,6 +51,22 @@ def few_resamples() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def text_tokenized_once() -> Iterator[None]:
+    """Commands that read the same text with the same tokenizer do it once in a process: it takes each half a second."""
+    joined, known = sequences._joined, {}
+
+    def remembered(documents: Sequence[str], tokenizer: Any, tokens: int) -> Any:
+        key = tuple(documents), tokenizer.backend_tokenizer.to_str(), tokens
+        if key not in known:
+            known[key] = joined(documents, tokenizer, tokens)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequences, "_joined", remembered)
+        yield
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` that all test processes share: the first that needs it makes it, others wait for it."""
     base = factory.getbasetemp()
@@ -72,8 +90,13 @@ class SmallStudy:
 
     @property
     def json(self) -> Path:
-        """What `optimize` printed of it."""
+        """What `optimize` wrote of it."""
         return self.home / "small.json"
+
+    @property
+    def told(self) -> Path:
+        """What it told on standard error."""
+        return self.home / "small.err"
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +111,8 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
         where = ["--study", "small", "--cache", str(home), "--out", str(home / "report"), "--json", str(study.json)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PICTURES, blank)
-            assert cli.main(["optimize", "--presets-only", *study.space, *study.flags, *where]) == 0
+            with study.told.open("w") as told, redirect_stderr(told):
+                assert cli.main(["optimize", "--presets-only", *study.space, *study.flags, *where]) == 0
 
     return SmallStudy(home=made_once(tmp_path_factory, "small", make))
 

@@ -41,9 +41,7 @@ def refusal(capsys: Any, *arguments: str, code: int = 2) -> str:
     return line
 
 
-@pytest.mark.parametrize(
-    "methods", [["rtn", "gw-awq", "praq-mixed"], pytest.param(list(METHODS), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("methods", [["rtn", "gw-awq"], pytest.param(list(METHODS), marks=pytest.mark.slow)])
 def test_methods_on_two_data_sets(capsys: Any, small_study: SmallStudy, tmp_path: Path, methods: list[str]) -> None:
     """One command: rows, pairs, gaps, recommendation as JSON, CSV, pictures, a page, and tables for people."""
     out = {name: tmp_path / name for name in ("rows.json", "rows.csv", "page")}

@@ -181,15 +181,13 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
 
 
 def test_stacked_flags_and_a_recipe_reach_the_codes(capsys: Any, flags: list[str], text: str) -> None:
-    """Ranges, alpha's proxy, rounding and damping of one command; a recipe's name means what its flags mean."""
+    """Ranges, alpha's proxy, rounding and damping of one command; and what a recipe's name says."""
     given = [*flags, "--eval-data", text]
     stack = ["--range-search", "diagonal", "--alpha-proxy", "range", "--rounding", "gptq", "--damping", "5"]
     stacked = rows(capsys, *given, "--method", "gw-awq", *stack)[-1]
     assert stacked["method"] == "gw-awq+range+alpha+gptq n_grid=3 damping=5"
-    flagged = rows(capsys, *given, "--method", "gw-awq", "--range-search", "diagonal")[-1]
-    _, plain, named, full = rows(capsys, *given, "--method", "gw-awq,gw-awq+range,gw-awq+full")
-    assert named["mean_nll"] == flagged["mean_nll"]
-    assert len({row["mean_nll"] for row in (stacked, flagged, plain, full)}) == 4
+    _, plain, named = rows(capsys, *given, "--method", "gw-awq,gw-awq+range")
+    assert len({row["mean_nll"] for row in (stacked, plain, named)}) == 3
 
 
 @pytest.mark.slow

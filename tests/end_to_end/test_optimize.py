@@ -26,7 +26,6 @@ ROOT = Path(cli.__file__).parent
 # Small calibration and 16 short sequences: a trial takes half a second.
 QUICK = ["--n-grid", "2..6", "--eval-samples", "16", "--seq-len", "64", "--dtype", "float32"]
 SMALL = ["--space", "original", "--group-size", "64,128", "--n-calib", "16,32", *QUICK]
-TWO_SIZES = ["--space", "original", "--group-size", "64,128", "--n-calib", "16", *QUICK, "--eval-samples", "8"]
 ONE_SIZE = ["--space", "original", "--group-size", "128", "--n-calib", "16", *QUICK]
 ONE_SIZE += ["--confirm-data", "bundled:docstrings"]
 ENDED = {"COMPLETE", "PRUNED", "FAIL"}
@@ -83,9 +82,9 @@ def run(
     return command
 
 
-def shown(run: Run) -> dict[str, Any]:
+def shown(run: Run, *flags: str) -> dict[str, Any]:
     """What `show --json` prints; NaN and Infinity are no JSON."""
-    result = run("show", "--json")
+    result = run("show", "--json", *flags)
     assert result.returncode == 0, result.stderr
 
     def refuse(constant: str) -> None:
@@ -116,7 +115,7 @@ def wait_for_trials(directory: Path, ended: int) -> None:
 
 
 def assert_measured_ranked_and_confirmed(
-    run: Run, first: Ended, sizes: list[int], trials: int, report: Path
+    run: Run, first: Ended, sizes: list[int], trials: int, report: Path, held_out: set[str]
 ) -> dict[str, Any]:
     """What one command leaves of a study at these group sizes, as `show` prints it."""
     assert first.returncode == 0, first.stderr
@@ -143,23 +142,36 @@ def assert_measured_ranked_and_confirmed(
     complete = [trial for trial in study["trials"] if trial["state"] == "COMPLETE"]
     assert study["best"]["value"] == min(trial["value"] for trial in complete)
     assert [level["group_size"] for level in study["ranking"]] == sizes
-    assert {row["dataset"] for row in study["confirmation"]["rows"]} == {"bundled:docstrings", "bundled:topics"}
+    assert {row["dataset"] for row in study["confirmation"]["rows"]} == held_out
     assert {"index.html", "trials.csv", "result.json", "report.md"} <= {path.name for path in report.iterdir()}
     return study
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_study_from_nothing_to_the_report(run: Run, tmp_path: Path) -> None:
-    """One command: references, presets, a trial, ranking at equal bits, confirmation, report."""
-    made = run("optimize", *TWO_SIZES, "--group-size", "128", "--trials", "5")
-    assert_measured_ranked_and_confirmed(run, made, [128], 5, tmp_path / "reports" / "bundled")
+@pytest.fixture
+def small(small_study: SmallStudy, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallStudy:
+    """The small study in the storage of this test."""
+    monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
+    shutil.copy(small_study.home / "studies.db", tmp_path / "study.db")
+    return small_study
+
+
+@pytest.mark.usefixtures("unknown", "no_pictures")
+def test_a_study_that_is_interrupted_and_killed_goes_on_to_its_report(run: Run, tmp_path: Path) -> None:
+    """By SIGINT and by `kill -9`: no trial is lost, running or tried twice, and the third run has everything."""
+    command = [*ONE_SIZE, "--eval-samples", "8", "--trials", "5"]
+    interrupt(run, tmp_path, signal.SIGINT, command, 1)
+    kill(tmp_path, command, 2)
+    resumed = assert_goes_on(run, command, 5)
+    report = tmp_path / "reports" / "bundled"
+    assert_measured_ranked_and_confirmed(run, resumed, [128], 5, report, {"bundled:docstrings"})
 
 
 @pytest.mark.slow
 def test_a_study_with_pictures_goes_on(run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """With a larger budget: what was there stays as it was; the report can be written again, somewhere else."""
     report = tmp_path / "reports" / "bundled"
-    study = assert_measured_ranked_and_confirmed(run, run("optimize", *SMALL, "--trials", "7"), [64, 128], 7, report)
+    made, held_out = run("optimize", *SMALL, "--trials", "7"), {"bundled:docstrings", "bundled:topics"}
+    study = assert_measured_ranked_and_confirmed(run, made, [64, 128], 7, report, held_out)
     assert list(report.glob("*.png"))
     request.getfixturevalue("no_pictures")
     second = run("optimize", *SMALL, "--trials", "9", "--json", "again.json")
@@ -192,22 +204,20 @@ def test_one_seed_gives_identical_trials_twice(run: Run) -> None:
     assert studies[0] == studies[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unknown", "no_pictures")
-@pytest.mark.parametrize(
-    ("stop", "flags", "trials"),
-    [
-        (signal.SIGINT, ONE_SIZE, 5),
-        pytest.param(signal.SIGINT, SMALL, 8, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, SMALL, 8, marks=pytest.mark.slow),
-    ],
-)
-def test_an_interrupt_ends_cleanly_and_the_study_goes_on(
-    run: Run, tmp_path: Path, stop: signal.Signals, flags: list[str], trials: int
-) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_cleanly_and_the_study_goes_on(run: Run, tmp_path: Path, stop: signal.Signals) -> None:
     """The running trial goes back to the queue at once; afterwards no trial is lost, running, or tried twice."""
-    command = [*flags, "--trials", str(trials)]
+    command = [*SMALL, "--trials", "8"]
+    interrupt(run, tmp_path, stop, command, 2)
+    assert_goes_on(run, command, 8)
+
+
+def interrupt(run: Run, tmp_path: Path, stop: signal.Signals, command: list[str], ended: int) -> None:
+    """Begin a study and stop it when so many trials have ended: nothing of it is left running."""
     process = started(tmp_path, command)
-    wait_for_trials(tmp_path, 2)
+    wait_for_trials(tmp_path, ended)
     assert process.pid is not None
     os.kill(process.pid, stop)
     assert finish(process) == [130]
@@ -216,7 +226,14 @@ def test_an_interrupt_ends_cleanly_and_the_study_goes_on(
     states = [trial["state"] for trial in shown(run)["trials"]]
     assert "RUNNING" not in states
     assert len(set(states)) > 1 or "handed back" not in errors
-    assert_goes_on(run, command, trials)
+
+
+def kill(tmp_path: Path, command: list[str], ended: int) -> None:
+    """Begin a study, or go on with it, and kill its process when so many trials have ended."""
+    process = started(tmp_path, command)
+    wait_for_trials(tmp_path, ended)
+    process.kill()
+    assert finish(process) == [-signal.SIGKILL]
 
 
 @pytest.mark.slow
@@ -225,14 +242,11 @@ def test_a_study_survives_kill_9(run: Run, tmp_path: Path) -> None:
     """Twice killed without warning: the trial that was running is queued again, and the study is completed."""
     command = [*SMALL, "--trials", "8"]
     for ended in (1, 3):
-        process = started(tmp_path, command)
-        wait_for_trials(tmp_path, ended)
-        process.kill()
-        assert finish(process) == [-signal.SIGKILL]
+        kill(tmp_path, command, ended)
     assert_goes_on(run, command, 8)
 
 
-def assert_goes_on(run: Run, command: list[str], trials: int) -> None:
+def assert_goes_on(run: Run, command: list[str], trials: int) -> Ended:
     """A further run completes the study; what had ended before is untouched, under the same contract."""
     before = shown(run)
     resumed = run("optimize", *command)
@@ -247,15 +261,12 @@ def assert_goes_on(run: Run, command: list[str], trials: int) -> None:
     assert {trial["state"] for trial in after["trials"]} <= {"COMPLETE", "PRUNED"}
     settings = [json.dumps(trial["params"], sort_keys=True) for trial in after["trials"]]
     assert len(set(settings)) == trials
+    return resumed
 
 
-def test_another_contract_is_refused_with_the_differences(
-    run: Run, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_contract_is_refused_with_the_differences(run: Run, small: SmallStudy) -> None:
     """Space, text, protocol, length and seed: each is named, exit code 2, and the study is untouched."""
-    monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
-    shutil.copy(small_study.home / "studies.db", tmp_path / "study.db")
-    before = shown(run)
+    before = shown(run, "--study", "small")
     changes = [
         (
             "--beta 0.1..0.4 --eval-samples 24 --protocol documents --seed 5 --asymmetric --dtype bfloat16",
@@ -272,12 +283,12 @@ def test_another_contract_is_refused_with_the_differences(
         ),
     ]
     for flags, *differences in changes:
-        refused = run("optimize", "--study", "small", *small_study.space, *small_study.flags, *flags.split())
+        refused = run("optimize", "--study", "small", *small.space, *small.flags, *flags.split())
         assert refused.returncode == 2, (flags, refused.stderr)
         assert refused.stderr.strip().splitlines()[-1].startswith("praqtune: study 'small' was begun with another")
         for difference in differences:
             assert difference in refused.stderr
-    assert shown(run) == before
+    assert shown(run, "--study", "small") == before
 
 
 def test_presets_only_ranks_presets_and_references_as_json(small_study: SmallStudy) -> None:
@@ -383,9 +394,10 @@ def test_a_study_whose_patience_has_ended_is_over(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run) -> None:
+def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run, small: SmallStudy) -> None:
     """A notice says which; every trial keeps to the limit."""
-    result = run("optimize", *TWO_SIZES, "--trials", "2", "--max-bits", "4.2", "--json", "-")
+    limits = ["--group-size", "64,128", "--max-bits", "4.2"]
+    result = run("optimize", "--study", "limited", "--presets-only", *small.space, *small.flags, *limits, "--json", "-")
     assert result.returncode == 0, result.stderr
     assert "group_size 64 left out: it costs more than 4.2 bits per weight" in result.stderr
     trials = json.loads(result.stdout)["trials"]

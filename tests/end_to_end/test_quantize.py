@@ -58,17 +58,14 @@ def test_a_method_is_written_as_it_was_measured(capsys: Any, small_study: SmallS
     }
     module = AutoModelForCausalLM.from_pretrained(target)
     assert str(module.dtype).removeprefix("torch.") == found["model"]["dtype"]
-    measured = printed(capsys, "evaluate", *small_study.flags, *METHOD)["rows"]
-    written = printed(capsys, "evaluate", *small_study.flags[:4], "--model", str(target), *text_flags())["rows"]
+    text = ["--eval-data", "bundled:docstrings"]
+    measured = printed(capsys, "evaluate", *small_study.flags, *METHOD, *text)["rows"]
+    written = printed(capsys, "evaluate", *small_study.flags[:4], "--model", str(target), *text)["rows"]
     expected = {row["dataset"]: row["perplexity"] for row in measured if row["setting"]}
     assert {row["dataset"]: row["perplexity"] for row in written} == pytest.approx(expected, rel=1e-3)
 
 
-def text_flags() -> list[str]:
-    """The bundled model's text, for a model that is none."""
-    return ["--eval-data", "bundled:docstrings,bundled:topics"]
-
-
+@pytest.mark.slow
 def test_a_reference_that_wins_is_written_and_the_reason_is_said(capsys: Any, tmp_path: Path) -> None:
     """No trial of this study beats plain AWQ, so that is what the study's name alone gives."""
     recommended = printed(capsys, "show", "--study", "small")["recommendation"]
@@ -98,6 +95,7 @@ def test_the_best_trial_is_written_as_the_study_measured_it(
     assert score_all(model.module, tuning, "", silent).perplexity == pytest.approx(best["value"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_trial_is_chosen_by_its_number(capsys: Any, tmp_path: Path) -> None:
     """Trial 2 is the third preset; what was written is printed for people."""
     trial = printed(capsys, "show", "--study", "small")["trials"][2]
@@ -171,8 +169,10 @@ def test_what_is_recommended_is_packed_and_proven(
     if process == "same_process":
         request.getfixturevalue(process)
     best = printed(capsys, "show", "--study", "small")["recommendation"]
+    assert (best["name"], best["kind"]) == ("gw-awq", "reference")
     target = tmp_path / "packed"
     found = printed(capsys, "quantize", "--study", "small", "--format", "packed", "--output-dir", str(target))
+    assert found["notes"][0].startswith("what is recommended is gw-awq g128, a reference: nothing that was searched")
     assert found["proof"]["measured"] == best["perplexity"]
     assert found["proof"]["packed"] == pytest.approx(best["perplexity"], rel=1e-3)
     assert found["disk_bytes"] == sum(path.stat().st_size for path in target.iterdir())

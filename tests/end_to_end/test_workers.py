@@ -20,11 +20,10 @@ import transformers
 from optuna.trial import TrialState
 
 import cli
-from hpo.launch import processes
 from hpo.study.attributes import BEAT
 from hpo.study.record import StudyRecord, read_study
 from storage.studies.opening import open_storage
-from tests.processes import ForkedPool, finish, run_impatient, run_worker, start, wait_until
+from tests.processes import finish, run_impatient, run_worker, start, wait_until
 from tests.servers import Database
 
 ROOT = Path(cli.__file__).parent
@@ -97,12 +96,11 @@ def worker(url: str, home: Path, output: Path, *flags: str, target: Callable[...
     return start(target, ["optimize", *SMALL, *where, *flags], output)
 
 
-@pytest.mark.parametrize("pool", [ForkedPool, pytest.param(processes.ProcessPoolExecutor, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_one_command_starts_workers_that_share_a_study(
-    pool: type, database: Database, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    database: Database, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two processes on PostgreSQL: one study, both at work, the closing table and the report as from one."""
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", pool)
     with database.fresh() as url:
         assert cli.main(["optimize", *SMALL, "--trials", "6", "--workers", "2", "--storage", url]) == 0
         assert_whole(url, 6)

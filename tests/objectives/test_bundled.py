@@ -108,6 +108,7 @@ def test_training_text_shares_no_run_of_words_with_held_out_text() -> None:
     assert repeated == []
 
 
+@pytest.mark.slow
 def test_no_held_out_document_is_a_training_document() -> None:
     """The split is disjoint by document."""
     assert set(training_text()).isdisjoint({text for family in FAMILIES for text in documents(family)})
@@ -151,6 +152,7 @@ def test_the_tokenizer_adds_nothing_and_loses_nothing(tokenizer: Any) -> None:
     assert tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>"
 
 
+@pytest.mark.slow
 def test_greedy_generation_gives_words_that_python_documentation_uses(model: Any, tokenizer: Any) -> None:
     """A continuation consists mostly of words, most of which occur in training text."""
     inputs = tokenizer("Return the number of", return_tensors="pt")
@@ -170,7 +172,8 @@ def test_the_card_keeps_the_quality_bar(family: str) -> None:
     assert figures["bits_per_byte"] < figures["xz_bits_per_byte"]
 
 
-@pytest.mark.parametrize("family", ["docstrings", pytest.param("topics", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bits_per_byte_of_the_first_documents_agree_with_the_card(family: str, model: Any, tokenizer: Any) -> None:
     """The model predicts held-out text as well as its card says."""
     figures = card()["held_out"][family]

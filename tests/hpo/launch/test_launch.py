@@ -1,5 +1,6 @@
 """Launchers and the loop that watches them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pytest
 from optuna.trial import Trial
 
 from hpo.launch import launch as launching
+from hpo.launch import processes
 from hpo.launch.following import Follower
 from hpo.launch.launch import LAUNCHERS, Fleet, launch
 from hpo.launch.launcher import Death, Job, Launcher, Report, Task, WorkerRequest
@@ -22,6 +24,7 @@ from objectives.errors import InputError, RunError
 from storage.studies.opening import open_storage
 from tests.hpo.made_studies import CONTRACT
 from tests.hpo.processes import asker
+from tests.processes import ForkedPool
 
 BUDGET = Budget(trials=6)
 
@@ -101,6 +104,17 @@ def test_a_third_launcher_runs_a_study_to_its_end(fleet: Fleet, url: str, tmp_pa
     assert [trial.state for trial in trials] == ["COMPLETE"] * 6
     numbers = {event.trial.number for event in events if isinstance(event, Finished)}
     assert numbers <= {trial.number for trial in trials}
+
+
+def test_processes_run_a_study_to_its_end(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the usual launcher's: both report, each from a process of its own, and the budget is kept."""
+    monkeypatch.setattr(launching, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", ForkedPool)
+    follower = Follower(storage=url, study="s", budget=BUDGET, listen=lambda event: None)
+    assert sorted(launch(Work(url, tmp_path), Fleet(workers=2), follower)) == ["w0 on cpu", "w1 on cpu"]
+    record = read_study(optuna.load_study(storage=open_storage(url), study_name="s"))
+    assert [trial.state for trial in record.trials] == ["COMPLETE"] * 6
+    assert os.getpid() not in {trial.owner.pid for trial in record.trials if trial.owner}
 
 
 def test_workers_that_keep_dying_are_given_up(fleet: Fleet, url: str) -> None:

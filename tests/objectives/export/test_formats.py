@@ -25,10 +25,9 @@ def bench(tmp_path: Path) -> Bench:
     return tiny.bench(tiny.complete(dtype=torch.bfloat16), tmp_path / "home")
 
 
-# A packed model takes two fresh processes, of which other tests show each.
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "packed" else name for name in FORMATS]
-)
+# In a fresh process each, which takes seconds: the next test shows the same in this one.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
 def test_what_a_format_wrote_scores_what_was_measured(name: str, bench: Bench, tmp_path: Path) -> None:
     """Loaded as the format loads it; the model in memory is as it was."""
     form, plan, before = find_format(name), Plan.uniform(AWQ), tiny.state(bench.model.module)
