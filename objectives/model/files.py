@@ -6,6 +6,7 @@ read at all. May assume nothing; a name that is no local path is the hub's busin
 
 import json
 from pathlib import Path
+from typing import Any
 
 from objectives.errors import InputError
 
@@ -21,6 +22,7 @@ TOKENIZER_FILES = (
 )
 HEADER_LENGTH_BYTES = 8
 LARGEST_HEADER = 100 * 2**20
+TYPES_OF_WEIGHTS = ("F64", "F32", "F16", "BF16")
 
 
 def require_model_directory(name: str, path: Path) -> None:
@@ -48,8 +50,9 @@ def require_model_directory(name: str, path: Path) -> None:
                 f"{file} is a git-LFS pointer, not the file itself; run `git lfs pull` in {path}, or download it again"
             )
     for file in sorted(path.glob("*.safetensors")):
-        _require_whole(file)
+        _header(file)
     _require_shards(path)
+    _require_weights(name, path)
 
 
 def require_tokenizer_files(name: str, path: Path) -> None:
@@ -81,13 +84,37 @@ def _starts_as_pointer(file: Path) -> bool:
         return False
 
 
-def _require_whole(file: Path) -> None:
-    """Compare the size of a safetensors file with what its header says."""
+def coded_weights(path: Path) -> list[str]:
+    """Name the weights of a local model that are stored in a type of codes: integers, or floats of 8 bits and fewer."""
+    return [
+        f"{key} is stored as {about['dtype']}"
+        for file in sorted(path.glob("*.safetensors"))
+        for key, about in _header(file).items()
+        if key.endswith("weight") and about["dtype"] not in TYPES_OF_WEIGHTS
+    ]
+
+
+def _require_weights(name: str, path: Path) -> None:
+    """Refuse a model whose weights are in files of other kinds."""
+    if any(path.glob("*.safetensors*")):
+        return
+    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+        raise InputError(
+            f"model {name} has pickled weights (.bin, .pt), which are not read, because reading them runs what is in "
+            "them; save it with transformers once more, which writes safetensors"
+        )
+    kind = "GGUF instead of safetensors; give the model that it was made from" if any(path.glob("*.gguf")) else ""
+    raise InputError(f"model {name} has {kind or 'no weights (model.safetensors); get them'}")
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Read what a safetensors file says of each tensor, and compare its size with that."""
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(HEADER_LENGTH_BYTES), "little")
             header = json.loads(opened.read(length)) if length <= LARGEST_HEADER else None
-        ends = [about["data_offsets"][1] for key, about in header.items() if key != "__metadata__"]  # type: ignore[union-attr]
+        tensors = {key: about for key, about in header.items() if key != "__metadata__"}  # type: ignore[union-attr]
+        ends = [about["data_offsets"][1] for about in tensors.values() if about["dtype"]]
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}; check its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError) as error:
@@ -97,6 +124,7 @@ def _require_whole(file: Path) -> None:
         raise InputError(
             f"{file} is damaged or not all there: {described} bytes by its header, {size} in the file; get it again"
         )
+    return tensors
 
 
 def _require_shards(path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.errors import InputError
-from objectives.model.files import ignored_files, require_model_directory, require_tokenizer_files
+from objectives.model.files import coded_weights, ignored_files, require_model_directory, require_tokenizer_files
 from objectives.model.hub import hub_errors
 from objectives.model.provenance import AlreadyQuantized, already_quantized
 from objectives.progress import Progress, silent
@@ -30,6 +30,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Beyond the weights and one copy of them: activations of a batch, a block in float32, its statistics.
 WORKING_BYTES = 512 * 2**20
 # Names that say where a model came from, not what it computes.
+# What transformers, or a model's own code, raises on values of a configuration that it does not check.
+FAULTS_OF_VALUES = (ImportError, ArithmeticError, AttributeError, TypeError, LookupError)
+NAMES_OF_SCALES = (
+    "weight_scale",
+    "weight_scale_inv",
+    "input_scale",
+    ".qweight",
+    ".qzeros",
+    "weight_packed",
+    ".absmax",
+    ".SCB",
+)
 IRRELEVANT_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"}
 
 
@@ -107,7 +119,7 @@ def load_model(plan: ModelPlan, progress: Progress = silent) -> Model:
     progress(f"loading {plan.name}", 0, 1)
     local = Path(path)
     require_model_directory(plan.name, local)
-    with hub_errors(f"model {plan.name}", ImportError):
+    with hub_errors(f"model {plan.name}", *FAULTS_OF_VALUES):
         config = AutoConfig.from_pretrained(path, **common)
     quantized = already_quantized(config, local)
     if quantized is not None:
@@ -116,7 +128,7 @@ def load_model(plan: ModelPlan, progress: Progress = silent) -> Model:
     with hub_errors(f"the tokenizer of model {plan.name}", ImportError):
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
     how = f", which is {quantized}," if quantized else ""
-    with hub_errors(f"model {plan.name}{how}", ImportError):
+    with hub_errors(f"model {plan.name}{how}", *FAULTS_OF_VALUES):
         file_dtype, dtype = config.dtype, _dtype(plan.dtype, config, device)
         _require_fit(plan, config, dtype, device)
         # Weights that are absent or of another shape are made up by the library; asked for, it says which.
@@ -125,6 +137,8 @@ def load_model(plan: ModelPlan, progress: Progress = silent) -> Model:
         )
     module, report = loaded
     _require_complete(plan, report)
+    if quantized is None:
+        _require_weights_of_numbers(plan, report, local)
     module = module.to(device).eval().requires_grad_(False)
     progress(f"reading the weights of {plan.name}", 0, 1)
     return Model(
@@ -192,6 +206,17 @@ def _require_complete(plan: ModelPlan, report: Mapping[str, Any]) -> None:
         raise InputError(
             f"model {plan.name} lacks {len(lacking)} weights that its config.json describes, or has them in another "
             f"shape (first: {lacking[0]}); get its files again"
+        )
+
+
+def _require_weights_of_numbers(plan: ModelPlan, report: Mapping[str, Any], path: Path) -> None:
+    """Refuse codes that nothing says are codes: their scales are left over, or they are stored as integers."""
+    scales = sorted(name for name in report["unexpected_keys"] if name.endswith(NAMES_OF_SCALES))
+    codes = [*scales, *coded_weights(path)]
+    if codes:
+        raise InputError(
+            f"model {plan.name} is quantized, although its config.json does not say so ({codes[0]}), and its codes "
+            "would be taken for weights; give the original"
         )
 
 

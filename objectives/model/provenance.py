@@ -25,6 +25,8 @@ BASE_MODEL = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?([^\s\"']+)", re.MULTILI
 BITS_KEYS = ("bits", "num_bits", "w_bit", "nbits", "weight_bits", "wbits")
 BITS_OF_METHOD = {"fp8": 8.0, "fbgemm_fp8": 8.0, "mxfp8": 8.0, "mxfp4": 4.0, "nvfp4": 4.0, "bitnet": 2.0}
 SCALE_BITS = 16
+# Where AutoGPTQ, AutoAWQ and ModelOpt say it instead of in config.json.
+SIDE_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +119,10 @@ def already_quantized(config: Any, directory: Path) -> AlreadyQuantized | None:
     Raises:
         InputError: If the directory's manifest is damaged.
     """
-    declared = getattr(config, "quantization_config", None)
+    declared = _declared(config)
     provenance = read_provenance(directory)
     if declared is None and provenance is None:
-        return None
+        return _said_elsewhere(config, directory)
     values: Mapping[str, Any] = (
         declared if isinstance(declared, Mapping) else {} if declared is None else declared.to_dict()
     )
@@ -138,6 +140,37 @@ def already_quantized(config: Any, directory: Path) -> AlreadyQuantized | None:
         original=_base_model(directory),
         supported=_is_supported(method, values),
     )
+
+
+def _declared(config: Any) -> Any:
+    """Return what the configuration, or that of the part that is text, says where transformers looks for it."""
+    parts = (config, config.get_text_config()) if hasattr(config, "get_text_config") else (config,)
+    declared = [getattr(part, "quantization_config", None) for part in parts]
+    return next((values for values in declared if values is not None), None)
+
+
+def _said_elsewhere(config: Any, directory: Path) -> AlreadyQuantized | None:
+    """Return what is said where transformers does not look, and would take the codes for weights."""
+    places = [("compression_config", getattr(config, "compression_config", None))]
+    places += [(name, _json_object(directory / name)) for name in SIDE_FILES]
+    for where, values in places:
+        if isinstance(values, Mapping):
+            inner = values.get("quantization")
+            named = values.get("quant_method") or (inner.get("quant_algo") if isinstance(inner, Mapping) else None)
+            return AlreadyQuantized(
+                method=f"{named} by {where}" if named else f"by {where}",
+                bits=_bits(str(named), values),
+                original=_base_model(directory),
+                supported=False,
+            )
+    return None
+
+
+def _json_object(file: Path) -> object:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _is_supported(method: str, values: Mapping[str, Any]) -> bool:

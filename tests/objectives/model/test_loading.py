@@ -111,10 +111,40 @@ def test_a_directory_without_config(copy: Path) -> None:
 
 
 def test_a_directory_without_weights(copy: Path) -> None:
-    """The missing file is named; pickled weights do not take its place."""
+    """The missing file is named; weights of other kinds do not take its place."""
     (copy / WEIGHTS).unlink()
+    assert f"model {copy} has no weights ({WEIGHTS}); get them" in refusal(copy)
+    (copy / "model.gguf").write_bytes(b"GGUF")
+    assert f"model {copy} has GGUF instead of safetensors; give the model that it was made from" in refusal(copy)
     torch.save({}, copy / "pytorch_model.bin")
-    assert f"model {copy} cannot be used: Error no file named {WEIGHTS}" in refusal(copy)
+    assert f"model {copy} has pickled weights (.bin, .pt), which are not read" in refusal(copy)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])
+def test_codes_are_not_taken_for_weights(dtype: torch.dtype, copy: Path) -> None:
+    """Where nothing says that a model is quantized, the types of its weights do."""
+    weights = load_file(copy / WEIGHTS)
+    name = next(name for name in weights if name.endswith("down_proj.weight"))
+    save_file({**weights, name: weights[name].to(dtype)}, copy / WEIGHTS, {"format": "pt"})
+    assert f"is quantized, although its config.json does not say so ({name} is stored as" in refusal(copy)
+
+
+def test_scales_that_nobody_reads_are_not_left_out(copy: Path) -> None:
+    """Weights of a type that every model has may be codes all the same."""
+    weights = load_file(copy / WEIGHTS)
+    name = next(name for name in weights if name.endswith("down_proj.weight"))
+    save_file({**weights, f"{name}_scale": torch.ones(1)}, copy / WEIGHTS, {"format": "pt"})
+    assert f"is quantized, although its config.json does not say so ({name}_scale)" in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    "values", [{"num_attention_heads": 0}, {"quantization_config": "gptq"}, {"quantization_config": [4]}]
+)
+def test_values_that_no_configuration_can_have_are_one_line(values: dict[str, object], copy: Path) -> None:
+    """Whatever the library's own code makes of them."""
+    path = copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    assert refusal(copy).startswith(f"model {copy} cannot be used: ")
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "other bytes"])

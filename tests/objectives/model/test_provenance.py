@@ -50,6 +50,35 @@ def test_bits_are_those_of_the_configuration(said: dict[str, Any], bits: float |
     assert found.bits == bits
 
 
+@pytest.mark.parametrize(
+    ("file", "said", "expected"),
+    [
+        ("quantize_config.json", {"bits": 4, "group_size": 128}, "by quantize_config.json, 4.125 bits per weight"),
+        ("quant_config.json", {"quant_method": "awq", "w_bit": 4}, "awq by quant_config.json, 4.000 bits per weight"),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}, "FP8 by hf_quant_config.json"),
+        (None, {"quant_method": "compressed-tensors"}, "compressed-tensors by compression_config"),
+    ],
+)
+def test_what_is_said_where_transformers_does_not_look_is_heard(
+    file: str | None, said: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    """Codes would be taken for weights otherwise."""
+    if file is not None:
+        (tmp_path / file).write_text(json.dumps(said))
+    found = already_quantized(SimpleNamespace(compression_config=None if file else said), tmp_path)
+    assert found is not None
+    assert str(found) == f"already quantized ({expected})"
+    assert not found.supported
+
+
+def test_the_text_part_of_a_configuration_is_asked_too(tmp_path: Path) -> None:
+    """Models of images and text say there what their text part is."""
+    whole = SimpleNamespace(get_text_config=lambda: config(quant_method="gptq", bits=4))
+    found = already_quantized(whole, tmp_path)
+    assert found is not None
+    assert str(found) == "already quantized (gptq, 4.000 bits per weight)"
+
+
 def test_the_original_is_named_where_a_card_or_our_record_does(tmp_path: Path) -> None:
     """What a model was made from stands in its card or in the record."""
     (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model:\n- org/original\n---\n")
