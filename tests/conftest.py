@@ -52,6 +52,14 @@ def few_resamples() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def nothing_takes_long() -> Iterator[None]:
+    """What takes two seconds has a line of progress, and a busy machine has more of them than one that idles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hpo.terminal.SILENT_SECONDS", 3600.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def text_tokenized_once() -> Iterator[None]:
     """Commands that read the same text with the same tokenizer do it once in a process: it takes each half a second."""
     joined, known = sequences._joined, {}

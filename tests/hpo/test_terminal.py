@@ -17,6 +17,7 @@ from hpo.study.record import TrialRecord
 from hpo.terminal import Board, event_text, study_display
 from quant.setting import Setting
 from tests.hpo.made_studies import trial
+from tests.processes import wait_until
 
 SPACE = make_space(Setting(), {})
 
@@ -151,16 +152,26 @@ def test_a_phase_that_says_nothing_is_named_in_a_pipe_while_it_lasts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Loading a model calls nobody back: the line comes while it is under way, once, and short phases have none."""
-    monkeypatch.setattr(terminal, "SILENT_SECONDS", 0.1)
+    clock, printed = [0.0], [""]
+
+    def so_far() -> str:
+        printed[0] += capsys.readouterr().err
+        return printed[0]
+
+    monkeypatch.setattr(terminal, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(terminal, "SILENT_SECONDS", 2.0)
     monkeypatch.setattr(terminal, "LOOK_SECONDS", 0.01)
     with terminal.progress_display(quiet=False) as progress:
         progress("short", 0, 1)
         progress("loading org/name", 0, 1)
-        sleep(0.4)
-        assert capsys.readouterr().err == "loading org/name\n"
+        clock[0] = 3.0
+        wait_until(so_far, "a line")
+        sleep(0.05)
+        assert so_far() == "loading org/name\n"
         progress("loading org/name", 1, 1)
         progress("short again", 0, 1)
     with terminal.progress_display(quiet=True) as progress:
         progress("loading org/name", 0, 1)
-        sleep(0.15)
-    assert capsys.readouterr().err == ""
+        clock[0] = 6.0
+        sleep(0.05)
+    assert so_far() == "loading org/name\n"

@@ -175,14 +175,14 @@ def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(mak
     whole.work(Budget(trials=9))
     parts.work(Budget(trials=4))
     make("parts").work(Budget(trials=9))
-    other.work(Budget(trials=9))
+    other.work(Budget(trials=4))
 
     def trials(worker: Worker) -> list[object]:
         found = read_study(worker.study).trials
         return [(trial.setting, trial.state, trial.perplexity, trial.running, trial.estimate) for trial in found]
 
     assert trials(whole) == trials(parts)
-    assert trials(whole) != trials(other)
+    assert trials(whole)[:4] != trials(other)
 
 
 def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

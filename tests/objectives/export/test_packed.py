@@ -54,6 +54,8 @@ STACKS = {
 # Scales of both signs.
 STACKS["full range"] = replace(AWQ, full_range=True)
 STACKS["full range diagonal gptq"] = replace(AWQ, full_range=True, range_search="diagonal", rounding="gptq")
+# Every range and rounding, and both grids, once.
+QUICK = ("symmetric none gptq", "symmetric block nearest", "asymmetric diagonal gptq", *list(STACKS)[-2:])
 Stored = dict[str, Tensor]
 
 
@@ -132,7 +134,9 @@ def test_a_broken_fold_cannot_prove_itself(tmp_path: Path, target: Path, monkeyp
 
 
 @pytest.mark.usefixtures("same_process")
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STACKS]
+)
 def test_every_stack_of_ingredients_comes_back_bit_by_bit(name: str, bench: Bench, target: Path) -> None:
     """Searched ranges and GPTQ's codes, on both grids; and they are not those of the method alone."""
     setting = STACKS[name]
