@@ -58,9 +58,17 @@ def file_name(text: str) -> str:
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` under a temporary name, make it durable, and rename it to `path`.
 
+    A link is followed, and what is there and is no file - a device, a pipe - is written to: no file takes their place.
+
     Raises:
         StorageError: If the disk is full or refuses; nothing is left behind.
     """
+    if path.exists() and path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with disk_errors(path), path.open("wb") as stream:
+            stream.write(data)
+        return
     temporary = temporary_name(path)
     with disk_errors(path):
         try:

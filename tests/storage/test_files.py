@@ -96,6 +96,29 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_device_or_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    """A file that took the place of `/dev/null` would harm the whole machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_file(pipe, b"told")
+        assert os.read(reader, 9) == b"told"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+    """The link stays: `/dev/stdout` is one."""
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"old")
+    write_file(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 def test_a_file_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
     """A path that cannot exist is named."""
     (tmp_path / "file").write_bytes(b"")
