@@ -1,4 +1,4 @@
-"""The main job, straight through: lay out, create or join the study, work, rank, confirm, record.
+"""The main job, straight through: lay out, create or join the study, work, rank, confirm, take apart, record.
 
 Responsible for the order of things and for fitting the space to the model and the text. May assume that plans were
 validated when they were made.
@@ -16,12 +16,13 @@ from hpo.search.pruners.registry import Pruning
 from hpo.space.dimension import Value
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
-from hpo.study.attributes import CONFIRMATION, SEARCH
+from hpo.study.attributes import CONFIRMATION, SEARCH, WATERFALL
 from hpo.study.events import Listener, Notice
 from hpo.study.owner import Owner
 from hpo.verdict.confirmation import confirm
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.interrupts import Interrupts
+from hpo.workers.measuring import measure_steps
 from hpo.workers.preparation import make_contract, open_study, prepare
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
@@ -33,6 +34,7 @@ from objectives.results import pin
 from objectives.suitability import divides, group_sizes_text
 from objectives.trial import Bench
 from quant.plan import Plan
+from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
 from storage.typed_json import encode
@@ -89,12 +91,22 @@ def optimize(
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
         snapshot = read(study, paths)
-        ranking = snapshot.lead
-        if ranking is not None and held_out and not plan.presets_only:
-            confirmation = confirm(bench, store, ranking, held_out, progress)
+        if snapshot.lead is not None and held_out and not plan.presets_only:
+            confirmation = confirm(bench, store, snapshot.lead, held_out, progress)
             study.set_user_attr(CONFIRMATION, encode(confirmation))
+            chosen = recommended_setting(read(study, paths))
+            steps = measure_steps(bench, store, snapshot.record, chosen, tuning, progress)
+            study.set_user_attr(WATERFALL, encode(steps))
             snapshot = read(study, paths)
     return replace(snapshot, notes=laid_out.notes)
+
+
+def recommended_setting(snapshot: Study) -> Setting:
+    """What a study with a complete trial recommends; full precision never is."""
+    chosen = snapshot.recommendation
+    assert chosen is not None
+    assert chosen.measured.setting is not None
+    return chosen.measured.setting
 
 
 def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:

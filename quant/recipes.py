@@ -1,11 +1,11 @@
 """Names of recipes: a method and the ingredients that are added to it, as `gw-awq+range+gptq`.
 
-Responsible for the way from such a name to the fields of a setting and back. Adding an ingredient is a row of
-`INGREDIENTS`.
+Responsible for the way from such a name to the fields of a setting and back, and for the settings on the way from
+nearest rounding to a recipe. Adding an ingredient is a row of `INGREDIENTS`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.errors import QuantizationError
@@ -63,10 +63,36 @@ def recipe_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def recipe_name(setting: Any) -> str:
     """Name the method of a `Setting` with the ingredients that it reads: the inverse of `recipe_fields`."""
-    added = [
+    return JOINT.join([setting.method, *_added(setting)])
+
+
+def recipe_steps(setting: Any) -> list[tuple[str, Any]]:
+    """List the settings from nearest rounding to a `Setting`, each with one more of what that has.
+
+    Returns:
+        Names and settings: `rtn`, the method with everything that it reads, then its ingredients in the order of
+        `INGREDIENTS`, each added to those before it: `+range`, `+gptq`. The last one is the setting.
+    """
+    nearest = "rtn-channel" if setting.definition.per_row else "rtn"
+    step = replace(setting, **{ingredient.field: _default(ingredient) for ingredient in INGREDIENTS.values()})
+    steps = [(nearest, replace(step, method=nearest))]
+    if setting.method != nearest:
+        steps.append((setting.method, step))
+    for name in _added(setting):
+        step = replace(step, **{INGREDIENTS[name].field: INGREDIENTS[name].value})
+        steps.append((f"{JOINT}{name}", step))
+    return steps
+
+
+def _added(setting: Any) -> list[str]:
+    """List the ingredients that a setting reads, in their order."""
+    return [
         name
         for name, ingredient in INGREDIENTS.items()
         if ingredient.field in setting.reads
-        and getattr(setting, ingredient.field) == ingredient.value != PARAMETERS[ingredient.field].default
+        and getattr(setting, ingredient.field) == ingredient.value != _default(ingredient)
     ]
-    return JOINT.join([setting.method, *added])
+
+
+def _default(ingredient: Ingredient) -> object:
+    return PARAMETERS[ingredient.field].default

@@ -168,4 +168,4 @@ class StudyPage:
 def _fingerprint(record: StudyRecord) -> Fingerprint:
     """Make a value that changes when, and only when, something that is shown of a study may have changed."""
     trials = tuple((trial.number, trial.state, len(trial.running)) for trial in record.trials)
-    return trials, len(record.references), str(record.confirmation)
+    return trials, len(record.references), str(record.confirmation), str(record.waterfall)

@@ -31,7 +31,7 @@ class Caption:
 
 def captions(data: ChartData) -> list[Caption]:
     """Write one for every figure that a report can have, in its order."""
-    writers = (_forest, _bits, _transfer, _importances, _surface, _slices, _parallel, _history, _running)
+    writers = (_forest, _waterfall, _bits, _transfer, _importances, _surface, _slices, _parallel, _history, _running)
     return [write(data) for write in (*writers, _remaining, _reduction, _alpha, _memory)]
 
 
@@ -57,6 +57,18 @@ def _forest(data: ChartData) -> Caption:
         for forest in forests
     )
     return _caption("forest", "Who won", reading, f"{alt}.", None if forests else "nothing can be compared yet")
+
+
+def _waterfall(data: ChartData) -> Caption:
+    bars = data.verdict.waterfall
+    reading = (
+        "From nearest rounding at the top to what is recommended at the bottom, one ingredient at a time: a bar is "
+        "what it adds to those above it on the tuning text, and its line the paired 95 % interval of that step. In "
+        "another order the shares differ."
+    )
+    alt = ", ".join(f"{bar.name} {bar.text}" for bar in bars)
+    why_not = None if bars else "nothing between nearest rounding and what is recommended is measured"
+    return _caption("waterfall", "What the winner is made of", reading, f"{alt}.", why_not)
 
 
 def _bits(data: ChartData) -> Caption:

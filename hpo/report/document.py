@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hpo.report.document_importances import PrintedImportances, printed_importances
 from hpo.study.confirmation import Confirmation, Interval
 from hpo.study.contract import Contract
 from hpo.study.estimate import Estimate
@@ -15,11 +16,12 @@ from hpo.study.record import Measured, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.recommendation import Confirmed, Recommendation, recommendation
 from hpo.verdict.snapshot import Study
+from hpo.verdict.waterfall import Step
 from hpo.verdict.words import flips_interval, kl_interval, percent_interval
 from quant.setting import Setting
 
 if TYPE_CHECKING:
-    from hpo.verdict.importance import Importances, Shares
+    from hpo.verdict.importance import Importances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,19 @@ class PrintedRecommendation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrintedStep:
+    """One setting on the way from nearest rounding to what is recommended."""
+
+    name: str
+    setting: Setting | None
+    perplexity: float
+    mean_nll: float
+    bits_per_weight: float | None
+    percent_change: Interval | None
+    percent_total: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrintedStudy:
     """Everything that is known of a study."""
 
@@ -125,30 +140,7 @@ class PrintedStudy:
     recommendation: PrintedRecommendation | None
     ranking: tuple[PrintedSizeClass, ...]
     confirmation: Confirmation | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrintedShares:
-    """How much of the outcome each hyperparameter explains."""
-
-    scope: str
-    trials: int
-    complete: int
-    pruned: int
-    ped_anova: Mapping[str, float]
-    fanova: Mapping[str, float]
-    mean: Mapping[str, float]
-    intervals: Mapping[str, Mapping[str, tuple[float, ...]]]
-    warning: str | None
-    reason: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrintedImportances:
-    """Shares over all trials, and at equal bits."""
-
-    overall: PrintedShares
-    equal_group_size: PrintedShares | None
+    waterfall: tuple[PrintedStep, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,20 +162,13 @@ def printed_study(study: Study) -> PrintedStudy:
         ranking=tuple(printed_size_class(ranking, record.confirmation) for ranking in study.rankings),
         recommendation=_recommendation(study.recommendation) if study.recommendation else None,
         confirmation=record.confirmation,
+        waterfall=tuple(map(_step, study.waterfall)),
     )
 
 
 def printed_result(study: Study, importances: "Importances") -> PrintedResult:
     """Collect the same with its importances."""
     return PrintedResult(**vars(printed_study(study)), importances=printed_importances(importances))
-
-
-def printed_importances(importances: "Importances") -> PrintedImportances:
-    """Collect what mattered."""
-    equal = importances.equal_size
-    return PrintedImportances(
-        overall=_shares(importances.overall), equal_group_size=None if equal is None else _shares(equal)
-    )
 
 
 def printed_size_class(ranking: SizeClassRanking, confirmation: Confirmation | None = None) -> PrintedSizeClass:
@@ -276,21 +261,13 @@ def _row(row: Ranked) -> PrintedRow:
     )
 
 
-def _shares(shares: "Shares") -> PrintedShares:
-    by_evaluator = {"ped_anova": shares.ped_anova, "fanova": shares.fanova, "mean": shares.mean}
-    values = {key: {name: share.value for name, share in by_name.items()} for key, by_name in by_evaluator.items()}
-    return PrintedShares(
-        scope=shares.scope,
-        trials=shares.trials,
-        complete=shares.complete,
-        pruned=shares.pruned,
-        ped_anova=values["ped_anova"],
-        fanova=values["fanova"],
-        mean=values["mean"],
-        intervals={
-            key: {name: (share.low, share.high) for name, share in by_name.items()}
-            for key, by_name in by_evaluator.items()
-        },
-        warning=shares.warning,
-        reason=shares.reason,
+def _step(step: Step) -> PrintedStep:
+    return PrintedStep(
+        name=step.measured.name,
+        setting=step.measured.setting,
+        perplexity=step.score.perplexity,
+        mean_nll=step.score.mean_nll,
+        bits_per_weight=step.measured.bits_per_weight,
+        percent_change=percent_interval(step.change) if step.change else None,
+        percent_total=percent_interval(step.total) if step.total else None,
     )

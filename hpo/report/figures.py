@@ -16,7 +16,7 @@ from hpo.report.canvas import HEIGHT, blank, hyperparameter_axis, joined, points
 from hpo.report.charts import ChartData, intervals, perplexity_range, shown_up_to
 from hpo.report.layer_map import LayerMap, share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
-from hpo.report.verdict_figures import bits, forest, memory, transfer
+from hpo.report.verdict_figures import bits, forest, memory, transfer, waterfall
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon")
 PERPLEXITY = "perplexity"
@@ -275,6 +275,7 @@ def _heatmap(layer_map: LayerMap, unit: str, ends: tuple[float, float], digits: 
 
 DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
     "forest": forest,
+    "waterfall": waterfall,
     "bits": bits,
     "elsewhere": transfer,
     "memory": memory,

@@ -4,7 +4,7 @@ Responsible for putting the verdict first and for the Markdown form of the repor
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hpo.deploy.reproduce import repeat_command
@@ -19,6 +19,7 @@ from hpo.report.tables import (
     failure_table,
     importance_tables,
     ranking_tables,
+    waterfall_tables,
 )
 from hpo.study.record import StudyRecord
 from hpo.verdict.snapshot import Study
@@ -41,7 +42,7 @@ class Page:
         ranking: Verdict and table of each size class.
         confirmed: What other text says.
         confirmation: Tables of it.
-        importances: Tables.
+        beside: Tables that stand with a figure, by its key.
         cost: Table.
         failures: Table; without rows where nothing failed.
         contract: Table.
@@ -56,7 +57,7 @@ class Page:
     ranking: tuple[tuple[str, Table], ...]
     confirmed: str
     confirmation: tuple[Table, ...]
-    importances: tuple[Table, ...]
+    beside: Mapping[str, Sequence[Table]]
     cost: Table
     failures: Table
     contract: Table
@@ -83,7 +84,7 @@ def make_page(study: Study, data: ChartData) -> Page:
         ),
         confirmed=confirmed_text(study),
         confirmation=tuple(confirmation_tables(record)),
-        importances=tuple(importance_tables(data.importances)),
+        beside={"importances": importance_tables(data.importances), "waterfall": waterfall_tables(study)},
         cost=cost_table(study),
         failures=failure_table(record),
         contract=contract_table(record.contract.parts),
@@ -119,9 +120,8 @@ def _blocks(page: Page, captions: Sequence[Caption]) -> Iterator[str]:
         else:
             yield caption.reading
             yield f"![{caption.alt}]({caption.key}.png)"
-        if caption.key == "importances":
-            for table in page.importances:
-                yield from table_lines(table)
+        for table in page.beside.get(caption.key, ()):
+            yield from table_lines(table)
     yield "## Cost"
     yield from table_lines(page.cost)
     yield from table_lines(page.failures)

@@ -4,8 +4,10 @@ Responsible for which colour means what. All of them have enough contrast on whi
 have not, and are not used. Where colours tell groups apart, symbols do so as well.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from itertools import cycle
+
+from hpo.report.verdict_data import Bar
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = (
     "#0072B2",
@@ -28,6 +30,12 @@ SEQUENTIAL = "cividis"
 
 BEST_TO_WORST = (BLUE, ORANGE)
 """Ends of a scale for lines: thin ones must be seen on near-black, where the dark end of `SEQUENTIAL` is not."""
+
+
+def steps(bars: Sequence[Bar]) -> list[str]:
+    """Choose the colours of a waterfall: where it begins, what gains, what loses, and where it ends."""
+    between = [GREEN if bar.end <= bar.start else VERMILLION for bar in bars[1:-1]]
+    return [REFERENCE, *between, MEASURED]
 
 
 def series(names: Iterable[str], searched: Container[str]) -> dict[str, str]:

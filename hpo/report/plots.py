@@ -22,7 +22,7 @@ from hpo.report.charts import ChartData, heights, intervals, perplexity_range, s
 from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
 from hpo.report.sheet import WIDTH, blank, heatmap, scale, sheet, ticks, tidy, with_legend
-from hpo.report.verdict_plots import bits, forest, memory, transfer
+from hpo.report.verdict_plots import bits, forest, memory, transfer, waterfall
 
 MARKERS = ("o", "D", "s", "^", "*", "p")
 PERPLEXITY = "perplexity"
@@ -254,6 +254,7 @@ def _reduction(data: ChartData) -> Figure:
 
 DRAWN: dict[str, Callable[[ChartData], Figure]] = {
     "forest": forest,
+    "waterfall": waterfall,
     "bits": bits,
     "elsewhere": transfer,
     "memory": memory,

@@ -1,4 +1,4 @@
-"""The tables of a report, as text in rows: ranking, confirmation, importances, cost, contract.
+"""The tables of a report, as text in rows: ranking, confirmation, steps, importances, cost, contract.
 
 Responsible for what they say; the page and the Markdown file lay out the same tables. May assume a ranked study.
 """
@@ -91,6 +91,34 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
         note="Negative is better; Holm's correction is for all of these comparisons together.",
     )
     return [measured, *([compared] if compared.rows else [])]
+
+
+def waterfall_tables(study: Study) -> list[Table]:
+    """Tabulate the steps from nearest rounding to what is recommended; empty where there are none."""
+    steps = study.waterfall
+    if len(steps) < 2:
+        return []
+    first = steps[0].score.mean_nll
+    full = next((reference.perplexity for reference in study.record.references if reference.setting is None), None)
+    lost = first - math.log(full) if full else math.nan
+    return [
+        Table(
+            title="From nearest rounding to what is recommended",
+            columns=("step", "setting", "perplexity", "change in percent [95 %]", "of nearest rounding's damage left"),
+            rows=tuple(
+                (
+                    step.measured.name,
+                    setting_text(step.measured),
+                    number(step.score.perplexity),
+                    percent_text(step.change) if step.change else NOTHING,
+                    f"{100 * (1 + (step.score.mean_nll - first) / lost):.0f} %" if lost > 0 else NOTHING,
+                )
+                for step in steps
+            ),
+            words=2,
+            note="Each step is compared with the one before it on the same sequences of the tuning text.",
+        )
+    ]
 
 
 def importance_tables(importances: Importances) -> list[Table]:

@@ -97,6 +97,26 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A step of a waterfall, in nats per token above full precision: from the one before it to itself.
+
+    `low` and `high` are the ends of the paired 95 % interval of the step, around `end`; equal where there is none.
+    """
+
+    name: str
+    start: float
+    end: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        """Write it as `-0.0123 [-0.0150, -0.0096]`; bars without an interval as their length."""
+        value, low, high = (place - self.start for place in (self.end, self.low, self.high))
+        return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]" if low < high else f"{value:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerdictData:
     """Everything that is drawn of the verdict; what is not known is empty or None."""
 
@@ -105,6 +125,7 @@ class VerdictData:
     full: float | None = None
     memory: tuple[Memory, ...] = ()
     transfer: Transfer | None = None
+    waterfall: tuple[Bar, ...] = ()
 
 
 def verdict_data(study: Study) -> VerdictData:
@@ -118,6 +139,7 @@ def verdict_data(study: Study) -> VerdictData:
         full=full.perplexity if full else None,
         memory=tuple(_memory(full, rankings)) if full else (),
         transfer=_transfer(record, rankings),
+        waterfall=tuple(_waterfall(study, full)),
     )
 
 
@@ -168,6 +190,23 @@ def _costs(rankings: Sequence[SizeClassRanking]) -> list[Cost]:
         and math.isfinite(row.score.perplexity)
         and (row is ranking.best_trial or not isinstance(row.measured, TrialRecord))
     ]
+
+
+def _waterfall(study: Study, full: Measured | None) -> list[Bar]:
+    """Collect the steps to what is recommended, and all of them together at the end."""
+    steps, chosen = study.waterfall, study.recommendation
+    if len(steps) < 2 or chosen is None or full is None or not full.perplexity:
+        return []
+    lost = [step.score.mean_nll - math.log(full.perplexity) for step in steps]
+    bars = [Bar(name=steps[0].measured.name, start=0.0, end=lost[0], low=lost[0], high=lost[0])]
+    for step, start, end in zip(steps[1:], lost, lost[1:], strict=False):
+        change = step.change
+        assert change is not None
+        low, high = start + change.low, start + change.high
+        bars.append(Bar(name=step.measured.name, start=start, end=end, low=low, high=high))
+    bars.append(Bar(name=chosen.measured.name, start=0.0, end=lost[-1], low=lost[-1], high=lost[-1]))
+    finite = all(math.isfinite(place) for bar in bars for place in (bar.start, bar.end, bar.low, bar.high))
+    return bars if finite else []
 
 
 def _memory(full: Measured, rankings: Sequence[SizeClassRanking]) -> list[Memory]:

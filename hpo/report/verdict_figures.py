@@ -15,6 +15,7 @@ from hpo.report.verdict_data import BEST_TRIAL, Forest
 SYMBOLS = ("square", "diamond", "triangle-up", "circle", "star", "pentagon")
 OF_KIND = {"reference": "square", "trial": "circle", "recommended": "star"}
 AGAINST = "percent; left is better"
+NATS = "nats per token above full precision; left is better"
 Panels = list[tuple[str, go.Figure]]
 
 
@@ -54,6 +55,36 @@ def forest_figure(plot: Forest) -> go.Figure:
     names = [row.name for row in plot.rows]
     figure.update_yaxes(categoryorder="array", categoryarray=names, range=[len(names) - 0.4, -0.6], showgrid=False)
     return figure
+
+
+def waterfall(data: ChartData) -> Panels:
+    """Draw what each ingredient takes away, from nearest rounding at the top to what is recommended."""
+    bars = data.verdict.waterfall
+    figure = blank(NATS, "", height=150 + 34 * len(bars))
+    figure.add_bar(
+        base=[bar.start for bar in bars],
+        x=[bar.end - bar.start for bar in bars],
+        y=list(range(len(bars))),
+        orientation="h",
+        marker={"color": palette.steps(bars)},
+        error_x={
+            "array": [bar.high - bar.end for bar in bars],
+            "arrayminus": [bar.end - bar.low for bar in bars],
+            "color": palette.GREY,
+            "thickness": 1.5,
+            "width": 4,
+        },
+        text=[f"{bar.name}: {bar.text}" for bar in bars],
+        textposition="none",
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+    )
+    figure.update_layout(bargap=0.35)
+    names = [bar.name for bar in bars]
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], showgrid=False
+    )
+    return [("", figure)]
 
 
 def bits(data: ChartData) -> Panels:

@@ -69,6 +69,24 @@ def _contrasts(axes: Axes, plot: Forest) -> None:
         axes.text(1.02, place, row.text, va="center", fontsize="small", transform=beside, in_layout=False)
 
 
+def waterfall(data: ChartData) -> Figure:
+    """Draw what each ingredient takes away, names at the left and numbers at the right."""
+    bars = data.verdict.waterfall
+    figure, axes = blank("nats per token above full precision; left is better", "", height=1.2 + 0.36 * len(bars))
+    figure.set_layout_engine("constrained", rect=(0, 0, 0.72, 1))
+    places = range(len(bars))
+    lengths, starts = [bar.end - bar.start for bar in bars], [bar.start for bar in bars]
+    axes.barh(places, lengths, 0.62, left=starts, color=palette.steps(bars))
+    for place, bar in enumerate(bars):
+        axes.plot([bar.low, bar.high], [place, place], color=palette.GREY, linewidth=1.5)
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, place, bar.text, va="center", fontsize="small", transform=beside, in_layout=False)
+    axes.set_yticks(places, [bar.name for bar in bars])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
 def bits(data: ChartData) -> Figure:
     """Draw perplexity of references and best trials against what they cost."""
     figure, axes = blank("bits per weight", "perplexity")

@@ -159,7 +159,8 @@ def _one_line(error: BaseException) -> str:
 def _results(study: optuna.Study) -> list[str]:
     """Keys of everything that a study refers to."""
     record = read_study(study)
-    keys = [str(measured.result) for measured in (*record.references, *record.trials) if measured.result]
+    everything = (*record.references, *record.waterfall, *record.trials)
+    keys = [str(measured.result) for measured in everything if measured.result]
     return list(dict.fromkeys([*keys, text_key(record.contract.tuning.fingerprint)]))
 
 

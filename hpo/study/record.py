@@ -21,6 +21,7 @@ from hpo.study.attributes import (
     REFERENCES,
     RETRY_OF,
     SEARCH,
+    WATERFALL,
     Beat,
     trial_attributes,
 )
@@ -132,7 +133,8 @@ class StudyRecord:
     """A study: its contract, what is measured beside it, and its trials in order of their numbers.
 
     `retried` are the numbers of failed trials whose settings were queued again. `search` is how it was begun, beyond
-    its contract; as usual before that is written.
+    its contract; as usual before that is written. `waterfall` are the settings from nearest rounding to what was
+    recommended when it was measured.
     """
 
     name: str
@@ -142,6 +144,7 @@ class StudyRecord:
     confirmation: Confirmation | None = None
     retried: frozenset[int] = frozenset()
     search: SearchMode = field(default_factory=SearchMode)
+    waterfall: tuple[Measured, ...] = ()
 
     @property
     def counted(self) -> list[TrialRecord]:
@@ -200,11 +203,12 @@ def read_study(study: optuna.Study) -> StudyRecord:
     return StudyRecord(
         name=study.study_name,
         contract=stored_contract(attributes[CONTRACT], study.study_name),
-        references=read_references(study),
+        references=_measured(study, REFERENCES),
         trials=tuple(map(trial_record, trials)),
         confirmation=_confirmation(study),
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
         search=decode_known(SearchMode, attributes.get(SEARCH, {}), f"how study {study.study_name!r} searches"),
+        waterfall=_measured(study, WATERFALL),
     )
 
 
@@ -215,8 +219,12 @@ def _confirmation(study: optuna.Study) -> Confirmation | None:
 
 def read_references(study: optuna.Study) -> tuple[Measured, ...]:
     """What was measured beside the trials, as the storage knows it now."""
-    stored = study.user_attrs.get(REFERENCES, [])
-    return decode(tuple[Measured, ...], stored, f"the references of study {study.study_name!r}")
+    return _measured(study, REFERENCES)
+
+
+def _measured(study: optuna.Study, name: str) -> tuple[Measured, ...]:
+    stored = study.user_attrs.get(name, [])
+    return decode(tuple[Measured, ...], stored, f"the {name} of study {study.study_name!r}")
 
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:

@@ -15,6 +15,7 @@ from hpo.study.record import StudyRecord, read_study
 from hpo.study.scores import Scores
 from hpo.verdict.ranking import SizeClassRanking, headline, rank
 from hpo.verdict.recommendation import Recommendation, recommendation, settled
+from hpo.verdict.waterfall import Step, waterfall
 from storage.errors import DamagedEntryError
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -55,6 +56,12 @@ class Study:
     def recommended(self, ranking: SizeClassRanking) -> Recommendation:
         """Say what is recommended at the size class of one of the rankings."""
         return recommendation(ranking, self.record.confirmation)
+
+    @property
+    def waterfall(self) -> tuple[Step, ...]:
+        """Return what is recommended, step by step from nearest rounding; empty where that is not measured."""
+        chosen = self.recommendation
+        return waterfall(self.record.waterfall, self.scores, chosen.measured if chosen else None)
 
     @property
     def store(self) -> ResultStore:

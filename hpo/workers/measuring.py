@@ -1,7 +1,8 @@
 """Settings measured to the end on one or more texts, each at most once.
 
-Responsible for references and confirmation, which are not trials: nothing is pruned, what the result store has is not
-measured again, and several processes share the work out. May assume that the bench was laid out.
+Responsible for references, confirmation and the steps to a recipe, which are not trials: nothing is pruned, what the
+result store has is not measured again, and several processes share the work out. May assume that the bench was laid
+out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from time import sleep
 
 from hpo.space.size_class import size_class_of
 from hpo.space.space import Space
-from hpo.study.record import FULL_PRECISION, Measured
+from hpo.study.record import FULL_PRECISION, Measured, StudyRecord
 from objectives.errors import InputError, RunError
 from objectives.model.memory import peak_bytes, reset_peak
 from objectives.progress import Progress
@@ -22,6 +23,7 @@ from objectives.suitability import suitable_group_sizes
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, quantized
 from quant.plan import Plan
+from quant.recipes import recipe_steps
 from quant.setting import Setting
 from storage.lease import Lease
 from storage.results import ResultStore
@@ -123,7 +125,31 @@ def measure_references(
     bench: Bench, store: ResultStore, space: Space, tuning: Sequences, progress: Progress
 ) -> list[Measured]:
     """Measure full precision, and what the study's method has to beat, on the tuning text."""
-    named: list[tuple[str, Setting | None]] = [(FULL_PRECISION, None), *references(bench, space)]
+    return _measure_named(bench, store, [(FULL_PRECISION, None), *references(bench, space)], tuning, progress)
+
+
+def measure_steps(
+    bench: Bench, store: ResultStore, record: StudyRecord, setting: Setting, tuning: Sequences, progress: Progress
+) -> list[Measured]:
+    """Measure the settings from nearest rounding to this one on the tuning text, those that the study has not.
+
+    Raises:
+        RunError: If a value is not finite.
+    """
+    measured = [each.setting for each in (*record.references, *record.complete) if each.setting is not None]
+    # Their calibration sizes may differ where nothing reads them, and results are kept by them.
+    known = {other.canonical(): other for other in measured}
+    named = [(name, known.get(step.canonical(), step)) for name, step in recipe_steps(setting)]
+    return _measure_named(bench, store, named, tuning, progress)
+
+
+def _measure_named(
+    bench: Bench,
+    store: ResultStore,
+    named: Sequence[tuple[str, Setting | None]],
+    tuning: Sequences,
+    progress: Progress,
+) -> list[Measured]:
     results = measure_all(bench, store, [setting for _, setting in named], [tuning], progress)
     return [
         _reference(name, setting, result, measurement_key(bench, _plan(setting), tuning))

@@ -124,7 +124,9 @@ def assert_measured_ranked_and_confirmed(
     assert "On held-out text" in first.stdout
     study = shown(run)
     keys = ["study", "contract", "references", "trials", "best", "recommendation", "ranking", "confirmation"]
-    assert list(study) == keys
+    assert list(study) == [*keys, "waterfall"]
+    assert study["waterfall"][0]["name"] == "rtn"
+    assert study["waterfall"][-1]["setting"] == study["recommendation"]["setting"]
     documented = (ROOT / "docs" / "study-json.md").read_text()
     level = study["ranking"][0]
     for part in (study, study["references"][0], study["trials"][0], level, level["rows"][0], study["confirmation"]):

@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from hpo.study.attributes import (
     SECONDS,
     SETTING,
     SIZE,
+    WATERFALL,
 )
 from hpo.study.attributes import CONTRACT as CONTRACT_KEY
 from hpo.study.attributes import TOKENS as TOKENS_KEY
@@ -188,6 +189,8 @@ class Study:
         study.set_user_attr(REFERENCES, encode(record.references))
         if record.confirmation is not None:
             study.set_user_attr(CONFIRMATION, encode(record.confirmation))
+        if record.waterfall:
+            study.set_user_attr(WATERFALL, encode(record.waterfall))
         study.add_trials([_frozen(trial, record.contract.space.distributions) for trial in record.trials])
         return study
 
@@ -348,9 +351,24 @@ def mixed_study(store: ResultStore, trials: int = 40, sizes: str = "32,64", seed
 
 
 def confirmed_study(store: Path) -> Study:
-    """Forty trials of every state whose winner was confirmed: what a report has figures of, it has."""
+    """Forty trials of every state, winner confirmed and taken apart: what a report has figures of, it has."""
     study = mixed_study(ResultStore(store))
-    return replace(study, record=replace(study.record, confirmation=confirmation()))
+    return taken_apart(replace(study, record=replace(study.record, confirmation=confirmation())))
+
+
+def taken_apart(study: Study) -> Study:
+    """The same with the step from nearest rounding to what it recommends."""
+    chosen = study.snapshot.recommendation
+    assert chosen is not None
+    assert chosen.measured.setting is not None
+    [nearest] = [
+        reference
+        for reference in study.record.references
+        if reference.name == "rtn" and reference.size_class == chosen.measured.size_class
+    ]
+    last = Measured(**{one.name: getattr(chosen.measured, one.name) for one in fields(Measured)})
+    steps = (nearest, replace(last, name=chosen.measured.setting.method))
+    return replace(study, record=replace(study.record, waterfall=steps))
 
 
 def kept_study(store: ResultStore, trials: int = 24) -> Study:

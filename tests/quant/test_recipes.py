@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from quant.errors import QuantizationError
 from quant.methods import METHODS
-from quant.recipes import recipe_fields, recipe_name
+from quant.recipes import recipe_fields, recipe_name, recipe_steps
 from quant.setting import Setting
 
 SETTINGS = st.builds(
@@ -32,6 +32,26 @@ def test_a_method_alone_is_a_recipe_without_ingredients() -> None:
     both = Setting(method="gw-awq", range_search="diagonal", rounding="gptq", damping=0.1)
     assert both.label() == "gw-awq+range+gptq n_grid=20 damping=0.1"
     assert recipe_name(Setting(method="rtn", symmetric=False, full_range=True)) == "rtn"
+
+
+@given(SETTINGS)
+def test_steps_lead_from_nearest_rounding_to_the_setting(setting: Setting) -> None:
+    """Each changes what the one before it does, by what its name says."""
+    names, steps = zip(*recipe_steps(setting), strict=True)
+    assert names[0] in ("rtn", "rtn-channel")
+    assert recipe_name(steps[0]) == names[0]
+    assert steps[-1].canonical() == setting.canonical()
+    assert len({step.canonical() for step in steps}) == len(steps)
+    assert [recipe_name(step) for step in steps[1:]] == [
+        recipe_name(steps[-1]).split("+")[0] + "".join(names[1 if setting.method == names[0] else 2 : place + 1])
+        for place in range(1, len(names))
+    ]
+
+
+def test_every_ingredient_of_a_recipe_is_a_step() -> None:
+    """In the order in which a name has them."""
+    recipe = Setting(**recipe_fields({"method": "gw-awq+full+block+alpha+gptq"}))
+    assert [name for name, _ in recipe_steps(recipe)] == ["rtn", "gw-awq", "+full", "+block", "+alpha", "+gptq"]
 
 
 @pytest.mark.parametrize(

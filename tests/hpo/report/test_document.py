@@ -8,15 +8,15 @@ import pytest
 
 from hpo.report.document import (
     PrintedEstimate,
-    PrintedImportances,
     PrintedRecommendation,
     PrintedReference,
     PrintedResult,
     PrintedRow,
-    PrintedShares,
     PrintedSizeClass,
+    PrintedStep,
     PrintedTrial,
 )
+from hpo.report.document_importances import PrintedImportances, PrintedShares
 from hpo.space.dimension import Dimension
 from hpo.space.space import Space
 from hpo.study import confirmation, contract, status
@@ -34,6 +34,7 @@ OBJECTS: dict[str, type] = {
     "ranking of a size class": PrintedSizeClass,
     "row of a ranking": PrintedRow,
     "interval": confirmation.Interval,
+    "step of the waterfall": PrintedStep,
     "contract": contract.Contract,
     "model": contract.ModelContract,
     "calibration text": contract.SequencesContract,

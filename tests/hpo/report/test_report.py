@@ -25,6 +25,8 @@ from hpo.study.record import StudyRecord
 from hpo.study.scores import Scores
 from hpo.verdict.importance import importances
 from hpo.verdict.snapshot import Study as Snapshot
+from hpo.verdict.words import percent_text
+from objectives.paired import paired_difference
 from quant.setting import Setting
 from storage.results import ResultStore
 from tests.conftest import PICTURES, blank
@@ -39,9 +41,21 @@ from tests.hpo.made_studies import (
     kept_study,
     mixed_study,
     study_of,
+    taken_apart,
 )
 
-FIGURES = ("forest", "bits", "elsewhere", "importances", "beta-tau", "slices", "parallel", "history", "running")
+FIGURES = (
+    "forest",
+    "waterfall",
+    "bits",
+    "elsewhere",
+    "importances",
+    "beta-tau",
+    "slices",
+    "parallel",
+    "history",
+    "running",
+)
 FIGURES += ("remaining", "loss", "alpha", "memory")
 # What can be drawn of references alone.
 OF_REFERENCES = {"forest", "bits", "memory"}
@@ -277,6 +291,42 @@ def test_layers_of_the_best_trial_are_laid_out_by_depth_and_role(page: Reader) -
     assert all(0 <= cell <= 1 for row in alpha["z"] for cell in row)
 
 
+def test_what_is_recommended_is_taken_apart(mixed: Study, folder: Path, page: Reader) -> None:
+    """Bars reach from one mean NLL to the next above full precision; a table and `result.json` have the same steps."""
+    nearest, last = mixed.snapshot.waterfall
+    full = next(reference for reference in mixed.record.references if reference.setting is None)
+    lost = [step.score.mean_nll - math.log(full.perplexity or 0) for step in (nearest, last)]
+    [figure] = [one for one in page.figures if "nats per token" in one["layout"]["xaxis"]["title"]["text"]]
+    [bars] = figure["data"]
+    assert bars["base"] == pytest.approx([0, lost[0], 0])
+    assert bars["x"] == pytest.approx([lost[0], lost[1] - lost[0], lost[1]])
+    change = paired_difference(last.score, nearest.score)
+    assert bars["error_x"]["array"] == pytest.approx([0, change.high - change.value, 0])
+    start = page.text.index("From nearest rounding to what is recommended")
+    assert percent_text(change) in page.text[start : start + 20]
+    assert f"{100 * lost[1] / lost[0]:.0f} %" in page.text[start : start + 20]
+    assert percent_text(change) in (folder / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert [step["name"] for step in result["waterfall"]] == ["rtn", last.measured.name]
+    assert result["waterfall"][1]["percent_change"]["value"] == pytest.approx(change.percent()[0])
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("lost", [True, False])
+def test_steps_to_what_is_no_longer_recommended_are_not_shown(lost: bool, tmp_path: Path) -> None:
+    """A study that went on, and one whose values are not all there, say that nothing is measured."""
+    study = taken_apart(mixed_study(ResultStore(tmp_path / "store"), 12))
+    record = study.record
+    if lost:
+        steps = (replace(record.waterfall[0], result="lost"), record.waterfall[1])
+    else:
+        steps = (*record.waterfall, replace(record.waterfall[0], name="+gptq"))
+    page = written(study, tmp_path / "report", replace(record, waterfall=steps))
+    text = "Left out: nothing between nearest rounding and what is recommended is measured."
+    assert text in page.text
+    assert "waterfall" not in pictures(tmp_path / "report")
+
+
 def test_what_mattered_has_intervals_and_a_warning(mixed: Study, page: Reader) -> None:
     """Bars with error bars, a table, how many trials they are over; what cannot be told apart is said, too."""
     found = importances(mixed.record.contract.space, mixed.record.trials)
@@ -318,7 +368,7 @@ def test_the_study_as_json_has_settings_and_estimates(mixed: Study) -> None:
     """Decoded settings of all trials, estimates of pruned ones, the best as one of the trials."""
     found: Any = study_json(mixed.snapshot)
     keys = ["study", "contract", "references", "trials", "best", "recommendation", "ranking", "confirmation"]
-    assert list(found) == keys
+    assert list(found) == [*keys, "waterfall"]
     for trial, entry in zip(mixed.record.trials, found["trials"], strict=True):
         assert trial.setting is not None
         assert entry["params"] == trial.setting.as_dict()
@@ -418,7 +468,8 @@ def test_a_fixed_parameter_is_not_drawn(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "parallel.png").write_bytes(b"of an earlier report")
     page = written(study, tmp_path / "report")
-    assert pictures(tmp_path / "report") == set(FIGURES) - {"elsewhere", "importances", "beta-tau", "parallel"}
+    left_out = {"waterfall", "elsewhere", "importances", "beta-tau", "parallel"}
+    assert pictures(tmp_path / "report") == set(FIGURES) - left_out
     assert "Left out: only beta varies." in page.text
     assert "Left out: β and τ do not both vary." in page.text
 

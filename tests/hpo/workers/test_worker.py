@@ -19,10 +19,11 @@ from hpo.search.pruners.registry import PRUNERS, Pruning
 from hpo.search.samplers.registry import SAMPLERS
 from hpo.search.stopping import Stopping
 from hpo.space.space import Space, make_space
-from hpo.study.attributes import OWNER
+from hpo.study.attributes import OWNER, REFERENCES
 from hpo.study.events import Event, Finished, Looked, Notice
 from hpo.study.owner import Owner
 from hpo.study.record import TrialRecord, read_study
+from hpo.workers import measuring
 from hpo.workers import worker as worker_module
 from hpo.workers.administration import retry_failed
 from hpo.workers.ledger import Ledger
@@ -31,12 +32,14 @@ from hpo.workers.preparation import open_study
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
 from objectives.errors import InputError, RunError
-from objectives.progress import silent
+from objectives.progress import Progress, silent
 from objectives.quantization import model_size
 from objectives.results import load_result, measurement_key
 from objectives.scoring import Score
+from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
 from quant.plan import Plan
+from quant.recipes import recipe_fields
 from quant.setting import Setting
 from storage.errors import StorageError
 from storage.results import ResultStore
@@ -477,6 +480,33 @@ def test_references_are_measured_once_and_at_every_group_size(make: Make, monkey
     ]
     monkeypatch.setattr("hpo.workers.measuring.score_all", lambda *arguments: pytest.fail("scored again"))
     assert measure_references(worker.bench, worker.store, SPACE, TEXT, silent) == measured
+
+
+def test_the_steps_to_a_recipe_are_measured_where_the_study_has_not(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearest rounding and the method are references; every ingredient changes what is measured; nothing twice."""
+    worker = make()
+    references = measure_references(worker.bench, worker.store, SPACE, TEXT, silent)
+    worker.study.set_user_attr(REFERENCES, encode(references))
+    record = read_study(worker.study)
+    recipe = recipe_fields({"method": "gw-awq+full+range+alpha+gptq"})
+    setting = Setting(**recipe, n_calib=8, group_size=32)
+    scored: list[str] = []
+    score_all = measuring.score_all
+
+    def counted(module: torch.nn.Module, text: Sequences, label: str, progress: Progress) -> Score:
+        scored.append(label)
+        return score_all(module, text, label, progress)
+
+    monkeypatch.setattr(measuring, "score_all", counted)
+    steps = measuring.measure_steps(worker.bench, worker.store, record, setting, TEXT, silent)
+    assert [step.name for step in steps] == ["rtn", "gw-awq", "+full", "+range", "+alpha", "+gptq"]
+    assert steps[-1].setting == setting
+    assert len(scored) == 4
+    assert len({step.perplexity for step in steps}) == len(steps)
+    assert measuring.measure_steps(worker.bench, worker.store, record, setting, TEXT, silent) == steps
+    assert len(scored) == 4
 
 
 def names(worker: Worker, method: str, **given: object) -> list[tuple[str, str]]:
