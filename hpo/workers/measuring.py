@@ -136,7 +136,7 @@ def measure_steps(
     Raises:
         RunError: If a value is not finite.
     """
-    measured = [each.setting for each in (*record.references, *record.complete) if each.setting is not None]
+    measured = [row.setting for row in (*record.references, *record.complete) if row.setting is not None]
     # Their calibration sizes may differ where nothing reads them, and results are kept by them.
     known = {other.canonical(): other for other in measured}
     named = [(name, known.get(step.canonical(), step)) for name, step in recipe_steps(setting)]

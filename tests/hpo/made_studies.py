@@ -366,7 +366,7 @@ def taken_apart(study: Study) -> Study:
         for reference in study.record.references
         if reference.name == "rtn" and reference.size_class == chosen.measured.size_class
     ]
-    last = Measured(**{one.name: getattr(chosen.measured, one.name) for one in fields(Measured)})
+    last = Measured(**{field.name: getattr(chosen.measured, field.name) for field in fields(Measured)})
     steps = (nearest, replace(last, name=chosen.measured.setting.method))
     return replace(study, record=replace(study.record, waterfall=steps))
 

@@ -36,6 +36,7 @@ from objectives.progress import Progress, silent
 from objectives.quantization import model_size
 from objectives.results import load_result, measurement_key
 from objectives.scoring import Score
+from objectives.teacher import Teacher
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
 from quant.plan import Plan
@@ -495,9 +496,11 @@ def test_the_steps_to_a_recipe_are_measured_where_the_study_has_not(
     scored: list[str] = []
     score_all = measuring.score_all
 
-    def counted(module: torch.nn.Module, text: Sequences, label: str, progress: Progress) -> Score:
+    def counted(
+        module: torch.nn.Module, text: Sequences, label: str, progress: Progress, teacher: Teacher | None
+    ) -> Score:
         scored.append(label)
-        return score_all(module, text, label, progress)
+        return score_all(module, text, label, progress, teacher)
 
     monkeypatch.setattr(measuring, "score_all", counted)
     steps = measuring.measure_steps(worker.bench, worker.store, record, setting, TEXT, silent)
