@@ -138,8 +138,8 @@ def measure_steps(
     """
     measured = [row.setting for row in (*record.references, *record.complete) if row.setting is not None]
     # Their calibration sizes may differ where nothing reads them, and results are kept by them.
-    known = {other.canonical(): other for other in measured}
-    named = [(name, known.get(step.canonical(), step)) for name, step in recipe_steps(setting)]
+    by_effect = {other.canonical(): other for other in measured}
+    named = [(name, by_effect.get(step.canonical(), step)) for name, step in recipe_steps(setting)]
     return _measure_named(bench, store, named, tuning, progress)
 
 
