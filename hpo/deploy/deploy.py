@@ -16,6 +16,7 @@ from objectives.export.manifest import Manifest
 from objectives.limits import length_note
 from objectives.model.roles import kept_in_16_bit, quantized_part
 from objectives.progress import Progress
+from objectives.quantization import rounding_notes
 from objectives.results import load_result, measurement_key
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
@@ -87,11 +88,12 @@ def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, name: str, paths: P
     model, blocks = bench.model, bench.blocks
     texts = [bench.calibration.text, tuning]
     remarks = (quantized_part(model.module, blocks), kept_in_16_bit(blocks), length_note(model.module, texts))
+    notes = [*model.notes, *(note for note in remarks if note is not None), *rounding_notes(manifest.layers)]
     return Written(
         directory=directory,
         manifest=manifest,
         disk_bytes=disk_bytes(directory),
-        notes=[*model.notes, *(note for note in remarks if note is not None), *form.notes(blocks)],
+        notes=[*notes, *form.notes(blocks)],
     )
 
 

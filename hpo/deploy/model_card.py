@@ -13,6 +13,7 @@ from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import flips_text, interval_text, kl_text, number, percent_text
 from objectives.export.manifest import Manifest
+from objectives.quantization import rounding_notes
 from quant.setting import Setting
 
 
@@ -61,6 +62,8 @@ def _what(manifest: Manifest, setting: Setting) -> Iterator[str]:
     yield ""
     if manifest.part:
         yield from (f"Of this model, {manifest.part}.", "")
+    for note in rounding_notes(manifest.layers):
+        yield from (f"{note[0].upper()}{note[1:]}.", "")
     yield (
         f"{manifest.stored_bits_per_weight:.3f} bits per weight of the decoder blocks, counted in the file; the "
         f"whole model takes {manifest.model_bytes / 1e6:.1f} MB."

@@ -9,6 +9,7 @@ import safetensors.torch
 
 import cli
 from hpo.deploy.deploy import Chosen, deploy
+from hpo.deploy.model_card import model_card
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from objectives.export.formats import FORMATS, Export, RegisteredFormat
@@ -90,6 +91,28 @@ def test_a_format_that_is_registered_is_written(tmp_path: Path) -> None:
     assert written.manifest.proof.packed == written.manifest.proof.measured
     assert written.disk_bytes == sum(path.stat().st_size for path in target.iterdir())
     assert any("blocks in one file" in note for note in written.notes)
+
+
+class FellBack(OneFile):
+    """Its first Linear kept nearest rounding."""
+
+    def write(self, export: Export, progress: Progress) -> Manifest:
+        manifest = super().write(export, progress)
+        first, *others = manifest.layers
+        return replace(manifest, layers=(replace(first, fell_back=True), *others))
+
+
+def test_linears_that_kept_nearest_rounding_are_noted_and_stand_in_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `evaluate` names them; a card without such Linears says nothing."""
+    monkeypatch.setitem(FORMATS, "one-file", RegisteredFormat(summary="all tensors in one file", load=FellBack))
+    written = deploy(BENCH, Chosen(setting=RTN), tmp_path / "out", "one-file", Paths(tmp_path / "home"), silent)
+    [note] = [note for note in written.notes if note.startswith("1 Linears kept nearest rounding, ")]
+    manifest = replace(written.manifest, stored_bits_per_weight=4.25)
+    assert f"\n{note}.\n" in model_card(manifest, RTN)
+    as_asked = [replace(layer, fell_back=False) for layer in manifest.layers]
+    assert "kept nearest rounding" not in model_card(replace(manifest, layers=tuple(as_asked)), RTN)
 
 
 @pytest.mark.usefixtures("one_file")
