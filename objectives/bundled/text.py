@@ -37,6 +37,8 @@ _NO_PROSE = frozenset(
     {"test", "tests", "idlelib", "lib2to3", "distutils", "turtledemo", "encodings", "pydoc_data"}
     | {"site-packages", "dist-packages", "_bundled", "_vendor", "__pycache__", "__phello__"}
 )
+# The fields that hold the statements of a statement, in source order.
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
 _WORD = re.compile(r"\w+")
 _PARAGRAPH_BREAK = re.compile(r"\n[ \t]*\n")
 
@@ -162,8 +164,8 @@ def _raw_docstrings(node: ast.AST) -> Iterator[str]:
         text = ast.get_docstring(node, clean=False)
         if text:
             yield text
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+    for block in _BLOCKS:
+        for child in getattr(node, block, ()):
             yield from _raw_docstrings(child)
 
 
