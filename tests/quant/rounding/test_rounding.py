@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantizationError
-from quant.layers import quantize_set
+from quant.layers import LinearInput, LinearSet, quantize_set
+from quant.recipes import recipe_fields
 from quant.rounding import rounding
 from quant.rounding.inputs import ScaledInputs
 from quant.rounding.matrix import Matrix, Rounded
@@ -17,7 +18,7 @@ from quant.rounding.rounding import ROUNDINGS
 from quant.scaling.salience import error_weights, importance, kept_rows
 from quant.scheme import IntWeight, Scheme, dequantize, quantize
 from quant.setting import Setting
-from tests.quant.synthetic import per_input, seeded
+from tests.quant.synthetic import activations, input_statistics, output_statistics, per_input, seeded
 from tests.quant.test_inputs_are_not_mutated import GATE_UP
 
 SETTING = {"method": "gw-awq", "group_size": 12, "n_grid": 4}
@@ -149,3 +150,29 @@ def test_nearest_rounding_is_the_scheme_s_own() -> None:
     ranges = find_ranges(weight, scheme, inputs, "none")
     (rounded,) = rounding.nearest([Matrix(weight=weight, ranges=ranges)], scheme, inputs, Setting())
     assert torch.equal(dequantize(rounded.codes), dequantize(quantize(weight, scheme)))
+
+
+@pytest.mark.parametrize("recipe", ["gw-awq+range+alpha+gptq", "gwh-praq-v2+full+block+alpha+gptq"])
+def test_threads_do_not_change_a_recipe(recipe: str) -> None:
+    """Exponents, ranges and codes of every ingredient together are the same on one and on two threads."""
+    rows = activations(512, 256, seed=3)
+    weights = [torch.randn(outputs, 256, generator=seeded(outputs)) / 16 for outputs in (192, 128)]
+    linears = tuple(
+        LinearInput(name=f"{len(weight)}", weight=weight, outputs=output_statistics(rows @ weight.T, rows, False))
+        for weight in weights
+    )
+    given = LinearSet(linears=linears, kind="attention", inputs=input_statistics(rows))
+    setting = Setting(**recipe_fields({"method": recipe, "group_size": 32, "n_grid": 8}))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(quantize_set(given, setting))
+    finally:
+        torch.set_num_threads(threads)
+    for alone, shared in zip(*results, strict=True):
+        assert alone.codes is not None
+        assert shared.codes is not None
+        assert alone.alpha == shared.alpha
+        assert torch.equal(alone.codes.scale, shared.codes.scale)
+        assert torch.equal(alone.codes.codes, shared.codes.codes)
