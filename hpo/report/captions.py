@@ -6,6 +6,7 @@ Responsible for saying all of that in one sentence each. Knows what is drawn, no
 from dataclasses import dataclass
 
 from hpo.report.charts import ChartData
+from hpo.report.damage import disagreements
 
 NO_TRIAL = "no trial is complete"
 
@@ -31,8 +32,8 @@ class Caption:
 
 def captions(data: ChartData) -> list[Caption]:
     """Write one for every figure that a report can have, in its order."""
-    writers = (_forest, _waterfall, _bits, _transfer, _importances, _surface, _slices, _parallel, _history, _running)
-    return [write(data) for write in (*writers, _remaining, _reduction, _alpha, _memory)]
+    writers = (_forest, _waterfall, _bits, _transfer, _damage, _importances, _surface, _slices, _parallel)
+    return [write(data) for write in (*writers, _history, _running, _remaining, _reduction, _alpha, _memory)]
 
 
 def _caption(key: str, title: str, reading: str, alt: str, why_not: str | None) -> Caption:
@@ -97,6 +98,19 @@ def _transfer(data: ChartData) -> Caption:
         alt = f"{named}. {alt}."
     why_not = None if transfer is not None else "nothing was confirmed on other text yet"
     return _caption("elsewhere", "On other text", reading, alt, why_not)
+
+
+def _damage(data: ChartData) -> Caption:
+    all_damages = data.verdict.damages
+    apart, pairs = disagreements(all_damages)
+    reading = (
+        "What each setting costs by two measures, in nats per token with 95 % intervals: further right diverges more "
+        "from full precision, higher loses more on this text; on the dashed line both are equal. Of two settings whose "
+        f"line falls the measures disagree: here in {apart} of {pairs} pairs at equal bits."
+    )
+    alt = "; ".join(damage.text for damage in all_damages[:6])
+    why_not = None if all_damages else "no divergence was measured"
+    return _caption("damage", "Where KL and perplexity disagree", reading, f"{alt}.", why_not)
 
 
 def _memory(data: ChartData) -> Caption:

@@ -22,7 +22,7 @@ from hpo.report.charts import ChartData, heights, intervals, perplexity_range, s
 from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
 from hpo.report.sheet import WIDTH, blank, heatmap, scale, sheet, ticks, tidy, with_legend
-from hpo.report.verdict_plots import bits, forest, memory, transfer, waterfall
+from hpo.report.verdict_plots import bits, damage, forest, memory, transfer, waterfall
 
 MARKERS = ("o", "D", "s", "^", "*", "p")
 PERPLEXITY = "perplexity"
@@ -258,6 +258,7 @@ DRAWN: dict[str, Callable[[ChartData], Figure]] = {
     "bits": bits,
     "elsewhere": transfer,
     "memory": memory,
+    "damage": damage,
     "history": _history,
     "importances": _importances,
     "beta-tau": _surface,

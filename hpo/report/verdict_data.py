@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hpo.report.damage import Damage, damages
 from hpo.report.tables import is_shown
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
@@ -126,6 +127,7 @@ class VerdictData:
     memory: tuple[Memory, ...] = ()
     transfer: Transfer | None = None
     waterfall: tuple[Bar, ...] = ()
+    damages: tuple[Damage, ...] = ()
 
 
 def verdict_data(study: Study) -> VerdictData:
@@ -140,6 +142,7 @@ def verdict_data(study: Study) -> VerdictData:
         memory=tuple(_memory(full, rankings)) if full else (),
         transfer=_transfer(record, rankings),
         waterfall=tuple(_waterfall(study, full)),
+        damages=damages(study),
     )
 
 

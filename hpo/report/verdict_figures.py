@@ -152,3 +152,34 @@ def transfer(data: ChartData) -> Panels:
         )
     figure.update_xaxes(range=[-0.3, len(transferred.texts) - 0.7])
     return [("", figure)]
+
+
+def damage(data: ChartData) -> Panels:
+    """Draw mean NLL above full precision against divergence from it, with both intervals."""
+    figure = blank("KL from full precision, nats per token", "NLL above full precision, nats per token")
+    damages = data.verdict.damages
+    size_classes = dict.fromkeys(member.size_class for member in damages)
+    for size_class, colour in zip(size_classes, cycle(palette.GROUPS), strict=False):
+        for kind, symbol in (("reference", "square"), ("trial", "circle")):
+            members = [member for member in damages if (member.size_class, member.kind) == (size_class, kind)]
+            if not members:
+                continue
+            figure.add_scatter(
+                x=[member.kl.value for member in members],
+                y=[member.nll.value for member in members],
+                mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 9},
+                error_x={"array": [member.kl.high - member.kl.value for member in members], "thickness": 1, "width": 2},
+                error_y={
+                    "array": [member.nll.high - member.nll.value for member in members],
+                    "thickness": 1,
+                    "width": 2,
+                },
+                text=[member.text for member in members],
+                hovertemplate="%{text}<extra></extra>",
+                name=f"{kind}s, {size_class}",
+            )
+    ends = [min(member.kl.value for member in damages), max(member.kl.value for member in damages)]
+    dashed = {"dash": "dash", "color": palette.GREY, "width": 1}
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=dashed, name="equal", hoverinfo="skip")
+    return [("", figure)]

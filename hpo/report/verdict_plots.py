@@ -136,3 +136,29 @@ def transfer(data: ChartData) -> Figure:
     axes.set_xticks(range(len(transferred.texts)), ["\n".join(text) for text in transferred.texts])
     axes.margins(x=0.15)
     return with_legend(figure, axes)
+
+
+def damage(data: ChartData) -> Figure:
+    """Draw mean NLL above full precision against divergence from it, with both intervals."""
+    figure, axes = blank("KL from full precision, nats per token", "NLL above full precision, nats per token")
+    damages = data.verdict.damages
+    size_classes = dict.fromkeys(member.size_class for member in damages)
+    for size_class, colour in zip(size_classes, cycle(palette.GROUPS), strict=False):
+        for kind, marker in (("reference", "s"), ("trial", "o")):
+            members = [member for member in damages if (member.size_class, member.kind) == (size_class, kind)]
+            if not members:
+                continue
+            axes.errorbar(
+                [member.kl.value for member in members],
+                [member.nll.value for member in members],
+                xerr=[member.kl.high - member.kl.value for member in members],
+                yerr=[member.nll.high - member.nll.value for member in members],
+                fmt=marker,
+                color=colour,
+                elinewidth=0.8,
+                markersize=5,
+                label=f"{kind}s, {size_class}",
+            )
+    axes.axline((0, 0), slope=1, linestyle="--", color=palette.GREY, linewidth=1, label="equal")
+    axes.margins(0.1)
+    return with_legend(figure, axes)

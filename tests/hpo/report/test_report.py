@@ -49,6 +49,7 @@ FIGURES = (
     "waterfall",
     "bits",
     "elsewhere",
+    "damage",
     "importances",
     "beta-tau",
     "slices",
@@ -58,7 +59,7 @@ FIGURES = (
 )
 FIGURES += ("remaining", "loss", "alpha", "memory")
 # What can be drawn of references alone.
-OF_REFERENCES = {"forest", "bits", "memory"}
+OF_REFERENCES = {"forest", "bits", "damage", "memory"}
 FILES = {"index.html", "report.md", "result.json", "trials.csv"}
 VOID = {"meta", "img", "br", "link"}
 
