@@ -297,7 +297,7 @@ def test_what_is_recommended_is_taken_apart(mixed: Study, folder: Path, page: Re
     nearest, last = mixed.snapshot.waterfall
     full = next(reference for reference in mixed.record.references if reference.setting is None)
     lost = [step.score.mean_nll - math.log(full.perplexity or 0) for step in (nearest, last)]
-    [figure] = [one for one in page.figures if "nats per token" in one["layout"]["xaxis"]["title"]["text"]]
+    [figure] = [one for one in page.figures if one["layout"]["xaxis"]["title"]["text"].startswith("nats per token")]
     [bars] = figure["data"]
     assert bars["base"] == pytest.approx([0, lost[0], 0])
     assert bars["x"] == pytest.approx([lost[0], lost[1] - lost[0], lost[1]])
