@@ -103,11 +103,12 @@ def test_workers_share_the_tokens_and_know_less(made: Truth) -> None:
     assert len({trial.row for trial in ended}) == len(ended)
 
 
-def test_the_paired_pruner_saves_tokens_and_keeps_the_best(made: Truth) -> None:
-    """On ten orders of the text: two thirds of what full trials take at most, the best of all trials never given up."""
+@pytest.mark.parametrize("orders", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_the_paired_pruner_saves_tokens_and_keeps_the_best(made: Truth, orders: int) -> None:
+    """On several orders of the text: two thirds of what full trials take at most, the best never given up."""
     searches = pruner_searches()
     found = []
-    for seed in range(10):
+    for seed in range(orders):
         where = field(made, seed)
         found.append(summary(replay(searches["paired 0.02"](where, seed), where, 40.0, 30), where))
     assert np.mean([study["tokens"] for study in found]) < 0.65 * 30
