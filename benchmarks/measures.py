@@ -53,12 +53,12 @@ def agreement(scores: Sequence[Score], splits: int, seed: int = 0) -> dict[tuple
     right: dict[tuple[Measure, Measure, int], list[float]] = {}
     first, second = np.array(list(combinations(range(len(scores)), 2))).T
     for _ in range(splits):
-        here, there = halves(clusters, generator)
+        near, far = halves(clusters, generator)
         for judge in MEASURES:
-            judged = sums[judge][:, there].sum(1) / tokens[there].sum()
+            judged = sums[judge][:, far].sum(1) / tokens[far].sum()
             for measure in MEASURES:
-                for size in (size for size in SIZES if size <= len(here)):
-                    part = here[:size]
+                for size in (size for size in SIZES if size <= len(near)):
+                    part = near[:size]
                     seen = sums[measure][:, part].sum(1) / tokens[part].sum()
                     same = np.sign(seen[first] - seen[second]) == np.sign(judged[first] - judged[second])
                     right.setdefault((measure, judge, size), []).append(float(same.mean()))

@@ -105,8 +105,9 @@ def _damage(data: ChartData) -> Caption:
     apart, pairs = disagreements(all_damages)
     reading = (
         "What each setting costs by two measures, in nats per token with 95 % intervals: further right diverges more "
-        "from full precision, higher loses more on this text; on the dashed line both are equal. Of two settings whose "
-        f"line falls the measures disagree: here in {apart} of {pairs} pairs at equal bits."
+        "from full precision, higher loses more on this text; on the dashed line both are equal. Squares are "
+        "references, circles trials. Of two settings whose line falls the measures disagree: here in "
+        f"{apart} of {pairs} pairs at equal bits."
     )
     alt = "; ".join(damage.text for damage in all_damages[:6])
     why_not = None if all_damages else "no divergence was measured"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from hpo.space.size_class import SizeClass
 from hpo.study.record import TrialRecord
 from hpo.verdict.ranking import Ranked
 from hpo.verdict.snapshot import Study
@@ -30,7 +31,7 @@ class Damage:
 
     name: str
     kind: Literal["reference", "trial"]
-    size_class: str
+    size_class: SizeClass
     kl: Difference
     nll: Difference
 
@@ -48,7 +49,7 @@ def damages(study: Study) -> tuple[Damage, ...]:
     if not scores:
         return ()
     ((_, exact),) = scores
-    rows = ((str(ranking.size_class), row) for ranking in study.rankings for row in ranking.rows)
+    rows = ((ranking.size_class, row) for ranking in study.rankings for row in ranking.rows)
     return tuple(damage for size_class, row in rows for damage in _damage(size_class, row, exact))
 
 
@@ -66,7 +67,7 @@ def disagreements(all_damages: tuple[Damage, ...]) -> tuple[int, int]:
     return apart, len(pairs)
 
 
-def _damage(size_class: str, row: Ranked, exact: Score) -> Iterator[Damage]:
+def _damage(size_class: SizeClass, row: Ranked, exact: Score) -> Iterator[Damage]:
     kl, nll = row.kl, paired_difference(row.score, exact)
     if kl is not None and all(map(math.isfinite, (kl.value, kl.high, nll.value, nll.high))):
         kind: Literal["reference", "trial"] = "trial" if isinstance(row.measured, TrialRecord) else "reference"

@@ -177,7 +177,7 @@ def damage(data: ChartData) -> Panels:
                 },
                 text=[member.text for member in members],
                 hovertemplate="%{text}<extra></extra>",
-                name=f"{kind}s, {size_class}",
+                name=f"{kind}s {size_class.short}",
             )
     ends = [min(member.kl.value for member in damages), max(member.kl.value for member in damages)]
     dashed = {"dash": "dash", "color": palette.GREY, "width": 1}

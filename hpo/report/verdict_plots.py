@@ -157,7 +157,7 @@ def damage(data: ChartData) -> Figure:
                 color=colour,
                 elinewidth=0.8,
                 markersize=5,
-                label=f"{kind}s, {size_class}",
+                label=None if size_class.short in axes.get_legend_handles_labels()[1] else size_class.short,
             )
     axes.axline((0, 0), slope=1, linestyle="--", color=palette.GREY, linewidth=1, label="equal")
     axes.margins(0.1)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from hpo.report.damage import Damage, damages, disagreements
+from hpo.space.size_class import size_class_of
 from hpo.verdict.snapshot import Study
 from objectives.paired import Difference, distance, paired_difference
+from quant.setting import Setting
 from storage.results import ResultStore
 from tests.hpo.made_studies import mixed_study
 
@@ -37,14 +39,15 @@ def test_scores_from_before_divergence_are_left_out(study: Study) -> None:
     assert len(damages(changed)) == len(damages(study)) - 1
 
 
-def at(kl: float, nll: float, size_class: str = "group size 64") -> Damage:
+def at(kl: float, nll: float, group_size: int = 64) -> Damage:
     def of(value: float) -> Difference:
         return Difference(value=value, standard_error=0.1, low=value - 0.2, high=value + 0.2, p_value=0.5, clusters=9)
 
+    size_class = size_class_of(Setting(group_size=group_size))
     return Damage(name="rtn", kind="reference", size_class=size_class, kl=of(kl), nll=of(nll))
 
 
 def test_pairs_that_are_ordered_differently_are_counted_at_equal_bits() -> None:
     """Two of three pairs agree; another size class is compared with nothing."""
-    assert disagreements((at(0.1, 0.3), at(0.2, 0.4), at(0.3, 0.35), at(0.05, 0.9, "group size 32"))) == (1, 3)
+    assert disagreements((at(0.1, 0.3), at(0.2, 0.4), at(0.3, 0.35), at(0.05, 0.9, group_size=32))) == (1, 3)
     assert disagreements(()) == (0, 0)
