@@ -247,7 +247,7 @@ def nameless(path: Path) -> Iterator[str]:
 
 def test_variables_are_called_what_they_are() -> None:
     """A name says what the thing is: a trial, a setting, a score."""
-    assert not offenders(nameless, [*MODULES, *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")])
+    assert not offenders(nameless, [*MODULES, *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/*.py")])
 
 
 def catches_everything(kind: ast.expr | None) -> bool:
