@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
+from hpo.report.figures import DRAWN as FIGURES_OF_A_REPORT
 from tests.browser.conftest import watched
 
 pytestmark = pytest.mark.slow
+FIGURES = len(FIGURES_OF_A_REPORT)
 PLOTS = "document.querySelectorAll('.plot').length"
 # What a figure consists of when plotly has drawn it: an SVG of some size with marks on it.
 DRAWN = """[...document.querySelectorAll('.plot')].filter(plot => {
@@ -79,7 +81,7 @@ def test_paper_has_pictures_on_white(browser: Browser, report: str, scheme: str)
     page.goto(report)
     page.wait_for_function(f"{DRAWN} === {PLOTS}")
     page.emulate_media(media="print", color_scheme=scheme)  # type: ignore[arg-type]
-    assert page.evaluate(PICTURES) == page.evaluate("document.querySelectorAll('figure').length") == 13
+    assert page.evaluate(PICTURES) == page.evaluate("document.querySelectorAll('figure').length") == FIGURES
     assert not any(plot.is_visible() for plot in page.locator(".plot").all())
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate(CONTRAST) >= 4.5
@@ -92,7 +94,7 @@ def test_without_scripts_there_are_pictures(browser: Browser, report: str) -> No
     page = context.new_page()
     page.goto(report)
     visible = [picture.is_visible() for picture in page.locator("figure img").all()]
-    assert visible == [True] * 13
+    assert visible == [True] * FIGURES
     context.close()
 
 

@@ -22,6 +22,8 @@ from optuna.trial import TrialState
 import cli
 from hpo.study.attributes import BEAT
 from hpo.study.record import StudyRecord, read_study
+from storage.cache import TensorCache
+from storage.paths import Paths
 from storage.studies.opening import open_storage
 from tests.processes import finish, run_impatient, run_worker, start, wait_until
 from tests.servers import Database
@@ -119,7 +121,7 @@ def test_one_command_starts_workers_that_share_a_study(
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_workers_that_start_together_on_nothing_make_one_study(count: int, home: Path, tmp_path: Path) -> None:
-    """One contract, presets queued once, every reference and every segment of calibration computed once."""
+    """One contract, presets queued once, every reference, segment of calibration and teacher computed once."""
     url, own = f"sqlite:///{tmp_path}/s.db", tmp_path / "own"
     workers = [worker(url, own, tmp_path / f"{index}", "--trials", "5") for index in range(count)]
     assert finish(*workers) == [0] * count
@@ -129,7 +131,9 @@ def test_workers_that_start_together_on_nothing_make_one_study(count: int, home:
         origin.startswith("preset") for origin in origins
     )
     assert len(study(url).references) == 4
-    assert len(list((own / "calibration").iterdir())) == 1
+    # Full precision on the tuning text and on what the winner was confirmed on.
+    entries = [entry.about.get("holds", "statistics") for entry in TensorCache(Paths(own)).entries()]
+    assert Counter(entries) == {"statistics": 1, "last hidden states of full precision": 2}
     errors = "".join((tmp_path / f"{index}.err").read_text() for index in range(count))
     assert "Traceback" not in errors
     assert "locked" not in errors
