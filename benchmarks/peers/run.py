@@ -3,7 +3,8 @@
 Each peer has a virtual environment of its own below --environments, made where it is missing, and quantizes in a
 process of its own, one at a time. What they write is scored as `compare --models` scores it. What was written before
 for the same model, tokens and grid is not made again. A peer that cannot be installed or fails is a row that says why.
-Seconds are those of calibrating and quantizing, without loading and writing.
+Seconds are those of calibrating and quantizing, without loading and writing. Our rows share one calibration: it counts
+in the first of them, and in none where an earlier run in the same --work made it.
 
     OMP_NUM_THREADS=1 python benchmarks/peers/run.py --seq-len 256 --eval-samples 32 --n-calib 64 --asymmetric
     python benchmarks/peers/run.py --model DIR --calib-data WIKITEXT2 --eval-data C4 --peers auto-round,gptqmodel
