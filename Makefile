@@ -12,9 +12,7 @@ TESTS := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 demo: install
 	$(BIN)/python cli.py optimize --trials 24 --group-size 64,128
 
-# Side by side: each waits now and then.
-test: install
-	$(MAKE) --jobs=2 lint test-quick
+test: lint test-quick
 
 test-quick: install
 	$(TESTS) -m "not slow"
