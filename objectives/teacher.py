@@ -9,7 +9,7 @@ is asked for. Shape letters: `N` rows, `F` features.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,10 +47,6 @@ class Teacher:
     def features(self, indices: Sequence[int]) -> Tensor:
         """Return what the head reads at the targets of these sequences, `[N, F]`, one after the other."""
         return torch.cat([self.rows[index] for index in indices])
-
-    def first(self, count: int) -> "Teacher":
-        """Return the teacher of the first `count` sequences."""
-        return replace(self, rows=self.rows[:count])
 
 
 @torch.inference_mode()

@@ -106,14 +106,9 @@ class TensorCache:
         Raises:
             DamagedEntryError: If its bytes are not those that were written, naming the file.
         """
-        path = self._root / key / f"{part}.safetensors"
-        expected = self._manifest(key).checksums.get(part)
-        try:
+        with self._whole_part(key, part) as (path, check):
             data = path.read_bytes()
-        except OSError as error:
-            raise DamagedEntryError(key, f"{path} cannot be read: {error.strerror}") from error
-        if checksum(data) != expected:
-            raise DamagedEntryError(key, f"{path} is damaged: its checksum is not the one in its manifest")
+            check(checksum(data))
         return safetensors.torch.load(data)
 
     def window(self, key: str, part: str) -> dict[str, Tensor]:
@@ -122,14 +117,8 @@ class TensorCache:
         Raises:
             DamagedEntryError: If its bytes are not those that were written, naming the file.
         """
-        path = self._root / key / f"{part}.safetensors"
-        expected = self._manifest(key).checksums.get(part)
-        try:
-            actual = file_checksum(path)
-        except OSError as error:
-            raise DamagedEntryError(key, f"{path} cannot be read: {error.strerror}") from error
-        if actual != expected:
-            raise DamagedEntryError(key, f"{path} is damaged: its checksum is not the one in its manifest")
+        with self._whole_part(key, part) as (path, check):
+            check(file_checksum(path))
         return safetensors.torch.load_file(path)
 
     @contextmanager
@@ -204,6 +193,21 @@ class TensorCache:
                 self._delete(self._root / key, key)
         elif not missing_ok:
             raise StorageError(f"there is no entry {key} in {self._root}; `cache ls` lists them")
+
+    @contextmanager
+    def _whole_part(self, key: str, part: str) -> Iterator[tuple[Path, Callable[[str], None]]]:
+        """Give the path of a part, and what refuses it by its checksum; a file that cannot be read is damaged."""
+        path = self._root / key / f"{part}.safetensors"
+        expected = self._manifest(key).checksums.get(part)
+
+        def check(actual: str) -> None:
+            if actual != expected:
+                raise DamagedEntryError(key, f"{path} is damaged: its checksum is not the one in its manifest")
+
+        try:
+            yield path, check
+        except OSError as error:
+            raise DamagedEntryError(key, f"{path} cannot be read: {error.strerror}") from error
 
     def _publish(self, temporary: Path, key: str) -> None:
         published = self._root / key

@@ -5,6 +5,7 @@ directory is atomic, which POSIX and network file systems both promise.
 """
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -17,7 +18,6 @@ import xxhash
 
 from storage.errors import StorageError
 
-READ_BYTES = 2**22
 TEMPORARY = ".tmp-"
 UNSAFE = re.compile(r"[^\w.+ @=-]+")
 # Characters; with a suffix, a name of any script stays below the 255 bytes that file systems take.
@@ -34,11 +34,8 @@ def checksum(data: bytes) -> str:
 
 def file_checksum(path: Path) -> str:
     """Return what `checksum` gives of a file's bytes, read piece by piece."""
-    state = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while data := file.read(READ_BYTES):
-            state.update(data)
-    return str(state.hexdigest())
+        return str(hashlib.file_digest(file, xxhash.xxh3_128).hexdigest())
 
 
 def temporary_name(path: Path) -> Path:
