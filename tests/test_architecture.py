@@ -54,7 +54,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     ),
     "quant": (
         {"errors", "matmul", "methods", "parameters"},
-        {"recipes", "scheme", "statistics"},
+        {"allocation", "recipes", "scheme", "statistics"},
         {"packing", "rounding"},
         {"setting"},
         {"plan", "scaling", "sizes"},
