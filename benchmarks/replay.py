@@ -26,6 +26,7 @@ from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import COMPARED, has_converged, median_error
 from hpo.space.space import Space
 from hpo.study.attributes import RESULT, SETTING
+from hpo.study.objective import PERPLEXITY
 from hpo.study.record import TrialRecord, trial_record
 from hpo.workers.ledger import MOST_OTHERS
 from objectives.scoring import Score, look_sizes
@@ -242,7 +243,7 @@ class Optunas:
     def _report(self, row: int, read: int) -> None:
         steps = self._told.setdefault(row, set())
         look = self._field.text.score(row).first(read)
-        for step, value in self._pruner.reports(look, self._field.sequences).items():
+        for step, value in self._pruner.reports(look, self._field.sequences, PERPLEXITY).items():
             if step not in steps:
                 steps.add(step)
                 self._running[row].report(value, step)

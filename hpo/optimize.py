@@ -64,7 +64,9 @@ def optimize(
     bench, (tuning, *held_out) = laid_out.bench, laid_out.data
     space = fit(plan, laid_out, listen)
     texts = list(zip(plan.bench.data, laid_out.data, strict=True))
-    contract = make_contract(bench.model, bench.blocks, space, bench.calibration.text, texts, plan.bench.seed)
+    contract = make_contract(
+        bench.model, bench.blocks, space, bench.calibration.text, texts, plan.bench.seed, plan.objective
+    )
     study = open_study(storage, plan.name, contract)
     if SEARCH not in study.user_attrs:
         study.set_user_attr(SEARCH, encode(search_mode(plan)))
@@ -82,6 +84,7 @@ def optimize(
             tuning=tuning,
             sampler=plan.sampler,
             pruning=Pruning(name="none") if plan.presets_only else plan.pruning,
+            objective=plan.objective,
             stopping=plan.stopping,
             seed=plan.bench.seed,
             listen=listen,

@@ -13,6 +13,7 @@ from hpo.search.stopping import Stopping
 from hpo.space.space import Space
 from hpo.study.bench import new_bench_plan
 from hpo.study.contract import require_name
+from hpo.study.objective import PERPLEXITY, Objective
 from hpo.study.options import BenchOptions, SearchOptions
 from hpo.study.searching import SearchMode
 from objectives.errors import InputError
@@ -27,6 +28,7 @@ class StudyPlan:
         name: Of the study.
         bench: Model and text; its data are the tuning text and the confirmation texts, in this order.
         space: What is searched, before it is fitted to the model and the text.
+        objective: What a trial's value is.
         sampler: Who proposes.
         pruning: Who gives trials up, and when.
         stopping: When the study has seen enough.
@@ -38,6 +40,7 @@ class StudyPlan:
     name: str
     bench: BenchPlan
     space: Space
+    objective: Objective = PERPLEXITY
     sampler: str = SearchOptions.sampler
     pruning: Pruning = field(default_factory=Pruning)
     stopping: Stopping = field(default_factory=Stopping)

@@ -279,6 +279,6 @@ def _result_text(trial: TrialRecord) -> str:
     if trial.perplexity is not None:
         return f"perplexity {trial.perplexity:.3f}"
     if trial.state == "PRUNED":
-        guess = f", estimated {trial.estimate.perplexity:.3f}" if trial.estimate else ""
+        guess = f", estimated {trial.estimate.value:.3f}" if trial.estimate else ""
         return f"pruned after {max(trial.running, default=0)} sequences{guess}"
     return f"{trial.state.lower()}: {trial.outcome}"

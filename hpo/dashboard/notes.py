@@ -180,7 +180,7 @@ def _trial_rows(
     yield "perplexity", number(trial.perplexity) if trial.perplexity is not None else ""
     if trial.estimate:
         guess = trial.estimate
-        yield "estimated perplexity", f"{guess.perplexity:.3f} [{guess.low:.3f}, {guess.high:.3f}]"
+        yield "estimated perplexity", f"{guess.value:.3f} [{guess.low:.3f}, {guess.high:.3f}]"
     row = find_row(ranking, trial.name) if ranking else None
     if row is not None and row.against is not None and ranking is not None and ranking.best_reference is not None:
         yield f"against {ranking.best_reference.measured.name}", percent_text(row.against)

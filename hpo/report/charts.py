@@ -181,7 +181,7 @@ def _measured(trial: TrialRecord, axes: Sequence[Axis]) -> Point | None:
 def _estimated(trial: TrialRecord, axes: Sequence[Axis]) -> Point | None:
     if trial.state != "PRUNED" or trial.estimate is None:
         return None
-    return _point(trial, axes, trial.estimate.perplexity, trial.estimate.low, trial.estimate.high)
+    return _point(trial, axes, trial.estimate.value, trial.estimate.low, trial.estimate.high)
 
 
 def _point(trial: TrialRecord, axes: Sequence[Axis], perplexity: float, low: float, high: float) -> Point | None:

@@ -234,7 +234,7 @@ def _trial(trial: TrialRecord) -> PrintedTrial:
 
 def _estimate(estimate: Estimate) -> PrintedEstimate:
     return PrintedEstimate(
-        perplexity=estimate.perplexity,
+        perplexity=estimate.value,
         low=estimate.low,
         high=estimate.high,
         standard_error=estimate.standard_error,

@@ -84,7 +84,7 @@ def _row(trial: TrialRecord) -> dict[str, object]:
         "perplexity": trial.perplexity,
         "kl": trial.kl,
         "flips": trial.flips,
-        "estimate": estimate.perplexity if estimate else None,
+        "estimate": estimate.value if estimate else None,
         "estimate_low": estimate.low if estimate else None,
         "estimate_high": estimate.high if estimate else None,
         "bits_per_weight": trial.bits_per_weight,

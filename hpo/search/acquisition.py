@@ -28,7 +28,7 @@ MOST_TRIALS = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A setting and the improvement in mean NLL that is expected of it, in nats per token."""
+    """A setting and the improvement that is expected of it, in nats per token of what the objective is a mean of."""
 
     setting: Setting
     improvement: float
@@ -45,9 +45,7 @@ def best_candidates(space: Space, trials: Sequence[TrialRecord], considered: Seq
     surrogate = _fitted(space, trials)
     running = [trial for trial in trials if trial.state == "RUNNING" and trial.setting is not None]
     bests = _least(
-        (trial.size_class, mean_nll_of(trial))
-        for trial in trials
-        if trial.state == "COMPLETE" and is_informative(trial)
+        (trial.size_class, nats_of(trial)) for trial in trials if trial.state == "COMPLETE" and is_informative(trial)
     )
     if running:
         expected, _ = surrogate.predict(_trial_points(space, running))
@@ -69,7 +67,7 @@ def considered_settings(
     """List settings worth looking at: the first of `everywhere`, and others around the best of every size class."""
     generator = np.random.default_rng(seed)
     settings = dict.fromkeys(itertools.islice(everywhere, EVERYWHERE))
-    informative = sorted((trial for trial in trials if is_informative(trial)), key=mean_nll_of)
+    informative = sorted((trial for trial in trials if is_informative(trial)), key=nats_of)
     # Not a set: its order would be another one in every process.
     for size_class in dict.fromkeys(trial.size_class for trial in informative):
         for trial in [trial for trial in informative if trial.size_class == size_class][:CENTERS]:
@@ -84,7 +82,7 @@ def considered_settings(
 
 def _fitted(space: Space, trials: Sequence[TrialRecord]) -> Surrogate:
     chosen = most_informative([trial for trial in trials if is_informative(trial)], MOST_TRIALS)
-    values = np.array([mean_nll_of(trial) for trial in chosen])
+    values = np.array([nats_of(trial) for trial in chosen])
     return fit(_trial_points(space, chosen), winsorized(values), np.array([_variance(trial) for trial in chosen]))
 
 
@@ -107,7 +105,7 @@ def most_informative(trials: Sequence[TrialRecord], most: int) -> list[TrialReco
 
     The best tell where to look closer; the rest, evenly from best to worst, where not to look.
     """
-    ordered = sorted(trials, key=mean_nll_of)
+    ordered = sorted(trials, key=nats_of)
     best, rest = ordered[: most // 2], ordered[most // 2 :]
     step = max(1.0, len(rest) / (most - most // 2))
     chosen = {trial.number for trial in best}
@@ -117,23 +115,23 @@ def most_informative(trials: Sequence[TrialRecord], most: int) -> list[TrialReco
 
 def is_informative(trial: TrialRecord) -> bool:
     """Tell whether a value is known of a trial, exactly or nearly."""
-    return math.isfinite(mean_nll_of(trial))
+    return math.isfinite(nats_of(trial))
 
 
-def mean_nll_of(trial: TrialRecord) -> float:
-    """Return the mean NLL on all tuning text, measured or estimated, in nats per token; infinite where it is unknown.
+def nats_of(trial: TrialRecord) -> float:
+    """Return a trial's value in nats per token, measured or estimated; infinite where it is unknown.
 
-    Differences in it do not grow with the perplexity.
+    Of a perplexity that is the mean NLL: differences in it do not grow with the perplexity.
     """
-    if trial.perplexity is not None:
-        return math.log(trial.perplexity)
+    if trial.value is not None:
+        return trial.objective.to_nats(trial.value)
     if trial.state == "PRUNED" and trial.estimate is not None:
-        return math.log(trial.estimate.perplexity)
+        return trial.objective.to_nats(trial.estimate.value)
     return math.inf
 
 
 def _variance(trial: TrialRecord) -> float:
-    """Return the variance of the error of `mean_nll_of`, squared nats."""
+    """Return the variance of the error of `nats_of`, squared nats."""
     return trial.estimate.variance if trial.state == "PRUNED" and trial.estimate is not None else 0.0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import optimize, special
 
 from hpo.study.estimate import Estimate
-from objectives.paired import paired_difference
+from hpo.study.objective import PERPLEXITY, Objective
 from objectives.scoring import Score
 
 # Comparisons that it takes to know how they scatter, and the most that this may be worth: settings that were compared
@@ -27,7 +27,7 @@ class VariancePrior:
     It is that of a scaled inverse chi-square distribution.
 
     Attributes:
-        variance: Of a difference of mean NLL, times the tokens it was taken over; squared nats.
+        variance: Of a difference, times the tokens it was taken over; squared nats.
         degrees: Of freedom that this knowledge is worth.
     """
 
@@ -39,17 +39,18 @@ class VariancePrior:
 class Incumbent:
     """The best completed trial that a running one may be compared with: the same size class, hence equal bits.
 
-    `prior` is how differences to it scatter; None where too few are known.
+    `prior` is how differences to it scatter; None where too few are known. `objective` is what they are differences of.
     """
 
     number: int
     score: Score
     prior: VariancePrior | None = None
+    objective: Objective = PERPLEXITY
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModeratedPairedDifference:
-    """The mean NLL of a partly measured trial minus the incumbent's on the same sequences, in nats per token.
+    """A partly measured trial minus the incumbent on the same sequences, in nats per token of the objective's measure.
 
     Attributes:
         value: Mean difference; negative when the trial is ahead.
@@ -62,7 +63,9 @@ class ModeratedPairedDifference:
     degrees: float
 
 
-def fit_variance_prior(others: Sequence[Score], incumbent: Score) -> VariancePrior | None:
+def fit_variance_prior(
+    others: Sequence[Score], incumbent: Score, objective: Objective = PERPLEXITY
+) -> VariancePrior | None:
     """Fit the prior of a paired difference's variance to settings that were measured to the end.
 
     The variances are taken for draws from a scaled inverse chi-square distribution, whose mean and width are fitted by
@@ -71,9 +74,10 @@ def fit_variance_prior(others: Sequence[Score], incumbent: Score) -> VariancePri
     Args:
         others: Scores on all text.
         incumbent: The score that they are compared with.
+        objective: What is compared.
     """
     tokens = float(incumbent.tokens.sum())
-    differences = [paired_difference(other, incumbent) for other in others]
+    differences = [objective.difference(other, incumbent) for other in others]
     usable = [difference for difference in differences if 0 < difference.standard_error < math.inf]
     if len(usable) < FEWEST_COMPARED:
         return None
@@ -107,7 +111,7 @@ def moderated_paired_difference(look: Score, incumbent: Incumbent) -> ModeratedP
         incumbent: Whom it is compared with.
     """
     count, full = len(look.nll), incumbent.score
-    difference = paired_difference(look, full.first(count))
+    difference = incumbent.objective.difference(look, full.first(count))
     variance, degrees = difference.standard_error**2, difference.degrees
     if incumbent.prior is not None:
         prior = incumbent.prior
@@ -125,8 +129,11 @@ def estimate(look: Score, incumbent: Incumbent) -> Estimate:
     Far more exact than the trial's own running mean, because text that is hard for one setting is hard for all.
     """
     difference = moderated_paired_difference(look, incumbent)
+    measure = incumbent.objective.measure
+    mean = incumbent.score.mean(measure) + difference.value
     return Estimate(
-        mean_nll=incumbent.score.mean_nll + difference.value,
+        mean_nll=mean if measure == "nll" else None,
+        mean_kl=mean if measure == "kl" else None,
         standard_error=difference.standard_error if math.isfinite(difference.standard_error) else None,
         degrees=difference.degrees,
         against=incumbent.number,

@@ -14,10 +14,10 @@ from hpo.search.acquisition import is_informative
 from hpo.search.samplers.gp import candidates
 from hpo.space.size_class import SizeClass, size_class_of
 from hpo.space.space import Space
+from hpo.study.objective import PERPLEXITY, Objective
 from hpo.study.record import ENDED, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from objectives.errors import InputError
-from objectives.paired import paired_difference
 from objectives.scoring import Score
 
 # Pairs of good trials whose differences say how exactly two settings are told apart.
@@ -73,8 +73,8 @@ def without_improvement(trials: Sequence[TrialRecord]) -> int:
         if trial.state not in ENDED:
             continue
         count += 1
-        if trial.perplexity is not None and trial.perplexity < bests.get(trial.size_class, math.inf):
-            bests[trial.size_class] = trial.perplexity
+        if trial.value is not None and trial.value < bests.get(trial.size_class, math.inf):
+            bests[trial.size_class] = trial.value
             count = 0
     return count
 
@@ -105,10 +105,10 @@ def paired_noise(record: StudyRecord, size_class: SizeClass, scores: Scores) -> 
     """
     good = [trial for trial in record.complete if trial.size_class == size_class][: 1 + COMPARED]
     references = [reference for reference in record.references if reference.size_class == size_class] if good else []
-    return median_error([score for _, score in scores.readable([*good, *references])])
+    return median_error([score for _, score in scores.readable([*good, *references])], record.objective)
 
 
-def median_error(scores: Sequence[Score]) -> float:
+def median_error(scores: Sequence[Score], objective: Objective = PERPLEXITY) -> float:
     """Return the median standard error of differences to the first score, in nats per token; 0 where there are none."""
-    errors = [paired_difference(score, scores[0]).standard_error for score in scores[1:]]
+    errors = [objective.difference(score, scores[0]).standard_error for score in scores[1:]]
     return float(np.median([error for error in errors if math.isfinite(error)] or [0.0]))

@@ -20,7 +20,7 @@ SEARCH, WATERFALL = "search", "waterfall"
 SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
 BITS, BYTES, SIZE, PEAK = "bits_per_weight", "model_bytes", "size", "peak_bytes"
 SECONDS, TOKENS = "seconds", "tokens"
-KL, FLIPS = "kl", "flips"
+PERPLEXITY, KL, FLIPS = "perplexity", "kl", "flips"
 OWNER, VERSIONS, BEAT, TAKEOVERS = "owner", "versions", "beat", "takeovers"
 RETRY_OF = "retry_of"
 
@@ -65,6 +65,7 @@ class TrialAttributes:
         peak_bytes: Most memory that was taken.
         seconds: Per phase.
         tokens: Scored tokens that were evaluated for it.
+        perplexity: On all tuning text; None where only Optuna's value has it.
         kl: Divergence from full precision on all tuning text, nats per token.
         flips: Percent of targets before which full precision holds another token most likely.
         retry_of: Of a trial that repeats a failed one: that one's number; the failed one counts no more.
@@ -86,6 +87,7 @@ class TrialAttributes:
     peak_bytes: int | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     tokens: int = 0
+    perplexity: float | None = None
     kl: float | None = None
     flips: float | None = None
     retry_of: int | None = None

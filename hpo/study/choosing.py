@@ -105,7 +105,7 @@ def _notes(trial: TrialRecord) -> list[str]:
     if trial.state == "COMPLETE":
         return []
     if trial.state == "PRUNED":
-        guess = f" (estimated: {trial.estimate.perplexity:.3f})" if trial.estimate else ""
+        guess = f" (estimated: {trial.estimate.value:.3f})" if trial.estimate else ""
         return [f"trial {trial.number} was given up before all text was read; its perplexity is not known{guess}"]
     if trial.state == "FAIL":
         return [f"trial {trial.number} failed ({trial.reason or trial.outcome}), so its setting may fail again"]

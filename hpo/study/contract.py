@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.space.space import Space
+from hpo.study.objective import Name
 from objectives.errors import InputError
 from storage.typed_json import decode, encode
 
@@ -84,7 +85,8 @@ class Contract:
         format: Version of what is stored.
         model: What is quantized.
         calibration: Where statistics come from.
-        tuning: The text whose perplexity is a trial's value.
+        objective: What a trial's value is.
+        tuning: The text that it is measured on.
         confirmation: Other documents of it.
         second_confirmation: Another text that the winner is confirmed on.
         space: What is searched and what is fixed.
@@ -94,6 +96,7 @@ class Contract:
     format: int = FORMAT
     model: ModelContract
     calibration: SequencesContract
+    objective: Name = "perplexity"
     tuning: TextContract
     confirmation: TextContract | None = None
     second_confirmation: TextContract | None = None

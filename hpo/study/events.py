@@ -20,12 +20,14 @@ class Looked:
 
     Attributes:
         trial: As it was claimed.
-        perplexity: Of the sequences read so far.
+        value: Of the sequences read so far, as the study's objective has it.
+        perplexity: Of them.
         read: Their number.
         total: How many there are.
     """
 
     trial: TrialRecord
+    value: float
     perplexity: float
     read: int
     total: int

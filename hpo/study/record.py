@@ -28,6 +28,7 @@ from hpo.study.attributes import (
 from hpo.study.confirmation import Confirmation
 from hpo.study.contract import Contract, stored_contract
 from hpo.study.estimate import Estimate
+from hpo.study.objective import OBJECTIVES, PERPLEXITY, Objective
 from hpo.study.owner import Owner
 from hpo.study.searching import SearchMode
 from quant.setting import Setting
@@ -101,7 +102,7 @@ class TrialRecord(Measured):
         outcome: How the measurement ended; None while it runs.
         estimate: Of a pruned trial.
         reason: Why it failed.
-        running: Perplexity of the first sequences, by their number.
+        running: Value of the first sequences, by their number.
         tokens: Scored tokens that were evaluated for it.
         started: ISO time; None while it waits.
         finished: ISO time; None while it runs.
@@ -109,6 +110,7 @@ class TrialRecord(Measured):
         beat: Its last sign of life.
         takeovers: How often its worker died.
         versions: What its numbers may depend on.
+        objective: Of the study.
     """
 
     number: int
@@ -126,6 +128,12 @@ class TrialRecord(Measured):
     beat: Beat | None = None
     takeovers: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
+    objective: Objective = PERPLEXITY
+
+    @property
+    def value(self) -> float | None:
+        """What the study minimises; None where it was not measured to the end."""
+        return self.objective.of(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +155,16 @@ class StudyRecord:
     waterfall: tuple[Measured, ...] = ()
 
     @property
+    def objective(self) -> Objective:
+        """What the study minimises."""
+        return OBJECTIVES[self.contract.objective]
+
+    @property
+    def full_precision(self) -> Measured | None:
+        """Full precision on the tuning text; None before it is measured."""
+        return next((reference for reference in self.references if reference.setting is None), None)
+
+    @property
     def counted(self) -> list[TrialRecord]:
         """The trials that the budget counts: all but the failed ones that were queued again."""
         return [trial for trial in self.trials if trial.number not in self.retried]
@@ -155,7 +173,7 @@ class StudyRecord:
     def complete(self) -> list[TrialRecord]:
         """Trials that were measured to the end, best first."""
         complete = [trial for trial in self.trials if trial.state == "COMPLETE"]
-        return sorted(complete, key=lambda trial: (trial.perplexity, trial.number))
+        return sorted(complete, key=lambda trial: (trial.value, trial.number))
 
     @property
     def pruned(self) -> list[TrialRecord]:
@@ -164,7 +182,7 @@ class StudyRecord:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The trial of least perplexity, whatever its bits; None before one is complete."""
+        """The trial of least value, whatever its bits; None before one is complete."""
         return next(iter(self.complete), None)
 
     @property
@@ -200,11 +218,12 @@ def read_study(study: optuna.Study) -> StudyRecord:
     """
     attributes = study.user_attrs
     trials = study.get_trials(deepcopy=False)
+    contract = stored_contract(attributes[CONTRACT], study.study_name)
     return StudyRecord(
         name=study.study_name,
-        contract=stored_contract(attributes[CONTRACT], study.study_name),
+        contract=contract,
         references=_measured(study, REFERENCES),
-        trials=tuple(map(trial_record, trials)),
+        trials=tuple(trial_record(trial, OBJECTIVES[contract.objective]) for trial in trials),
         confirmation=_confirmation(study),
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
         search=decode_known(SearchMode, attributes.get(SEARCH, {}), f"how study {study.study_name!r} searches"),
@@ -227,24 +246,26 @@ def _measured(study: optuna.Study, name: str) -> tuple[Measured, ...]:
     return decode(tuple[Measured, ...], stored, f"the {name} of study {study.study_name!r}")
 
 
-def trial_record(trial: FrozenTrial) -> TrialRecord:
-    """One trial of Optuna's as a value.
+def trial_record(trial: FrozenTrial, objective: Objective = PERPLEXITY) -> TrialRecord:
+    """One trial of Optuna's, of a study that minimises `objective`, as a value.
 
     Raises:
         StoredValueError: If it is damaged.
     """
     stored = trial_attributes(trial)
     preset = stored.origin.startswith("preset ")
+    value = trial.value if trial.state.name == "COMPLETE" else None
+    values = {"perplexity": stored.perplexity, "kl": stored.kl, objective.name: value}
     return TrialRecord(
         name=stored.origin.removeprefix("preset ") if preset else f"trial {trial.number}",
         setting=stored.setting,
-        perplexity=trial.value if trial.state.name == "COMPLETE" else None,
+        perplexity=values["perplexity"],
         result=stored.result,
         bits_per_weight=stored.bits_per_weight,
         model_bytes=stored.model_bytes,
         seconds=stored.seconds,
         size=stored.size,
-        kl=stored.kl,
+        kl=values["kl"],
         flips=stored.flips,
         number=trial.number,
         state=trial.state.name,
@@ -261,4 +282,5 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         beat=stored.beat,
         takeovers=stored.takeovers,
         versions=stored.versions,
+        objective=objective,
     )

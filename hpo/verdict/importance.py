@@ -199,5 +199,5 @@ def _has_value(trial: TrialRecord) -> bool:
 def _value(trial: TrialRecord) -> float:
     """Return what a trial scored, or would probably have; NaN where neither is known."""
     if trial.state == "PRUNED" and trial.estimate is not None:
-        return trial.estimate.perplexity
+        return trial.estimate.value
     return math.nan if trial.perplexity is None else trial.perplexity

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpo.study.objective import Objective
 from hpo.study.record import ENDED, StudyRecord
 from objectives.errors import RunError
 from objectives.trial import TrialResult
@@ -39,8 +40,8 @@ def failure_of(error: Exception) -> Failure | None:
     return Failure(outcome="error", reason=text, stops_worker=True)
 
 
-def failure_in(result: TrialResult) -> Failure | None:
-    """Classify a result as a failure; None where it has a value."""
+def failure_in(result: TrialResult, objective: Objective) -> Failure | None:
+    """Classify a result as a failure; None where it has a value of the objective, and a perplexity."""
     if result.outcome == "out-of-memory":
         peak = result.peak_bytes / 1e9
         reason = f"out of memory at a peak of {peak:.2f} GB, one sequence at a time; use a smaller --max-memory"
@@ -49,6 +50,8 @@ def failure_in(result: TrialResult) -> Failure | None:
         return Failure(outcome=result.outcome, reason="the quantized model gives NaN or Inf")
     if result.score is None or not math.isfinite(result.score.perplexity):
         return Failure(outcome=result.outcome, reason="the perplexity is infinite")
+    if not math.isfinite(objective.value(result.score)):
+        return Failure(outcome=result.outcome, reason=f"the {objective.label} is not finite")
     return None
 
 

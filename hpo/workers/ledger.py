@@ -5,9 +5,11 @@ someone else has ended the trial. May assume that a result is kept before it is 
 """
 
 import math
+import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.metadata import version
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -25,6 +27,7 @@ from hpo.study.attributes import (
     KL,
     OUTCOME,
     PEAK,
+    PERPLEXITY,
     RESULT,
     SECONDS,
     SETTING,
@@ -32,6 +35,7 @@ from hpo.study.attributes import (
     TOKENS,
 )
 from hpo.study.events import Listener, Notice
+from hpo.study.objective import Objective
 from hpo.study.record import read_references, trial_record, write_failure
 from hpo.study.scores import Scores
 from hpo.workers.failures import Failure
@@ -56,6 +60,7 @@ class Ledger:
     store: ResultStore
     tuning: Sequences
     pruning: Pruning
+    objective: Objective
     listen: Listener
 
     @cached_property
@@ -78,18 +83,19 @@ class Ledger:
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         comparable = [trial for trial in complete if RESULT in trial.user_attrs and _size_class(trial) == size_class]
         best_first = sorted(comparable, key=lambda trial: (trial.value, trial.number))[: 1 + MOST_OTHERS]
-        scored = self.scores.readable(map(trial_record, best_first))
+        scored = self.scores.readable(trial_record(trial, self.objective) for trial in best_first)
         if not scored:
             return None
         equal_bits = (reference for reference in read_references(study) if reference.size_class == size_class)
         (best, incumbent), *others = scored
         compared = [score for _, score in (*others, *self.scores.readable(equal_bits))]
-        return Incumbent(number=best.number, score=incumbent, prior=fit_variance_prior(compared, incumbent))
+        prior = fit_variance_prior(compared, incumbent, self.objective)
+        return Incumbent(number=best.number, score=incumbent, prior=prior, objective=self.objective)
 
     def look(self, trial: Trial, look: Score) -> None:
         """Report a look to Optuna, unless it was reported already."""
         reported = self.queue.storage.get_trial(trial._trial_id).intermediate_values
-        for step, value in self.pruning.pruner.reports(look, len(self.tuning)).items():
+        for step, value in self.pruning.pruner.reports(look, len(self.tuning), self.objective).items():
             if step not in reported and math.isfinite(value):
                 try:
                     trial.report(value, step)
@@ -108,9 +114,10 @@ class Ledger:
             self.look(trial, score.first(size))
         self._describe(trial, {RESULT: key, TOKENS: int(score.tokens.sum())}, result)
         if result.outcome == "complete":
+            self.write(trial, PERPLEXITY, score.perplexity)
             self.write(trial, KL, score.mean_kl)
             self.write(trial, FLIPS, score.percent_flips)
-            self.queue.study.tell(trial, score.perplexity, skip_if_finished=True)
+            self.queue.study.tell(trial, self.objective.value(score), skip_if_finished=True)
             return
         incumbent = self.incumbent(setting)
         if incumbent is not None:
@@ -156,3 +163,10 @@ class Ledger:
 
 def _size_class(trial: FrozenTrial) -> SizeClass:
     return size_class_of(decode(Setting, trial.user_attrs[SETTING], f"trial {trial.number}: setting"))
+
+
+def versions() -> dict[str, str]:
+    """List the versions that a trial's numbers may depend on."""
+    return {name: version(name) for name in ("praqtune", "torch", "transformers")} | {
+        "python": platform.python_version()
+    }

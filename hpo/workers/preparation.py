@@ -22,6 +22,7 @@ from hpo.study.contract import (
     require_same,
     stored_contract,
 )
+from hpo.study.objective import PERPLEXITY, Objective
 from hpo.study.record import StudyRecord, read_study
 from hpo.study.scores import Scores
 from hpo.workers.measuring import measure_references, require_same_machine_result
@@ -43,6 +44,7 @@ def make_contract(
     calibration: Sequences,
     texts: Sequence[tuple[TextPlan, Sequences]],
     seed: int,
+    objective: Objective = PERPLEXITY,
 ) -> Contract:
     """Make the contract of a study.
 
@@ -53,6 +55,7 @@ def make_contract(
         calibration: All the calibration text.
         texts: Plan and tokens of the tuning text, and of the confirmation texts that there are.
         seed: Of the text's order and of the proposals.
+        objective: What a trial's value is.
     """
     tuning, *held_out = (_text(plan, sequences) for plan, sequences in texts)
     confirmation, second, *_ = (*held_out, None, None)
@@ -66,6 +69,7 @@ def make_contract(
             input_scales=_input_scales(space, blocks),
         ),
         calibration=SequencesContract(**_identity(calibration)),
+        objective=objective.name,
         tuning=tuning,
         confirmation=confirmation,
         second_confirmation=second,

@@ -7,11 +7,9 @@ assume that the contract was checked.
 
 import logging
 import math
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from importlib.metadata import version
 from time import monotonic, sleep
 from typing import TypeVar
 
@@ -25,11 +23,12 @@ from hpo.search.stopping import Stopping, reason_to_stop
 from hpo.space.space import Space
 from hpo.study.attributes import SETTING, VERSIONS
 from hpo.study.events import Finished, Listener, Looked, Notice
+from hpo.study.objective import PERPLEXITY, Objective
 from hpo.study.record import ENDED, StudyRecord, TrialRecord, read_study, trial_record
 from hpo.workers.failures import failure_in, failure_of, require_some_success
 from hpo.workers.heartbeat import Heartbeat
 from hpo.workers.interrupts import Interrupts
-from hpo.workers.ledger import Ledger
+from hpo.workers.ledger import Ledger, versions
 from hpo.workers.queue import Queue
 from objectives.errors import InputError
 from objectives.progress import Progress
@@ -88,6 +87,7 @@ class Worker:
         stopping: When the study has seen enough.
         trial_timeout: Seconds without progress after which a trial fails and the process ends.
         interrupts: Of the process.
+        objective: What a trial's value is.
     """
 
     queue: Queue
@@ -102,6 +102,7 @@ class Worker:
     stopping: Stopping = field(default_factory=Stopping)
     trial_timeout: float | None = None
     interrupts: Interrupts = field(default_factory=Interrupts)
+    objective: Objective = PERPLEXITY
 
     @property
     def study(self) -> optuna.Study:
@@ -116,7 +117,14 @@ class Worker:
     @cached_property
     def ledger(self) -> Ledger:
         """Hold what it writes about trials."""
-        return Ledger(queue=self.queue, store=self.store, tuning=self.tuning, pruning=self.pruning, listen=self.listen)
+        return Ledger(
+            queue=self.queue,
+            store=self.store,
+            tuning=self.tuning,
+            pruning=self.pruning,
+            objective=self.objective,
+            listen=self.listen,
+        )
 
     def work(self, budget: Budget) -> None:
         """Work until the budget is used up or the space has no other setting, and the others have ended theirs.
@@ -212,13 +220,14 @@ class Worker:
             self._finish(trial, setting, result)
 
     def _result(self, trial: Trial, setting: Setting, heartbeat: Heartbeat) -> TrialResult:
-        record = self._patiently(lambda: trial_record(self.queue.storage.get_trial(trial._trial_id)))
+        record = self._patiently(lambda: trial_record(self.queue.storage.get_trial(trial._trial_id), self.objective))
         self._patiently(lambda: self.ledger.write(trial, VERSIONS, versions()))
 
         def go_on(look: Score) -> bool:
             self.interrupts.check()
             self._patiently(lambda: self.ledger.look(trial, look))
-            looked = Looked(trial=record, perplexity=look.perplexity, read=len(look.nll), total=len(self.tuning))
+            value, total = self.objective.value(look), len(self.tuning)
+            looked = Looked(trial=record, value=value, perplexity=look.perplexity, read=len(look.nll), total=total)
             self.listen(looked)
             return self._patiently(lambda: self.ledger.is_worth(trial, setting, look))
 
@@ -240,7 +249,7 @@ class Worker:
             return None
 
     def _finish(self, trial: Trial, setting: Setting, result: TrialResult) -> None:
-        failure = failure_in(result)
+        failure = failure_in(result, self.objective)
         if failure is not None:
             self._patiently(lambda: self.ledger.fail(trial, failure, result))
             return
@@ -288,10 +297,3 @@ def _replayed(result: TrialResult, rule: Rule, go_on: Callable[[Score], bool]) -
         if not go_on(look):
             return replace(result, outcome="stopped", score=look)
     return result
-
-
-def versions() -> dict[str, str]:
-    """List the versions that a trial's numbers may depend on."""
-    return {name: version(name) for name in ("praqtune", "torch", "transformers")} | {
-        "python": platform.python_version()
-    }

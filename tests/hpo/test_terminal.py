@@ -110,7 +110,7 @@ def test_text_in_brackets_is_no_markup(board: Board) -> None:
 def test_a_program_gets_one_object_per_line(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     """Of every event; who is at what only when that changed."""
     working = Working(trials=(running(1, "w0", 16),))
-    looked = Looked(trial=running(1, "w0", 16), perplexity=float("inf"), read=16, total=64)
+    looked = Looked(trial=running(1, "w0", 16), value=float("inf"), perplexity=float("inf"), read=16, total=64)
     with study_display(quiet=False, as_json=True) as (listen, _):
         for event in (Notice(text="n_calib 512 left out"), working, working, looked, finished):
             listen(event)
@@ -134,7 +134,7 @@ def test_a_log_gets_a_line_per_trial(finished: Finished, capsys: pytest.CaptureF
     """And no more than one in a while of what goes on in between."""
     with study_display(quiet=False, as_json=False) as (listen, progress):
         for read in (8, 16, 32):
-            listen(Looked(trial=running(1, "w0", read), perplexity=30.0, read=read, total=64))
+            listen(Looked(trial=running(1, "w0", read), value=30.0, perplexity=30.0, read=read, total=64))
             progress("scoring", read, 64)
         listen(finished)
     assert capsys.readouterr().err.splitlines() == [event_text(finished)]

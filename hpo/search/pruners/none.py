@@ -5,7 +5,8 @@ Responsible for nothing being given up; people still see running values.
 
 from optuna.pruners import BasePruner, NopPruner
 
-from hpo.search.pruners.pruner import Case, Rule, running_perplexity
+from hpo.search.pruners.pruner import Case, Rule, running_value
+from hpo.study.objective import Objective
 from objectives.scoring import Score
 
 
@@ -16,9 +17,9 @@ class Never:
         """Make one that never prunes."""
         return NopPruner()
 
-    def reports(self, look: Score, total: int) -> dict[int, float]:
-        """Report the running perplexity, for people."""
-        return running_perplexity(look)
+    def reports(self, look: Score, total: int, objective: Objective) -> dict[int, float]:
+        """Report the running value, for people."""
+        return running_value(look, objective)
 
     def should_prune(self, case: Case, rule: Rule) -> bool:
         """Let every trial go on."""

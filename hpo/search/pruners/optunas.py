@@ -4,6 +4,7 @@ Responsible for handing them what they can compare. They know no size classes an
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, WilcoxonPruner
 
-from hpo.search.pruners.pruner import Case, Rule, running_perplexity
+from hpo.search.pruners.pruner import Case, Rule, running_value
+from hpo.study.objective import Objective
 from objectives.scoring import Score
 
 # Of a trial, in the storage: dashboards read all of them every few seconds.
@@ -24,27 +26,29 @@ class FromOptuna:
 
     Attributes:
         make: By the rule and the number of sequences of a whole trial.
-        values: What it is told of a look, of so many sequences in all.
+        values: What it is told of a look, of so many sequences in all, for an objective.
     """
 
     make: Callable[[Rule, int], BasePruner]
-    values: Callable[[Score, int], dict[int, float]] = lambda look, total: running_perplexity(look)
+    values: Callable[[Score, int, Objective], dict[int, float]] = lambda look, total, objective: running_value(
+        look, objective
+    )
 
     def in_optuna(self, rule: Rule, sequences: int) -> BasePruner:
         """Make the pruner itself."""
         return self.make(rule, sequences)
 
-    def reports(self, look: Score, total: int) -> dict[int, float]:
+    def reports(self, look: Score, total: int, objective: Objective) -> dict[int, float]:
         """Report what it compares."""
-        return self.values(look, total)
+        return self.values(look, total, objective)
 
     def should_prune(self, case: Case, rule: Rule) -> bool:
         """Ask Optuna."""
         return case.optuna_prunes()
 
 
-def pieces(look: Score, total: int) -> dict[int, float]:
-    """Compute perplexities of the sequences in their order, for a pruner that compares trials piece by piece.
+def pieces(look: Score, total: int, objective: Objective) -> dict[int, float]:
+    """Compute values of the sequences in their order, for a pruner that compares trials piece by piece.
 
     Each is on its own, or several together where there are more than a dashboard can bear, under the number of
     sequences that were read then.
@@ -52,12 +56,13 @@ def pieces(look: Score, total: int) -> dict[int, float]:
     Args:
         look: The first sequences.
         total: Sequences of a whole trial.
+        objective: What is a value.
     """
     size = math.ceil(total / MOST_POINTS)
     starts = [start for start in range(0, total, size) if min(start + size, total) <= len(look.nll)]
     parts = [look.part(start, start + size) for start in starts]
     ends = [min(start + size, total) for start in starts]
-    return {end: math.exp(min(part.mean_nll, 700.0)) for end, part in zip(ends, parts, strict=True)}
+    return {end: min(objective.value(part), sys.float_info.max) for end, part in zip(ends, parts, strict=True)}
 
 
 def _median(rule: Rule, sequences: int) -> BasePruner:

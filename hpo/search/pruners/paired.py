@@ -9,7 +9,8 @@ from optuna.pruners import BasePruner, NopPruner
 from scipy import stats
 
 from hpo.search.incumbent import Incumbent, moderated_paired_difference
-from hpo.search.pruners.pruner import Case, Rule, running_perplexity
+from hpo.search.pruners.pruner import Case, Rule, running_value
+from hpo.study.objective import Objective
 from objectives.scoring import Score
 
 
@@ -20,9 +21,9 @@ class Paired:
         """Make one that never prunes: Optuna knows no sequences to compare."""
         return NopPruner()
 
-    def reports(self, look: Score, total: int) -> dict[int, float]:
-        """Report the running perplexity, for people."""
-        return running_perplexity(look)
+    def reports(self, look: Score, total: int, objective: Objective) -> dict[int, float]:
+        """Report the running value, for people."""
+        return running_value(look, objective)
 
     def should_prune(self, case: Case, rule: Rule) -> bool:
         """Decide whether the trial is hopeless beside the incumbent."""
@@ -33,10 +34,12 @@ class Paired:
 def is_hopeless(look: Score, incumbent: Incumbent, rule: Rule) -> bool:
     """Decide whether a trial may be given up after a look.
 
-    Either it has already lost more than the incumbent lost on all text (no NLL is negative, so this is certain), or it
-    is behind by more than chance explains at this look's part of the error, which all looks share equally.
+    Either it has already lost more than the incumbent lost on all text (no NLL and no divergence is negative, so this
+    is certain), or it is behind by more than chance explains at this look's part of the error, which all looks share
+    equally.
     """
-    if float(look.nll.sum()) > float(incumbent.score.nll.sum()):
+    measure = incumbent.objective.measure
+    if float(look.of(measure).sum()) > float(incumbent.score.of(measure).sum()):
         return True
     difference = moderated_paired_difference(look, incumbent)
     if not math.isfinite(difference.standard_error):

@@ -11,6 +11,7 @@ from typing import Protocol
 from optuna.pruners import BasePruner
 
 from hpo.search.incumbent import Incumbent
+from hpo.study.objective import Objective
 from hpo.study.options import SearchOptions
 from objectives.errors import InputError
 from objectives.scoring import Score, look_sizes
@@ -74,12 +75,13 @@ class Pruner(Protocol):
         """
         ...
 
-    def reports(self, look: Score, total: int) -> dict[int, float]:
+    def reports(self, look: Score, total: int, objective: Objective) -> dict[int, float]:
         """Say what Optuna, and whoever watches, is told of a look: values by the number of sequences that were read.
 
         Args:
             look: The first sequences.
             total: Sequences of a whole trial.
+            objective: What is a value.
         """
         ...
 
@@ -88,6 +90,6 @@ class Pruner(Protocol):
         ...
 
 
-def running_perplexity(look: Score) -> dict[int, float]:
-    """Return the perplexity so far, by the number of sequences."""
-    return {len(look.nll): look.perplexity}
+def running_value(look: Score, objective: Objective) -> dict[int, float]:
+    """Return the value so far, by the number of sequences."""
+    return {len(look.nll): objective.value(look)}

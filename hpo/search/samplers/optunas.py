@@ -14,7 +14,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.search.acquisition import is_informative, mean_nll_of, most_informative
+from hpo.search.acquisition import is_informative, most_informative, nats_of
 from hpo.search.samplers.sampler import draw, rest
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
@@ -22,7 +22,7 @@ from quant.setting import Setting
 
 # A sampler that has converged names the same point again and again: look around it, ever farther away.
 NEIGHBOURS, FIRST_SCALE = 64, 0.02
-# log-perplexity of a broken model would flatten all differences between good ones.
+# The nats of a broken model would flatten all differences between good ones.
 WORST_NATS_ABOVE_BEST = 3.0
 
 
@@ -56,7 +56,7 @@ def suggestion(space: Space, trials: Sequence[TrialRecord], sampler: FromOptuna,
     try:
         study = optuna.create_study(sampler=sampler.make(seed))
         informative = [trial for trial in trials if is_informative(trial)]
-        best = min(map(mean_nll_of, informative), default=0.0)
+        best = min(map(nats_of, informative), default=0.0)
         chosen = {trial.number for trial in most_informative(informative, sampler.most)}
         for trial in trials:
             if trial.number in chosen or trial.state == "RUNNING":
@@ -78,7 +78,7 @@ def _shown(space: Space, trial: TrialRecord, sampler: FromOptuna, best: float) -
     common = {"params": space.params(trial.setting), "distributions": space.distributions}
     if trial.state == "RUNNING":
         return create_trial(state=TrialState.RUNNING, **common)  # type: ignore[arg-type]
-    value = min(mean_nll_of(trial), best + WORST_NATS_ABOVE_BEST)
+    value = min(nats_of(trial), best + WORST_NATS_ABOVE_BEST)
     state = sampler.pruned_as if trial.state == "PRUNED" else TrialState.COMPLETE
     return create_trial(state=state, value=value, intermediate_values=dict(trial.running), **common)  # type: ignore[arg-type]
 

@@ -258,7 +258,7 @@ def test_what_is_drawn_is_what_was_measured(mixed: Study, page: Reader) -> None:
     given_up = [(trial.number, trial.estimate) for trial in mixed.record.pruned]
     assert pruned["x"] == [number for number, _ in given_up]
     edge = history(page)["layout"]["yaxis"]["range"][1]
-    assert pruned["y"] == [min(estimate.perplexity, edge) for _, estimate in given_up if estimate]
+    assert pruned["y"] == [min(estimate.value, edge) for _, estimate in given_up if estimate]
     assert min(pruned["y"]) < edge
     assert [trace["x"] for trace in traces(page, "failed")] == [[37]]
     assert traces(page, "best so far")[0]["y"] == np.minimum.accumulate(complete["y"]).tolist()

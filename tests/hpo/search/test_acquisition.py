@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpo.search.acquisition import best_candidates, considered_settings, mean_nll_of, most_informative, winsorized
+from hpo.search.acquisition import best_candidates, considered_settings, most_informative, nats_of, winsorized
 from hpo.search.samplers.qmc import sobol
 from hpo.space.size_class import size_class_of
 from hpo.space.space import Space, make_space
@@ -66,7 +66,7 @@ def test_the_neighbourhoods_of_the_best_are_looked_at_closely() -> None:
     assert len(set(found)) == len(found)
     for size in (32, 64):
         best = min(
-            (trial for trial in trials if trial.setting and trial.setting.group_size == size), key=mean_nll_of
+            (trial for trial in trials if trial.setting and trial.setting.group_size == size), key=nats_of
         ).setting
         assert best is not None
         near = [
@@ -137,7 +137,7 @@ def test_nothing_is_promised_where_nothing_is_considered() -> None:
 def test_a_pruned_trial_without_an_estimate_teaches_nothing() -> None:
     """Its running perplexity is one of other text."""
     lost = trial(3, FLAT, Setting(), None, state="PRUNED", running={8: 20.0})
-    assert mean_nll_of(lost) == math.inf
+    assert nats_of(lost) == math.inf
 
 
 def test_what_is_considered_is_the_same_in_every_process(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from scipy import stats
 from hpo.search.incumbent import Incumbent, VariancePrior, estimate, fit_variance_prior, moderated_paired_difference
 from hpo.search.pruners.paired import is_hopeless
 from hpo.search.pruners.registry import PRUNERS, Pruning
+from hpo.study.objective import PERPLEXITY
 from objectives.errors import InputError
 from objectives.scoring import Score, look_sizes
 from tests.hpo.made_studies import score
@@ -93,7 +94,7 @@ def test_an_estimate_is_far_closer_than_the_running_mean() -> None:
         trial, full = texts(seed, shift=0.05)
         found = estimate(prefix(trial, 16), Incumbent(number=0, score=full))
         covered += found.low <= trial.perplexity <= found.high
-        estimated += abs(found.perplexity - trial.perplexity)
+        estimated += abs(found.value - trial.perplexity)
         running += abs(prefix(trial, 16).perplexity - trial.perplexity)
     assert 0.90 <= covered / 200 <= 0.99
     assert estimated < running / 10
@@ -106,8 +107,8 @@ def test_an_estimate_keeps_the_error_that_its_interval_comes_from() -> None:
     difference = moderated_paired_difference(prefix(trial, 16), against(full))
     assert (found.standard_error, found.degrees) == (difference.standard_error, difference.degrees)
     half_width = stats.t.ppf(0.975, difference.degrees) * difference.standard_error
-    assert math.log(found.high / found.perplexity) == pytest.approx(half_width)
-    assert math.log(found.perplexity / found.low) == pytest.approx(half_width)
+    assert math.log(found.high / found.value) == pytest.approx(half_width)
+    assert math.log(found.value / found.low) == pytest.approx(half_width)
     assert found.variance == pytest.approx((half_width / stats.norm.ppf(0.975)) ** 2, rel=1e-4)
     alone = estimate(score([3.0]), against(score([2.9, 3.1])))
     assert (alone.standard_error, alone.low, alone.variance) == (None, 0.0, 1.0)
@@ -118,7 +119,7 @@ def test_an_estimate_of_all_text_is_exact() -> None:
     """Nothing is left to guess."""
     trial, full = texts(3, shift=0.02)
     found = estimate(trial, Incumbent(number=4, score=full))
-    assert found.perplexity == pytest.approx(trial.perplexity)
+    assert found.value == pytest.approx(trial.perplexity)
     assert found.low == pytest.approx(found.high)
     assert found.against == 4
 
@@ -126,18 +127,21 @@ def test_an_estimate_of_all_text_is_exact() -> None:
 def test_optuna_is_told_running_perplexities_and_for_wilcoxon_every_sequence() -> None:
     """At most one point per look; Optuna's Wilcoxon pruner compares sequence by sequence."""
     look = score([1.0, 2.0])
-    assert PRUNERS["median"].reports(look, 64) == {2: pytest.approx(math.exp(1.5))}
-    assert PRUNERS["wilcoxon"].reports(look, 32) == {1: pytest.approx(math.e), 2: pytest.approx(math.exp(2))}
+    assert PRUNERS["median"].reports(look, 64, PERPLEXITY) == {2: pytest.approx(math.exp(1.5))}
+    assert PRUNERS["wilcoxon"].reports(look, 32, PERPLEXITY) == {
+        1: pytest.approx(math.e),
+        2: pytest.approx(math.exp(2)),
+    }
 
 
 def test_long_texts_are_reported_in_at_most_32_pieces() -> None:
     """Each under the sequences that were read then; all but the last are whole; later looks add to earlier ones."""
     full = score([float(value) for value in range(70)])
-    pieces = PRUNERS["wilcoxon"].reports(full, 70)
+    pieces = PRUNERS["wilcoxon"].reports(full, 70, PERPLEXITY)
     assert len(pieces) == 24
     assert pieces[3] == pytest.approx(math.exp(1))
     assert pieces[70] == pytest.approx(math.exp(69))
-    assert PRUNERS["wilcoxon"].reports(full.first(8), 70) == {3: pieces[3], 6: pieces[6]}
+    assert PRUNERS["wilcoxon"].reports(full.first(8), 70, PERPLEXITY) == {3: pieces[3], 6: pieces[6]}
 
 
 @pytest.mark.parametrize("name", PRUNERS)

@@ -21,6 +21,7 @@ from hpo.search.stopping import Stopping
 from hpo.space.space import Space, make_space
 from hpo.study.attributes import OWNER, REFERENCES
 from hpo.study.events import Event, Finished, Looked, Notice
+from hpo.study.objective import Objective
 from hpo.study.owner import Owner
 from hpo.study.record import TrialRecord, read_study
 from hpo.workers import measuring
@@ -122,7 +123,7 @@ class Second:
     def in_optuna(self, rule: Rule, sequences: int) -> optuna.pruners.BasePruner:
         return optuna.pruners.NopPruner()
 
-    def reports(self, look: Score, total: int) -> dict[int, float]:
+    def reports(self, look: Score, total: int, objective: Objective) -> dict[int, float]:
         return {len(look.nll): float(total)}
 
     def should_prune(self, case: Case, rule: Rule) -> bool:
@@ -200,7 +201,7 @@ def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: 
     for trial in record.pruned:
         assert trial.estimate is not None
         assert trial.estimate.against == first[int(trial.group_size or 0)].number
-        assert trial.estimate.low <= trial.estimate.perplexity <= trial.estimate.high
+        assert trial.estimate.low <= trial.estimate.value <= trial.estimate.high
         assert list(trial.running) == [8]
         assert trial.tokens == 8 * 23
     assert record.tokens_saved(40 * 23) == pytest.approx(4 / 6 * (1 - 8 / 40))
