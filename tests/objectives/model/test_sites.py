@@ -1,0 +1,40 @@
+"""Linears that must be stored alike are one site, whatever the layout."""
+
+import pytest
+
+from objectives.model.finding import find_blocks
+from objectives.model.roles import Block
+from objectives.model.sites import find_sites
+from tests.objectives import tiny
+
+SEPARATE = [("q", "k", "v"), ("o",), ("gate", "up"), ("down",)]
+PLAIN = [("q", "k", "v"), ("o",), ("fc1",), ("fc2",)]
+
+
+def blocks(layout: str) -> list[Block]:
+    return find_blocks(tiny.module(tiny.LAYOUTS[layout]()))
+
+
+@pytest.mark.parametrize(
+    ("layout", "roles"),
+    [(layout, PLAIN if layout in ("opt", "opt-post-norm", "gpt-neox") else SEPARATE) for layout in tiny.LAYOUTS],
+)
+def test_what_is_fused_or_shares_an_input_is_one_site(layout: str, roles: list[tuple[str, ...]]) -> None:
+    """Fused or not, query, key and value are one site, and so are gate and up."""
+    found = blocks(layout)
+    sites = find_sites(found)
+    assert [site.roles for site in sites] == roles * tiny.LAYERS
+    assert [site.depth for site in sites] == [depth for depth in range(tiny.LAYERS) for _ in roles]
+    assert len({site.name for site in sites}) == len(sites)
+    assert [name for site in sites for name in site.linears] == [
+        linear.name for block in found for linear in block.linears
+    ]
+
+
+def test_a_site_says_what_it_is() -> None:
+    """Its block and roles, its Linears and their shapes."""
+    site = find_sites(blocks("llama"))[4]
+    assert site.name == "1.q+k+v"
+    assert site.linears == tuple(f"model.layers.1.self_attn.{role}_proj" for role in "qkv")
+    assert site.shapes == ((64, 64), (32, 64), (32, 64))
+    assert site.weights == 128 * 64
