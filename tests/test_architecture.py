@@ -43,7 +43,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "objectives": (
         {"errors", "progress", "stopwatch", "bundled", "divergence"},
         {"model"},
-        {"text", "suitability"},
+        {"text", "suitability", "plan_files"},
         {"forward", "calibration", "limits"},
         {"teacher"},
         {"scoring"},

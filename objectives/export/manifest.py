@@ -12,10 +12,10 @@ from pathlib import Path
 
 from objectives.model.provenance import FORMAT, RECORD, ModelOrigin
 from objectives.model.roles import quantized_part
+from objectives.plan_files import LinearsSetting, linears_settings, parameters
 from objectives.quantization import LayerResult, model_size
 from objectives.trial import Bench
 from quant.plan import MIXED, Plan
-from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.files import write_file
 from storage.typed_json import encode
@@ -30,15 +30,6 @@ class CalibrationOrigin:
     source: str
     samples: int
     fingerprint: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearsSetting:
-    """One setting of a plan of several, with what it reads and the Linears that it is for."""
-
-    method: str
-    parameters: Mapping[str, object]
-    linears: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +107,8 @@ def make_manifest(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weigh
     return Manifest(
         weights=weights,
         method=MIXED if only is None else only.method,
-        parameters={} if only is None else _parameters(only),
-        settings=_settings(plan, [layer.name for layer in layers]) if only is None else (),
+        parameters={} if only is None else parameters(only),
+        settings=linears_settings(plan, [layer.name for layer in layers]) if only is None else (),
         bits_per_weight=size.bits_per_weight,
         model_bytes=size.model_bytes,
         size=size,
@@ -133,21 +124,6 @@ def make_manifest(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weigh
         versions={package: _version(package) for package in VERSIONS_OF},
         layers=tuple(layers),
     )
-
-
-def _settings(plan: Plan, linears: Sequence[str]) -> tuple[LinearsSetting, ...]:
-    return tuple(
-        LinearsSetting(
-            method=setting.method,
-            parameters=_parameters(setting),
-            linears=tuple(name for name in linears if plan.setting_for(name) == setting),
-        )
-        for setting in plan.settings
-    )
-
-
-def _parameters(setting: Setting) -> dict[str, object]:
-    return {name: value for name, value in setting.read_values().items() if name != "method"}
 
 
 def _version(package: str) -> str:
