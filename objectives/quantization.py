@@ -161,10 +161,14 @@ def _quantize_block(
     # In the order in which the model computes: what comes after a broken weight is broken, too.
     for site in block.sites:
         for part, setting in site_parts(site, plan):
-            require_finite(_linear_set(part, statistics[setting.n_calib], divisors, stored))
+            if not setting.is_unquantized:
+                require_finite(_linear_set(part, statistics[setting.n_calib], divisors, stored))
     # Backwards: the rows of a Linear are rounded after they have taken the scale of what they feed.
     for site in reversed(block.sites):
         for part, setting in site_parts(site, plan):
+            if setting.is_unquantized:
+                yield from ((linear, *_unquantized(linear, divisors, stored)) for linear in part.linears)
+                continue
             quantized = quantize_set(_linear_set(part, statistics[setting.n_calib], divisors, stored), setting)
             for linear, result in zip(part.linears, quantized, strict=True):
                 linear.set_weight(result.weight)
@@ -174,8 +178,23 @@ def _quantize_block(
                 divisors |= fold(site, scale, stored)
 
 
+def _unquantized(
+    linear: LinearRole, divisors: Mapping[str, Tensor], stored: torch.dtype
+) -> tuple[QuantizedLinear, Tensor | None]:
+    """Leave a Linear in 16 bit, but for the scale of what reads its outputs; what rows were divided by is None."""
+    divisor, weight = divisors.get(linear.name), linear.weight()
+    if divisor is not None:
+        weight = (weight.float() / divisor[:, None]).to(stored).to(weight.dtype)
+        linear.set_weight(weight)
+    untouched = QuantizedLinear(
+        name=linear.name, weight=weight, codes=None, scale=None, alpha=0.0, nearest_loss=0.0, loss=0.0, final_loss=0.0
+    )
+    return untouched, divisor
+
+
 def _read_statistics(block: Block, calibration: Calibration, plan: Plan) -> dict[int, BlockStatistics]:
-    sizes = {plan.setting_for(linear.name).n_calib for linear in block.linears}
+    settings = [plan.setting_for(linear.name) for linear in block.linears]
+    sizes = {setting.n_calib for setting in settings if not setting.is_unquantized}
     return {size: calibration.read(block, size) for size in sorted(sizes)}
 
 
@@ -192,6 +211,9 @@ def model_size(model: Model, blocks: Sequence[Block], plan: Plan | None) -> Mode
             rest += own_bits * outputs * inputs
             continue
         setting = plan.setting_for(linear.name)
+        if setting.is_unquantized:
+            rest += own_bits * outputs * inputs
+            continue
         bits = matrix_bits(outputs, inputs, setting.scheme(model.dtype), setting.kept_rows(outputs))
         codes += bits.codes
         scales += bits.scales + input_scale_bits(inputs, setting)

@@ -39,22 +39,23 @@ def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> st
     parts: list[object] = [FORMAT, bench.model.fingerprint, bench.model.device.type, sequences.fingerprint()]
     parts.append(sequences.clusters)
     if plan is not None:
-        parts += [encode(_canonical(plan)), bench.allow_partial_groups, str(bench.model.stored_dtype)]
-        parts += [segment.key for size in _sizes(plan) for segment in bench.calibration.segments(size)]
+        parts += [_said(plan), bench.allow_partial_groups, str(bench.model.stored_dtype)]
+        parts += [segment.key for size in plan.calibration_sizes for segment in bench.calibration.segments(size)]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))
 
 
-def _canonical(plan: Plan) -> Plan | Setting:
+def _said(plan: Plan) -> object:
     """Say what a plan does, without what its methods do not read; a uniform plan does what its setting does."""
     if plan.only is not None:
-        return plan.only.canonical()
-    others = plan.others and plan.others.canonical()
-    named = {linear: setting.canonical() for linear, setting in plan.named.items()}
-    return Plan(named=named, others=others)
+        return _fields(plan.only)
+    named = {linear: _fields(setting) for linear, setting in plan.named.items()}
+    return {"named": named, "others": plan.others and _fields(plan.others)}
 
 
-def _sizes(plan: Plan) -> list[int]:
-    return sorted({setting.n_calib for setting in plan.settings})
+def _fields(setting: Setting) -> dict[str, object]:
+    """Return the canonical fields; the usual bits go unsaid, so that results from before there were others count."""
+    canonical = setting.canonical()
+    return {name: value for name, value in canonical.as_dict().items() if name != "bits" or name in canonical.reads}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def _require_whole_groups(blocks: Sequence[Block], plan: Plan, setting: Setting)
     size = setting.group_size
     linears = (linear for block in blocks for linear in block.linears)
     widths = sorted({linear.shape[1] for linear in linears if plan.setting_for(linear.name) == setting})
-    if setting.definition.per_row or all(width % size == 0 for width in widths):
+    if setting.is_unquantized or setting.definition.per_row or all(width % size == 0 for width in widths):
         return
     raise InputError(
         f"group size {size} does not divide the input widths {', '.join(map(str, widths))} of this model; "

@@ -203,7 +203,7 @@ def quantized(
     repaired: set[str] = set()
     while True:
         with _within_memory(watch, "calibrate"):
-            bench.calibration.ensure({setting.n_calib for setting in plan.settings}, progress)
+            bench.calibration.ensure(plan.calibration_sizes, progress)
         with weights_restored(modules):
             try:
                 with _within_memory(watch, "quantize"):

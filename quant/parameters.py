@@ -14,6 +14,8 @@ Scales = Literal["linear", "foldable"]
 RangeSearch = Literal["none", "diagonal", "block"]
 AlphaProxy = Literal["nearest", "range"]
 
+UNQUANTIZED = 16
+"""Bits of weights that are left as they are."""
 LARGEST_COUNT = 2**20
 """Of whole numbers such as sizes: nobody means more."""
 LARGEST = 1e6
@@ -63,7 +65,7 @@ class Parameter:
         symbol: What it is called where there is little room.
         unit: What its values count or measure; empty for pure numbers and for names.
         legal: Least and greatest value, both allowed; None where values are names or truths.
-        choices: The allowed names; empty where values are numbers or truths.
+        choices: The allowed names, or the allowed ones of a few numbers; empty where a range or its type says it.
         search: What is searched; None for what no study varies.
         opposite: Of what is true by default: the name and the help of the flag that makes it false.
     """
@@ -76,7 +78,7 @@ class Parameter:
     symbol: str = ""
     unit: str = ""
     legal: tuple[float, float] | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[str | int, ...] = ()
     search: Range | Choices | None = None
     opposite: tuple[str, str] | None = None
 
@@ -88,7 +90,8 @@ class Parameter:
     def problem(self, value: Any) -> str | None:
         """Say in one line why `value` is not allowed; None where it is."""
         if self.choices:
-            return None if value in self.choices else f"{self.name} {value!r} is none of {', '.join(self.choices)}"
+            listed = ", ".join(map(str, self.choices))
+            return None if value in self.choices else f"{self.name} {value!r} is none of {listed}"
         if self.legal is None:
             return None
         low, high = self.legal
@@ -161,6 +164,14 @@ class Parameters:
         unit="sequences",
         legal=(1, LARGEST_COUNT),
         search=Range(low=16, high=512, scale="log2"),
+    )
+    bits: int = row(
+        4,
+        "bits",
+        "of a weight: 2 to 8, or 16 to leave weights as they are",
+        symbol="bits",
+        unit="bits",
+        choices=(2, 3, 4, 5, 6, 7, 8, UNQUANTIZED),
     )
     group_size: int = row(
         128,

@@ -5,7 +5,7 @@ assume settings that were validated when they were made. Knows Linears by their 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quant.errors import QuantizationError
 from quant.setting import Setting
@@ -65,10 +65,24 @@ class Plan:
         return self.only is not None
 
     @property
+    def calibration_sizes(self) -> list[int]:
+        """Return how many calibration samples its settings read, ascending; none where nothing is quantized."""
+        return sorted({setting.n_calib for setting in self.settings if not setting.is_unquantized})
+
+    @property
     def n_calib(self) -> int:
         """Return the most calibration samples that a setting needs."""
-        return max(setting.n_calib for setting in self.settings)
+        return max(self.calibration_sizes, default=1)
 
     def label(self) -> str:
-        """Return the settings' labels, for tables."""
-        return "; ".join(dict.fromkeys(setting.label() for setting in self.settings))
+        """Return the settings' labels, for tables; of several, each recipe once with what it stores weights as."""
+        if self.only is not None:
+            return self.only.label()
+        stored: dict[str, dict[str, None]] = {}
+        for setting in sorted(self.settings, key=lambda setting: (setting.bits, -setting.group_size)):
+            recipe = "" if setting.is_unquantized else replace(setting, bits=Setting.bits).label()
+            stored.setdefault(recipe, {})[setting.stored_as] = None
+        recipes = [recipe for recipe in stored if recipe]
+        left = ", ".join(stored.get("", {}))
+        labels = [f"{recipe} ({', '.join(stored[recipe])})" for recipe in recipes]
+        return "; ".join([*labels, left] if left else labels)

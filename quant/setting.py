@@ -11,7 +11,7 @@ import torch
 
 from quant.errors import QuantizationError
 from quant.methods import METHODS, Method
-from quant.parameters import PARAMETERS, Parameters
+from quant.parameters import PARAMETERS, UNQUANTIZED, Parameters
 from quant.recipes import recipe_name
 from quant.rounding.rounding import ROUNDINGS
 from quant.scheme import Scheme, scale_type
@@ -46,31 +46,56 @@ class Setting(Parameters):
 
     @property
     def reads(self) -> frozenset[str]:
-        """Every field that the quantized weights depend on: the method's own, and what its ingredients read."""
+        """Every field that the quantized weights depend on: the method's own, and what its ingredients read.
+
+        Bits are among them where they are not the usual ones, so that what is stored without them keeps its meaning.
+        """
+        if self.is_unquantized:
+            return frozenset({"bits"})
+        by_bits = {"bits"} if self.bits != Parameters.bits else set()
         by_rounding = {"damping", "n_calib"} if self.rounding == "gptq" else set()
         by_ranges = {"n_calib"} if self.range_search != "none" else set()
         if self.range_search != "none" and self.definition.salience is not None:
             by_ranges |= {"alpha_proxy"}
         by_grid = {"full_range"} if self.symmetric else set()
-        return self.definition.reads | by_rounding | by_ranges | by_grid
+        return self.definition.reads | by_bits | by_rounding | by_ranges | by_grid
+
+    @property
+    def is_unquantized(self) -> bool:
+        """Whether weights stay as they are, in 16 bit; they still take the scales of what reads their outputs."""
+        return self.bits == UNQUANTIZED
 
     @property
     def scales_at_run_time(self) -> bool:
         """Whether inputs have to be divided by a scale where the model runs: one of its own for every Linear."""
-        return self.scales == "linear" and self.definition.salience is not None
+        return self.scales == "linear" and self.definition.salience is not None and not self.is_unquantized
 
     def scheme(self, dtype: torch.dtype) -> Scheme:
-        """The scheme for weights of a model that is stored in `dtype`."""
+        """The scheme for weights of a model that is stored in `dtype`.
+
+        Raises:
+            QuantizationError: If they are left as they are.
+        """
         return Scheme(
+            bits=self.bits,
             group_size=None if self.definition.per_row else self.group_size,
             symmetric=self.symmetric,
             full_range=self.symmetric and self.full_range,
             scale_dtype=scale_type(dtype),
         )
 
+    @property
+    def stored_as(self) -> str:
+        """What weights become, in a few words: `4 bit g64`, `8 bit per row asym`, `16 bit`."""
+        if self.is_unquantized:
+            return f"{self.bits} bit"
+        groups = "per row" if self.definition.per_row else f"g{self.group_size}"
+        return f"{self.bits} bit {groups}{'' if self.symmetric else ' asym'}"
+
     def kept_rows(self, outputs: int) -> int:
         """How many of a Linear's `outputs` rows stay in 16 bit: the nearest whole number, halves rounded up."""
-        return math.floor(self.keep_ratio * outputs + 0.5) if self.definition.keeps_rows else 0
+        keeps = self.definition.keeps_rows and not self.is_unquantized
+        return math.floor(self.keep_ratio * outputs + 0.5) if keeps else 0
 
     def canonical(self) -> "Setting":
         """The same setting with every field that it does not read at its default: equal work, equal value."""
@@ -80,7 +105,9 @@ class Setting(Parameters):
 
     def label(self) -> str:
         """The recipe with the parameters it reads, for tables: `gw-awq+range+gptq n_grid=20 damping=0.05`."""
-        names = [*self.definition.parameters, *(name for name in ("damping",) if name in self.reads)]
+        if self.is_unquantized:
+            return f"{self.bits} bit"
+        names = [*self.definition.parameters, *(name for name in ("damping", "bits") if name in self.reads)]
         return " ".join([recipe_name(self), *(f"{name}={getattr(self, name):g}" for name in names)])
 
     def read_values(self) -> dict[str, object]:

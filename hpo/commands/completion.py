@@ -52,7 +52,8 @@ def completed_names() -> dict[str, tuple[str, ...]]:
     from quant.parameters import PARAMETERS
     from quant.rounding.rounding import ROUNDINGS
 
-    declared = {name: parameter.choices for name, parameter in PARAMETERS.items() if parameter.choices}
+    rows = PARAMETERS.items()
+    declared = {name: tuple(map(str, parameter.choices)) for name, parameter in rows if parameter.choices}
     return {
         **declared,
         "method": tuple(METHODS),

@@ -147,8 +147,9 @@ def _add_fixed(group: Any, parameter: Parameter) -> None:
         exclusive.add_argument(parameter.flag, action="store_true", help=parameter.help + usual, **fixed)
         exclusive.add_argument(flag_of(opposite), action="store_false", help=words + unusual, **fixed)
         return
-    listed = f": {' or '.join(parameter.choices)}" if parameter.choices and ":" not in parameter.help else ""
-    group.add_argument(parameter.flag, help=f"{parameter.help}{listed} (default {parameter.default})", **fixed)
+    listed = f": {' or '.join(map(str, parameter.choices))}" if parameter.choices and ":" not in parameter.help else ""
+    words = f"{parameter.help}{listed} (default {parameter.default})"
+    group.add_argument(parameter.flag, type=parameter.type, help=words, **fixed)
 
 
 def _minus(parameter: Parameter) -> str:

@@ -167,7 +167,7 @@ def references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
     """
     base, defaults = space.base, Setting()
     n_calib = min(space.sizes("n_calib"), key=lambda size: abs(size - defaults.n_calib))
-    plain = replace(defaults, n_calib=n_calib, scales=base.scales, placement=base.placement)
+    plain = replace(defaults, n_calib=n_calib, scales=base.scales, placement=base.placement, bits=base.bits)
     grids = [replace(plain, symmetric=bool(symmetric)) for symmetric in space.values("symmetric")]
     return [named for grid in grids for named in _references_on(grid, bench, space)]
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from objectives.calibration.calibration import Calibration
+from objectives.calibration.recording import BlockStatistics
 from objectives.errors import InputError
 from objectives.model.folding import changed_modules
 from objectives.model.roles import Block
@@ -21,6 +23,7 @@ from storage.results import ResultStore
 from tests.objectives import tiny
 
 SHARING = Setting(method="gw-awq", n_calib=8, n_grid=5)
+ALONE = replace(SHARING, bits=16)
 FINE, COARSE = replace(SHARING, group_size=32), replace(SHARING, group_size=64, n_calib=4)
 TEXT = tiny.sequences([12] * 20, seed=2)
 
@@ -40,7 +43,7 @@ def by_block(bench: Bench) -> Plan:
     return Plan(named={**dict.fromkeys(names(first), FINE), **dict.fromkeys(names(second), COARSE)})
 
 
-def states(bench: Bench, plan: Plan) -> list[list[Tensor]]:
+def states(bench: Bench, plan: Plan | None) -> list[list[Tensor]]:
     """Every tensor that quantizing with `plan` leaves, by block, norms and biases included."""
     with quantized(bench, plan):
         return [
@@ -125,6 +128,71 @@ def test_a_group_size_is_held_against_the_linears_that_have_it(bench: Bench) -> 
     require_suitable(bench.blocks, Plan(named={"model.layers.0.mlp.down_proj": wide}, others=FINE))
     with pytest.raises(InputError, match="group size 128 does not divide the input widths 64 of this model"):
         require_suitable(bench.blocks, Plan(named={"model.layers.0.self_attn.o_proj": wide}, others=FINE))
+
+
+# What is left in 16 bit
+
+
+@pytest.mark.parametrize("layout", ["llama", "opt", "phi3", "gpt-neox"])
+def test_what_is_left_alone_is_as_it_was(layout: str, tmp_path: Path) -> None:
+    """Nothing of a block changes; the other block is quantized as it is everywhere."""
+    bench = tiny.bench(tiny.model(tiny.LAYOUTS[layout]()), tmp_path)
+    first, second = bench.blocks
+    plan = Plan(named=dict.fromkeys(names(first), ALONE), others=FINE)
+    untouched = states(bench, None)
+    mixed, fine = states(bench, plan), states(bench, Plan.uniform(FINE))
+    assert same(mixed[0], untouched[0])
+    assert same(mixed[1], fine[1])
+    assert not same(mixed[1], untouched[1])
+    with quantized(bench, plan, with_codes=True) as made:
+        assert made.codes.keys() == set(names(second))
+        assert {layer.name for layer in made.layers if layer.final_loss == 0} == set(names(first))
+
+
+def test_nothing_is_read_for_blocks_that_are_left_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring a single site costs no more than that."""
+    read: list[int] = []
+    of_block = Calibration.read
+
+    def noted(self: Calibration, block: Block, samples: int) -> BlockStatistics:
+        read.append(block.index)
+        return of_block(self, block, samples)
+
+    monkeypatch.setattr(Calibration, "read", noted)
+    with quantized(bench, Plan(named=dict.fromkeys(names(bench.blocks[1]), FINE), others=ALONE)):
+        assert read == [1]
+
+
+@pytest.mark.parametrize("left", ["v_proj", "up_proj"])
+def test_rows_left_in_16_bit_take_the_scale_of_what_reads_them(left: str, bench: Bench) -> None:
+    """The product of both is what it was, but for rounding: the fold is whole."""
+    reader = {"v_proj": "self_attn.o_proj", "up_proj": "mlp.down_proj"}[left]
+    fine = replace(FINE, bits=8, group_size=64)
+    plan = Plan(named={f"model.layers.0.{reader}": fine}, others=ALONE)
+    divided = next(linear for linear in bench.blocks[0].linears if linear.name.endswith(left))
+    # A few large inputs, so that scaling helps.
+    divided.set_weight(torch.cat([8 * divided.weight()[:4], divided.weight()[4:]]))
+    before = divided.weight().float().clone()
+    with quantized(bench, plan, with_codes=True) as made:
+        scale = made.folded[f"model.layers.0.{reader}"].inputs
+        assert scale is not None
+        ratio = before / divided.weight().float()
+        if left == "up_proj":
+            assert torch.allclose(ratio, scale[:, None].expand_as(ratio), rtol=0.01)
+        assert not torch.equal(divided.weight().float(), before)
+    score = run_trial(bench, plan, TEXT).score
+    assert score is not None
+    assert score.mean_kl == pytest.approx(0, abs=1e-3)
+
+
+def test_unquantized_linears_count_as_they_are_stored(bench: Bench) -> None:
+    """Sixteen bits each, and none of codes or scales."""
+    first, second = bench.blocks
+    plan = Plan(named={**dict.fromkeys(names(first), ALONE), **dict.fromkeys(names(second), replace(FINE, bits=8))})
+    size = model_size(bench.model, bench.blocks, plan)
+    assert size.bits_per_weight == (16 + 8.5) / 2
+    assert (size.codes, size.rest) == (size.weights / 2, size.weights)
+    require_suitable(bench.blocks, Plan.uniform(replace(ALONE, group_size=48)))
 
 
 # What it takes

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import quant.layers
+from quant.errors import QuantizationError
 from quant.layers import LinearSet, QuantizedLinear, quantize_set
 from quant.methods import METHODS
 from quant.scaling.salience import error_weights
@@ -85,6 +86,7 @@ def test_what_a_method_reads(method: str) -> None:
     assert set(found.parameters) == READS[method] - {"group_size", "n_calib", "scales", "placement"}
     assert {field.name for field in fields(Setting)} == found.reads | set(OTHER) | {
         "alpha_proxy",
+        "bits",
         "damping",
         "full_range",
     }
@@ -134,6 +136,34 @@ def test_labels() -> None:
     assert Setting(method="praq-mixed-var").label() == (
         "praq-mixed-var keep_ratio=0.2 beta_risk=3 tau_risk=-3 noise_factor=0.2 variance_penalty=0.5"
     )
+
+
+def test_bits() -> None:
+    """Every method reads them where they are not the usual four; left in 16 bit, nothing else is read."""
+    four, eight, whole = (Setting(method="gw-awq", n_grid=7, bits=bits, scales="linear") for bits in (4, 8, 16))
+    assert four.reads | {"bits"} == eight.reads
+    assert (eight.scheme(torch.float16).bits, four.scheme(torch.float16).bits) == (8, 4)
+    assert (four.label(), eight.label(), whole.label()) == ("gw-awq n_grid=7", "gw-awq n_grid=7 bits=8", "16 bit")
+    assert eight.canonical() == eight
+    assert whole.canonical() == Setting(bits=16)
+    assert whole.is_unquantized
+    assert not whole.scales_at_run_time
+    assert Setting(method="awq-mixed", bits=16).kept_rows(100) == 0
+    with pytest.raises(QuantizationError, match=r"16 bits are not among 2\.\.8"):
+        whole.scheme(torch.float16)
+    with pytest.raises(QuantizationError, match="bits 9 is none of 2, 3, 4, 5, 6, 7, 8, 16"):
+        Setting(bits=9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_more_bits_lose_less(method: str, given_set: LinearSet) -> None:
+    """By a factor of about sixteen for two bits."""
+    losses = [
+        sum(linear.loss for linear in quantize_set(given_set, Setting(method=method, group_size=12, bits=bits)))
+        for bits in (3, 4, 6, 8)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert 4 < losses[1] / losses[2] < 64
 
 
 # Relations between methods

@@ -1,6 +1,7 @@
 """A plan says which setting quantizes which Linear, and is stored and read back as it was."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -46,3 +47,20 @@ def test_a_plan_without_settings_is_refused() -> None:
 def test_a_plan_is_read_back_as_it_was_stored(plan: Plan) -> None:
     """As JSON."""
     assert decode(Plan, json.loads(json.dumps(encode(plan))), "a plan") == plan
+
+
+def test_a_plan_of_several_settings_names_each_recipe_once() -> None:
+    """With all that weights are stored as, fewest bits first."""
+    recipe = Setting(method="gw-awq", n_grid=7, group_size=64)
+    settings = [replace(recipe, bits=16), replace(recipe, bits=8), recipe, replace(recipe, group_size=32)]
+    plan = Plan(named=dict(zip("abcd", settings, strict=True)))
+    assert plan.label() == "gw-awq n_grid=7 (4 bit g64, 4 bit g32, 8 bit g64); 16 bit"
+    rows = Setting(method="rtn-channel", bits=8, symmetric=False)
+    assert Plan(named={"a": COARSE, "b": rows}).label() == "rtn (4 bit g64); rtn-channel (8 bit per row asym)"
+
+
+def test_what_is_left_in_16_bit_needs_no_calibration() -> None:
+    """Only sizes that something reads count."""
+    plan = Plan(named={"a": replace(FINE, bits=16)}, others=COARSE)
+    assert (plan.calibration_sizes, plan.n_calib) == ([16], 16)
+    assert Plan.uniform(replace(FINE, bits=16)).n_calib == 1
