@@ -14,8 +14,6 @@ Scales = Literal["linear", "foldable"]
 RangeSearch = Literal["none", "diagonal", "block"]
 AlphaProxy = Literal["nearest", "range"]
 
-UNQUANTIZED = 16
-"""Bits of weights that are left as they are."""
 LARGEST_COUNT = 2**20
 """Of whole numbers such as sizes: nobody means more."""
 LARGEST = 1e6
@@ -89,10 +87,9 @@ class Parameter:
 
     def problem(self, value: Any) -> str | None:
         """Say in one line why `value` is not allowed; None where it is."""
-        if self.choices:
-            listed = ", ".join(map(str, self.choices))
-            return None if value in self.choices else f"{self.name} {value!r} is none of {listed}"
-        if self.legal is None:
+        if self.choices and value not in self.choices:
+            return f"{self.name} {value!r} is none of {', '.join(map(str, self.choices))}"
+        if self.choices or self.legal is None:
             return None
         low, high = self.legal
         if self.type is int and not (isinstance(value, int) and not isinstance(value, bool)):
@@ -166,12 +163,7 @@ class Parameters:
         search=Range(low=16, high=512, scale="log2"),
     )
     bits: int = row(
-        4,
-        "bits",
-        "of a weight: 2 to 8, or 16 to leave weights as they are",
-        symbol="bits",
-        unit="bits",
-        choices=(2, 3, 4, 5, 6, 7, 8, UNQUANTIZED),
+        4, "bits", "of a weight; 16 leaves weights as they are", symbol="bits", unit="bits", choices=(*range(2, 9), 16)
     )
     group_size: int = row(
         128,

@@ -11,10 +11,13 @@ import torch
 
 from quant.errors import QuantizationError
 from quant.methods import METHODS, Method
-from quant.parameters import PARAMETERS, UNQUANTIZED, Parameters
+from quant.parameters import PARAMETERS, Parameters
 from quant.recipes import recipe_name
 from quant.rounding.rounding import ROUNDINGS
 from quant.scheme import Scheme, scale_type
+
+UNQUANTIZED = 16
+"""Bits of weights that are left as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

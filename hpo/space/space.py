@@ -190,6 +190,8 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
         for name in parts
         if name not in read and name not in CHOICES
     ]
+    if base.is_unquantized:
+        problems = [f"bits {base.bits} leave every weight as it is, and nothing to search; give fewer with --bits"]
     if problems:
         raise InputError("; ".join(problems))
     varied = {

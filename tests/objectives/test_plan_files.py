@@ -113,7 +113,11 @@ def test_what_people_write_by_hand(tmp_path: Path) -> None:
         ("plan.json", '{"settings": 4}', "settings is 4, not a list"),
         ("plan.json", group(linears="a"), "settings[0].linears is 'a', not a list"),
         ("plan.json", group(linears=["a", "a"]), "has more than one setting for a; leave one"),
-        ("plan.json", group(method="gptq"), "settings[0] cannot be used: method 'gptq' is unknown; choose one of rtn, "),
+        (
+            "plan.json",
+            group(method="gptq"),
+            "settings[0] cannot be used: method 'gptq' is unknown; choose one of rtn, ",
+        ),
         ("plan.json", group(method="rtn+best"), "settings[0]: ingredient 'best' of rtn+best is unknown"),
         ("plan.json", group(parameters={"bits": 9}), "settings[0] cannot be used: bits 9 is none of 2, 3, "),
         ("plan.json", group(parameters={"bits": "4"}), "settings[0]: bits is '4', not a whole number"),

@@ -317,3 +317,11 @@ def test_a_space_file_says_what_flags_say(tmp_path: Path) -> None:
     path.write_text('tau_risk = "-5..-1"\nbeta_risk = 3.5\nkeep_ratio = [0.1, 0.2]\n')
     found = described(make_space(Setting(method="praq-mixed"), read_space_file(path)))
     assert (found["tau_risk"], found["beta_risk"], found["keep_ratio"]) == ("-5..-1", "3.5", "0.1,0.2")
+
+
+def test_bits_are_part_of_a_space_where_they_are_not_the_usual_ones() -> None:
+    """Studies of before they could be said keep their contract; there is nothing to search where nothing is rounded."""
+    assert "bits" not in make_space(Setting(method="gw-awq"), {}).fixed
+    assert make_space(Setting(method="gw-awq", bits=8), {}).fixed["bits"] == 8
+    with pytest.raises(InputError, match="bits 16 leave every weight as it is, and nothing to search; give fewer"):
+        make_space(Setting(method="gw-awq", bits=16), {})
