@@ -8,6 +8,7 @@ assume that the bench was laid out for the model; `storage.model_directory` make
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from objectives.export.manifest import Manifest, ProvenScore, make_manifest, wri
 from objectives.export.rescoring import rescore
 from objectives.model.loading import Model
 from objectives.model.roles import Block, LinearRole, unscaled_inputs
+from objectives.model.sites import find_sites
 from objectives.model.weights import weights_restored
 from objectives.progress import Progress
 from objectives.scoring import Score, score_all
@@ -39,6 +41,8 @@ MOST_APART = 1e-3
 """Of the perplexity that was measured: what the packed model may score differently."""
 MOST_APART_UNFOLDED = 5e-3
 """Of the perplexity without folded scales, which a 16-bit type computes with other roundings."""
+BITS = (4, 8)
+"""Of a weight that transformers and vLLM unpack."""
 DENSE = "write it with --format dense"
 
 
@@ -48,7 +52,7 @@ class Packed:
     proven = True
 
     def require_holds(self, blocks: Sequence[Block], plan: Plan) -> None:
-        """Refuse rows in 16 bit, scales at run time, partial groups and slices of different schemes."""
+        """Refuse rows in 16 bit, scales at run time, partial groups, and different schemes where runtimes fuse."""
         require_packable(blocks, plan)
 
     def write(self, export: Export, progress: Progress) -> Manifest:
@@ -62,8 +66,8 @@ class Packed:
             expected = proof.perplexity
             if expected is None:
                 expected = score_all(model.module, proof.text, f"scoring on {proof.text.source}", progress).perplexity
-            tensors = _state(model, bench.blocks, result.codes)
-        unfolded = _unfolded_perplexity(bench, result, proof.text, progress)
+            tensors = _state(model, bench.blocks, plan, result.codes)
+        unfolded = _unfolded_perplexity(bench, plan, result, proof.text, progress)
         with new_directory(export.directory) as place:
             _write_model(model, tensors, quantization_config(model.module, bench.blocks, plan), place)
             measured = self.score(place, proof.text, model, progress, proof.trust_remote_code).perplexity
@@ -71,7 +75,7 @@ class Packed:
             _require_folds(measured, unfolded)
             manifest = replace(
                 make_manifest(bench, plan, result.layers, weights="packed"),
-                stored_bits_per_weight=_stored_bits(bench, place),
+                stored_bits_per_weight=_stored_bits(bench, plan, place),
                 proof=ProvenScore(
                     source=proof.text.source,
                     sequences=len(proof.text),
@@ -105,14 +109,16 @@ def require_packable(blocks: Sequence[Block], plan: Plan) -> None:
     """
     for setting in plan.settings:
         _require_packable(setting)
-    for module, linears in _packed_modules(blocks).items():
-        schemes = {_scheme(plan.setting_for(linear.name)) for linear in linears}
-        if len(schemes) > 1:
+    for site in find_sites(blocks):
+        count = len({_scheme(plan.setting_for(name)) for name in site.linears})
+        if count > 1:
             raise InputError(
-                f"packed INT4 holds {module} as one matrix, which has {len(schemes)} schemes here; give its slices the "
-                f"same one, or {DENSE}"
+                f"runtimes of packed INT4 make one matrix of {', '.join(site.linears)}, which has {count} "
+                f"schemes here; give its parts the same one, or {DENSE}"
             )
-    schemes = {_scheme(setting) for setting in plan.settings}
+    schemes = {scheme for setting in plan.settings if (scheme := _scheme(setting)) is not None}
+    if not schemes:
+        raise InputError(f"nothing is quantized, so there is nothing to pack; give fewer bits, or {DENSE}")
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
         raise InputError(
             f"transformers does not read packed INT4 of {len(schemes)} schemes where one has zero points; use "
@@ -120,7 +126,8 @@ def require_packable(blocks: Sequence[Block], plan: Plan) -> None:
         )
     linears = [linear for block in blocks for linear in block.linears]
     for setting in plan.settings:
-        size = _scheme(setting).group_size
+        scheme = _scheme(setting)
+        size = None if scheme is None else scheme.group_size
         widths = (linear.shape[1] for linear in linears if plan.setting_for(linear.name) == setting)
         partial = sorted({width for width in widths if size and width % size})
         if partial:
@@ -131,6 +138,13 @@ def require_packable(blocks: Sequence[Block], plan: Plan) -> None:
 
 
 def _require_packable(setting: Setting) -> None:
+    if setting.is_unquantized:
+        return
+    if setting.bits not in BITS:
+        raise InputError(
+            f"packed INT4 has weights of {' or '.join(map(str, BITS))} bits, not of {setting.bits}; give --bits so, or "
+            f"{DENSE}"
+        )
     if setting.definition.keeps_rows:
         raise InputError(f"{setting.method} keeps rows in 16 bit, which packed INT4 cannot hold; {DENSE}")
     if setting.scales_at_run_time:
@@ -142,11 +156,13 @@ def _require_packable(setting: Setting) -> None:
 
 def quantization_config(module: Any, blocks: Sequence[Block], plan: Plan) -> dict[str, Any]:
     """Return what `config.json` says of the weights: all Linears but those left alone, one group per scheme."""
-    packed = {linear.module for block in blocks for linear in block.linears}
+    packed = {slices[0].module for slices in _packed_modules(blocks, plan).values()}
     linears = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
     targets: dict[Scheme, list[str]] = {}
-    for name, slices in _packed_modules(blocks).items():
-        targets.setdefault(_scheme(plan.setting_for(slices[0].name)), []).append(name)
+    for name, slices in _packed_modules(blocks, plan).items():
+        scheme = _scheme(plan.setting_for(slices[0].name))
+        assert scheme is not None
+        targets.setdefault(scheme, []).append(name)
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -174,23 +190,28 @@ def _weights(scheme: Scheme) -> dict[str, Any]:
     }
 
 
-def _scheme(setting: Setting) -> Scheme:
-    """Return the scheme of a setting; the type of its scales is the whole model's."""
-    return setting.scheme(torch.float16)
+def _scheme(setting: Setting) -> Scheme | None:
+    """Return the scheme of a setting, None where it leaves weights alone; the type of scales is the whole model's."""
+    return None if setting.is_unquantized else setting.scheme(torch.float16)
 
 
-def _packed_modules(blocks: Sequence[Block]) -> dict[str, list[LinearRole]]:
+def _packed_modules(blocks: Sequence[Block], plan: Plan) -> dict[str, list[LinearRole]]:
     """Return the modules that are packed by name, each with its Linear or the slices that it consists of."""
     modules: dict[str, list[LinearRole]] = {}
-    for linear in (linear for block in blocks for linear in block.linears):
+    for linear in _packed_linears(blocks, plan):
         modules.setdefault(linear.name.partition(":")[0], []).append(linear)
     return modules
 
 
-def _state(model: Model, blocks: Sequence[Block], codes: Mapping[str, IntWeight]) -> dict[str, Tensor]:
+def _packed_linears(blocks: Sequence[Block], plan: Plan) -> list[LinearRole]:
+    linears = (linear for block in blocks for linear in block.linears)
+    return [linear for linear in linears if not plan.setting_for(linear.name).is_unquantized]
+
+
+def _state(model: Model, blocks: Sequence[Block], plan: Plan, codes: Mapping[str, IntWeight]) -> dict[str, Tensor]:
     """Return every tensor of the model as it is stored: packed Linears, and the rest in the stored type."""
     tensors: dict[str, Tensor] = {}
-    modules = _packed_modules(blocks)
+    modules = _packed_modules(blocks, plan)
     for name, linears in modules.items():
         stored = packed_tensors(_whole(linears, codes))
         tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
@@ -239,12 +260,12 @@ def _require_equal(measured: float, expected: float) -> None:
 
 
 @torch.inference_mode()
-def _unfolded_perplexity(bench: Bench, result: Quantized, text: Sequences, progress: Progress) -> float:
+def _unfolded_perplexity(bench: Bench, plan: Plan, result: Quantized, text: Sequences, progress: Progress) -> float:
     """Score the quantized weights with every scale undone, in a model whose norms and biases were never touched.
 
     What folding broke is broken in the trial and in the directory alike, and here it is not.
     """
-    linears = [linear for block in bench.blocks for linear in block.linears]
+    linears = _packed_linears(bench.blocks, plan)
     with weights_restored([linear.module for linear in linears]):
         for linear in linears:
             weight = loaded(result.codes[linear.name]).to(bench.model.device)
@@ -263,11 +284,10 @@ def _require_folds(measured: float, unfolded: float) -> None:
         )
 
 
-def _stored_bits(bench: Bench, place: Path) -> float:
+def _stored_bits(bench: Bench, plan: Plan, place: Path) -> float:
     """Return the bits for each weight of the decoder blocks, counted in the file; biases and norms are none of them."""
     packed = sum(size for name, size in tensor_bytes(place).items() if name.rpartition(".")[2].startswith("weight_"))
     uncovered = sum(size for block in bench.blocks for size in block.uncovered.values())
-    covered = sum(
-        outputs * inputs for block in bench.blocks for outputs, inputs in (linear.shape for linear in block.linears)
-    )
-    return (8 * packed + 8 * bench.model.stored_dtype.itemsize * uncovered) / (covered + uncovered)
+    covered = sum(prod(linear.shape) for block in bench.blocks for linear in block.linears)
+    unpacked = uncovered + covered - sum(prod(linear.shape) for linear in _packed_linears(bench.blocks, plan))
+    return (8 * packed + 8 * bench.model.stored_dtype.itemsize * unpacked) / (covered + uncovered)

@@ -22,7 +22,9 @@ from objectives.export.rescoring import rescore
 from objectives.model import commuting
 from objectives.model.loading import DTYPES, ModelPlan, load_model
 from objectives.model.provenance import RECORD, Provenance, read_provenance
+from objectives.model.sites import find_sites
 from objectives.progress import silent
+from objectives.quantization import model_size
 from objectives.scoring import score_all
 from objectives.trial import Bench, quantized, run_trial
 from quant.methods import METHODS
@@ -297,6 +299,51 @@ def test_different_schemes_come_back_bit_by_bit(layout: str, tmp_path: Path, tar
     assert 0 < manifest.stored_bits_per_weight - manifest.bits_per_weight < 0.05
 
 
+def allocated(bench: Bench) -> Plan:
+    """Groups of 32 and 64 in four bits, eight bits and sixteen, all in one block, and eight in the other."""
+    eight = replace(AWQ, bits=8, group_size=64)
+    first, second = (find_sites([block]) for block in bench.blocks)
+    settings = [AWQ, replace(AWQ, group_size=64), eight, replace(AWQ, bits=16)]
+    sites = [*zip(first, settings, strict=True), *((site, eight) for site in second)]
+    return Plan(named={name: setting for site, setting in sites for name in site.linears})
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("layout", ["llama", "phi3", pytest.param("opt", marks=pytest.mark.slow)])
+def test_bits_of_several_kinds_come_back_bit_by_bit(layout: str, tmp_path: Path, target: Path) -> None:
+    """What stays in 16 bit is left out of every group and stored with the scales it took."""
+    bench = tiny.bench(made(layout), tmp_path / "home")
+    plan = allocated(bench)
+    with quantized(bench, plan):
+        expected = tiny.state(bench.model.module)
+    manifest = Packed().write(export(bench, plan, target), silent)
+    reloaded = reload(target)
+    reloaded(TEXT.ids[0][None])
+    assert tiny.same_bits(expected, {name: each for name, each in tiny.state(reloaded).items() if name in expected})
+    config = json.loads((target / "config.json").read_text())["quantization_config"]
+    weights = [group["weights"] for group in config["config_groups"].values()]
+    assert [(group["num_bits"], group["group_size"]) for group in weights] == [(4, 32), (4, 64), (8, 64)]
+    left = {name.partition(":")[0] for name in find_sites(bench.blocks)[3].linears}
+    assert left < set(config["ignore"])
+    assert not left & {name for group in config["config_groups"].values() for name in group["targets"]}
+    assert 0 < manifest.stored_bits_per_weight - manifest.bits_per_weight < 0.05
+    assert manifest.bits_per_weight == model_size(bench.model, bench.blocks, plan).bits_per_weight
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("method", ["rtn-channel", "gw-awq"])
+def test_eight_bits_come_back_bit_by_bit(method: str, tmp_path: Path, target: Path) -> None:
+    """In groups and per row, beside a site that stays in 16 bit; one scheme alone is read with zero points, too."""
+    bench = tiny.bench(made(), tmp_path / "home")
+    eight = replace(AWQ, method=method, bits=8, symmetric=False)
+    left = find_sites(bench.blocks)[0].linears
+    plan = Plan(named=dict.fromkeys(left, replace(eight, bits=16)), others=eight)
+    with quantized(bench, plan):
+        expected = tiny.state(bench.model.module)
+    Packed().write(export(bench, plan, target), silent)
+    assert tiny.same_bits(expected, tiny.state(reload(target)))
+
+
 @pytest.mark.usefixtures("same_process")
 def test_a_model_that_stays_packed_is_measured_and_not_quantized_again(bench: Bench, target: Path) -> None:
     """Several schemes are unpacked on first use only: there are no weights to calibrate or to count."""
@@ -314,8 +361,29 @@ def test_slices_of_one_matrix_have_one_scheme(tmp_path: Path) -> None:
     blocks = tiny.bench(made("phi3"), tmp_path / "home").blocks
     rtn = Setting(method="rtn", group_size=32, n_calib=8)
     plan = Plan(named={"model.layers.0.self_attn.qkv_proj:k": replace(rtn, group_size=64)}, others=rtn)
-    with pytest.raises(InputError, match=r"holds model\.layers\.0\.self_attn\.qkv_proj as one matrix, .* 2 schemes"):
+    with pytest.raises(InputError, match=r"one matrix of model\.layers\.0\.self_attn\.qkv_proj:q, .* 2 schemes here"):
         Packed().require_holds(blocks, plan)
+
+
+@pytest.mark.parametrize("change", [{"group_size": 64}, {"bits": 8}, {"bits": 16}])
+def test_what_runtimes_fuse_has_one_scheme(change: dict[str, int], bench: Bench) -> None:
+    """Also where there are separate Linears that share no scale; those of another site may differ."""
+    rtn = Setting(method="rtn", group_size=32, n_calib=8)
+    for name, fused in (("self_attn.q_proj", True), ("mlp.up_proj", True), ("self_attn.o_proj", False)):
+        plan = Plan(named={f"model.layers.0.{name}": replace(rtn, **change)}, others=rtn)
+        if fused:
+            with pytest.raises(InputError, match=r"runtimes of packed INT4 make one matrix of .* 2 schemes here; give"):
+                Packed().require_holds(bench.blocks, plan)
+        else:
+            Packed().require_holds(bench.blocks, plan)
+
+
+def test_bits_that_are_not_read_are_refused(bench: Bench) -> None:
+    """Nothing has to be computed to know; and neither is anything packed where nothing is quantized."""
+    with pytest.raises(InputError, match="packed INT4 has weights of 4 or 8 bits, not of 3; give --bits so, or write"):
+        Packed().require_holds([], Plan.uniform(replace(AWQ, bits=3)))
+    with pytest.raises(InputError, match="nothing is quantized, so there is nothing to pack; give fewer bits"):
+        Packed().require_holds([], Plan.uniform(replace(AWQ, bits=16)))
 
 
 def test_several_schemes_with_zero_points_are_refused(bench: Bench) -> None:
