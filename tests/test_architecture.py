@@ -45,7 +45,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"model"},
         {"text", "suitability", "plan_files"},
         {"forward", "calibration", "limits"},
-        {"teacher"},
+        {"teacher", "costs"},
         {"scoring"},
         {"paired", "precision", "quantization", "beginning"},
         {"trial"},

@@ -4,7 +4,9 @@ Responsible for the flags and the table of this command.
 """
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict, replace
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from hpo.commands.command import Command
 from hpo.commands.flags import add_options, options_of
@@ -13,9 +15,15 @@ from hpo.commands.stores import paths_of
 from hpo.study.options import BenchOptions
 from objectives.errors import InputError
 
+if TYPE_CHECKING:
+    from objectives.costs import Costs
+    from objectives.evaluation import BenchPlan
+
+NOT_RUN = "counted from config.json; nothing was run, read or written"
 EXAMPLES = """examples:
   %(prog)s                                        the bundled model, 16 to 128 samples
   %(prog)s --model org/name --calib-data wikitext2 --sizes 64,128,512
+  %(prog)s --model org/name --dry-run               what it would take: config.json is read, nothing is run or written
 """
 
 
@@ -23,6 +31,7 @@ def add_flags(parser: ArgumentParser) -> None:
     """Add the flags of this command."""
     add_options(parser, BenchOptions, "model", "text")
     parser.add_argument("--sizes", default="16,32,64,128", help="calibration sizes, separated by commas")
+    parser.add_argument("--dry-run", action="store_true", help="count bytes and operations; run and write nothing")
 
 
 def run(parsed: Namespace) -> None:
@@ -35,6 +44,9 @@ def run(parsed: Namespace) -> None:
     keep_freed_memory()
     sizes = sorted(calibration_sizes(parsed.sizes))
     plan = bench_plan(options_of(parsed, BenchOptions), sizes[-1])
+    if parsed.dry_run:
+        _count(parsed, plan)
+        return
     started = monotonic()
     with progress_display(parsed.quiet) as progress:
         # The evaluation text is read too: the same documents are left out as in a study, and the number type is the
@@ -50,6 +62,46 @@ def run(parsed: Namespace) -> None:
         table.add_row(str(size), " ".join(entries))
     read = f"{computed} samples were read, the others were in the cache"
     output(parsed, record, [*laid_out.notes, read], table)
+
+
+def _count(parsed: Namespace, plan: "BenchPlan") -> None:
+    """Print what a study would take whose trials are like the recommended recipe."""
+    from objectives.costs import count
+    from objectives.model.skeleton import load_skeleton
+    from quant.recipes import recipe_name
+    from quant.setting import PRESETS, RECIPE
+
+    setting = replace(PRESETS[RECIPE], n_calib=plan.calibration.count)
+    module, blocks = load_skeleton(plan.model, plan.allow_partial)
+    scored = plan.data[0]
+    costs = count(module, blocks, setting, setting.n_calib * plan.calibration.length, scored.count * scored.length)
+    table = make_table("what", "costs")
+    for name, value in (
+        ("weights", f"{costs.weights / 1e6:,.1f} of {costs.parameters / 1e6:,.1f} million in decoder blocks"),
+        ("cache", f"{costs.segments * costs.segment_bytes / 1e9:.2f} GB: {_segments(costs)}"),
+        ("a trial reads", f"{costs.reading_bytes / 1e9:.2f} GB, {costs.reading_bytes / 1e9:.1f} s at 1 GB/s"),
+        (
+            "memory for sums",
+            f"{costs.recording_bytes / 1e9:.2f} GB, or {costs.block_recording_bytes / 1e9:.2f} GB "
+            "with --max-memory and a pass for each block",
+        ),
+        (
+            "calibrating",
+            f"{_tera(costs.calibrating)} once, {setting.n_calib} samples of {plan.calibration.length} tokens",
+        ),
+        ("quantizing", f"{_tera(costs.quantizing)} a trial, by {recipe_name(setting)} with n_grid {setting.n_grid}"),
+        ("scoring", f"{_tera(costs.scoring)} a trial, {scored.count} sequences of {scored.length} tokens"),
+    ):
+        table.add_row(name, value)
+    output(parsed, {"model": plan.model.name, "setting": setting.as_dict(), **asdict(costs)}, [NOT_RUN], table)
+
+
+def _segments(costs: "Costs") -> str:
+    return f"{costs.segments} segments of {costs.segment_bytes / 1e9:.2f} GB"
+
+
+def _tera(operations: float) -> str:
+    return f"{operations / 1e12:,.2f} TFLOP"
 
 
 def calibration_sizes(text: str) -> list[int]:

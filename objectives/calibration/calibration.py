@@ -153,7 +153,7 @@ class Calibration:
         allowed = available_bytes(self._model.device) // 2 if self._max_memory is None else self._max_memory
         passes = list(_groups(self._blocks, allowed))
         self._cache.clear_unfinished(segment.key)
-        self._cache.require_free(_stored_bytes(self._blocks))
+        self._cache.require_free(segment_bytes(self._blocks))
         sequences = self._sequences[segment.start : segment.end]
         total = len(sequences) * len(passes)
         about = {
@@ -201,8 +201,8 @@ def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
     yield group
 
 
-def _stored_bytes(blocks: Sequence[Block]) -> int:
-    """Return the bytes of one segment, but for vectors: packed float32 Gram matrices."""
+def segment_bytes(blocks: Sequence[Block]) -> int:
+    """Return the bytes of one segment on the disk, but for vectors: packed float32 Gram matrices."""
     return sum(4 * (site.inputs // 2 + 1) * site.inputs for block in blocks for site in block.sites)
 
 

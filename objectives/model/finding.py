@@ -50,13 +50,7 @@ def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
     Raises:
         InputError: If the layout is not known, naming what is in the way.
     """
-    config = module.config.get_text_config()
-    if not getattr(config, "num_attention_heads", None):
-        raise InputError(f"{type(module).__name__} has no attention heads; {SUPPORTED}")
-    prefix, layers = _decoder_layers(module, config.num_hidden_layers)
-    for index, layer in enumerate(layers):
-        _require_linears(f"{prefix}.{index}", layer)
-    activation(config)
+    config, prefix, layers = _decoder(module)
     calls = read_calls(module, list(layers))
     shared = _shared_parameters(module)
     blocks = [
@@ -65,6 +59,35 @@ def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
     ]
     _require_coverage(module, blocks, allow_partial)
     return blocks
+
+
+def named_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
+    """Return the decoder blocks as they are named, without running any: no scale folds, and weights need no data.
+
+    Args:
+        module: As for `find_blocks`.
+        allow_partial: As there.
+
+    Raises:
+        InputError: If the layout is not known, naming what is in the way.
+    """
+    config, prefix, layers = _decoder(module)
+    shared = _shared_parameters(module)
+    blocks = [_asked(index, f"{prefix}.{index}", layer, None, config, shared) for index, layer in enumerate(layers)]
+    _require_coverage(module, blocks, allow_partial)
+    return blocks
+
+
+def _decoder(module: Any) -> tuple[Any, str, nn.ModuleList]:
+    """Return a model's text configuration, and its decoder blocks with the name of their list."""
+    config = module.config.get_text_config()
+    if not getattr(config, "num_attention_heads", None):
+        raise InputError(f"{type(module).__name__} has no attention heads; {SUPPORTED}")
+    prefix, layers = _decoder_layers(module, config.num_hidden_layers)
+    for index, layer in enumerate(layers):
+        _require_linears(f"{prefix}.{index}", layer)
+    activation(config)
+    return config, prefix, layers
 
 
 def _decoder_layers(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:

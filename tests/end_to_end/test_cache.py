@@ -12,7 +12,7 @@ import transformers
 
 import cli
 from objectives import precision
-from objectives.bundled.text import held_out
+from objectives.bundled.text import MODEL_DIRECTORY, held_out
 from objectives.model import loading as models
 from storage.cache import TensorCache
 from storage.paths import Paths
@@ -126,6 +126,25 @@ def test_calibrate_fills_the_cache_for_the_type_that_is_measured_in(
     wide = run("calibrate", *flags).record
     assert given_up["entries"] == wide["entries"] != own["entries"]
     assert (own["samples_read"], given_up["samples_read"], wide["samples_read"]) == (16, 16, 0)
+
+
+def test_a_dry_run_counts_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    """`--dry-run` needs no weights and no text, says what each phase takes, and leaves no directory behind."""
+    config = transformers.AutoConfig.from_pretrained(MODEL_DIRECTORY)
+    config.save_pretrained(tmp_path / "model")
+    flags = ("--dry-run", "--model", tmp_path / "model", "--cache", tmp_path / "home", "--sizes", "16,512")
+    table = run("calibrate", *flags)
+    record = run("calibrate", *flags, "--json").record
+    assert (table.code, table.err) == (0, "")
+    assert "6 segments of 0.01 GB" in table.out
+    assert "nothing was run, read or written" in table.out
+    assert record["segments"] * record["segment_bytes"] == record["reading_bytes"]
+    assert record["setting"]["n_calib"] == 512
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    refused = run("calibrate", *flags, "--model", tmp_path)
+    assert refused.code == 2
+    assert refused.err.startswith("praqtune: ")
+    assert len(refused.err.splitlines()) == 1
 
 
 def test_calibrate_shows_people_a_table(home: Path, entries: list[Path], text: list[str], run: Run) -> None:

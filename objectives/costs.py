@@ -1,0 +1,87 @@
+"""What a study of a model will cost, counted from shapes: bytes of the cache, memory, and operations of each phase.
+
+Responsible for counting alone; nothing is run. May assume that every Linear is quantized by one setting. Bytes are
+those of `objectives.calibration`, operations those of the products that dominate. Shape letters: `O` outputs, `I`
+inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from objectives.calibration.calibration import boundaries, segment_bytes
+from objectives.calibration.recording import statistics_bytes
+from objectives.model.roles import Block
+from quant.setting import Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Counted costs of a model's study.
+
+    Attributes:
+        weights: Of the decoder blocks that are quantized.
+        parameters: Of the whole model.
+        segment_bytes: On the disk, of each segment of calibration.
+        segments: How many segments the largest calibration size reads.
+        recording_bytes: Memory of the sums of all blocks at once.
+        block_recording_bytes: Memory of those of the largest block: the least that calibration can do with.
+        reading_bytes: What a trial of the largest size reads of the cache.
+        calibrating: Operations for all calibration tokens.
+        quantizing: Operations of one trial's search and rounding.
+        scoring: Operations of one trial on all evaluation tokens, divergence from full precision included.
+    """
+
+    weights: int
+    parameters: int
+    segment_bytes: int
+    segments: int
+    recording_bytes: int
+    block_recording_bytes: int
+    reading_bytes: int
+    calibrating: float
+    quantizing: float
+    scoring: float
+
+
+def count(
+    module: nn.Module, blocks: Sequence[Block], setting: Setting, calibration_tokens: int, scored_tokens: int
+) -> Costs:
+    """Count the costs of a study whose trials are like `setting`.
+
+    Args:
+        module: The model; its tensors need no data.
+        blocks: Its roles.
+        setting: Its `n_calib` is the largest calibration size.
+        calibration_tokens: In the samples of that size.
+        scored_tokens: In the evaluation text.
+    """
+    shapes = [linear.shape for block in blocks for linear in block.linears]
+    sites = [site.inputs for block in blocks for site in block.sites]
+    weights = sum(map(prod, shapes))
+    head = module.get_output_embeddings().weight.numel()  # type: ignore[operator]
+    segments, segment = len(boundaries(setting.n_calib)) - 1, segment_bytes(blocks)
+    memory = [statistics_bytes(block) for block in blocks]
+    return Costs(
+        weights=weights,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        segment_bytes=segment,
+        segments=segments,
+        recording_bytes=sum(memory),
+        block_recording_bytes=max(memory),
+        reading_bytes=segments * segment,
+        calibrating=2.0 * calibration_tokens * (weights + sum(inputs**2 for inputs in sites)),
+        quantizing=_quantizing(setting, shapes, sites),
+        scoring=2.0 * scored_tokens * (weights + 2 * head),
+    )
+
+
+def _quantizing(setting: Setting, shapes: Sequence[tuple[int, int]], sites: Sequence[int]) -> float:
+    """Count `O I²` for each candidate's loss, whose product skips half of the matrix, and for spreading errors."""
+    product = float(sum(outputs * inputs**2 for outputs, inputs in shapes))
+    # Nearest rounding and the final codes have a loss of their own.
+    candidates = 2 + (setting.n_grid + 1 if setting.definition.salience is not None else 0)
+    factor = float(sum(inputs**3 for inputs in sites))
+    return candidates * product + (product + factor if setting.rounding == "gptq" else 0.0)
