@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from benchmarks.honesty import drawn
 from benchmarks.truth import Text, tables
 from hpo.study.confirmation import ConfirmedComparison
-from hpo.verdict.ranking import MEANINGFUL_PERCENT, is_meaningful
+from hpo.study.objective import PERPLEXITY
+from hpo.verdict.ranking import is_meaningful
 from hpo.verdict.recommendation import judge
 from hpo.verdict.words import percent_interval
 from objectives.paired import Difference, holm, paired_difference
@@ -119,7 +120,7 @@ def shares(outcomes: Sequence[Studied], by: Callable[[Studied], bool]) -> list[s
     """How many are called a win, and of those how many are truly better, and truly by what is called meaningful."""
     wins = [outcome for outcome in outcomes if by(outcome)]
     return [_share(len(wins), len(outcomes))] + [
-        _share(sum(win.true < -bound for win in wins), len(wins)) for bound in (ROUNDING, MEANINGFUL_PERCENT)
+        _share(sum(win.true < -bound for win in wins), len(wins)) for bound in (ROUNDING, PERPLEXITY.meaningful)
     ]
 
 

@@ -85,7 +85,7 @@ class LoadedStudy:
         return figures(key, chart_data(self.study))[0][1]
 
     def measure(self, **changes: Any) -> TrialResult:
-        """Measure the setting of the trial of least perplexity with these fields changed, on the tuning text.
+        """Measure the setting of the trial of least value with these fields changed, on the tuning text.
 
         Statistics come from the study's calibration cache, and what was measured before is not measured again.
 

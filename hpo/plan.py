@@ -13,7 +13,7 @@ from hpo.search.stopping import Stopping
 from hpo.space.space import Space
 from hpo.study.bench import new_bench_plan
 from hpo.study.contract import require_name
-from hpo.study.objective import PERPLEXITY, Objective
+from hpo.study.objective import OBJECTIVES, PERPLEXITY, Objective
 from hpo.study.options import BenchOptions, SearchOptions
 from hpo.study.searching import SearchMode
 from objectives.errors import InputError
@@ -76,6 +76,7 @@ def plan_study(bench: BenchOptions, search: SearchOptions, space: Space, name: s
         name=name or default_name,
         bench=new_bench_plan(bench, space.sizes("n_calib")),
         space=space,
+        objective=chosen_objective(search.objective),
         sampler=search.sampler,
         pruning=Pruning(name=search.pruner, error=search.prune_error, first_look=search.first_look),
         stopping=Stopping(converged=search.until == "converged", patience=search.patience),
@@ -83,6 +84,17 @@ def plan_study(bench: BenchOptions, search: SearchOptions, space: Space, name: s
         presets_only=search.presets_only,
         trial_timeout=search.trial_timeout,
     )
+
+
+def chosen_objective(name: str) -> Objective:
+    """Find an objective by its name.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    if name not in OBJECTIVES:
+        raise InputError(f"objective {name!r} is unknown; choose one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
 
 
 def search_mode(plan: StudyPlan) -> SearchMode:

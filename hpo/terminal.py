@@ -147,7 +147,7 @@ class Board:
         """Move the lanes, or print what stays."""
         match event:
             case Looked():
-                self._trial = f"{trial_text(event.trial)}: {event.perplexity:.3f}"
+                self._trial = f"{trial_text(event.trial)}: {event.trial.objective.number(event.value)}"
                 self._move(THIS_PROCESS, self._trial, event.read, event.total)
             case Working():
                 self._all(event.trials)
@@ -234,7 +234,8 @@ def event_text(event: Event) -> str:
     """Write one line for one event."""
     match event:
         case Looked():
-            return f"{trial_text(event.trial)}: {event.perplexity:.3f} after {event.read}/{event.total}"
+            value = event.trial.objective.number(event.value)
+            return f"{trial_text(event.trial)}: {value} after {event.read}/{event.total}"
         case Finished():
             return f"{ended_text(event)} | {progress_text(event)}"
         case Working():
@@ -262,7 +263,10 @@ def ended_text(event: Finished) -> str:
 def progress_text(event: Finished) -> str:
     """Write the best so far, the tokens that pruning saved, and the time that is left."""
     best = event.best
-    best_text = f"best {best.perplexity:.3f} (trial {best.number})" if best else "no trial is complete yet"
+    if best is None or best.value is None:
+        best_text = "no trial is complete yet"
+    else:
+        best_text = f"best {best.objective.number(best.value)} (trial {best.number})"
     left = timedelta(seconds=round(event.seconds_left))
     return f"{best_text} | {event.saved:.0%} of tokens saved | about {left} left"
 
@@ -276,9 +280,9 @@ def trial_text(trial: TrialRecord) -> str:
 
 
 def _result_text(trial: TrialRecord) -> str:
-    if trial.perplexity is not None:
-        return f"perplexity {trial.perplexity:.3f}"
+    if trial.value is not None:
+        return trial.objective.text(trial.value)
     if trial.state == "PRUNED":
-        guess = f", estimated {trial.estimate.value:.3f}" if trial.estimate else ""
+        guess = f", estimated {trial.objective.number(trial.estimate.value)}" if trial.estimate else ""
         return f"pruned after {max(trial.running, default=0)} sequences{guess}"
     return f"{trial.state.lower()}: {trial.outcome}"

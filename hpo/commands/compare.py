@@ -43,7 +43,7 @@ def add_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--trial",
         metavar="N|best|recommended",
-        help="of the study: recommended (default), best (of least perplexity) or a number",
+        help="of the study: recommended (default), best (of least value) or a number",
     )
     add_storage_flag(group)
     group.add_argument("--csv", metavar="FILE", type=Path, help="write the rows as CSV")

@@ -45,7 +45,7 @@ def add_flags(parser: ArgumentParser) -> None:
         help="quantize as it recommends, or as one of its trials was; gives model and text as well",
     )
     group.add_argument(
-        "--trial", metavar="N|best|recommended", help="recommended (default), best (of least perplexity) or a number"
+        "--trial", metavar="N|best|recommended", help="recommended (default), best (of least value) or a number"
     )
     add_storage_flag(group)
     group.add_argument("--format", default=DEFAULT_FORMAT, help=formats_help())

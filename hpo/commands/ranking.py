@@ -48,7 +48,7 @@ def verdicts(study: "Study") -> list[str]:
 
 def ranking_tables(study: "Study") -> list[Table]:
     """One table for every size class."""
-    from hpo.verdict.words import flips_text, kl_text, percent_text
+    from hpo.verdict.words import flips_text, kl_text
 
     tables = []
     for ranking in study.rankings:
@@ -61,7 +61,7 @@ def ranking_tables(study: "Study") -> list[Table]:
                 row.measured.name + mark,
                 row.measured.label,
                 f"{row.score.perplexity:.3f}",
-                "best" if row is ranking.best else percent_text(row.difference),
+                "best" if row is ranking.best else ranking.objective.change_text(row.difference),
                 kl_text(row.kl),
                 flips_text(row.flips),
                 f"{row.measured.bits_per_weight:.3f}",

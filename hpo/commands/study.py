@@ -49,6 +49,7 @@ UPGRADE_EXAMPLES = """examples:
 
 def list_them(parsed: Namespace) -> None:
     """List the studies of a storage."""
+    from hpo.study.objective import OBJECTIVES
     from hpo.workers.administration import list_studies
     from storage.studies.opening import exists, shown
     from storage.typed_json import encode
@@ -59,10 +60,12 @@ def list_them(parsed: Namespace) -> None:
             studies, notes = list_studies(storage), []
     else:
         studies, notes = [], [f"storage {shown(url)} does not exist; `optimize` makes it"]
-    table = make_table("study", "model", "trials", "best perplexity")
+    table = make_table("study", "model", "trials", "best")
     for study in studies:
         trials = ", ".join(f"{count} {state.lower()}" for state, count in study.trials.items())
-        best = "-" if study.best is None else f"{study.best:.3f}"
+        objective = OBJECTIVES.get(study.objective or "")
+        value = objective.text if objective else "{:.3f}".format
+        best = "-" if study.best is None else value(study.best)
         table.add_row(study.name, study.model or "(not made by praqtune)", trials or "-", best)
     output(parsed, {"studies": encode(studies)}, [f"{len(studies)} studies", *notes], table)
 

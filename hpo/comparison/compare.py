@@ -184,7 +184,8 @@ def _study_notes(plan: ComparePlan, laid_out: LaidOut) -> Iterator[str]:
         yield f"{measured.name} was found on {contract.model.name}, other weights or another type than these"
     tuned = contract.tuning.source
     if isinstance(measured, TrialRecord) and any(text.source == tuned for text in laid_out.data):
-        yield f"{measured.name} was chosen for its perplexity on text of {tuned}, which flatters it there"
+        label = plan.study.objective.label
+        yield f"{measured.name} was chosen for its {label} on text of {tuned}, which flatters it there"
 
 
 def _about(plan: ComparePlan, laid_out: LaidOut) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from hpo.comparison.entries import Entry, equal_bits
 from hpo.comparison.statistics import Gap, Pair, all_pairs, gaps, ranked
-from hpo.verdict.ranking import INDIFFERENT_PERCENT, MEANINGFUL_PERCENT, SIGNIFICANT, recommend, simplicity
+from hpo.study.objective import PERPLEXITY
+from hpo.verdict.ranking import SIGNIFICANT, recommend, simplicity
 from hpo.verdict.words import percent_text
 from objectives.paired import Difference, paired_difference
 
@@ -120,7 +121,7 @@ def _choice(bits: float, entries: Sequence[Entry], datasets: Sequence[str], pair
         parts = [f"{lead}the only row of that size"]
     else:
         parts = [
-            f"{lead}the simplest of {len(ordered)} rows within {INDIFFERENT_PERCENT} % and within noise of the best",
+            f"{lead}the simplest of {len(ordered)} rows within {PERPLEXITY.indifferent} % and within noise of the best",
             _margin(picked, others[0], datasets[0], pairs),
             *_better_on_other_text(picked, entries, datasets, pairs),
         ]
@@ -136,11 +137,11 @@ def _margin(picked: Entry, other: Entry, dataset: str, pairs: Sequence[Pair]) ->
     """Say how far the recommended row is from the best of the others, and whether that means anything."""
     difference = paired_difference(picked.scores[0], other.scores[0])
     corrected = _pair(pairs, dataset, picked, other).corrected
-    real = difference.percent()[0] < -MEANINGFUL_PERCENT and corrected < SIGNIFICANT
+    real = difference.percent()[0] < -PERPLEXITY.meaningful and corrected < SIGNIFICANT
     judgement = (
         "a meaningful win"
         if real
-        else f"not a meaningful win (it takes {MEANINGFUL_PERCENT} % and significance after Holm)"
+        else f"not a meaningful win (it takes {PERPLEXITY.meaningful} % and significance after Holm)"
     )
     return f"{percent_text(difference)} perplexity against {other.name}, {judgement}"
 

@@ -17,7 +17,6 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from storage.artifacts import ArtifactFiles, attach, attached
 
-METRIC = "perplexity"
 LINE = "\n\n---\n\n*Renewed by praqtune; what you write below this line is kept.*\n"
 
 
@@ -29,13 +28,13 @@ class Board:
         self._storage, self._files = storage, files
         self._written: dict[tuple[str, int | None], str] = {}
 
-    def name_metric(self) -> None:
+    def name_metric(self, name: str) -> None:
         """Call the value what it is."""
-        if self.study.metric_names != [METRIC]:
+        if self.study.metric_names != [name]:
             with warnings.catch_warnings():
                 # That Optuna may still change how values are named is no news.
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self.study.set_metric_names([METRIC])
+                self.study.set_metric_names([name])
 
     def attributes(self, values: Mapping[str, str]) -> None:
         """Show a few facts among the study's attributes."""

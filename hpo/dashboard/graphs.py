@@ -1,4 +1,4 @@
-"""The project's own graphs on a study's page: who won, perplexity against bits, what mattered, alpha by depth.
+"""The project's own graphs on a study's page: who won, value against bits, what mattered, alpha by depth.
 
 Responsible for which of the report's figures are shown there and for making them fit. Every graph has a fixed id, so
 that renewing one replaces it. May assume a study with a ranking.
@@ -17,7 +17,7 @@ HEIGHT = 430
 
 GRAPHS: Mapping[str, tuple[str, str]] = {
     "praqtune-forest": ("forest", "Who won: paired differences, 95 %"),
-    "praqtune-bits": ("bits", "Perplexity against bits per weight"),
+    "praqtune-bits": ("bits", "The value against bits per weight"),
     "praqtune-importances": ("importances", "What mattered"),
     "praqtune-alpha": ("alpha", "Alpha by depth, best trial"),
 }

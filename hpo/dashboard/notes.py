@@ -15,10 +15,11 @@ from hpo.report.verdict_data import find_row
 from hpo.space.dimension import Dimension
 from hpo.space.space import Space
 from hpo.study.contract import Contract, SequencesContract, TextContract
-from hpo.study.record import FULL_PRECISION, Measured, TrialRecord
+from hpo.study.objective import PERPLEXITY, Objective
+from hpo.study.record import Measured, TrialRecord
 from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.snapshot import Study
-from hpo.verdict.words import NOTHING, number, percent_text, setting_text, short_source
+from hpo.verdict.words import NOTHING, number, setting_text, short_source
 from objectives.quantization import LayerResult
 
 WORST = 5
@@ -42,7 +43,7 @@ def study_note(study: Study, address: str, links: Mapping[str, str], problems: S
 
 
 def trial_note(
-    trial: TrialRecord, ranking: SizeClassRanking | None, layers: Sequence[LayerResult], references: Sequence[Measured]
+    trial: TrialRecord, ranking: SizeClassRanking | None, layers: Sequence[LayerResult], full: Measured | None
 ) -> str:
     """Write the note of a trial.
 
@@ -50,9 +51,9 @@ def trial_note(
         trial: The trial.
         ranking: The ranking that it stands in; None where it stands in none.
         layers: What the search chose in each Linear; empty where it is not known.
-        references: Of the study.
+        full: Full precision; None before it is measured.
     """
-    return "\n\n".join(_trial_lines(trial, ranking, layers, references))
+    return "\n\n".join(_trial_lines(trial, ranking, layers, full))
 
 
 def study_facts(study: Study) -> dict[str, str]:
@@ -81,13 +82,13 @@ def _study_lines(study: Study, address: str, links: Mapping[str, str], problems:
     for problem in problems:
         yield f"**Left out:** {escaped(problem)}"
     yield "### Best so far"
-    yield from table_lines(_best(study.rankings))
+    yield from table_lines(_best(study.rankings, record.objective))
     yield "### References"
-    yield from table_lines(_references(record.references))
+    yield from table_lines(_references(record.references, record.objective))
     yield "### What is tuned"
     yield "\n".join(f"- {escaped(line)}" for line in _space(record.contract.space))
     yield "### What the numbers mean"
-    yield "\n".join(f"- {escaped(line)}" for line in _meaning(record.contract))
+    yield "\n".join(f"- {escaped(line)}" for line in _meaning(record.contract, record.objective))
     yield "### Two importances"
     yield IMPORTANCES
     yield "### Attach a worker"
@@ -95,40 +96,40 @@ def _study_lines(study: Study, address: str, links: Mapping[str, str], problems:
     yield code_lines(repeat_command(record, None, address))
 
 
-def _best(rankings: Sequence[SizeClassRanking]) -> Table:
+def _best(rankings: Sequence[SizeClassRanking], objective: Objective) -> Table:
     rows = []
     for ranking in rankings:
         trial, reference = ranking.best_trial, ranking.best_reference
         if trial is None:
             continue
-        against = percent_text(trial.against) if trial.against else NOTHING
+        against = objective.change_text(trial.against) if trial.against else NOTHING
         name = reference.measured.name if reference else NOTHING
         rows.append(
             (
                 str(ranking.size_class),
                 trial.measured.name,
                 setting_text(trial.measured),
-                number(trial.score.perplexity),
+                number(objective.value(trial.score), objective.digits),
                 f"{against} against {name}",
                 number(trial.measured.bits_per_weight),
             )
         )
-    columns = ("at equal bits", "trial", "setting", "perplexity", "perplexity, percent [95 %]", "bits per weight")
+    columns = ("at equal bits", "trial", "setting", objective.column, "difference [95 %]", "bits per weight")
     note = "" if rows else "No trial is complete yet."
     return Table(title="Best trial at equal bits", columns=columns, rows=tuple(rows), words=3, note=note)
 
 
-def _references(references: Sequence[Measured]) -> Table:
+def _references(references: Sequence[Measured], objective: Objective) -> Table:
     rows = tuple(
         (
             reference.name,
             NOTHING if reference.group_size is None else str(reference.group_size),
-            number(reference.perplexity),
+            number(objective.of(reference), objective.digits),
             number(reference.bits_per_weight),
         )
         for reference in references
     )
-    columns = ("name", "group size", "perplexity", "bits per weight")
+    columns = ("name", "group size", objective.column, "bits per weight")
     note = "" if rows else "They are not measured yet."
     return Table(title="Measured beside the trials", columns=columns, rows=rows, note=note)
 
@@ -138,11 +139,11 @@ def _space(space: Space) -> Iterator[str]:
         yield f"{label_of(name)}: {part}" + ("" if isinstance(part, Dimension) else ", fixed")
 
 
-def _meaning(contract: Contract) -> Iterator[str]:
+def _meaning(contract: Contract, objective: Objective) -> Iterator[str]:
     model = contract.model
     commit = f" at commit {model.commit}" if model.commit else ""
     yield f"Model {model.name}{commit}, run in {model.dtype}."
-    yield f"The value of a trial is its perplexity on {_text(contract.tuning)}; lower is better."
+    yield f"The value of a trial is its {objective.meaning} on {_text(contract.tuning)}; lower is better."
     yield f"Statistics come from up to {_text(contract.calibration)}, of other documents."
     if contract.confirmation:
         yield f"The winner is confirmed on {_text(contract.confirmation)} that had no part in choosing it."
@@ -159,14 +160,14 @@ def _text(text: SequencesContract) -> str:
 
 
 def _trial_lines(
-    trial: TrialRecord, ranking: SizeClassRanking | None, layers: Sequence[LayerResult], references: Sequence[Measured]
+    trial: TrialRecord, ranking: SizeClassRanking | None, layers: Sequence[LayerResult], full: Measured | None
 ) -> Iterator[str]:
     if trial.setting is not None:
         setting = trial.setting
         kind = "symmetric" if setting.symmetric else "asymmetric"
         text = f"{setting_text(trial)}, {trial.size_class}, {kind}, {setting.scales}"
         yield f"**{escaped(text)}** (from: {escaped(trial.origin)})"
-    rows = tuple((name, value) for name, value in _trial_rows(trial, ranking, references) if value)
+    rows = tuple((name, value) for name, value in _trial_rows(trial, ranking, full) if value)
     yield from table_lines(Table(title=f"Trial {trial.number}", columns=("what", "value"), rows=rows, words=2))
     if trial.reason:
         yield f"**Why it failed:** {escaped(trial.reason.strip().splitlines()[-1])}"
@@ -174,19 +175,19 @@ def _trial_lines(
 
 
 def _trial_rows(
-    trial: TrialRecord, ranking: SizeClassRanking | None, references: Sequence[Measured]
+    trial: TrialRecord, ranking: SizeClassRanking | None, full: Measured | None
 ) -> Iterator[tuple[str, str]]:
+    objective = trial.objective
     yield "outcome", trial.outcome or trial.state.lower()
     yield "perplexity", number(trial.perplexity) if trial.perplexity is not None else ""
     if trial.estimate:
-        guess = trial.estimate
-        yield "estimated perplexity", f"{guess.value:.3f} [{guess.low:.3f}, {guess.high:.3f}]"
+        value, low, high = map(objective.number, (trial.estimate.value, trial.estimate.low, trial.estimate.high))
+        yield f"estimated {objective.label}", f"{value} [{low}, {high}]"
     row = find_row(ranking, trial.name) if ranking else None
     if row is not None and row.against is not None and ranking is not None and ranking.best_reference is not None:
-        yield f"against {ranking.best_reference.measured.name}", percent_text(row.against)
-    full = next((reference.perplexity for reference in references if reference.name == FULL_PRECISION), None)
-    if full and trial.perplexity:
-        yield "above full precision", f"{100 * (trial.perplexity / full - 1):+.2f} %"
+        yield f"against {ranking.best_reference.measured.name}", objective.change_text(row.against)
+    if full is not None and full.perplexity and trial.perplexity:
+        yield "above full precision", PERPLEXITY.above_text(trial.perplexity, full.perplexity)
     yield "KL from full precision, nats per token", number(trial.kl, 4) if trial.kl is not None else ""
     yield "flips", f"{trial.flips:.1f} % of tokens" if trial.flips is not None else ""
     yield "bits per weight", number(trial.bits_per_weight) if trial.bits_per_weight else ""

@@ -75,7 +75,7 @@ class StudyPage:
         self._show_trials([*running, *ended[::-1][:TRIALS_AT_ONCE]], study)
 
     def _show_study(self, study: Study, now: Fingerprint, report: bool) -> None:
-        self._board.name_metric()
+        self._board.name_metric(study.record.objective.column)
         self._board.attributes(study_facts(study))
         data = self._attempt("the graphs", chart_data, study)
         if data is not None:
@@ -135,17 +135,17 @@ class StudyPage:
     def _show_note(self, frozen: FrozenTrial, trial: TrialRecord, result: TrialResult | None, study: Study) -> None:
         ranking = next((ranking for ranking in study.rankings if find_row(ranking, trial.name)), None)
         layers = result.layers if result else []
-        self._board.note(trial_note(trial, ranking, layers, study.record.references), frozen._trial_id)
+        self._board.note(trial_note(trial, ranking, layers, study.record.full_precision), frozen._trial_id)
 
     def _show_files(
         self, frozen: FrozenTrial, result: TrialResult | None, study: Study, entries: dict[str, Any]
     ) -> None:
-        full = next((reference for reference in study.record.references if reference.setting is None), None)
+        full, objective = study.record.full_precision, study.record.objective
         if result is None or full is None or result.score is None:
             return
         present = self._board.files(frozen._trial_id, entries)
         if PICTURE not in present:
-            self._board.file(PICTURE, trial_picture(result, study.scores.of(full)), frozen._trial_id)
+            self._board.file(PICTURE, trial_picture(result, study.scores.of(full), objective), frozen._trial_id)
         if TABLE not in present and result.layers:
             self._board.file(TABLE, layer_table(result), frozen._trial_id)
 

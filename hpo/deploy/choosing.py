@@ -1,4 +1,4 @@
-"""What of a study becomes a model: what it recommends, its best trial by perplexity, or any trial by number.
+"""What of a study becomes a model: what it recommends, its best trial by value, or any trial by number.
 
 Responsible for which one is meant, and for saying in one line why it is that one. May assume a study as it stands.
 """
@@ -21,10 +21,11 @@ def choose(study: Study, selector: str = RECOMMENDED) -> tuple[Measured, list[st
     chosen = study.recommendation
     if chosen is not None:
         return chosen.measured, [_reason(chosen, study)]
+    least = f"the trial of least {study.record.objective.label}"
     if study.record.best is not None:
         raise InputError(
             f"study {study.record.name!r}: what is recommended is not known here, because its references or its values "
-            "per sequence are missing; give --trial best, the trial of least perplexity, or a number"
+            f"per sequence are missing; give --trial best, {least}, or a number"
         )
     return chosen_trial(study.record, BEST)
 
@@ -33,5 +34,6 @@ def _reason(chosen: Recommendation, study: Study) -> str:
     kind = "" if chosen.is_trial else ", a reference"
     best = study.record.best
     other = best is not None and best.name != chosen.measured.name
-    instead = f"; --trial best writes {best.name}, the trial of least perplexity" if best is not None and other else ""
+    least = f"the trial of least {study.record.objective.label}"
+    instead = f"; --trial best writes {best.name}, {least}" if best is not None and other else ""
     return f"what is recommended is {chosen.measured.full_name}{kind}: {chosen.reason}{instead}"

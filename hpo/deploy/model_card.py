@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
-from hpo.verdict.words import flips_text, interval_text, kl_text, number, percent_text
+from hpo.verdict.words import flips_text, kl_text, number
 from objectives.export.manifest import Manifest
 from objectives.quantization import rounding_notes
 from quant.setting import Setting
@@ -104,12 +104,12 @@ def _ranked(measured: Measured, study: Study) -> Iterator[str]:
         for row in ranking.rows
         if row is own_row or row is ranking.best or not isinstance(row.measured, TrialRecord)
     ]
-    yield f"{ranking.title}, perplexity above the best with paired 95 % intervals:"
+    yield f"{ranking.title}, {ranking.objective.label} above the best with paired 95 % intervals:"
     yield ""
     yield from ("| setting | perplexity | above the best | KL, nats per token | flips, % |", "|---|---|---|---|---|")
     for row in rows:
         name = f"**{_name_and_label(row)}**" if row is own_row else _name_and_label(row)
-        above = "best" if row is ranking.best else percent_text(row.difference)
+        above = "best" if row is ranking.best else ranking.objective.change_text(row.difference)
         yield f"| {name} | {row.score.perplexity:.3f} | {above} | {kl_text(row.kl)} | {flips_text(row.flips)} |"
     yield ""
     yield from (chosen.verdict, "", chosen.sentence(), "")
@@ -142,10 +142,10 @@ def _confirmed(study: StudyRecord, measured: Measured) -> Iterator[str]:
             measures = f"{row.perplexity:.3f} | {number(row.kl, 4)} | {number(row.flips, 1)}"
             yield f"| {row.dataset} | {row.name} | {measures} |"
     yield ""
-    yield from ("| held-out text | compared | perplexity | p after Holm |", "|---|---|---|---|")
+    yield from (f"| held-out text | compared | {study.objective.short} | p after Holm |", "|---|---|---|---|")
     for compared in confirmation.comparisons:
-        percent = interval_text(**vars(compared.percent))
-        yield f"| {compared.dataset} | {compared.name} against {compared.against} | {percent} | {compared.holm:.4f} |"
+        change = study.objective.interval_text(compared.change)
+        yield f"| {compared.dataset} | {compared.name} against {compared.against} | {change} | {compared.holm:.4f} |"
     yield ""
 
 

@@ -25,6 +25,8 @@ def repeat_command(record: StudyRecord, trials: int | None, storage: str | None 
         storage: Its address, as it may be shown; None leaves it to the user's environment.
     """
     flags = {**study_flags(record.contract), **_space_flags(record.contract), "trials": trials}
+    if record.contract.objective != Contract.objective:
+        flags["objective"] = record.contract.objective
     arguments = {name: value for name, value in flags.items() if value is not None}
     unusual = record.search.unusual()
     arguments |= {name: value for name, value in unusual.items() if value is not True}

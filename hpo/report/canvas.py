@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from hpo.report.axes import Axis
 from hpo.report.charts import Point, Running, heights
+from hpo.study.objective import Objective
 
 CLEAR, GRID = "rgba(0,0,0,0)", "rgba(128,128,128,0.25)"
 HEIGHT = 420
@@ -37,8 +38,10 @@ def blank(x: str, y: str, height: int = HEIGHT) -> go.Figure:
     return figure
 
 
-def points(shown: Sequence[Point], ends: tuple[float, float], axis: Axis | None = None) -> dict[str, object]:
-    """Place points by trial number, or along one hyperparameter, on an axis of perplexity of these ends.
+def points(
+    objective: Objective, shown: Sequence[Point], ends: tuple[float, float], axis: Axis | None = None
+) -> dict[str, object]:
+    """Place points by trial number, or along one hyperparameter, on an axis of values of these ends.
 
     Trials whose setting does not read the hyperparameter have no place along it.
     """
@@ -48,14 +51,14 @@ def points(shown: Sequence[Point], ends: tuple[float, float], axis: Axis | None 
         "y": heights(shown, ends),
         "mode": "markers",
         "cliponaxis": False,
-        "text": texts(shown),
+        "text": texts(objective, shown),
         "hovertemplate": "%{text}<extra></extra>",
     }
 
 
-def texts(points: Sequence[Point]) -> list[str]:
+def texts(objective: Objective, points: Sequence[Point]) -> list[str]:
     """Write what is shown of points under the pointer."""
-    return [f"{point.name}: {point.perplexity:.3f}<br>{point.text}" for point in points]
+    return [f"{point.name}: {objective.number(point.value)}<br>{point.text}" for point in points]
 
 
 def joined(lines: Sequence[Running]) -> dict[str, object]:

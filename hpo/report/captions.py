@@ -43,7 +43,7 @@ def _caption(key: str, title: str, reading: str, alt: str, why_not: str | None) 
 
 
 def _best(data: ChartData) -> str:
-    return f"the best is {data.best.name} at {data.best.perplexity:.3f}" if data.best else NO_TRIAL
+    return f"the best is {data.best.name} at {data.objective.number(data.best.value)}" if data.best else NO_TRIAL
 
 
 def _forest(data: ChartData) -> Caption:
@@ -78,8 +78,9 @@ def _bits(data: ChartData) -> Caption:
         "The references and the best trial of every group size: lower is better, further left is smaller. Only points "
         "above each other cost the same; the dashed line is full precision."
     )
-    alt = ", ".join(f"{cost.name} {cost.perplexity:.3f} at {cost.bits:.3f} bits" for cost in costs)
-    return _caption("bits", "Perplexity against bits", reading, f"{alt}.", None if costs else "nothing is measured yet")
+    alt = ", ".join(f"{cost.name} {data.objective.number(cost.value)} at {cost.bits:.3f} bits" for cost in costs)
+    title = f"{data.objective.title} against bits"
+    return _caption("bits", title, reading, f"{alt}.", None if costs else "nothing is measured yet")
 
 
 def _transfer(data: ChartData) -> Caption:
@@ -88,11 +89,12 @@ def _transfer(data: ChartData) -> Caption:
     if transfer is not None:
         named = ", ".join(f"{purpose}: {name}" for purpose, name in transfer.texts)
         reading = (
-            f"Perplexity above full precision ({named}): a setting that only fits the text that was tuned on rises "
-            "from left to right more than the others do."
+            f"{data.objective.title} above full precision ({named}): a setting that only fits the text that was tuned "
+            "on rises from left to right more than the others do."
         )
         alt = "; ".join(
-            f"{name}: " + ", ".join("not measured" if value is None else f"{value:+.1f} %" for value in values)
+            f"{name}: "
+            + ", ".join("not measured" if value is None else data.objective.short_change(value) for value in values)
             for name, values in transfer.rows
         )
         alt = f"{named}. {alt}."
@@ -142,11 +144,11 @@ def _remaining(data: ChartData) -> Caption:
 
 def _history(data: ChartData) -> Caption:
     counts = f"{len(data.measured)} complete, {len(data.estimated)} pruned and {len(data.failed)} failed trials"
-    why_not = None if data.measured or data.estimated else "no trial has a perplexity yet"
+    why_not = None if data.measured or data.estimated else "no trial has a value yet"
     reading = (
-        "The line is the best perplexity so far, lower is better; a pruned trial stands at its estimate with its 95 % "
-        "interval, an outlier at the upper edge; a cross at the lower edge is a failed trial, and the dashed line is "
-        "the best reference."
+        f"The line is the best {data.objective.label} so far, lower is better; a pruned trial stands at its estimate "
+        "with its 95 % interval, an outlier at the upper edge; a cross at the lower edge is a failed trial, and the "
+        "dashed line is the best reference."
     )
     return _caption("history", "History", reading, f"{counts} by number; {_best(data)}.", why_not)
 
@@ -157,8 +159,8 @@ def _importances(data: ChartData) -> Caption:
     warnings = [f"{shares.scope.capitalize()}: {shares.warning}" for shares in drawn if shares.warning is not None]
     reading = (
         "A longer bar explains more of the outcome, and its line is a 90 % interval over resampled trials: PED-ANOVA "
-        "asks what tells the best trials from all, fANOVA which hyperparameter the variance of log perplexity comes "
-        "from."
+        "asks what tells the best trials from all, fANOVA which hyperparameter the variance comes from "
+        f"({data.objective.label} in nats)."
     )
     reading = " ".join([reading, *warnings, *reasons])
     alt = "; ".join(
@@ -175,11 +177,11 @@ def _surface(data: ChartData) -> Caption:
         return _caption("beta-tau", title, "", "", "β and τ do not both vary")
     points, size_class = data.surface.points, data.surface.size_class
     reading = (
-        f"Every point is a complete trial at {size_class}, darker is lower perplexity; the colours between them "
-        "are a smoothed mean, and the scale ends where outliers begin"
+        f"Every point is a complete trial at {size_class}, darker is lower {data.objective.label}; the colours between "
+        "them are a smoothed mean, and the scale ends where outliers begin"
     )
     reading += "." if data.surface.z else ", drawn when there are more trials."
-    alt = f"perplexity of {len(points)} complete trials at {size_class} over β and τ."
+    alt = f"{data.objective.label} of {len(points)} complete trials at {size_class} over β and τ."
     return _caption("beta-tau", title, reading, alt, None if points else NO_TRIAL)
 
 
@@ -189,28 +191,29 @@ def _slices(data: ChartData) -> Caption:
         "One panel per hyperparameter: filled points are complete trials, grey ones pruned estimates, and outliers "
         f"stand at the upper edge.{sizes}"
     )
-    alt = f"perplexity of {len(data.measured)} complete trials against each of {len(data.axes)} hyperparameters."
+    trials = f"{len(data.measured)} complete trials"
+    alt = f"{data.objective.label} of {trials} against each of {len(data.axes)} hyperparameters."
     return _caption("slices", "Slices", reading, alt, _why_no_trials(data, 1))
 
 
 def _running(data: ChartData) -> Caption:
     reading = (
-        "Perplexity of the first sequences, as percent above the lowest of all trials after as many sequences; "
-        "a dashed line ends where its trial was pruned, and lines far above the others leave the figure."
+        f"{data.objective.title} of the first sequences, as percent above the lowest of all trials after as many "
+        "sequences; a dashed line ends where its trial was pruned, and lines far above the others leave the figure."
     )
     counts = {kind: sum(line.kind == kind for line in data.running) for kind in ("complete", "pruned", "best")}
     alt = f"{counts['complete'] + counts['best']} complete and {counts['pruned']} pruned trials by sequences read."
     why_not = None if data.running else "no trial has reported a running value"
-    return _caption("running", "Running perplexity", reading, alt, why_not)
+    return _caption("running", f"Running {data.objective.label}", reading, alt, why_not)
 
 
 def _parallel(data: ChartData) -> Caption:
     reading = (
-        "Every line is a complete trial that crosses each axis at its value, the last axis is perplexity; blue lines "
-        "are better than orange ones."
+        f"Every line is a complete trial that crosses each axis at its value, the last axis is {data.objective.label}; "
+        "blue lines are better than orange ones."
     )
     names = ", ".join(axis.name for axis in data.axes)
-    alt = f"{len(data.measured)} complete trials across {names} and perplexity; {_best(data)}."
+    alt = f"{len(data.measured)} complete trials across {names} and {data.objective.label}; {_best(data)}."
     return _caption("parallel", "Parallel coordinates", reading, alt, _why_no_trials(data, 2))
 
 

@@ -15,11 +15,12 @@ from hpo.report.axes import Axis, varied_axes
 from hpo.report.layer_map import LayerChoices, layer_choices
 from hpo.report.verdict_data import Forest, VerdictData, verdict_data
 from hpo.space.size_class import SIZE_CLASS_FIELDS, SizeClass
+from hpo.study.objective import PERPLEXITY, Objective
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict.importance import Importances, most_frequent_size_class
 from hpo.verdict.snapshot import Study
 
-# Of the range of perplexity, free at either end of an axis.
+# Of the range of values, free at either end of an axis.
 MARGIN = 0.06
 # A surface is a weighted mean of the trials around a point; nothing is drawn farther than MOST_DISTANCE from all.
 BANDWIDTH, MOST_DISTANCE, CELLS = 0.12, 0.25, 40
@@ -30,7 +31,7 @@ FENCE = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A trial with a perplexity: measured, or estimated with an interval.
+    """A trial with a value: measured, or estimated with an interval.
 
     `values` has the place of its setting on every axis, `text` names its values, `reads` are those that matter to it.
     """
@@ -38,7 +39,7 @@ class Point:
     number: int
     name: str
     size_class: SizeClass | None
-    perplexity: float
+    value: float
     low: float
     high: float
     values: Mapping[str, float]
@@ -48,7 +49,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A trial's percent of perplexity above the lowest of all trials after as many sequences."""
+    """A trial's value in percent above the lowest of all trials after as many sequences."""
 
     name: str
     kind: Literal["complete", "pruned", "best"]
@@ -58,7 +59,7 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """Perplexity over two hyperparameters at equal bits: trials, and a smoothed mean `z[y][x]` of them.
+    """The value over two hyperparameters at equal bits: trials, and a smoothed mean `z[y][x]` of them.
 
     `x`, `y` and `z` are empty where there are too few trials; a cell far from every trial is NaN.
     """
@@ -79,12 +80,13 @@ class ChartData:
         measured: Complete trials, by number.
         estimated: Pruned trials with an estimate, by number.
         failed: Numbers of failed trials.
-        baseline: Name with size class, and perplexity, of the best reference of the leading ranking.
+        baseline: Name with size class, and value, of the best reference of the leading ranking.
         importances: Shares of the hyperparameters.
-        running: Perplexity over the first sequences.
+        running: Values over the first sequences.
         surface: Over beta and tau; None where one of them is fixed.
         layers: Of the best trial.
         verdict: What the figures of the verdict show.
+        objective: What is a value.
     """
 
     axes: tuple[Axis, ...]
@@ -97,11 +99,12 @@ class ChartData:
     surface: Surface | None
     layers: LayerChoices
     verdict: VerdictData = field(default_factory=VerdictData)
+    objective: Objective = PERPLEXITY
 
     @property
     def best(self) -> Point | None:
-        """Find the measured point of least perplexity."""
-        return min(self.measured, key=lambda point: (point.perplexity, point.number), default=None)
+        """Find the measured point of least value."""
+        return min(self.measured, key=lambda point: (point.value, point.number), default=None)
 
     @property
     def size_classes(self) -> list[SizeClass]:
@@ -111,8 +114,8 @@ class ChartData:
 
     @property
     def best_so_far(self) -> list[tuple[int, float]]:
-        """Find the least measured perplexity after each complete trial, by its number."""
-        lowest = np.minimum.accumulate([point.perplexity for point in self.measured])
+        """Find the least measured value after each complete trial, by its number."""
+        lowest = np.minimum.accumulate([point.value for point in self.measured])
         return [(point.number, float(value)) for point, value in zip(self.measured, lowest, strict=True)]
 
 
@@ -128,18 +131,19 @@ def chart_data(study: Study) -> ChartData:
         measured=tuple(measured),
         estimated=tuple(estimated),
         failed=tuple(trial.number for trial in record.trials if trial.state == "FAIL"),
-        baseline=None if reference is None else (reference.measured.full_name, reference.score.perplexity),
+        baseline=None if reference is None else (reference.measured.full_name, record.objective.value(reference.score)),
         importances=study.importances,
         running=tuple(_running(record)),
         surface=_surface(record, axes, measured),
         layers=layer_choices(record.best, study.store),
         verdict=verdict_data(study),
+        objective=record.objective,
     )
 
 
-def perplexity_range(data: ChartData) -> tuple[float, float]:
+def value_range(data: ChartData) -> tuple[float, float]:
     """Find the ends of an axis with room for every point that is no outlier, and for the baseline."""
-    values = [point.perplexity for point in (*data.measured, *data.estimated)]
+    values = [point.value for point in (*data.measured, *data.estimated)]
     baseline = [] if data.baseline is None else [data.baseline[1]]
     low, high = min([*values, *baseline]), max([shown_up_to(values), *baseline])
     room = MARGIN * (high - low) or MARGIN * low
@@ -148,7 +152,7 @@ def perplexity_range(data: ChartData) -> tuple[float, float]:
 
 def heights(points: Sequence[Point], ends: tuple[float, float]) -> list[float]:
     """Place points on an axis of these ends, outliers at its upper edge."""
-    return [min(point.perplexity, ends[1]) for point in points]
+    return [min(point.value, ends[1]) for point in points]
 
 
 def intervals(points: Sequence[Point], ends: tuple[float, float]) -> tuple[list[float], list[float]]:
@@ -173,9 +177,9 @@ def forest_ends(forest: Forest) -> tuple[float, float]:
 
 
 def _measured(trial: TrialRecord, axes: Sequence[Axis]) -> Point | None:
-    if trial.state != "COMPLETE" or trial.perplexity is None:
+    if trial.state != "COMPLETE" or trial.value is None:
         return None
-    return _point(trial, axes, trial.perplexity, trial.perplexity, trial.perplexity)
+    return _point(trial, axes, trial.value, trial.value, trial.value)
 
 
 def _estimated(trial: TrialRecord, axes: Sequence[Axis]) -> Point | None:
@@ -184,16 +188,16 @@ def _estimated(trial: TrialRecord, axes: Sequence[Axis]) -> Point | None:
     return _point(trial, axes, trial.estimate.value, trial.estimate.low, trial.estimate.high)
 
 
-def _point(trial: TrialRecord, axes: Sequence[Axis], perplexity: float, low: float, high: float) -> Point | None:
-    if trial.setting is None or not 0 < perplexity < math.inf:
+def _point(trial: TrialRecord, axes: Sequence[Axis], value: float, low: float, high: float) -> Point | None:
+    if trial.setting is None or not 0 < value < math.inf:
         return None
     return Point(
         number=trial.number,
         name=trial.name,
         size_class=trial.size_class,
-        perplexity=perplexity,
-        low=low if 0 < low <= perplexity else perplexity,
-        high=high if perplexity <= high < math.inf else perplexity,
+        value=value,
+        low=low if 0 <= low <= value and high < math.inf else value,
+        high=high if value <= high < math.inf else value,
         values={axis.name: axis.number(getattr(trial.setting, axis.name)) for axis in axes},
         text=", ".join(f"{axis.name} {axis.text(axis.number(getattr(trial.setting, axis.name)))}" for axis in axes),
         reads=trial.setting.reads,
@@ -238,9 +242,10 @@ def _surface(record: StudyRecord, axes: Sequence[Axis], measured: Sequence[Point
     x, y = np.meshgrid(cells, cells)
     squared = (x[..., None] - positions[:, 0]) ** 2 + (y[..., None] - positions[:, 1]) ** 2
     weights = np.exp(-squared / (2 * BANDWIDTH**2))
-    values = [point.perplexity for point in points]
-    logs = np.log(np.minimum(values, shown_up_to(values)))
-    z = np.where(squared.min(-1) <= MOST_DISTANCE**2, np.exp(weights @ logs / weights.sum(-1)), np.nan)
+    values, objective = [point.value for point in points], record.objective
+    nats = [objective.to_nats(min(value, shown_up_to(values))) for value in values]
+    mean = np.vectorize(objective.from_nats, otypes=[float])(weights @ nats / weights.sum(-1))
+    z = np.where(squared.min(-1) <= MOST_DISTANCE**2, mean, np.nan)
     return Surface(
         size_class=most_frequent,
         points=points,

@@ -12,6 +12,7 @@ from hpo.report.document_importances import PrintedImportances, printed_importan
 from hpo.study.confirmation import Confirmation, Interval
 from hpo.study.contract import Contract
 from hpo.study.estimate import Estimate
+from hpo.study.objective import KL, PERPLEXITY, Objective
 from hpo.study.record import Measured, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.recommendation import Confirmed, Recommendation, recommendation
@@ -42,7 +43,8 @@ class PrintedReference:
 class PrintedEstimate:
     """What a pruned trial would probably have had on all text."""
 
-    perplexity: float
+    perplexity: float | None
+    kl: float | None
     low: float
     high: float
     standard_error: float | None
@@ -60,6 +62,7 @@ class PrintedTrial:
     origin: str
     params: Setting | None
     value: float | None
+    perplexity: float | None
     kl: float | None
     flips: float | None
     bits_per_weight: float | None
@@ -83,6 +86,7 @@ class PrintedRow:
     mean_nll: float
     bits_per_weight: float | None
     percent_above_best: Interval
+    kl_above_best: Interval | None
     p_value: float
     kl: Interval | None
     flips: Interval | None
@@ -109,6 +113,7 @@ class PrintedRecommendation:
     number: int | None
     setting: Setting | None
     perplexity: float | None
+    kl: float | None
     bits_per_weight: float | None
     confirmed: Confirmed
     reason: str
@@ -123,9 +128,12 @@ class PrintedStep:
     setting: Setting | None
     perplexity: float
     mean_nll: float
+    kl: float | None
     bits_per_weight: float | None
     percent_change: Interval | None
     percent_total: Interval | None
+    kl_change: Interval | None
+    kl_total: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +170,7 @@ def printed_study(study: Study) -> PrintedStudy:
         ranking=tuple(printed_size_class(ranking, record.confirmation) for ranking in study.rankings),
         recommendation=_recommendation(study.recommendation) if study.recommendation else None,
         confirmation=record.confirmation,
-        waterfall=tuple(map(_step, study.waterfall)),
+        waterfall=tuple(_step(step, record.objective) for step in study.waterfall),
     )
 
 
@@ -180,7 +188,7 @@ def printed_size_class(ranking: SizeClassRanking, confirmation: Confirmation | N
         symmetric=ranking.size_class.symmetric,
         verdict=chosen.verdict,
         recommended=chosen.measured.name,
-        rows=tuple(map(_row, ranking.rows)),
+        rows=tuple(_row(ranking, row) for row in ranking.rows),
     )
 
 
@@ -192,6 +200,7 @@ def _recommendation(chosen: Recommendation) -> PrintedRecommendation:
         number=measured.number if isinstance(measured, TrialRecord) else None,
         setting=measured.setting,
         perplexity=measured.perplexity,
+        kl=measured.kl,
         bits_per_weight=measured.bits_per_weight,
         confirmed=chosen.confirmed,
         reason=chosen.reason,
@@ -219,7 +228,8 @@ def _trial(trial: TrialRecord) -> PrintedTrial:
         state=trial.state,
         origin=trial.origin,
         params=trial.setting,
-        value=trial.perplexity,
+        value=trial.value,
+        perplexity=trial.perplexity,
         kl=trial.kl,
         flips=trial.flips,
         bits_per_weight=trial.bits_per_weight,
@@ -234,7 +244,8 @@ def _trial(trial: TrialRecord) -> PrintedTrial:
 
 def _estimate(estimate: Estimate) -> PrintedEstimate:
     return PrintedEstimate(
-        perplexity=estimate.value,
+        perplexity=estimate.value if estimate.objective == PERPLEXITY else None,
+        kl=estimate.mean_kl,
         low=estimate.low,
         high=estimate.high,
         standard_error=estimate.standard_error,
@@ -243,8 +254,8 @@ def _estimate(estimate: Estimate) -> PrintedEstimate:
     )
 
 
-def _row(row: Ranked) -> PrintedRow:
-    measured = row.measured
+def _row(ranking: SizeClassRanking, row: Ranked) -> PrintedRow:
+    measured, best = row.measured, ranking.best.score
     trial = measured if isinstance(measured, TrialRecord) else None
     return PrintedRow(
         name=measured.name,
@@ -254,20 +265,26 @@ def _row(row: Ranked) -> PrintedRow:
         perplexity=row.score.perplexity,
         mean_nll=row.score.mean_nll,
         bits_per_weight=measured.bits_per_weight,
-        percent_above_best=percent_interval(row.difference),
+        percent_above_best=percent_interval(PERPLEXITY.difference(row.score, best)),
+        kl_above_best=None if row.score.kl is None or best.kl is None else KL.change(KL.difference(row.score, best)),
         p_value=row.difference.p_value,
         kl=kl_interval(row.kl),
         flips=flips_interval(row.flips),
     )
 
 
-def _step(step: Step) -> PrintedStep:
+def _step(step: Step, objective: Objective) -> PrintedStep:
+    change, total = (None if change is None else objective.change(change) for change in (step.change, step.total))
+    by_kl = objective == KL
     return PrintedStep(
         name=step.measured.name,
         setting=step.measured.setting,
         perplexity=step.score.perplexity,
         mean_nll=step.score.mean_nll,
+        kl=step.score.mean_kl,
         bits_per_weight=step.measured.bits_per_weight,
-        percent_change=percent_interval(step.change) if step.change else None,
-        percent_total=percent_interval(step.total) if step.total else None,
+        percent_change=None if by_kl else change,
+        percent_total=None if by_kl else total,
+        kl_change=change if by_kl else None,
+        kl_total=total if by_kl else None,
     )

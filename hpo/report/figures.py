@@ -13,13 +13,12 @@ from plotly.colors import sample_colorscale
 from hpo.report import palette
 from hpo.report.axes import Axis
 from hpo.report.canvas import HEIGHT, blank, hyperparameter_axis, joined, points, texts
-from hpo.report.charts import ChartData, intervals, perplexity_range, shown_up_to
+from hpo.report.charts import ChartData, intervals, shown_up_to, value_range
 from hpo.report.layer_map import LayerMap, share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
 from hpo.report.verdict_figures import bits, damage, forest, memory, transfer, waterfall
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon")
-PERPLEXITY = "perplexity"
 
 
 def figures(key: str, data: ChartData) -> list[tuple[str, go.Figure]]:
@@ -28,20 +27,22 @@ def figures(key: str, data: ChartData) -> list[tuple[str, go.Figure]]:
 
 
 def _history(data: ChartData) -> list[tuple[str, go.Figure]]:
-    figure = blank("trial", PERPLEXITY)
-    ends = perplexity_range(data)
+    figure = blank("trial", data.objective.column)
+    ends = value_range(data)
     if data.measured:
         numbers, lowest = zip(*data.best_so_far, strict=True)
         figure.add_scatter(
             x=numbers, y=lowest, mode="lines", line={"shape": "hv", "color": palette.BEST}, name="best so far"
         )
         figure.add_scatter(
-            **points(data.measured, ends), marker={"color": palette.MEASURED, "size": 8}, name="complete"
+            **points(data.objective, data.measured, ends),
+            marker={"color": palette.MEASURED, "size": 8},
+            name="complete",
         )
     if data.estimated:
         below, above = intervals(data.estimated, ends)
         figure.add_scatter(
-            **points(data.estimated, ends),
+            **points(data.objective, data.estimated, ends),
             marker={"color": palette.ESTIMATED, "size": 8, "symbol": "diamond-open"},
             error_y={
                 "array": above,
@@ -61,8 +62,8 @@ def _history(data: ChartData) -> list[tuple[str, go.Figure]]:
             name="failed",
         )
     if data.baseline is not None:
-        name, perplexity = data.baseline
-        figure.add_hline(perplexity, line={"dash": "dash", "color": palette.REFERENCE})
+        name, value = data.baseline
+        figure.add_hline(value, line={"dash": "dash", "color": palette.REFERENCE})
         figure.add_scatter(
             x=[None],
             y=[None],
@@ -108,7 +109,7 @@ def _surface(data: ChartData) -> list[tuple[str, go.Figure]]:
     assert surface is not None
     beta, tau = (next(axis for axis in data.axes if axis.name == name) for name in ("beta", "tau"))
     figure = blank(beta.label, tau.label, height=HEIGHT + 60)
-    values = [point.perplexity for point in surface.points]
+    values = [point.value for point in surface.points]
     colours = {"colorscale": palette.SEQUENTIAL, "cmin": min(values), "cmax": shown_up_to(values)}
     if surface.z:
         figure.add_contour(
@@ -132,10 +133,10 @@ def _surface(data: ChartData) -> list[tuple[str, go.Figure]]:
             "size": 10,
             "color": values,
             **colours,
-            "colorbar": {"title": {"text": PERPLEXITY, "side": "right"}, "thickness": 12},
+            "colorbar": {"title": {"text": data.objective.column, "side": "right"}, "thickness": 12},
             "line": {"color": "white", "width": 1.5},
         },
-        text=texts(surface.points),
+        text=texts(data.objective, surface.points),
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )
@@ -149,16 +150,16 @@ def _slices(data: ChartData) -> list[tuple[str, go.Figure]]:
 
 
 def _slice(data: ChartData, axis: Axis) -> go.Figure:
-    figure, ends = blank(axis.label, PERPLEXITY, height=340), perplexity_range(data)
+    figure, ends = blank(axis.label, data.objective.column, height=340), value_range(data)
     figure.add_scatter(
-        **points(data.estimated, ends, axis),
+        **points(data.objective, data.estimated, ends, axis),
         marker={"color": palette.GREY, "size": 6, "symbol": "circle-open"},
         name="pruned",
     )
     for size_class, colour, symbol in zip(data.size_classes, cycle(palette.GROUPS), cycle(SYMBOLS), strict=False):
         members = [point for point in data.measured if point.size_class == size_class]
         figure.add_scatter(
-            **points(members, ends, axis),
+            **points(data.objective, members, ends, axis),
             marker={"color": colour, "size": 8, "symbol": symbol},
             name=str(size_class),
         )
@@ -220,7 +221,7 @@ def _parallel(data: ChartData) -> list[tuple[str, go.Figure]]:
             hoverinfo="skip",
             showlegend=False,
         )
-    names = [*(axis.symbol for axis in data.axes), PERPLEXITY]
+    names = [*(axis.symbol for axis in data.axes), data.objective.short]
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.3, len(names) - 0.55])
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(visible=False, range=[-0.06, 1.06])

@@ -15,7 +15,7 @@ from hpo.study.record import StudyRecord, TrialRecord
 from hpo.verdict.ranking import SizeClassRanking, is_meaningful
 from hpo.verdict.recommendation import Recommendation
 from hpo.verdict.snapshot import Study
-from hpo.verdict.words import number, percent_text, setting_text, short_source
+from hpo.verdict.words import number, setting_text, short_source, value_text
 from quant.parameters import PARAMETERS
 from storage.files import file_name
 
@@ -68,7 +68,7 @@ def confirmed_text(study: Study) -> str:
 def _winner(chosen: Recommendation) -> str:
     best = chosen.measured
     return (
-        f"{best.name} ({setting_text(best)}): perplexity {number(best.perplexity)} at "
+        f"{best.name} ({setting_text(best)}): {value_text(chosen.objective, best)} at "
         f"{number(best.bits_per_weight)} bits per weight, {best.size_class}."
     )
 
@@ -78,15 +78,15 @@ def _margin(lead: SizeClassRanking, chosen: Recommendation, data: ChartData) -> 
     parts = []
     if trial is not None and reference is not None and trial.against is not None:
         parts.append(
-            f"{trial.measured.name}, the best that was searched, is at {percent_text(trial.against)} perplexity "
+            f"{trial.measured.name}, the best that was searched, is at "
+            f"{lead.objective.against_text(trial.against, reference.score)} "
             f"against {reference.measured.name}, the best that was known, on tuning text"
         )
-    full = data.verdict.full
-    best = chosen.measured
-    if full and best.perplexity is not None:
-        parts.append(
-            f"{best.name}, which is recommended, is {100 * (best.perplexity / full - 1):.1f} % above full precision"
-        )
+    full, best = data.verdict.full, chosen.measured
+    value = lead.objective.of(best)
+    if full is not None and value is not None:
+        above = lead.objective.short_change(lead.objective.above(value, full)).removeprefix("+")
+        parts.append(f"{best.name}, which is recommended, is {above} above full precision")
     return f"{'; '.join(parts)}." if parts else "There is nothing to compare it with."
 
 
@@ -158,11 +158,9 @@ def _openings(record: StudyRecord, lead: SizeClassRanking) -> Iterator[str]:
     against = lead.against
     if against is None or trial is None or not isinstance(trial.measured, TrialRecord):
         return
-    value, low, high = against.percent()
-    if not is_meaningful(against) and low <= 0 <= high:
-        yield (
-            f"The interval is {(high - low) / 2:.2f} % to either side: four times as many --eval-samples would halve "
-            "it."
-        )
-    if value > 0 and record.contract.space.fixed.get("symmetric"):
+    objective, change = lead.objective, lead.objective.change(against)
+    if not is_meaningful(against, objective) and change.low <= 0 <= change.high:
+        reach = f"{(change.high - change.low) / 2:.{objective.change_digits}f} {objective.unit}"
+        yield f"The interval is {reach} to either side: four times as many --eval-samples would halve it."
+    if change.value > 0 and record.contract.space.fixed.get("symmetric"):
         yield "Zero points (--asymmetric) often gain more than scales do, for 4 bits a group."

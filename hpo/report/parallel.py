@@ -14,7 +14,7 @@ SHADES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One trial: a height in [0, 1] per axis, perplexity last, and its shade: 0 is the best."""
+    """One trial: a height in [0, 1] per axis, the value last, and its shade: 0 is the best."""
 
     text: str
     heights: tuple[float, ...]
@@ -23,13 +23,13 @@ class Line:
 
 def parallel_lines(data: ChartData) -> list[Line]:
     """Draw up a line for each complete trial; outliers end at the upper edge of the last axis."""
-    low, high = _ends([point.perplexity for point in data.measured])
+    low, high = _ends([point.value for point in data.measured])
     lines = []
     for point in data.measured:
-        share = min(1.0, (point.perplexity - low) / (high - low)) if high > low else 0.0
+        share = min(1.0, (point.value - low) / (high - low)) if high > low else 0.0
         lines.append(
             Line(
-                text=f"{point.name}: {point.perplexity:.3f}<br>{point.text}",
+                text=f"{point.name}: {data.objective.number(point.value)}<br>{point.text}",
                 heights=(*(axis.fraction(point.values[axis.name]) for axis in data.axes), share),
                 shade=min(SHADES - 1, int(share * SHADES)),
             )
@@ -38,10 +38,10 @@ def parallel_lines(data: ChartData) -> list[Line]:
 
 
 def parallel_ticks(data: ChartData) -> list[dict[str, float]]:
-    """Find, for every axis, perplexity last, the heights of the values worth naming."""
-    low, high = _ends([point.perplexity for point in data.measured])
-    beyond = max(point.perplexity for point in data.measured) > high
-    last = {f"{low:.3f}": 0.0, f"{'≥ ' if beyond else ''}{high:.3f}": 1.0}
+    """Find, for every axis, the value last, the heights of the values worth naming."""
+    low, high = _ends([point.value for point in data.measured])
+    beyond = max(point.value for point in data.measured) > high
+    last = {data.objective.number(low): 0.0, f"{'≥ ' if beyond else ''}{data.objective.number(high)}": 1.0}
     return [*({axis.text(tick): axis.fraction(tick) for tick in axis.ticks} for axis in data.axes), last]
 
 

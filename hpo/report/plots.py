@@ -18,14 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hpo.report import palette
-from hpo.report.charts import ChartData, heights, intervals, perplexity_range, shown_up_to
+from hpo.report.charts import ChartData, heights, intervals, shown_up_to, value_range
 from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
 from hpo.report.sheet import WIDTH, blank, heatmap, scale, sheet, ticks, tidy, with_legend
 from hpo.report.verdict_plots import bits, damage, forest, memory, transfer, waterfall
 
 MARKERS = ("o", "D", "s", "^", "*", "p")
-PERPLEXITY = "perplexity"
 UNDER_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
 
 
@@ -54,8 +53,8 @@ def _svg(figure: Figure) -> bytes:
 
 
 def _history(data: ChartData) -> Figure:
-    figure, axes = blank("trial", PERPLEXITY)
-    ends = perplexity_range(data)
+    figure, axes = blank("trial", data.objective.column)
+    ends = value_range(data)
     if data.measured:
         numbers, lowest = zip(*data.best_so_far, strict=True)
         axes.step(numbers, lowest, where="post", color=palette.BEST, label="best so far")
@@ -91,8 +90,8 @@ def _history(data: ChartData) -> Figure:
             label="failed",
         )
     if data.baseline is not None:
-        name, perplexity = data.baseline
-        axes.axhline(perplexity, linestyle="--", color=palette.REFERENCE, label=name)
+        name, value = data.baseline
+        axes.axhline(value, linestyle="--", color=palette.REFERENCE, label=name)
     axes.set_ylim(*ends)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return with_legend(figure, axes)
@@ -132,7 +131,7 @@ def _surface(data: ChartData) -> Figure:
     assert surface is not None
     beta, tau = (next(axis for axis in data.axes if axis.name == name) for name in ("beta", "tau"))
     figure, axes = blank(beta.label, tau.label, height=5.5)
-    values = [point.perplexity for point in surface.points]
+    values = [point.value for point in surface.points]
     ends = (min(values), shown_up_to(values))
     if surface.z and ends[1] > ends[0]:
         z = np.ma.masked_invalid(surface.z)
@@ -151,14 +150,14 @@ def _surface(data: ChartData) -> Figure:
         s=55,
         zorder=3,
     )
-    figure.colorbar(scatter, ax=axes, label=PERPLEXITY)
+    figure.colorbar(scatter, ax=axes, label=data.objective.column)
     scale(axes, beta, "x")
     scale(axes, tau, "y")
     return figure
 
 
 def _slices(data: ChartData) -> Figure:
-    columns, ends = min(3, len(data.axes)), perplexity_range(data)
+    columns, ends = min(3, len(data.axes)), value_range(data)
     rows = -(-len(data.axes) // columns)
     figure = sheet(max(4.5, 3.4 * columns), 3.1 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -173,7 +172,7 @@ def _slices(data: ChartData) -> Figure:
                 continue
             x, y = [point.values[axis.name] for point in points], heights(points, ends)
             axes.plot(x, y, marker, color=colour, markersize=5, clip_on=False, label=str(size_class))
-        tidy(axes, axis.label, PERPLEXITY if axis in data.axes[::columns] else "")
+        tidy(axes, axis.label, data.objective.column if axis in data.axes[::columns] else "")
         scale(axes, axis, "x")
         axes.set_ylim(*ends)
     for axes in panels[len(data.axes) :]:
@@ -225,7 +224,7 @@ def _parallel(data: ChartData) -> Figure:
         for text, height in named.items():
             at, side = (place + 0.04, "left") if last else (place - 0.05, "right")
             axes.text(at, height, text, ha=side, va="center", fontsize="small", bbox=UNDER_TEXT, zorder=4)
-    axes.set_xticks(range(len(data.axes) + 1), [*(axis.symbol for axis in data.axes), PERPLEXITY])
+    axes.set_xticks(range(len(data.axes) + 1), [*(axis.symbol for axis in data.axes), data.objective.short])
     axes.set_xlim(-0.35, len(data.axes) + 0.5)
     axes.set_ylim(-0.05, 1.05)
     axes.yaxis.set_visible(False)

@@ -3,7 +3,6 @@
 Responsible for what they say; the page and the Markdown file lay out the same tables. May assume a ranked study.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,10 +14,8 @@ from hpo.verdict.snapshot import Study
 from hpo.verdict.words import (
     NOTHING,
     flips_text,
-    interval_text,
     kl_text,
     number,
-    percent_text,
     setting_text,
     short_source,
 )
@@ -76,12 +73,12 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
     )
     compared = Table(
         title="Comparisons",
-        columns=("text", "compared", "perplexity, percent [95 %]", "p", "p after Holm"),
+        columns=("text", "compared", f"{record.objective.change_column} [95 %]", "p", "p after Holm"),
         rows=tuple(
             (
                 short_source(row.dataset),
                 f"{row.name} against {row.against}",
-                interval_text(**vars(row.percent)),
+                record.objective.interval_text(row.change),
                 number(row.p_value, 4),
                 number(row.holm, 4),
             )
@@ -98,20 +95,22 @@ def waterfall_tables(study: Study) -> list[Table]:
     steps = study.waterfall
     if len(steps) < 2:
         return []
-    first = steps[0].score.mean_nll
-    full = next((reference.perplexity for reference in study.record.references if reference.setting is None), None)
-    lost = first - math.log(full) if full else math.nan
+    objective = study.record.objective
+    exact = objective.of_full(study.record.full_precision)
+    most = 0.0 if exact is None else objective.lost(steps[0].score, exact)
     return [
         Table(
             title="From nearest rounding to what is recommended",
-            columns=("step", "setting", "perplexity", "change in percent [95 %]", "of nearest rounding's damage left"),
+            columns=("step", "setting", objective.column, "change [95 %]", "of nearest rounding's damage left"),
             rows=tuple(
                 (
                     step.measured.name,
                     setting_text(step.measured),
-                    number(step.score.perplexity),
-                    percent_text(step.change) if step.change else NOTHING,
-                    f"{100 * (1 + (step.score.mean_nll - first) / lost):.0f} %" if lost > 0 else NOTHING,
+                    number(objective.value(step.score), objective.digits),
+                    objective.change_text(step.change) if step.change else NOTHING,
+                    f"{100 * objective.lost(step.score, exact) / most:.0f} %"
+                    if exact is not None and most > 0
+                    else NOTHING,
                 )
                 for step in steps
             ),
@@ -172,14 +171,14 @@ def _ranking(record: StudyRecord, ranking: SizeClassRanking) -> Table:
     rows = [(row, _ranked(ranking, row)) for row in ranking.rows]
     shown = [cells for place, (row, cells) in enumerate(rows) if is_shown(ranking, place, row)]
     hidden = [cells for place, (row, cells) in enumerate(rows) if not is_shown(ranking, place, row)]
-    full = [_unquantized(reference, ranking) for reference in record.references if reference.setting is None]
+    full = [] if record.full_precision is None else [_unquantized(record.full_precision, ranking)]
     return Table(
         title=ranking.title,
         columns=(
             "name",
             "setting",
             "perplexity",
-            "percent above best [95 %]",
+            "above best [95 %]",
             "KL, nats",
             "flips, %",
             "bits per weight",
@@ -200,14 +199,14 @@ def is_shown(ranking: SizeClassRanking, place: int, row: Ranked) -> bool:
 
 def _ranked(ranking: SizeClassRanking, row: Ranked) -> tuple[str, ...]:
     name = f"{row.measured.name} (recommended)" if row is ranking.recommended else row.measured.name
-    above = "best" if row is ranking.best else percent_text(row.difference)
+    above = "best" if row is ranking.best else ranking.objective.change_text(row.difference)
     measures = (number(row.score.perplexity), above, kl_text(row.kl), flips_text(row.flips))
     return (name, setting_text(row.measured), *measures, number(row.measured.bits_per_weight))
 
 
 def _unquantized(full: Measured, ranking: SizeClassRanking) -> tuple[str, ...]:
-    best = ranking.best.score.perplexity
-    above = f"{100 * (full.perplexity / best - 1):+.2f} %" if full.perplexity and math.isfinite(best) else NOTHING
+    exact, best = ranking.objective.of_full(full), ranking.objective.value(ranking.best.score)
+    above = NOTHING if exact is None else ranking.objective.above_text(exact, best)
     return (FULL_PRECISION, "", number(full.perplexity), above, NOTHING, NOTHING, number(full.bits_per_weight))
 
 

@@ -7,10 +7,11 @@ Numbers that are not finite are left out here.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from hpo.report.damage import Damage, damages
 from hpo.report.tables import is_shown
+from hpo.study.objective import Objective
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
@@ -22,19 +23,17 @@ BEST_TRIAL = "best trial"
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """One setting against the best reference, in percent of perplexity with its 95 % interval; negative is better."""
+    """One setting against the best reference, in the unit of a change with its 95 % interval; negative is better.
+
+    `text` is `+1.99 [+1.07, +2.91]`; of the row that all are compared with it says so.
+    """
 
     name: str
     kind: Kind
-    percent: float
+    value: float
     low: float
     high: float
-
-    @property
-    def text(self) -> str:
-        """Write it as `+1.99 [+1.07, +2.91]`; the row that all are compared with says so."""
-        interval = f"{self.percent:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-        return interval if self.low < self.high else "compared with"
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Forest:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one setting costs and gives: bits per weight of the blocks, and perplexity.
+    """What one setting costs and gives: bits per weight of the blocks, and its value.
 
     `series` is what its line is called: the method of a reference, or that it was searched.
     """
@@ -57,7 +56,7 @@ class Cost:
     series: str
     size_class: str
     bits: float
-    perplexity: float
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """How settings transfer to other text: percent of perplexity above full precision on each.
+    """How settings transfer to other text: their change from full precision on each.
 
     Attributes:
         texts: What each was for, and what it is called.
@@ -99,7 +98,7 @@ class Transfer:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A step of a waterfall, in nats per token above full precision: from the one before it to itself.
+    """A step of a waterfall, in nats per token above full precision: from the step before to its own place.
 
     `low` and `high` are the ends of the paired 95 % interval of the step, around `end`; equal where there is none.
     """
@@ -134,14 +133,14 @@ def verdict_data(study: Study) -> VerdictData:
     """Collect what a study's rankings and confirmation show; the leading size class first."""
     record, rankings, lead = study.record, study.rankings, study.lead
     ordered = sorted(rankings, key=lambda ranking: ranking is not lead)
-    full = next((reference for reference in record.references if reference.setting is None), None)
+    full = record.full_precision
     return VerdictData(
         forests=tuple(forest for ranking in ordered if len((forest := _forest(ranking)).rows) > 1),
         costs=tuple(_costs(rankings)),
-        full=full.perplexity if full else None,
+        full=record.objective.of_full(full),
         memory=tuple(_memory(full, rankings)) if full else (),
         transfer=_transfer(record, rankings),
-        waterfall=tuple(_waterfall(study, full)),
+        waterfall=tuple(_waterfall(study)),
         damages=damages(study),
     )
 
@@ -165,10 +164,11 @@ def _forest(ranking: SizeClassRanking) -> Forest:
 def _contrast(ranking: SizeClassRanking, row: Ranked) -> Contrast | None:
     if row.against is None:
         return None
-    value, low, high = row.against.percent()
-    if not all(map(math.isfinite, (value, low, high))):
+    change = ranking.objective.change(row.against)
+    if not all(map(math.isfinite, vars(change).values())):
         return None
-    return Contrast(name=row.measured.name, kind=_kind(ranking, row), percent=value, low=low, high=high)
+    text = ranking.objective.numbers_text(change) if change.low < change.high else "compared with"
+    return Contrast(name=row.measured.name, kind=_kind(ranking, row), **vars(change), text=text)
 
 
 def _kind(ranking: SizeClassRanking, row: Ranked) -> Kind:
@@ -185,22 +185,23 @@ def _costs(rankings: Sequence[SizeClassRanking]) -> list[Cost]:
             series=BEST_TRIAL if row is ranking.best_trial else row.measured.name,
             size_class=str(ranking.size_class),
             bits=row.measured.bits_per_weight,
-            perplexity=row.score.perplexity,
+            value=ranking.objective.value(row.score),
         )
         for ranking in rankings
         for row in ranking.rows
         if row.measured.bits_per_weight is not None
-        and math.isfinite(row.score.perplexity)
+        and math.isfinite(ranking.objective.value(row.score))
         and (row is ranking.best_trial or not isinstance(row.measured, TrialRecord))
     ]
 
 
-def _waterfall(study: Study, full: Measured | None) -> list[Bar]:
+def _waterfall(study: Study) -> list[Bar]:
     """Collect the steps to what is recommended, and all of them together at the end."""
-    steps, chosen = study.waterfall, study.recommendation
-    if len(steps) < 2 or chosen is None or full is None or not full.perplexity:
+    steps, chosen, objective = study.waterfall, study.recommendation, study.record.objective
+    exact = objective.of_full(study.record.full_precision)
+    if len(steps) < 2 or chosen is None or exact is None:
         return []
-    lost = [step.score.mean_nll - math.log(full.perplexity) for step in steps]
+    lost = [objective.lost(step.score, exact) for step in steps]
     bars = [Bar(name=steps[0].measured.name, start=0.0, end=lost[0], low=lost[0], high=lost[0])]
     for step, start, end in zip(steps[1:], lost, lost[1:], strict=False):
         change = step.change
@@ -231,11 +232,13 @@ def _transfer(record: StudyRecord, rankings: Sequence[SizeClassRanking]) -> Tran
     ranking = next((ranking for ranking in rankings if find_row(ranking, confirmation.winner)), None)
     datasets = confirmation.datasets
     names = [name for name in dict.fromkeys(row.name for row in confirmation.rows) if name != FULL_PRECISION]
-    tuned = {row.measured.name: row.score.perplexity for row in ranking.rows} if ranking else {}
-    columns = [_above(tuned, _tuning_perplexity(record), names)]
+    objective = record.objective
+    tuned = {row.measured.name: objective.value(row.score) for row in ranking.rows} if ranking else {}
+    columns = [_above(objective, tuned, objective.of_full(record.full_precision), names)]
     for dataset in datasets:
-        values = {row.name: row.perplexity for row in confirmation.rows if row.dataset == dataset}
-        columns.append(_above(values, values.get(FULL_PRECISION), names))
+        of_dataset = {row.name: row for row in confirmation.rows if row.dataset == dataset}
+        values = {name: objective.of(row) for name, row in of_dataset.items()}
+        columns.append(_above(objective, values, objective.of_full(of_dataset.get(FULL_PRECISION)), names))
     tuning = short_source(record.contract.tuning.source)
     purposes = ("tuned on", "held out", *["second data set"] * len(datasets))
     texts = tuple(zip(purposes, (tuning, *map(short_source, datasets)), strict=False))
@@ -243,13 +246,11 @@ def _transfer(record: StudyRecord, rankings: Sequence[SizeClassRanking]) -> Tran
     return Transfer(texts=texts, rows=rows, searched=confirmation.winner)
 
 
-def _tuning_perplexity(record: StudyRecord) -> float | None:
-    return next((reference.perplexity for reference in record.references if reference.setting is None), None)
+def _above(
+    objective: Objective, values: Mapping[str, float | None], full: float | None, names: Sequence[str]
+) -> list[float | None]:
+    def above(value: float | None) -> float | None:
+        change = math.nan if value is None or full is None else objective.above(value, full)
+        return change if math.isfinite(change) else None
 
-
-def _above(values: Mapping[str, Any], full: float | None, names: Sequence[str]) -> list[float | None]:
-    def percent(value: float | None) -> float | None:
-        comparable = value is not None and full is not None and math.isfinite(value) and full > 0
-        return 100 * (value / full - 1) if comparable else None  # type: ignore[operator]
-
-    return [percent(values.get(name)) for name in names]
+    return [above(values.get(name)) for name in names]

@@ -14,25 +14,25 @@ from hpo.report.verdict_data import BEST_TRIAL, Forest
 
 SYMBOLS = ("square", "diamond", "triangle-up", "circle", "star", "pentagon")
 OF_KIND = {"reference": "square", "trial": "circle", "recommended": "star"}
-AGAINST = "percent; left is better"
 NATS = "nats per token above full precision; left is better"
 Panels = list[tuple[str, go.Figure]]
 
 
 def forest(data: ChartData) -> Panels:
     """Draw one panel for every size class."""
-    return [(f"{plot.title}, against {plot.baseline}", forest_figure(plot)) for plot in data.verdict.forests]
+    axis = f"{data.objective.change_column}; left is better"
+    return [(f"{plot.title}, against {plot.baseline}", _forest(plot, axis)) for plot in data.verdict.forests]
 
 
-def forest_figure(plot: Forest) -> go.Figure:
+def _forest(plot: Forest, axis: str) -> go.Figure:
     """Draw contrasts at equal bits, best at the top; outliers at the right edge."""
-    figure = blank(AGAINST, "", height=150 + 26 * len(plot.rows))
+    figure = blank(axis, "", height=150 + 26 * len(plot.rows))
     low, high = forest_ends(plot)
     for kind, symbol in OF_KIND.items():
         rows = [row for row in plot.rows if row.kind == kind]
         if not rows:
             continue
-        places = [min(row.percent, high) for row in rows]
+        places = [min(row.value, high) for row in rows]
         figure.add_scatter(
             x=places,
             y=[row.name for row in rows],
@@ -88,19 +88,22 @@ def waterfall(data: ChartData) -> Panels:
 
 
 def bits(data: ChartData) -> Panels:
-    """Draw perplexity of references and best trials against what they cost."""
+    """Draw values of references and best trials against what they cost."""
     verdict = data.verdict
-    figure = blank("bits per weight", "perplexity")
+    figure = blank("bits per weight", data.objective.column)
     colours = palette.series(dict.fromkeys(cost.series for cost in verdict.costs), {BEST_TRIAL})
     for (label, colour), symbol in zip(colours.items(), cycle(SYMBOLS), strict=False):
         costs = [cost for cost in verdict.costs if cost.series == label]
         figure.add_scatter(
             x=[cost.bits for cost in costs],
-            y=[cost.perplexity for cost in costs],
+            y=[cost.value for cost in costs],
             mode="lines+markers",
             line={"color": colour, "width": 1, "dash": "dot"},
             marker={"color": colour, "symbol": symbol, "size": 11},
-            text=[f"{cost.name}, {cost.size_class}: {cost.perplexity:.3f} at {cost.bits:.3f} bits" for cost in costs],
+            text=[
+                f"{cost.name}, {cost.size_class}: {data.objective.number(cost.value)} at {cost.bits:.3f} bits"
+                for cost in costs
+            ],
             hovertemplate="%{text}<extra></extra>",
             cliponaxis=False,
             name=label,
@@ -136,7 +139,7 @@ def transfer(data: ChartData) -> Panels:
     """Draw one line per setting across the texts."""
     transferred = data.verdict.transfer
     assert transferred is not None
-    figure = blank("", "percent above full precision", height=HEIGHT)
+    figure = blank("", f"{data.objective.change_column} above full precision", height=HEIGHT)
     colours = palette.series([name for name, _ in transferred.rows], {transferred.searched})
     for (name, values), symbol in zip(transferred.rows, cycle(SYMBOLS), strict=False):
         colour = colours[name]
@@ -146,7 +149,7 @@ def transfer(data: ChartData) -> Panels:
             mode="lines+markers",
             line={"color": colour, "width": 2},
             marker={"color": colour, "symbol": symbol, "size": 10},
-            hovertemplate=f"{name}: %{{y:+.2f}} %<extra></extra>",
+            hovertemplate=f"{name}: %{{y:+.{data.objective.change_digits}f}} {data.objective.unit}<extra></extra>",
             cliponaxis=False,
             name=name,
         )

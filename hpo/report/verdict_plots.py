@@ -30,7 +30,7 @@ def forest(data: ChartData) -> Figure:
     panels = figure.subplots(len(forests), squeeze=False, height_ratios=shares)[:, 0]
     for axes, plot in zip(panels, forests, strict=True):
         _contrasts(axes, plot)
-    tidy(panels[-1], "percent of perplexity against the best reference; left is better", "")
+    tidy(panels[-1], f"{data.objective.change_column} against the best reference; left is better", "")
     panels[-1].grid(visible=False, axis="y")
     labels = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(labels.values(), labels.keys(), loc="outside upper left", ncols=len(labels), frameon=False)
@@ -48,7 +48,7 @@ def _contrasts(axes: Axes, plot: Forest) -> None:
         for place, row in rows:
             axes.plot([row.low, min(row.high, high)], [place, place], color=colour, linewidth=1.5)
         axes.plot(
-            [min(row.percent, high) for _, row in rows],
+            [min(row.value, high) for _, row in rows],
             [place for place, _ in rows],
             marker,
             color=colour,
@@ -88,13 +88,13 @@ def waterfall(data: ChartData) -> Figure:
 
 
 def bits(data: ChartData) -> Figure:
-    """Draw perplexity of references and best trials against what they cost."""
-    figure, axes = blank("bits per weight", "perplexity")
+    """Draw values of references and best trials against what they cost."""
+    figure, axes = blank("bits per weight", data.objective.column)
     costs = data.verdict.costs
     colours = palette.series(dict.fromkeys(cost.series for cost in costs), {BEST_TRIAL})
     for (label, colour), marker in zip(colours.items(), cycle(MARKERS), strict=False):
         members = [cost for cost in costs if cost.series == label]
-        x, y = [cost.bits for cost in members], [cost.perplexity for cost in members]
+        x, y = [cost.bits for cost in members], [cost.value for cost in members]
         axes.plot(x, y, marker, color=colour, markersize=8, linestyle=":", linewidth=1, label=label)
     if data.verdict.full is not None:
         axes.axhline(data.verdict.full, linestyle="--", color=palette.GREY, label="full precision")
@@ -128,7 +128,7 @@ def transfer(data: ChartData) -> Figure:
     """Draw one line per setting across the texts."""
     transferred = data.verdict.transfer
     assert transferred is not None
-    figure, axes = blank("", "percent above full precision")
+    figure, axes = blank("", f"{data.objective.change_column} above full precision")
     colours = palette.series([name for name, _ in transferred.rows], {transferred.searched})
     for (name, values), marker in zip(transferred.rows, cycle(MARKERS), strict=False):
         heights = [math.nan if value is None else value for value in values]

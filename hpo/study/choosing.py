@@ -20,7 +20,7 @@ TEXT_FLAGS = ("calib_data", "eval_data", "confirm_data", "eval_samples", "protoc
 
 
 def chosen_trial(record: StudyRecord, selector: str) -> tuple[TrialRecord, list[str]]:
-    """The trial that `best`, of least perplexity, or a number means, and what a person should know of it.
+    """The trial that `best`, of least value, or a number means, and what a person should know of it.
 
     Raises:
         InputError: If there is none, or it has no setting yet.
@@ -105,11 +105,14 @@ def _notes(trial: TrialRecord) -> list[str]:
     if trial.state == "COMPLETE":
         return []
     if trial.state == "PRUNED":
-        guess = f" (estimated: {trial.estimate.value:.3f})" if trial.estimate else ""
-        return [f"trial {trial.number} was given up before all text was read; its perplexity is not known{guess}"]
+        guess = f" (estimated: {trial.objective.number(trial.estimate.value)})" if trial.estimate else ""
+        label = trial.objective.label
+        return [f"trial {trial.number} was given up before all text was read; its {label} is not known{guess}"]
     if trial.state == "FAIL":
         return [f"trial {trial.number} failed ({trial.reason or trial.outcome}), so its setting may fail again"]
-    return [f"trial {trial.number} is not measured yet ({trial.state.lower()}); its perplexity is not known"]
+    return [
+        f"trial {trial.number} is not measured yet ({trial.state.lower()}); its {trial.objective.label} is not known"
+    ]
 
 
 def _spelled(flags: Mapping[str, Any], names: tuple[str, ...]) -> str:

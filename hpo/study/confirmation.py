@@ -16,9 +16,6 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:+.2f} % [{self.low:+.2f}, {self.high:+.2f}]"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmedScore:
@@ -52,8 +49,9 @@ class ConfirmedComparison:
         name: Of the winner.
         against: Of the other one.
         percent: Difference of perplexity; negative is in the winner's favour.
-        p_value: Two-sided, of no difference.
+        p_value: Two-sided, of no difference in what the study minimises.
         holm: The same, corrected for all comparisons together.
+        kl: Difference of divergence, nats per token; None where the study minimises perplexity.
     """
 
     dataset: str
@@ -62,6 +60,12 @@ class ConfirmedComparison:
     percent: Interval
     p_value: float
     holm: float
+    kl: Interval | None = None
+
+    @property
+    def change(self) -> Interval:
+        """Return the difference that decides, in the unit of the study's objective."""
+        return self.percent if self.kl is None else self.kl
 
 
 @dataclass(frozen=True, kw_only=True)

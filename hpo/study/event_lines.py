@@ -39,6 +39,7 @@ class LookedLine:
     trial: int
     read: int
     total: int
+    value: float
     perplexity: float
 
 
@@ -50,9 +51,11 @@ class FinishedLine:
     trial: int
     state: str
     setting: Setting | None
+    value: float | None
     perplexity: float | None
     worker: str | None
     best: int | None
+    best_value: float | None
     best_perplexity: float | None
     done: int
     budget: int
@@ -86,7 +89,13 @@ def event_line(event: Event) -> EventLine:
     """Convert an event to the line that is printed."""
     match event:
         case Looked():
-            return LookedLine(trial=event.trial.number, read=event.read, total=event.total, perplexity=event.perplexity)
+            return LookedLine(
+                trial=event.trial.number,
+                read=event.read,
+                total=event.total,
+                value=event.value,
+                perplexity=event.perplexity,
+            )
         case Finished():
             return _finished(event)
         case Working():
@@ -101,9 +110,11 @@ def _finished(event: Finished) -> FinishedLine:
         trial=trial.number,
         state=trial.state,
         setting=trial.setting,
+        value=trial.value,
         perplexity=trial.perplexity,
         worker=trial.owner.name if trial.owner else None,
         best=best.number if best else None,
+        best_value=best.value if best else None,
         best_perplexity=best.perplexity if best else None,
         done=event.done,
         budget=event.budget,

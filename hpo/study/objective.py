@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hpo.study.confirmation import Interval
+from hpo.study.confirmation import ConfirmedScore, Interval
 
 if TYPE_CHECKING:
     from hpo.study.record import Measured
@@ -29,10 +29,12 @@ class Objective:
         name: As `--objective` and contracts have it, and the field of what was measured that holds the value.
         measure: Whose mean over the tokens decides, in nats per token.
         label: What the value is called in a sentence.
+        meaning: What it is, for those who ask.
         short: What it is called where there is little room.
         column: The same over a column of numbers, and along an axis.
         digits: After the point of a value.
         unit: Of a change.
+        change_column: What a column of changes is called, and an axis.
         change_digits: After the point of a change.
         indifferent: In the unit of a change: what two settings may differ by and be as good as each other.
         meaningful: In the unit of a change: what a win has to be above.
@@ -41,13 +43,20 @@ class Objective:
     name: Name
     measure: "Measure"
     label: str
+    meaning: str
     short: str
     column: str
     digits: int
     unit: str
+    change_column: str
     change_digits: int
     indifferent: float
     meaningful: float
+
+    @property
+    def title(self) -> str:
+        """Return the label as a sentence begins."""
+        return self.label[0].upper() + self.label[1:]
 
     def from_nats(self, nats: float) -> float:
         """Convert a mean of the measure, in nats per token, to a value."""
@@ -65,7 +74,7 @@ class Objective:
         """
         return self.from_nats(score.mean(self.measure))
 
-    def of(self, measured: "Measured") -> float | None:
+    def of(self, measured: "Measured | ConfirmedScore") -> float | None:
         """Return the value of what was measured; None where it was not measured to the end."""
         value: float | None = getattr(measured, self.name)
         return value
@@ -81,10 +90,17 @@ class Objective:
         """Convert a difference to the unit in which changes are spoken of."""
         return Interval(value=difference.value, low=difference.low, high=difference.high)
 
-    def above_full(self, score: "Score", full: "Measured") -> float:
-        """Return how far a score is above full precision's, in nats per token; NaN where that is not known."""
-        value = self.of(full)
-        return score.mean(self.measure) - self.to_nats(value) if value else math.nan
+    def of_full(self, full: "Measured | ConfirmedScore | None") -> float | None:
+        """Return the value of full precision; None where it is not measured."""
+        return None if full is None else self.of(full)
+
+    def lost(self, score: "Score", full: float) -> float:
+        """Return how far a score is above a value of full precision's, in nats per token."""
+        return score.mean(self.measure) - self.to_nats(full)
+
+    def above(self, value: float, full: float) -> float:
+        """Return how far a value is above another one, in the unit of a change."""
+        return value - full
 
     def number(self, value: float) -> str:
         """Write a value: `28.123`, or `0.1056`."""
@@ -103,6 +119,18 @@ class Objective:
         """Write a difference likewise."""
         return self.interval_text(self.change(difference))
 
+    def numbers_text(self, change: Interval) -> str:
+        """Write a change without its unit: `-0.42 [-0.61, -0.23]`."""
+        return self.interval_text(change).replace(f" {self.unit} ", " ")
+
+    def short_change(self, change: float) -> str:
+        """Write a change where there is little room: `+6.6 %`, or `+0.106 nats`."""
+        return f"{change:+.{self.change_digits - 1}f} {self.unit}"
+
+    def above_text(self, value: float, full: float) -> str:
+        """Write how far a value is above full precision's: `+6.58 %`, or `+0.1056 nats`."""
+        return f"{self._signed(self.above(value, full))} {self.unit}"
+
     def against_text(self, difference: "Difference", baseline: "Score") -> str:
         """Write a difference to a baseline as sentences have it, with what it is a difference of."""
         return f"{self.change_text(difference)} {self.label}"
@@ -118,15 +146,18 @@ class _Perplexity(Objective):
     def to_nats(self, value: float) -> float:
         return math.log(value)
 
+    def above(self, value: float, full: float) -> float:
+        return 100 * (value / full - 1) if full > 0 else math.nan
+
     def change(self, difference: "Difference") -> Interval:
         value, low, high = difference.percent()
         return Interval(value=value, low=low, high=high)
 
 
 class _Divergence(Objective):
-    def above_full(self, score: "Score", full: "Measured") -> float:
-        # Full precision's is 0 by definition; what is stored of it is rounding.
-        return score.mean(self.measure)
+    def of_full(self, full: "Measured | ConfirmedScore | None") -> float | None:
+        # By definition; what is stored of it is rounding.
+        return 0.0
 
     def against_text(self, difference: "Difference", baseline: "Score") -> str:
         mean = baseline.mean(self.measure)
@@ -138,10 +169,12 @@ PERPLEXITY = _Perplexity(
     name="perplexity",
     measure="nll",
     label="perplexity",
+    meaning="perplexity",
     short="perplexity",
     column="perplexity",
     digits=3,
     unit="%",
+    change_column="percent of perplexity",
     change_digits=2,
     indifferent=0.05,
     meaningful=0.1,
@@ -151,10 +184,12 @@ KL = _Divergence(
     name="kl",
     measure="kl",
     label="KL divergence",
+    meaning="mean KL divergence from full precision in nats per token",
     short="KL",
     column="KL, nats per token",
     digits=4,
     unit="nats",
+    change_column="KL, nats per token",
     change_digits=4,
     indifferent=0.0005,
     meaningful=0.001,

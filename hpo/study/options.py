@@ -54,8 +54,14 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How a study searches; every worker may have its own."""
+    """How a study searches; every worker may have its own, but for the objective."""
 
+    objective: str = option(
+        "search",
+        "perplexity",
+        "what a trial's value is: its perplexity, or its KL divergence from full precision",
+        choices=("perplexity", "kl"),
+    )
     trials: int = option("search", 40, "in the whole study")
     timeout: float | None = option("search", None, "begin no trial after this", metavar="SECONDS")
     trial_timeout: float | None = option("search", None, "end a trial without progress for this", metavar="SECONDS")

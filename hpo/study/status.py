@@ -34,6 +34,7 @@ class Summary:
     study: str
     model: str
     tuning_text: str
+    objective: str
     trials: Mapping[str, int]
     references: Mapping[str, float | None]
     best: Mapping[str, str]
@@ -53,8 +54,9 @@ def summary(record: StudyRecord) -> Summary:
         study=record.name,
         model=contract.model.name,
         tuning_text=f"{tuning.sequences} sequences of {tuning.source} ({tuning.protocol})",
+        objective=record.objective.label,
         trials=dict(Counter(trial.state for trial in record.trials)),
-        references={reference.full_name: reference.perplexity for reference in record.references},
+        references={reference.full_name: record.objective.of(reference) for reference in record.references},
         best={
             str(size_class): _best(next(trial for trial in complete if trial.size_class == size_class))
             for size_class in sorted(size_classes, key=attrgetter("order"))
@@ -68,7 +70,8 @@ def summary(record: StudyRecord) -> Summary:
 
 def _best(trial: TrialRecord) -> str:
     assert trial.setting is not None
-    return f"{trial.perplexity:.3f} {trial.name}: {trial.setting.label()}"
+    assert trial.value is not None
+    return f"{trial.objective.number(trial.value)} {trial.name}: {trial.setting.label()}"
 
 
 def running_trial(trial: TrialRecord) -> RunningTrial:

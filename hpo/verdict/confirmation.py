@@ -7,12 +7,12 @@ whether the win is real. May assume that the winner was fixed before; nothing he
 from collections.abc import Mapping, Sequence
 
 from hpo.study.confirmation import Confirmation, ConfirmedComparison, ConfirmedScore
+from hpo.study.objective import KL, PERPLEXITY, Objective
 from hpo.study.record import FULL_PRECISION, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.recommendation import judge
-from hpo.verdict.words import percent_interval
 from hpo.workers.measuring import measure_all
-from objectives.paired import holm, paired_difference
+from objectives.paired import holm
 from objectives.progress import Progress
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
@@ -44,14 +44,14 @@ def confirm(
         for name, of_texts in zip(settings, results, strict=True)
     }
     rivals = [name for name in settings if name not in (winner.measured.name, FULL_PRECISION)]
-    comparisons = _compare(winner.measured.name, rivals, scores, texts)
+    comparisons = _compare(winner.measured.name, rivals, scores, texts, ranking.objective)
     return Confirmation(
         group_size=ranking.size_class.group_size,
         keep_ratio=ranking.size_class.keep_ratio or None,
         symmetric=ranking.size_class.symmetric,
         winner=winner.measured.name,
         recommended=ranking.recommended.measured.name,
-        sentence=_sentence(winner.measured.name, ranking.best_reference, comparisons),
+        sentence=_sentence(winner.measured.name, ranking.best_reference, comparisons, ranking.objective),
         rows=tuple(
             ConfirmedScore(
                 dataset=text.source,
@@ -76,33 +76,41 @@ def _settings(ranking: SizeClassRanking, winner: Ranked) -> dict[str, Setting | 
 
 
 def _compare(
-    winner: str, rivals: Sequence[str], scores: Mapping[str, Sequence[Score]], texts: Sequence[Sequences]
+    winner: str,
+    rivals: Sequence[str],
+    scores: Mapping[str, Sequence[Score]],
+    texts: Sequence[Sequences],
+    objective: Objective,
 ) -> list[ConfirmedComparison]:
     """Compare with every rival on every text; p-values are corrected for all of them together (Holm)."""
     pairs = [
-        (text.source, rival, paired_difference(scores[winner][index], scores[rival][index]))
+        (text.source, rival, scores[winner][index], scores[rival][index])
         for index, text in enumerate(texts)
         for rival in rivals
     ]
-    corrected = holm([difference.p_value for _, _, difference in pairs])
+    differences = [objective.difference(own, other) for _, _, own, other in pairs]
+    corrected = holm([difference.p_value for difference in differences])
     return [
         ConfirmedComparison(
             dataset=dataset,
             name=winner,
             against=rival,
-            percent=percent_interval(difference),
+            percent=PERPLEXITY.change(PERPLEXITY.difference(own, other)),
             p_value=difference.p_value,
             holm=p_value,
+            kl=objective.change(difference) if objective == KL else None,
         )
-        for (dataset, rival, difference), p_value in zip(pairs, corrected, strict=True)
+        for (dataset, rival, own, other), difference, p_value in zip(pairs, differences, corrected, strict=True)
     ]
 
 
-def _sentence(winner: str, reference: Ranked | None, comparisons: Sequence[ConfirmedComparison]) -> str:
+def _sentence(
+    winner: str, reference: Ranked | None, comparisons: Sequence[ConfirmedComparison], objective: Objective
+) -> str:
     if reference is None or not comparisons:
         return "There was no reference to confirm the winner against."
     against = [row for row in comparisons if row.against == reference.measured.name]
-    parts = [f"{row.percent} on {row.dataset}" for row in against]
+    parts = [f"{objective.interval_text(row.change)} on {row.dataset}" for row in against]
     phrases = {"confirmed": "confirmed as better", "worse": "confirmed as worse"}
-    judgement = phrases.get(judge(against), "not confirmed as different")
+    judgement = phrases.get(judge(against, objective), "not confirmed as different")
     return f"On held-out text {winner} against {reference.measured.name}: {', '.join(parts)}: {judgement}."

@@ -1,7 +1,7 @@
 """Which hyperparameters mattered, and whether there are enough trials to say so.
 
 Responsible for giving the shares twice where the bits vary - over everything, and at equal bits, since more bits
-explain most of a perplexity - and for saying so where there is too little to say. May assume that every trial was drawn
+explain most of what is lost - and for saying so where there is too little to say. May assume that every trial was drawn
 from the space.
 """
 
@@ -36,7 +36,7 @@ class Shares:
         complete: How many were measured to the end.
         pruned: How many were given up, and count with their estimates.
         ped_anova: What tells the best trials from all, by name of the field of a setting.
-        fanova: Share of the variance of log perplexity, by the same names.
+        fanova: Share of the variance of log perplexity, or of divergence, by the same names.
         mean: The two evaluators' average, largest first.
         reason: Why there are no numbers; None where there are.
     """
@@ -146,8 +146,8 @@ def _shares(scope: str, trials: Sequence[TrialRecord], varied: Sequence[Dimensio
     names = {dimension.parameter: dimension.name for dimension in varied}
     shares = evaluate(
         tuple(tuple(_place(dimension, trial) for dimension in ordered) for trial in trials),
-        # Logarithms, so that one catastrophic setting does not explain all the variance.
-        tuple(math.log(_value(trial)) for trial in trials),
+        # In nats, so that one catastrophic perplexity does not explain all the variance.
+        tuple(map(_nats, trials)),
         space,
     )
     return Shares(
@@ -168,7 +168,7 @@ def _place(dimension: Dimension, trial: TrialRecord) -> float:
 
 def _exact_enough(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Keep the complete trials, and those pruned ones whose estimates tell more than they err."""
-    values = [math.log(_value(trial)) for trial in trials]
+    values = list(map(_nats, trials))
     most = LARGEST_ERROR * (pvariance(values) if values else 0.0)
     return [trial for trial in trials if trial.estimate is None or trial.estimate.variance <= most]
 
@@ -180,11 +180,11 @@ def _too_little(scope: str, trials: Sequence[TrialRecord], varied: Sequence[Dime
         return f"{where}: {only}, so there are no importances to compare."
     if len(trials) < FEWEST_TRIALS:
         return (
-            f"{where}: {len(trials)} trials with a perplexity or an estimate are too few for importances; it takes "
+            f"{where}: {len(trials)} trials with a value or an estimate are too few for importances; it takes "
             f"{FEWEST_TRIALS}."
         )
     if len({_value(trial) for trial in trials}) == 1:
-        return f"{where}: every trial has the same perplexity, so no hyperparameter explains a difference."
+        return f"{where}: every trial has the same value, so no hyperparameter explains a difference."
     return None
 
 
@@ -200,4 +200,8 @@ def _value(trial: TrialRecord) -> float:
     """Return what a trial scored, or would probably have; NaN where neither is known."""
     if trial.state == "PRUNED" and trial.estimate is not None:
         return trial.estimate.value
-    return math.nan if trial.perplexity is None else trial.perplexity
+    return math.nan if trial.value is None else trial.value
+
+
+def _nats(trial: TrialRecord) -> float:
+    return trial.objective.to_nats(_value(trial))

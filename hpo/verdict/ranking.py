@@ -1,24 +1,23 @@
 """Which setting won, by how much, and is it real: references, presets and trials at equal bits.
 
 Responsible for the decision guide: the simplest setting within 0.05 % and within noise of the best is recommended; a
-win over the references is meaningful only above 0.1 % and significant. May assume scores of the same sequences. The
-text was also used to choose, so the best of many looks better than it is: whether it is a win is for
-`hpo.verdict.recommendation` to say, by other text.
+win over the references is meaningful only above 0.1 % and significant. Of divergence that is .0005 and .001 nats per
+token (`hpo.study.objective`). May assume scores of the same sequences. The text was also used to choose, so the best of
+many looks better than it is: whether it is a win is for `hpo.verdict.recommendation` to say, by other text.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hpo.space.size_class import SizeClass
+from hpo.study.objective import PERPLEXITY, Objective
 from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
-from hpo.verdict.words import percent_text
-from objectives.paired import Difference, distance, paired_difference
+from objectives.paired import Difference, distance
 from objectives.scoring import Score
 from quant.methods import METHODS
 from quant.setting import Setting
 
-INDIFFERENT_PERCENT, MEANINGFUL_PERCENT = 0.05, 0.1
 SIGNIFICANT = 0.05
 
 
@@ -29,8 +28,8 @@ class Ranked:
     Attributes:
         measured: What was measured.
         score: Its values per sequence.
-        difference: Its mean NLL minus the best row's.
-        against: Its mean NLL minus the best reference's; None where no reference was measured.
+        difference: Itself minus the best row, in nats per token of what the objective is a mean of.
+        against: Itself minus the best reference; None where no reference was measured.
     """
 
     measured: Measured
@@ -58,15 +57,17 @@ class SizeClassRanking:
             methods in groups stand beside them, at the largest size that takes no more bits.
         rows: All that was measured to the end.
         recommended: What the decision guide picks, or held-out text where `recommendation.settled` let it decide.
+        objective: What orders the rows.
     """
 
     size_class: SizeClass
     rows: tuple[Ranked, ...]
     recommended: Ranked
+    objective: Objective = PERPLEXITY
 
     @property
     def against(self) -> Difference | None:
-        """Return the best trial's mean NLL minus the best reference's; None where one of them is missing."""
+        """Return the best trial minus the best reference, nats per token; None where one of them is missing."""
         return self.best_trial.against if self.best_trial else None
 
     @property
@@ -77,7 +78,7 @@ class SizeClassRanking:
 
     @property
     def best(self) -> Ranked:
-        """Return the row of least perplexity."""
+        """Return the row of least value."""
         return self.rows[0]
 
     @property
@@ -97,7 +98,7 @@ class SizeClassRanking:
             missing = "no trial was completed" if trial is None else "no reference was measured"
             return f"{self.title}: {missing}, so nothing can be compared"
         method = trial.measured.setting.method if trial.measured.setting else ""
-        interval = f"{percent_text(self.against)} perplexity on tuning text"
+        interval = f"{self.objective.against_text(self.against, reference.score)} on tuning text"
         baseline, best = (self._named(row) for row in (reference, trial))
         if self.against.value <= 0:
             return f"{self.title}: {best} against {baseline} is {interval}"
@@ -107,10 +108,10 @@ class SizeClassRanking:
         )
 
     def _named(self, row: Ranked) -> str:
-        """Name a row with its perplexity, and with its bits where the rows' bits differ."""
+        """Name a row with its value, and with its bits where the rows' bits differ."""
         bits = {f"{other.measured.bits_per_weight:.3f}" for other in self.rows}
         at = f" at {row.measured.bits_per_weight:.3f} bits per weight" if len(bits) > 1 else ""
-        return f"{row.measured.name} ({row.score.perplexity:.3f}{at})"
+        return f"{row.measured.name} ({self.objective.number(self.objective.value(row.score))}{at})"
 
 
 def rank(record: StudyRecord, scores: Scores) -> list[SizeClassRanking]:
@@ -133,38 +134,48 @@ def rank(record: StudyRecord, scores: Scores) -> list[SizeClassRanking]:
         members = [member for member in measured if member.size_class == size_class]
         group_references = _group_references(record.references, members) if per_row else []
         rows = [(member, scores.of(member)) for member in (*members, *group_references)]
-        rankings.append(_ranking(size_class, rows))
+        rankings.append(_ranking(size_class, rows, record.objective))
     return rankings
 
 
 def frontier(rankings: Sequence[SizeClassRanking]) -> list[Ranked]:
     """List every row that is better than all that take no more bits (the Pareto front), fewest bits first."""
     rows = {row.measured.name + str(row.measured.size_class): row for ranking in rankings for row in ranking.rows}
-    front: list[Ranked] = []
-    for row in sorted(rows.values(), key=lambda row: (row.measured.bits_per_weight, row.score.mean_nll)):
-        if not front or row.score.mean_nll < front[-1].score.mean_nll:
-            front.append(row)
-    return front
+    objective = _objective(rankings)
+    values = {name: objective.value(row.score) for name, row in rows.items()}
+    front: list[str] = []
+    for name in sorted(rows, key=lambda name: (rows[name].measured.bits_per_weight, values[name])):
+        if not front or values[name] < values[front[-1]]:
+            front.append(name)
+    return [rows[name] for name in front]
 
 
 def frontier_text(rankings: Sequence[SizeClassRanking]) -> str:
     """Put the frontier into one sentence."""
+    objective = _objective(rankings)
     parts = (
-        f"{row.measured.full_name} ({row.score.perplexity:.3f} at {row.measured.bits_per_weight:.3f})"
+        f"{row.measured.full_name} ({objective.number(objective.value(row.score))} at "
+        f"{row.measured.bits_per_weight:.3f})"
         for row in frontier(rankings)
     )
-    return f"Perplexity at bits per weight, where nothing of no more bits is better: {', '.join(parts)}."
+    return f"{objective.title} at bits per weight, where nothing of no more bits is better: {', '.join(parts)}."
+
+
+def _objective(rankings: Sequence[SizeClassRanking]) -> Objective:
+    """Return the objective of a study's rankings; all of them have the same."""
+    return next((ranking.objective for ranking in rankings), PERPLEXITY)
 
 
 def headline(rankings: Sequence[SizeClassRanking]) -> SizeClassRanking | None:
     """Choose the ranking a report leads with: the one of the best completed trial; None before there is one."""
-    searched = [ranking for ranking in rankings if ranking.best_trial is not None]
-    return min(searched, key=lambda ranking: ranking.best_trial.score.mean_nll, default=None)  # type: ignore[union-attr]
+    searched = [(ranking, ranking.best_trial) for ranking in rankings if ranking.best_trial is not None]
+    best = min(searched, key=lambda pair: pair[0].objective.value(pair[1].score), default=None)
+    return None if best is None else best[0]
 
 
-def is_meaningful(difference: Difference) -> bool:
-    """Tell whether the first of two settings is better by more than 0.1 % and significantly."""
-    return difference.percent()[0] < -MEANINGFUL_PERCENT and difference.p_value < SIGNIFICANT
+def is_meaningful(difference: Difference, objective: Objective = PERPLEXITY) -> bool:
+    """Tell whether the first of two settings is better by more than the objective takes for a win, significantly."""
+    return objective.change(difference).value < -objective.meaningful and difference.p_value < SIGNIFICANT
 
 
 def simplicity(measured: Measured) -> tuple[int, bool, int, int]:
@@ -174,12 +185,17 @@ def simplicity(measured: Measured) -> tuple[int, bool, int, int]:
     return list(METHODS).index(setting.method), searched, setting.n_calib, setting.n_grid
 
 
-def recommend(rows: Sequence[tuple[Measured, Score]], difference: Callable[[int], Difference]) -> int:
+def recommend(
+    rows: Sequence[tuple[Measured, Score]],
+    difference: Callable[[int], Difference],
+    objective: Objective = PERPLEXITY,
+) -> int:
     """Apply the decision guide: the simplest setting that is as good as the best.
 
     Args:
         rows: What was measured, best first.
-        difference: Of row i's mean NLL minus the best row's.
+        difference: Of row i minus the best row, nats per token.
+        objective: What it is a difference of.
 
     Returns:
         The place of the row to use.
@@ -187,7 +203,7 @@ def recommend(rows: Sequence[tuple[Measured, Score]], difference: Callable[[int]
     equal = [0]
     for index in range(1, len(rows)):
         above_best = difference(index)
-        if above_best.percent()[0] <= INDIFFERENT_PERCENT and above_best.low <= 0:
+        if objective.change(above_best).value <= objective.indifferent and above_best.low <= 0:
             equal.append(index)
     return min(equal, key=lambda index: (simplicity(rows[index][0]), index))
 
@@ -206,18 +222,18 @@ def _bits(measured: Measured) -> float:
     return measured.bits_per_weight or 0.0
 
 
-def _ranking(size_class: SizeClass, rows: list[tuple[Measured, Score]]) -> SizeClassRanking:
-    rows = sorted(rows, key=lambda row: (row[1].mean_nll, simplicity(row[0])))
+def _ranking(size_class: SizeClass, rows: list[tuple[Measured, Score]], objective: Objective) -> SizeClassRanking:
+    rows = sorted(rows, key=lambda row: (objective.value(row[1]), simplicity(row[0])))
     best = rows[0][1]
     baseline = next((score for measured, score in rows if not isinstance(measured, TrialRecord)), None)
     ranked = tuple(
         Ranked(
             measured=measured,
             score=score,
-            difference=paired_difference(score, best),
-            against=paired_difference(score, baseline) if baseline else None,
+            difference=objective.difference(score, best),
+            against=objective.difference(score, baseline) if baseline else None,
         )
         for measured, score in rows
     )
-    chosen = recommend(rows, lambda index: ranked[index].difference)
-    return SizeClassRanking(size_class=size_class, rows=ranked, recommended=ranked[chosen])
+    chosen = recommend(rows, lambda index: ranked[index].difference, objective)
+    return SizeClassRanking(size_class=size_class, rows=ranked, recommended=ranked[chosen], objective=objective)

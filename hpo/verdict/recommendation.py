@@ -11,16 +11,15 @@ from typing import Literal
 
 from hpo.space.size_class import SizeClass
 from hpo.study.confirmation import Confirmation, ConfirmedComparison
+from hpo.study.objective import PERPLEXITY, Objective
 from hpo.study.record import Measured, TrialRecord
 from hpo.verdict.ranking import (
-    INDIFFERENT_PERCENT,
-    MEANINGFUL_PERCENT,
     SIGNIFICANT,
     Ranked,
     SizeClassRanking,
     is_meaningful,
 )
-from hpo.verdict.words import number, setting_text
+from hpo.verdict.words import number, setting_text, value_text
 
 Confirmed = Literal["confirmed", "not confirmed", "worse", "not tested"]
 
@@ -35,6 +34,7 @@ class Recommendation:
         reason: Why it is this one, in words that follow a colon.
         confirmed: What held-out text says of the best trial against the references.
         verdict: The comparison of the best trial with the references in one sentence, held-out text included.
+        objective: What decided.
     """
 
     measured: Measured
@@ -42,6 +42,7 @@ class Recommendation:
     reason: str
     confirmed: Confirmed
     verdict: str
+    objective: Objective = PERPLEXITY
 
     @property
     def is_trial(self) -> bool:
@@ -53,8 +54,8 @@ class Recommendation:
         chosen = self.measured
         where = "at" if chosen.size_class == self.size_class else "instead of"
         return (
-            f"Recommended {where} {self.size_class}: {chosen.name} ({setting_text(chosen)}), perplexity "
-            f"{number(chosen.perplexity)} at {number(chosen.bits_per_weight)} bits per weight: {self.reason}."
+            f"Recommended {where} {self.size_class}: {chosen.name} ({setting_text(chosen)}), "
+            f"{value_text(self.objective, chosen)} at {number(chosen.bits_per_weight)} bits per weight: {self.reason}."
         )
 
 
@@ -73,6 +74,7 @@ def recommendation(ranking: SizeClassRanking, confirmation: Confirmation | None)
         reason=reason,
         confirmed=_confirmed(ranking, comparisons),
         verdict=f"{ranking.comparison()}{_judgement(ranking, comparisons)}.",
+        objective=ranking.objective,
     )
 
 
@@ -82,18 +84,18 @@ def settled(ranking: SizeClassRanking, confirmation: Confirmation | None) -> Siz
     return replace(ranking, recommended=row)
 
 
-def judge(comparisons: Sequence[ConfirmedComparison]) -> Confirmed:
+def judge(comparisons: Sequence[ConfirmedComparison], objective: Objective = PERPLEXITY) -> Confirmed:
     """Say what the comparisons with one other setting, a text each, show of the winner.
 
-    It is confirmed where it is better by more than 0.1 % on every text, and worse where it is worse on every text;
-    both significantly, after correction.
+    It is confirmed where it is better by more than 0.1 % (of divergence .001 nats per token) on every text, and worse
+    where it is worse on every text; both significantly, after correction.
     """
     if not comparisons:
         return "not tested"
     significant = all(row.holm < SIGNIFICANT for row in comparisons)
-    if significant and all(row.percent.value < -MEANINGFUL_PERCENT for row in comparisons):
+    if significant and all(row.change.value < -objective.meaningful for row in comparisons):
         return "confirmed"
-    return "worse" if significant and all(row.percent.value > 0 for row in comparisons) else "not confirmed"
+    return "worse" if significant and all(row.change.value > 0 for row in comparisons) else "not confirmed"
 
 
 def _comparisons(ranking: SizeClassRanking, confirmation: Confirmation | None) -> Sequence[ConfirmedComparison]:
@@ -104,26 +106,29 @@ def _comparisons(ranking: SizeClassRanking, confirmation: Confirmation | None) -
     return confirmation.comparisons if confirmation.winner == best.measured.name else ()
 
 
-def _against(row: Ranked | None, comparisons: Sequence[ConfirmedComparison]) -> Confirmed:
+def _against(row: Ranked | None, comparisons: Sequence[ConfirmedComparison], objective: Objective) -> Confirmed:
     if row is None:
         return "not tested"
-    return judge([compared for compared in comparisons if compared.against == row.measured.name])
+    return judge([compared for compared in comparisons if compared.against == row.measured.name], objective)
 
 
 def _confirmed(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison]) -> Confirmed:
-    return "worse" if _better(ranking, comparisons) else _against(ranking.best_reference, comparisons)
+    return (
+        "worse" if _better(ranking, comparisons) else _against(ranking.best_reference, comparisons, ranking.objective)
+    )
 
 
 def _better(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison]) -> Ranked | None:
     """Find the best reference that held-out text says is better than the best trial."""
     references = [row for row in ranking.rows if not isinstance(row.measured, TrialRecord)]
-    return next((row for row in references if _against(row, comparisons) == "worse"), None)
+    return next((row for row in references if _against(row, comparisons, ranking.objective) == "worse"), None)
 
 
 def _chosen(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison]) -> tuple[Ranked, str]:
     """Choose the row to use, and say why."""
     trial, reference, guided = ranking.best_trial, ranking.best_reference, ranking.recommended
-    better, outcome = _better(ranking, comparisons), _against(reference, comparisons)
+    objective = ranking.objective
+    better, outcome = _better(ranking, comparisons), _against(reference, comparisons, objective)
     if trial is not None and better is not None:
         return better, f"on held-out text {trial.measured.name}, the best of the trials, is worse"
     if trial is not None and reference is not None and outcome == "not confirmed":
@@ -134,14 +139,15 @@ def _chosen(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedComparison
     if (
         trial is not None
         and outcome == "confirmed"
-        and (guided is trial or _against(guided, comparisons) == "confirmed")
+        and (guided is trial or _against(guided, comparisons, objective) == "confirmed")
     ):
         assert reference is not None
         return trial, f"held-out text confirms that it is better than {reference.measured.name}"
     if guided is ranking.best and guided is reference:
         return guided, "nothing that was searched is better"
     return guided, (
-        f"the simplest setting within {INDIFFERENT_PERCENT} % and within noise of the best at {ranking.size_class}"
+        f"the simplest setting within {objective.indifferent:g} {objective.unit} and within noise of the best at "
+        f"{ranking.size_class}"
     )
 
 
@@ -161,9 +167,10 @@ def _judgement(ranking: SizeClassRanking, comparisons: Sequence[ConfirmedCompari
             "worse": f"; {worse}, too",
             "not tested": "; not tested on held-out text",
         }[confirmed]
-    beyond = (
-        "" if is_meaningful(ranking.against) else f"not meaningful (it takes {MEANINGFUL_PERCENT} % and significance), "
-    )
+    objective = ranking.objective
+    least = f"{objective.meaningful:g} {objective.unit}"
+    meaningful = is_meaningful(ranking.against, objective)
+    beyond = "" if meaningful else f"not meaningful (it takes {least} and significance), "
     return {
         "confirmed": ": a win, confirmed on held-out text",
         "not confirmed": ": not confirmed on held-out text",

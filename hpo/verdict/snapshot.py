@@ -61,7 +61,8 @@ class Study:
     def waterfall(self) -> tuple[Step, ...]:
         """Return what is recommended, step by step from nearest rounding; empty where that is not measured."""
         chosen = self.recommendation
-        return waterfall(self.record.waterfall, self.scores, chosen.measured if chosen else None)
+        recommended = chosen.measured if chosen else None
+        return waterfall(self.record.waterfall, self.scores, recommended, self.record.objective)
 
     @property
     def store(self) -> ResultStore:

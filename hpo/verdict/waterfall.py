@@ -7,9 +7,10 @@ order of their names in a recipe, so a step says what one adds to those before i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpo.study.objective import PERPLEXITY, Objective
 from hpo.study.record import Measured
 from hpo.study.scores import Scores
-from objectives.paired import Difference, paired_difference
+from objectives.paired import Difference
 from objectives.scoring import Score
 
 
@@ -20,8 +21,8 @@ class Step:
     Attributes:
         measured: What was measured; its name says what it adds: `rtn`, `gw-awq`, `+range`.
         score: Its values per sequence.
-        change: Its mean NLL minus that of the step before; None for the first.
-        total: Its mean NLL minus that of the first; None for the first.
+        change: Itself minus the step before, nats per token of what the objective is a mean of; None for the first.
+        total: Itself minus the first; None for the first.
     """
 
     measured: Measured
@@ -30,13 +31,19 @@ class Step:
     total: Difference | None
 
 
-def waterfall(measured: Sequence[Measured], scores: Scores, recommended: Measured | None) -> tuple[Step, ...]:
+def waterfall(
+    measured: Sequence[Measured],
+    scores: Scores,
+    recommended: Measured | None,
+    objective: Objective = PERPLEXITY,
+) -> tuple[Step, ...]:
     """Compare each step with the one before it, and with the first.
 
     Args:
         measured: The steps as they are stored.
         scores: Values per sequence.
         recommended: What the study recommends now.
+        objective: What is compared.
 
     Returns:
         The steps; empty where they lead to another setting, or values are missing or damaged.
@@ -52,8 +59,8 @@ def waterfall(measured: Sequence[Measured], scores: Scores, recommended: Measure
         Step(
             measured=step,
             score=score,
-            change=None if previous is None else paired_difference(score, previous),
-            total=None if previous is None else paired_difference(score, first),
+            change=None if previous is None else objective.difference(score, previous),
+            total=None if previous is None else objective.difference(score, first),
         )
         for (step, score), previous in zip(read, before, strict=False)
     )

@@ -7,6 +7,7 @@ import math
 from pathlib import PurePath
 
 from hpo.study.confirmation import Interval
+from hpo.study.objective import PERPLEXITY, Objective
 from hpo.study.record import Measured
 from objectives.paired import Difference
 
@@ -23,13 +24,23 @@ def number(value: object, digits: int = 3) -> str:
 
 def percent_text(difference: Difference) -> str:
     """Write a difference in percent of perplexity: `-0.42 % [-0.61, -0.23]`."""
-    return str(percent_interval(difference))
+    return PERPLEXITY.change_text(difference)
 
 
 def percent_interval(difference: Difference) -> Interval:
     """Convert a difference to percent of perplexity, for what is stored and printed."""
-    value, low, high = difference.percent()
-    return Interval(value=value, low=low, high=high)
+    return PERPLEXITY.change(difference)
+
+
+def value_text(objective: Objective, measured: Measured) -> str:
+    """Write what the objective is of a setting: `perplexity 33.142`, or `KL divergence 0.1056 nats per token` with it.
+
+    Perplexity stands beside divergence, because that is what people know.
+    """
+    value = number(objective.of(measured), objective.digits)
+    if objective == PERPLEXITY:
+        return f"{objective.label} {value}"
+    return f"{objective.label} {value} nats per token (perplexity {number(measured.perplexity)})"
 
 
 def nats_interval(difference: Difference) -> Interval:

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
 from hpo.study.attributes import CONTRACT, ORIGIN, RETRY_OF, SETTING
+from hpo.study.objective import PERPLEXITY
 from hpo.study.owner import Owner
 from hpo.study.record import read_study
 from hpo.workers.heartbeat import GRACE_SECONDS
@@ -26,13 +27,14 @@ POLL_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """One study of a storage, of whatever format; what another program made has no model and no format."""
+    """One study of a storage, of whatever format; what another program made has no model, format or objective."""
 
     name: str
     model: str | None
     format: int | None
     trials: dict[str, int]
     best: float | None
+    objective: str | None
 
 
 def list_studies(storage: BaseStorage) -> list[Listed]:
@@ -49,6 +51,8 @@ def list_studies(storage: BaseStorage) -> list[Listed]:
                 format=contract.get("format"),
                 trials=dict(Counter(trial.state.name for trial in trials)),
                 best=min(values, default=None),
+                # Before it could be chosen it was perplexity.
+                objective=contract.get("objective", PERPLEXITY.name) if contract else None,
             )
         )
     return listed

@@ -23,9 +23,11 @@ from hpo.study.attributes import (
     BYTES,
     CONFIRMATION,
     ESTIMATE,
+    FLIPS,
     ORIGIN,
     OUTCOME,
     OWNER,
+    PERPLEXITY,
     REASON,
     REFERENCES,
     RESULT,
@@ -35,10 +37,12 @@ from hpo.study.attributes import (
     WATERFALL,
 )
 from hpo.study.attributes import CONTRACT as CONTRACT_KEY
+from hpo.study.attributes import KL as KL_KEY
 from hpo.study.attributes import TOKENS as TOKENS_KEY
 from hpo.study.confirmation import Confirmation, ConfirmedComparison, ConfirmedScore, Interval
 from hpo.study.contract import Contract, ModelContract, SequencesContract, TextContract
 from hpo.study.estimate import Estimate
+from hpo.study.objective import KL
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.study.scores import Scores
 from hpo.verdict.ranking import SizeClassRanking, rank
@@ -356,6 +360,22 @@ def confirmed_study(store: Path) -> Study:
     return taken_apart(replace(study, record=replace(study.record, confirmation=confirmation())))
 
 
+def judged_by_kl(study: Study) -> Study:
+    """The same measurements, as a study that minimises divergence from full precision has them."""
+
+    def judged(trial: TrialRecord) -> TrialRecord:
+        running = {step: value / 100 for step, value in trial.running.items()}
+        estimate = trial.estimate
+        if estimate is not None:
+            assert estimate.mean_nll is not None
+            estimate = replace(estimate, mean_nll=None, mean_kl=max(0.01, estimate.mean_nll - 3.5))
+        return replace(trial, objective=KL, running=running, estimate=estimate)
+
+    record = study.record
+    contract = replace(record.contract, objective="kl")
+    return replace(study, record=replace(record, contract=contract, trials=tuple(map(judged, record.trials))))
+
+
 def taken_apart(study: Study) -> Study:
     """The same with the step from nearest rounding to what it recommends."""
     chosen = study.snapshot.recommendation
@@ -475,10 +495,13 @@ def _frozen(trial: TrialRecord, distributions: Mapping[str, BaseDistribution]) -
         SECONDS: dict(trial.seconds),
         TOKENS_KEY: trial.tokens,
         OWNER: encode(trial.owner),
+        PERPLEXITY: trial.perplexity,
+        KL_KEY: trial.kl,
+        FLIPS: trial.flips,
     }
     return create_trial(
         state=TrialState[trial.state],
-        value=trial.perplexity,
+        value=trial.value,
         params=dict(trial.params),
         distributions=dict(distributions),
         intermediate_values=dict(trial.running),

@@ -28,7 +28,7 @@ from storage.results import ResultStore
 from storage.studies.opening import open_storage
 from storage.typed_json import encode
 from tests.conftest import PICTURES, blank
-from tests.hpo.made_studies import Study, confirmation, mixed_study
+from tests.hpo.made_studies import Study, confirmation, judged_by_kl, mixed_study
 
 ADDRESS = "sqlite:///shown.db"
 
@@ -107,6 +107,23 @@ def test_nothing_goes_wrong_in_silence(shown: Shown) -> None:
 def test_the_value_has_its_name(shown: Shown) -> None:
     """Axes of the dashboard say perplexity."""
     assert shown.study.metric_names == ["perplexity"]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_study_of_divergence_says_so(tmp_path: Path) -> None:
+    """Its value, its note and its trials' notes speak of nats per token."""
+    made = judged_by_kl(mixed_study(ResultStore(Paths(tmp_path / "kl").results), 12))
+    shown = Shown(made, tmp_path / "kl")
+    shown.refresher.refresh()
+    assert shown.said == []
+    assert shown.study.metric_names == ["KL, nats per token"]
+    note = get_note(shown.study).replace("\\", "")
+    assert "The value of a trial is its mean KL divergence from full precision in nats per token on" in note
+    best, given_up = made.record.best, made.record.pruned[0]
+    assert best is not None
+    assert f"{best.kl:.4f}" in note
+    assert "| perplexity |" in shown.trial_note(best.number)
+    assert "| estimated KL divergence | " in shown.trial_note(given_up.number)
 
 
 def test_the_note_of_a_study_says_everything_in_words(shown: Shown) -> None:

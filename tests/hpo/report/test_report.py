@@ -38,6 +38,7 @@ from tests.hpo.made_studies import (
     Study,
     confirmation,
     confirmed_study,
+    judged_by_kl,
     kept_study,
     mixed_study,
     study_of,
@@ -61,6 +62,7 @@ FIGURES += ("remaining", "loss", "alpha", "memory")
 # What can be drawn of references alone.
 OF_REFERENCES = {"forest", "bits", "damage", "memory"}
 FILES = {"index.html", "report.md", "result.json", "trials.csv"}
+AXES = ("xaxis", "yaxis")
 VOID = {"meta", "img", "br", "link"}
 
 
@@ -432,6 +434,36 @@ def test_a_study_without_a_complete_trial_has_a_report(pruned: int, tmp_path: Pa
     assert sum(text.startswith("Left out: ") for text in page.text) == len(FIGURES) - len(drawn)
 
 
+def test_a_report_goes_by_the_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of divergence, axes, words, tables and data say nats per token; perplexity stands beside it."""
+    monkeypatch.setattr(PICTURES, blank)
+    study = judged_by_kl(mixed_study(ResultStore(tmp_path / "store"), 24))
+    page = written(study, tmp_path / "report")
+    axes = {figure["layout"].get(axis, {}).get("title", {}).get("text") for figure in page.figures for axis in AXES}
+    assert {"KL, nats per token", "KL, nats per token; left is better"} <= axes
+    assert not {"perplexity", "percent of perplexity; left is better"} & axes
+    best = study.record.best
+    assert best is not None
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert f"KL divergence {best.kl:.4f} nats per token (perplexity {best.perplexity:.3f})" in text.replace("\\", "")
+    for title in ("KL divergence against bits", "Running KL divergence"):
+        assert f"### {title}" in text
+    assert "nats above full precision" in text
+    result = json.loads((tmp_path / "report" / "result.json").read_text())
+    assert result["contract"]["objective"] == "kl"
+    assert result["best"]["value"] == result["best"]["kl"] == best.kl
+    assert result["best"]["perplexity"] == best.perplexity
+    row = result["ranking"][0]["rows"][1]
+    ranked = study.rankings[0].rows[1]
+    assert row["kl_above_best"]["value"] == pytest.approx(ranked.difference.value)
+    assert row["p_value"] == pytest.approx(ranked.difference.p_value)
+    given_up = next(trial["estimate"] for trial in result["trials"] if trial["state"] == "PRUNED")
+    assert given_up["perplexity"] is None
+    assert given_up["low"] <= given_up["kl"] <= given_up["high"]
+    table = pd.read_csv(tmp_path / "report" / "trials.csv")
+    assert table.loc[best.number, "kl"] == pytest.approx(best.kl)
+
+
 def test_levels_of_very_different_length_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One group size with every trial, three with references alone."""
     draw_only(monkeypatch, "forest")
@@ -442,7 +474,9 @@ def test_levels_of_very_different_length_are_drawn(tmp_path: Path, monkeypatch: 
     page = written(study, tmp_path / "report")
     assert pictures(tmp_path / "report") == {"forest"}
     forests = [
-        figure for figure in page.figures if figure["layout"]["xaxis"]["title"]["text"] == "percent; left is better"
+        figure
+        for figure in page.figures
+        if figure["layout"]["xaxis"]["title"]["text"] == "percent of perplexity; left is better"
     ]
     rows = [sum(len(trace["y"]) for trace in forest["data"]) for forest in forests]
     assert rows[0] > 12

@@ -123,7 +123,7 @@ def test_too_few_trials_give_a_sentence_and_no_numbers(trials: int, tmp_path: Pa
     """Chance is not shown as importance."""
     _, computed = made(tmp_path, by_beta, trials)
     assert computed.overall.reason == (
-        f"All trials: {trials} trials with a perplexity or an estimate are too few for importances; it takes "
+        f"All trials: {trials} trials with a value or an estimate are too few for importances; it takes "
         f"{FEWEST_TRIALS}."
     )
     assert not computed.overall.ped_anova
@@ -254,7 +254,7 @@ def test_a_constant_value_has_no_importances(tmp_path: Path) -> None:
     record, _ = made(tmp_path, by_beta, FEWEST_TRIALS)
     flat = replace(record, trials=tuple(replace(trial, perplexity=30.0) for trial in record.trials))
     computed = importances(flat).overall
-    assert "same perplexity" in str(computed.reason)
+    assert "same value" in str(computed.reason)
     assert not computed.mean
 
 

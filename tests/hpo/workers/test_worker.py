@@ -19,9 +19,10 @@ from hpo.search.pruners.registry import PRUNERS, Pruning
 from hpo.search.samplers.registry import SAMPLERS
 from hpo.search.stopping import Stopping
 from hpo.space.space import Space, make_space
+from hpo.study.attributes import CONTRACT as CONTRACT_KEY
 from hpo.study.attributes import OWNER, REFERENCES
 from hpo.study.events import Event, Finished, Looked, Notice
-from hpo.study.objective import Objective
+from hpo.study.objective import KL, Objective
 from hpo.study.owner import Owner
 from hpo.study.record import TrialRecord, read_study
 from hpo.workers import measuring
@@ -112,6 +113,29 @@ def test_a_study_keeps_its_budget_and_every_trial_ends(make: Make, pruner: str) 
     assert [event.done for event in finished] == list(range(1, 13))
     assert finished[-1].best == record.best
     assert any(isinstance(event, Looked) for event in events)
+
+
+def test_a_trial_is_told_the_value_of_the_objective(make: Make) -> None:
+    """Of divergence that is its mean: running values and estimates are of it, and perplexity is kept beside it."""
+    events: list[Event] = []
+    worker = make(objective=KL, listen=events.append, pruning=Pruning(error=0.4))
+    worker.study.set_user_attr(CONTRACT_KEY, encode(replace(CONTRACT, objective="kl")))
+    worker.work(Budget(trials=8))
+    record = read_study(worker.study)
+    looks = [event for event in events if isinstance(event, Looked)]
+    for trial in record.complete:
+        values = load_result(worker.store, str(trial.result)).score
+        assert values is not None
+        assert trial.value == trial.kl == values.mean_kl
+        assert trial.perplexity == pytest.approx(values.perplexity)
+        assert trial.running[8] == pytest.approx(values.first(8).mean_kl)
+        assert {event.value for event in looks if event.trial.number == trial.number} <= set(trial.running.values())
+    assert record.pruned
+    for trial in record.pruned:
+        assert trial.value is None
+        assert trial.estimate is not None
+        assert trial.estimate.mean_kl is not None
+        assert trial.estimate.low <= trial.estimate.value <= trial.estimate.high
 
 
 @dataclass(frozen=True, kw_only=True)
