@@ -119,7 +119,7 @@ def test_a_program_gets_one_object_per_line(finished: Finished, capsys: pytest.C
     assert objects[1]["workers"] == [
         {"name": "w0", "host": "here", "device": "cuda:0", "trial": 1, "phase": "scoring 16/64"}
     ]
-    assert objects[2] == {"event": "looked", "trial": 1, "read": 16, "total": 64, "perplexity": None}
+    assert objects[2] == {"event": "looked", "trial": 1, "read": 16, "total": 64, "value": None, "perplexity": None}
     assert {name: objects[3][name] for name in ("trial", "state", "perplexity", "best", "done", "budget")} == {
         "trial": 3,
         "state": "COMPLETE",
