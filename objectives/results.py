@@ -41,6 +41,8 @@ def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> st
     if plan is not None:
         parts += [_said(plan), bench.allow_partial_groups, str(bench.model.stored_dtype)]
         parts += [segment.key for size in plan.calibration_sizes for segment in bench.calibration.segments(size)]
+        refined = bench.refinement_of(plan)
+        parts += [] if refined is None else [refined.key]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))
 
 

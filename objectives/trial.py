@@ -7,8 +7,10 @@ May assume that the bench was laid out for it: one model, its text, its calibrat
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from torch import Tensor
 
 from objectives.calibration.calibration import Calibration
 from objectives.model.folding import changed_modules
@@ -17,7 +19,8 @@ from objectives.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from objectives.model.roles import Block
 from objectives.model.weights import weights_restored
 from objectives.progress import Progress, silent
-from objectives.quantization import FoldedScales, LayerResult, QuantizedBlocks, model_size, quantize_model
+from objectives.quantization import FoldedScales, LayerResult, model_size, quantize_model
+from objectives.refined import Refined, owners
 from objectives.scoring import FIRST_LOOK, Score, score
 from objectives.stopwatch import Stopwatch
 from objectives.suitability import require_suitable
@@ -43,12 +46,18 @@ class Bench:
         blocks: Its layer roles.
         calibration: Statistics of the calibration text.
         allow_partial_groups: Accept group sizes that leave a partial last group.
+        refined: What refining made of one plan, which is quantized so wherever it is; None where none was refined.
     """
 
     model: Model
     blocks: list[Block]
     calibration: Calibration
     allow_partial_groups: bool = False
+    refined: Refined | None = None
+
+    def refinement_of(self, plan: Plan | None) -> Refined | None:
+        """Return what refining made of a plan; None where it was not refined."""
+        return self.refined if self.refined is not None and self.refined.plan == plan else None
 
     def teacher(self, sequences: Sequences, progress: Progress = silent) -> Teacher | None:
         """Return full precision on the sequences, computed once for all processes; asked while weights are original.
@@ -71,12 +80,15 @@ class Quantized:
         layers: The choice for each Linear, in the model's order; none of a model that is as it was.
         codes: What the weights are stored as, on the CPU, by the name of the Linear; only those that were asked for.
         folded: What was folded into those of which there are codes.
+        unfolded_vectors: Norm weights and biases that refining changed, as they are in a model whose scales were not
+            folded, by name of the parameter.
         seconds: Per phase: calibrate, quantize.
     """
 
     layers: tuple[LayerResult, ...] = ()
     codes: Mapping[str, IntWeight] = field(default_factory=dict)
     folded: Mapping[str, FoldedScales] = field(default_factory=dict)
+    unfolded_vectors: Mapping[str, Tensor] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -199,6 +211,9 @@ def quantized(
         return
     require_suitable(bench.blocks, plan, bench.allow_partial_groups)
     modules = [module for block in bench.blocks for module in changed_modules(block)]
+    refined = bench.refinement_of(plan)
+    if refined is not None:
+        modules += owners(bench.model.module, list(refined.vectors))
     watch = Stopwatch()
     repaired: set[str] = set()
     while True:
@@ -207,19 +222,29 @@ def quantized(
         with weights_restored(modules):
             try:
                 with _within_memory(watch, "quantize"):
-                    blocks = _quantize(bench, plan, progress, with_codes)
+                    made = _quantize(bench, plan, progress, with_codes)
             except DamagedEntryError as damage:
                 if damage.key in repaired:
                     raise
                 repaired.add(damage.key)
                 bench.calibration.discard(damage)
                 continue
-            yield Quantized(layers=blocks.layers, codes=blocks.codes, folded=blocks.folded, seconds=watch.seconds)
+            yield replace(made, seconds=watch.seconds)
             return
 
 
-def _quantize(bench: Bench, plan: Plan, progress: Progress, with_codes: bool) -> QuantizedBlocks:
-    return quantize_model(bench.blocks, bench.calibration, plan, bench.model.stored_dtype, progress, with_codes)
+def _quantize(bench: Bench, plan: Plan, progress: Progress, with_codes: bool) -> Quantized:
+    model, refined = bench.model, bench.refinement_of(plan)
+    with_codes = with_codes or refined is not None
+    made = quantize_model(bench.blocks, bench.calibration, plan, model.stored_dtype, progress, with_codes)
+    if refined is None:
+        return Quantized(layers=made.layers, codes=made.codes, folded=made.folded)
+    return Quantized(
+        layers=made.layers,
+        codes=refined.put_into(model.module, bench.blocks, made.codes),
+        folded=made.folded,
+        unfolded_vectors=refined.unfolded(bench.blocks, made.folded),
+    )
 
 
 @contextmanager

@@ -48,8 +48,10 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"teacher", "costs"},
         {"scoring"},
         {"paired", "precision", "quantization", "beginning"},
+        {"refined"},
         {"trial"},
         {"results", "evaluation"},
+        {"refinement"},
         {"export"},
     ),
     "quant": (

@@ -26,6 +26,7 @@ from objectives.model.roles import Block, LinearRole, unscaled_inputs
 from objectives.model.sites import find_sites
 from objectives.model.weights import weights_restored
 from objectives.progress import Progress
+from objectives.refined import owners
 from objectives.scoring import Score, score_all
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, Quantized, quantized
@@ -265,8 +266,11 @@ def _unfolded_perplexity(bench: Bench, plan: Plan, result: Quantized, text: Sequ
 
     What folding broke is broken in the trial and in the directory alike, and here it is not.
     """
-    linears = _packed_linears(bench.blocks, plan)
-    with weights_restored([linear.module for linear in linears]):
+    linears, module = _packed_linears(bench.blocks, plan), bench.model.module
+    vectors = result.unfolded_vectors
+    with weights_restored([*(linear.module for linear in linears), *owners(module, list(vectors))]):
+        for name, vector in vectors.items():
+            module.get_parameter(name).copy_(vector)
         for linear in linears:
             weight = loaded(result.codes[linear.name]).to(bench.model.device)
             linear.set_weight(result.folded[linear.name].undone(weight))

@@ -1,6 +1,6 @@
 """Token sequences: from documents to what a model is calibrated on and scored on, in one fixed seeded order.
 
-Responsible for the two protocols and for parts that share no document. `documents`: each text truncated
+Responsible for the two protocols, and for parts that share no document (`dealing`). `documents`: each text truncated
 to `length` tokens, texts under 100 characters skipped, special tokens as the tokenizer adds them. `packed`: texts
 joined by two newlines and cut into blocks of `length`, each begun with what the tokenizer puts before a text. May
 assume a tokenizer of transformers, fast or in Python.
@@ -14,31 +14,27 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xxhash
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
 from objectives.errors import InputError
+from objectives.text.dealing import LEFT_SHARES, Part, deal, deal_left_over, left_over
+from objectives.text.overlap import count_repeats
 from objectives.text.sources import read_documents
 
 Protocol = Literal["documents", "packed"]
-Part = Literal["calibration", "tuning", "confirmation"]
 Beginning = Literal["auto", "always", "never"]
 PROTOCOLS: tuple[Protocol, ...] = ("documents", "packed")
 BEGINNINGS: tuple[Beginning, ...] = ("auto", "always", "never")
-# Shares of a source among the parts that read it; a source that one part reads is all its own.
-SHARES: Mapping[Part, float] = {"calibration": 0.3, "tuning": 0.45, "confirmation": 0.25}
 MIN_CHARACTERS = 100
 SEPARATOR = "\n\n"
 TOKENIZER_BATCH = 256
 # A first guess at how much text makes the tokens that are wanted.
 CHARACTERS_PER_TOKEN = 5
-OVERLAP_WINDOW = 32
 DRAWN_FROM = 1024
 ANY_TEXT = "a"
-HASH_BASE = np.uint64(0x9E3779B97F4A7C15)
-Piece = tuple[Tensor, Tensor, int]
-"""Token ids `[L]`, which of them are scored `[L]`, and the index of the document they mostly come from."""
+Piece = tuple[Tensor, Tensor, int, frozenset[int]]
+"""Token ids `[L]`, which are scored `[L]`, the document they mostly come from, and all they take something from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,42 +120,50 @@ def prepare_text(plans: Sequence[TextPlan], tokenizer: Any, seed: int = 0) -> li
         InputError: If a source is unusable, has too little text, or repeats another plan's text in other documents.
     """
     pools: dict[TextPlan, Sequences] = {}
+    prepared: dict[TextPlan, Sequences] = {}
     for source in dict.fromkeys(plan.source for plan in plans):
-        readers = [plan for plan in plans if plan.source == source]
-        dealt = deal(read_documents(source), [plan.part for plan in readers], seed)
+        documents = read_documents(source)
+        readers = [plan for plan in plans if plan.source == source and plan.part not in LEFT_SHARES]
+        left = [plan for plan in plans if plan.source == source and plan.part in LEFT_SHARES]
+        dealt = deal(documents, [plan.part for plan in readers], seed) if readers else {}
+        used: set[str] = set()
         for plan in readers:
-            wanted = replace(plan, count=max(plan.count, DRAWN_FROM))
-            pools[plan] = _enough(tokenize(dealt[plan.part], tokenizer, wanted), plan)
-    prepared = {plan: _drawn(pool, plan, seed) for plan, pool in pools.items()}
+            pools[plan], prepared[plan], texts = _prepare(dealt[plan.part], tokenizer, plan, seed)
+            used |= texts
+        dealt = deal_left_over(left_over(documents, used, bool(readers), seed), seed) if left else {}
+        for plan in left:
+            pools[plan], prepared[plan], _ = _prepare(dealt[plan.part], tokenizer, plan, seed)
     _require_disjoint(pools, prepared)
     return [prepared[plan] for plan in plans]
 
 
-def deal(documents: Sequence[str], parts: Sequence[Part], seed: int) -> dict[Part, list[str]]:
-    """Divide the documents of one source among the parts that read it, each in a seeded order.
-
-    Where a document goes depends on its text, the seed and the parts alone: adding documents moves none of the
-    others, and copies of a document count once.
-    """
-    bounds = np.cumsum([SHARES[part] for part in parts])
-    dealt: dict[Part, list[tuple[int, str]]] = {part: [] for part in parts}
-    for text in dict.fromkeys(documents):
-        key = xxhash.xxh3_64_intdigest(text.strip().encode(), seed)
-        # One half of the hash says which part, the other half where in it.
-        place = (key >> 32) / 2**32 * bounds[-1]
-        dealt[parts[int(np.searchsorted(bounds, place, side="right"))]].append((key & 0xFFFFFFFF, text))
-    return {part: [text for _, text in sorted(texts)] for part, texts in dealt.items()}
+def _prepare(
+    documents: Sequence[str], tokenizer: Any, plan: TextPlan, seed: int
+) -> tuple[Sequences, Sequences, set[str]]:
+    """Return the sequences that a plan's are drawn from, those that are drawn, and the documents that these read."""
+    pieces = _pieces(documents, tokenizer, replace(plan, count=max(plan.count, DRAWN_FROM)))
+    pool = _sequences(pieces, tokenizer, plan)
+    order = _drawn(len(_enough(pool, plan)), plan, seed)
+    used = {documents[index] for piece in order for index in pieces[piece][3]}
+    return pool, pool.picked(order), used
 
 
 def tokenize(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Sequences:
     """Make the first `plan.count` sequences of `documents`, in their order; fewer if there are fewer."""
+    return _sequences(_pieces(documents, tokenizer, plan), tokenizer, plan)
+
+
+def _pieces(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> list[Piece]:
     make = _truncated if plan.protocol == "documents" else _packed
-    pieces = list(islice(make(documents, tokenizer, plan), plan.count))
+    return list(islice(make(documents, tokenizer, plan), plan.count))
+
+
+def _sequences(pieces: Sequence[Piece], tokenizer: Any, plan: TextPlan) -> Sequences:
     return Sequences(
         source=plan.source,
-        ids=tuple(ids for ids, _, _ in pieces),
-        scored=tuple(scored for _, scored, _ in pieces),
-        clusters=tuple(cluster for _, _, cluster in pieces),
+        ids=tuple(ids for ids, *_ in pieces),
+        scored=tuple(scored for _, scored, *_ in pieces),
+        clusters=tuple(cluster for *_, cluster, _ in pieces),
         prefix=beginning(tokenizer, plan.bos),
     )
 
@@ -182,16 +186,16 @@ def beginning(tokenizer: Any, bos: Beginning) -> tuple[int, ...]:
     return (int(tokenizer.bos_token_id),)
 
 
-def _drawn(pool: Sequences, plan: TextPlan, seed: int) -> Sequences:
-    """Draw the first `plan.count` sequences in a seeded order, the same for every count up to `DRAWN_FROM`.
+def _drawn(pieces: int, plan: TextPlan, seed: int) -> list[int]:
+    """Draw the first `plan.count` of so many in a seeded order, the same for every count up to `DRAWN_FROM`.
 
     Neighbouring blocks of packed text mostly come from one document. Drawn from all over the text, as many blocks are
     of far more documents, which is what narrows an interval.
     """
-    order = list(range(len(pool)))
+    order = list(range(pieces))
     if plan.protocol == "packed":
         order.sort(key=lambda index: xxhash.xxh3_64_intdigest(index.to_bytes(8, "little"), seed))
-    return pool.picked(order[: plan.count])
+    return order[: plan.count]
 
 
 def _truncated(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
@@ -212,7 +216,7 @@ def _truncated(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iter
             scored = torch.cat([torch.zeros(len(added), dtype=torch.bool), ~torch.tensor(special, dtype=torch.bool)])
             scored[:1] = False
             if scored.any():
-                yield torch.cat([added, torch.tensor(ids, dtype=torch.int64)]), scored, index
+                yield torch.cat([added, torch.tensor(ids, dtype=torch.int64)]), scored, index, frozenset((index,))
 
 
 def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
@@ -228,7 +232,8 @@ def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterato
     ids, owners = join(documents, tokenizer, tokens)
     for begin in range(0, len(ids) - length + 1, length):
         block = slice(begin, begin + length)
-        yield torch.cat([prefix, ids[block]]), scored, int(np.bincount(owners[block]).argmax())
+        parts = np.bincount(owners[block])
+        yield torch.cat([prefix, ids[block]]), scored, int(parts.argmax()), frozenset(parts.nonzero()[0].tolist())
 
 
 def _joined(documents: Sequence[str], tokenizer: Any, tokens: int) -> tuple[Tensor, NDArray[np.int64]]:
@@ -278,22 +283,9 @@ def _require_disjoint(pools: Mapping[TextPlan, Sequences], prepared: Mapping[Tex
     for (plan, sequences), (other, others) in product(pools.items(), prepared.items()):
         if other.source == plan.source or other.part == plan.part:
             continue
-        windows = [_windows(ids) for ids in others.ids]
-        # Packed sequences are one text: what is repeated may begin in one of them and end in the next.
-        repeats = np.isin(np.concatenate(windows), _windows(torch.cat(sequences.ids)))
-        ends = np.cumsum([len(hashes) for hashes in windows])
-        repeated = sum(2 * int(part.sum()) > len(part) for part in np.split(repeats, ends[:-1]))
+        repeated = count_repeats(sequences.ids, others.ids)
         if repeated:
             raise InputError(
                 f"{repeated} of {len(others)} {other.part} sequences of {other.source} repeat {plan.part} text "
                 f"of {plan.source}; give texts that do not overlap"
             )
-
-
-def _windows(ids: Tensor) -> NDArray[np.uint64]:
-    """Hash every run of `OVERLAP_WINDOW` tokens: a polynomial modulo 2^64."""
-    if len(ids) < OVERLAP_WINDOW:
-        return np.empty(0, dtype=np.uint64)
-    factors = HASH_BASE ** np.arange(OVERLAP_WINDOW, dtype=np.uint64)
-    hashes: NDArray[np.uint64] = sliding_window_view(ids.numpy().astype(np.uint64), OVERLAP_WINDOW) @ factors
-    return hashes

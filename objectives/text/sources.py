@@ -27,8 +27,8 @@ POOL = 10_000
 HUB_NAMES = {"c4": "hub:allenai/c4:en:validation:text", "wikitext2": "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"}
 SUFFIXES = (".txt", ".raw", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 ALLOWED = (
-    "allowed: bundled:docstrings, bundled:topics, c4, wikitext2, hub:org/name[:config[:split[:column]]], "
-    f"or a file ending in {', '.join(SUFFIXES)}"
+    "allowed: bundled:docstrings, bundled:topics, bundled:training, c4, wikitext2, "
+    f"hub:org/name[:config[:split[:column]]], or a file ending in {', '.join(SUFFIXES)}"
 )
 # Some editors begin a file with a byte-order mark, which is no text.
 ENCODING = "utf-8-sig"
@@ -61,12 +61,14 @@ def _documents(source: str) -> Iterable[str]:
 
 
 def _bundled(source: str) -> list[str]:
-    match source.removeprefix("bundled:"):
-        case "docstrings" | "topics" as name:
-            try:
+    try:
+        match source.removeprefix("bundled:"):
+            case "docstrings" | "topics" as name:
                 return bundled.held_out(name)
-            except FileNotFoundError as error:
-                raise InputError(str(error)) from error
+            case "training":
+                return bundled.training_documents()
+    except FileNotFoundError as error:
+        raise InputError(str(error)) from error
     raise InputError(f"{source} is unknown; {ALLOWED}")
 
 

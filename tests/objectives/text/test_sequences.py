@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from objectives.errors import InputError
 from objectives.model.loading import Model
-from objectives.text.sequences import SHARES, Sequences, TextPlan, deal, prepare_text, tokenize
+from objectives.text.dealing import SHARES, deal
+from objectives.text.sequences import Sequences, TextPlan, prepare_text, tokenize
 from objectives.text.sources import read_documents
 
 PARTS = ("calibration", "tuning", "confirmation")

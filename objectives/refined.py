@@ -1,0 +1,180 @@
+"""What refining made of a quantized model: other scales for its codes, other norms and biases, and what that gained.
+
+Responsible for these as a value, and for putting it into a model that was just quantized as it had been. May assume
+that the value was made for these codes, which is checked. Shape letters: `O` outputs, `G` groups, `N` elements.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from objectives.errors import RunError
+from objectives.model.layouts import norm_offset
+from objectives.model.roles import Block, LinearRole, NormRole
+from objectives.quantization import FoldedScales
+from quant.plan import Plan
+from quant.scheme import IntWeight, loaded
+
+VECTORS = ("weight", "bias")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldBack:
+    """What text that is held back said after so many steps: KL from full precision, nats per token."""
+
+    step: int
+    kl: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """How a model was refined: all that a person needs to judge it, and to do it again.
+
+    Attributes:
+        source: Of the text that was learned from.
+        fingerprint: Of its tokens.
+        sequences: How many there were.
+        tokens: How many tokens were read.
+        steps: Of the optimizer.
+        rate: Its highest rate: the relative change of a scale in one step.
+        halvings: How often the rate was halved because a value was not finite.
+        kept_step: The step whose values were kept; 0 where none was better than the start.
+        validation_sequences: Held back from the text to choose that step.
+        looks: What it was on the way.
+    """
+
+    source: str
+    fingerprint: str
+    sequences: int
+    tokens: int
+    steps: int
+    rate: float
+    halvings: int
+    kept_step: int
+    validation_sequences: int
+    looks: tuple[HeldBack, ...]
+
+    @property
+    def before(self) -> float:
+        """Return the KL on what is held back before the first step."""
+        return self.looks[0].kl
+
+    @property
+    def after(self) -> float:
+        """Return the KL on what is held back at the step that was kept: the least."""
+        return min(look.kl for look in self.looks)
+
+    def sentence(self) -> str:
+        """Say what was tuned, on what, and what the text that was held back says of it."""
+        text = f"{self.tokens} tokens of {self.source}"
+        measured = f"KL from full precision on {self.validation_sequences} sequences held back from it"
+        before = f"{self.before:.4f} nats per token before"
+        if not self.kept_step:
+            return (
+                f"refining on {text} improved nothing ({measured}: {before}): "
+                "scales, norms and biases are as they were rounded"
+            )
+        return (
+            f"group scales, norms and biases were tuned for KL from full precision on {text} ({self.kept_step} steps); "
+            f"{measured}: {before}, {self.after:.4f} after"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined:
+    """A plan's codes with other scales, and the vectors beside them.
+
+    Attributes:
+        plan: Whose codes they are; to any other plan nothing of this applies.
+        key: Says which refinement it is.
+        codes: Hash of the codes.
+        scales: `[O, G]` in the type they are stored in, by name of the Linear, on the CPU.
+        vectors: Norm weights and biases, `[N]` in the type they are stored in, by name of the parameter, on the CPU.
+        refinement: How they came about.
+    """
+
+    plan: Plan
+    key: str
+    codes: str
+    scales: Mapping[str, Tensor]
+    vectors: Mapping[str, Tensor]
+    refinement: Refinement
+
+    @torch.no_grad()
+    def put_into(self, module: Any, blocks: Sequence[Block], codes: Mapping[str, IntWeight]) -> dict[str, IntWeight]:
+        """Change a model in memory that holds the codes with the scales they were rounded with; returns them with ours.
+
+        Raises:
+            RunError: If the codes are others than those that were refined.
+        """
+        if hash_of_codes(codes) != self.codes:
+            raise RunError(
+                "quantizing gave other codes than those that were refined, as other versions or another number of "
+                "threads may; refine again, on this machine"
+            )
+        refined = {name: replace(weight, scale=self.scales[name]) for name, weight in codes.items()}
+        for linear in (linear for block in blocks for linear in block.linears):
+            linear.set_weight(loaded(refined[linear.name]).to(linear.module.weight.device))
+        for name, vector in self.vectors.items():
+            module.get_parameter(name).copy_(vector)
+        return refined
+
+    def unfolded(self, blocks: Sequence[Block], folded: Mapping[str, FoldedScales]) -> dict[str, Tensor]:
+        """Return the vectors as they are in a model whose scales were not folded, float32 by name."""
+        vectors = {name: vector.float().clone() for name, vector in self.vectors.items()}
+        for site in (site for block in blocks for site in block.sites):
+            scale = folded[site.linears[0].name].inputs
+            producer = site.producer
+            if scale is not None and isinstance(producer, NormRole):
+                weight, bias = f"{producer.name}.weight", f"{producer.name}.bias"
+                vectors[weight] = (producer.offset + vectors[weight]) * scale.cpu() - producer.offset
+                if bias in vectors:
+                    vectors[bias] *= scale.cpu()
+        for linear in (linear for block in blocks for linear in block.linears):
+            bias, divisor = _bias_name(linear), folded[linear.name].outputs
+            if divisor is not None and bias in vectors:
+                rows = slice(None) if linear.rows is None else linear.rows.cpu()
+                vectors[bias][rows] *= divisor.cpu()
+        return vectors
+
+
+def _bias_name(linear: LinearRole) -> str:
+    return f"{linear.name.partition(':')[0]}.bias"
+
+
+def hash_of_codes(codes: Mapping[str, IntWeight]) -> str:
+    """Hash codes, scales and zero points to 128 bits, by name."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(codes):
+        weight = codes[name]
+        digest.update(name.encode())
+        for tensor in (weight.codes, weight.scale, weight.zero):
+            if tensor is not None:
+                digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return str(digest.hexdigest())
+
+
+def tunable_vectors(module: Any) -> Iterator[tuple[str, nn.Parameter, float | None]]:
+    """Yield the norm weights and biases of a model's body: name, `[N]`, and a norm's offset; None for a bias.
+
+    The head's own stay: full precision's distribution is computed by it. So do norms that work in ways of their own.
+    """
+    head = module.get_output_embeddings()
+    of_head = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    body = {id(parameter) for parameter in module.base_model.parameters()} - of_head
+    for path, owner in module.named_modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if name not in VECTORS or parameter.dim() != 1 or id(parameter) not in body:
+                continue
+            offset = norm_offset(owner) if name == "weight" else None
+            if name == "bias" or offset is not None:
+                yield f"{path}.{name}" if path else name, parameter, offset
+
+
+def owners(module: Any, names: Sequence[str]) -> list[nn.Module]:
+    """Return the modules that hold the parameters of these names."""
+    return [module.get_submodule(name.rpartition(".")[0]) for name in names]

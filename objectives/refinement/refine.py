@@ -1,0 +1,165 @@
+"""Refine a quantized model: tune its scales, norms and biases so that it predicts what full precision predicts.
+
+Responsible for the course of it: steps, looks at text that is held back, the best of them, and going on where an
+earlier call was ended. The same weights, text, options and device give the same values, ended or not. May assume that
+the model has its original weights when it is called; it has them afterwards.
+"""
+
+from dataclasses import replace
+
+import xxhash
+
+from objectives.errors import InputError
+from objectives.model.weights import weights_restored
+from objectives.progress import Progress
+from objectives.refined import Refined, Refinement, hash_of_codes, owners, tunable_vectors
+from objectives.refinement.course import Course, Ended, Subject
+from objectives.refinement.options import RefinementOptions, RefinementText, tokens_of
+from objectives.refinement.tuned import Tuned
+from objectives.results import measurement_key
+from objectives.trial import Bench, quantized
+from quant.plan import Plan
+from storage.results import ResultStore
+from storage.typed_json import decode, encode
+
+FORMAT = 1
+SCALES, VECTORS = "scales/", "vectors/"
+
+
+def require_refinable(plan: Plan) -> None:
+    """Refuse what has no codes of its own.
+
+    Raises:
+        InputError: With the reason and what to do instead.
+    """
+    for setting in plan.settings:
+        if setting.definition.keeps_rows:
+            raise InputError(
+                f"--refine tunes the scales of codes, and {setting.method} keeps rows in 16 bit; use a method in groups"
+            )
+        if setting.scales_at_run_time:
+            raise InputError(
+                "--refine tunes what is stored, and --scales linear divides inputs at run time; use --scales foldable"
+            )
+
+
+def refinement_key(bench: Bench, plan: Plan, text: RefinementText, options: RefinementOptions) -> str:
+    """Return the key of a refinement: everything that determines its values.
+
+    Raises:
+        InputError: If there is not enough calibration text for the plan.
+    """
+    how = {name: value for name, value in vars(options).items() if name != "timeout"}
+    parts = (
+        "refinement",
+        FORMAT,
+        measurement_key(replace(bench, refined=None), plan, text.training),
+        text.validation.fingerprint(),
+        bench.model.dtype,
+        sorted(how.items()),
+    )
+    return f"refined-{xxhash.xxh3_128_hexdigest(' '.join(map(str, parts)).encode())}"
+
+
+def refine(
+    bench: Bench,
+    plan: Plan,
+    text: RefinementText,
+    options: RefinementOptions,
+    store: ResultStore,
+    progress: Progress,
+) -> Refined:
+    """Tune what a plan stores beside its codes; what was begun before is gone on with, what was finished is read.
+
+    Raises:
+        InputError: If the plan has nothing to tune, there is too little calibration text, or the time is less than
+            one step's.
+        QuantizationError: If a weight is not finite.
+        StorageError: If the store cannot be written.
+    """
+    require_refinable(plan)
+    key = refinement_key(bench, plan, text, options)
+
+    def waiting(_: str) -> None:
+        progress("refining in another process", 0, 1)
+
+    if key not in store:
+        with store.lease(key).held(waiting):
+            if key not in store:
+                unfinished = _refine(bench, plan, text, options, store, key, progress)
+                if unfinished is not None:
+                    return unfinished
+    return _read(store, key, plan)
+
+
+def _refine(
+    bench: Bench,
+    plan: Plan,
+    text: RefinementText,
+    options: RefinementOptions,
+    store: ResultStore,
+    key: str,
+    progress: Progress,
+) -> Refined | None:
+    """Refine and store; returns what there was by then where time ran out, which is not stored."""
+    model = bench.model
+    training, validation = (bench.teacher(part, progress) for part in (text.training, text.validation))
+    if training is None or validation is None:
+        raise InputError(f"model {model.name} is quantized already: there is no full precision to refine it towards")
+    vectors = [name for name, *_ in tunable_vectors(model.module)]
+    with (
+        weights_restored(owners(model.module, vectors)),
+        quantized(replace(bench, refined=None), plan, progress, with_codes=True) as result,
+    ):
+        tuned = Tuned(model.module, bench.blocks, result.codes, plan, model.stored_dtype)
+        subject = Subject(bench=bench, tuned=tuned, text=text, training=training, validation=validation)
+        course = Course(subject, options, store, f"{key}-begun", progress)
+        ended = course.run()
+        scales, changed = tuned.stored(ended.best)
+        refined = Refined(
+            plan=plan,
+            key=key if ended.finished else f"{key}-{ended.steps}",
+            codes=hash_of_codes(result.codes),
+            scales=scales,
+            vectors=changed,
+            refinement=_refinement(text, options, ended),
+        )
+    if not ended.finished:
+        return refined
+    _write(store, refined)
+    course.forget()
+    return None
+
+
+def _refinement(text: RefinementText, options: RefinementOptions, ended: Ended) -> Refinement:
+    steps = options.steps(text.training)[: ended.steps]
+    return Refinement(
+        source=text.training.source,
+        fingerprint=text.training.fingerprint(),
+        sequences=len(text.training),
+        tokens=tokens_of(text.training, steps),
+        steps=ended.steps,
+        rate=options.rate,
+        halvings=ended.halvings,
+        kept_step=ended.kept_step,
+        validation_sequences=len(text.validation),
+        looks=tuple(ended.looks),
+    )
+
+
+def _write(store: ResultStore, refined: Refined) -> None:
+    tensors = {f"{SCALES}{name}": tensor for name, tensor in refined.scales.items()}
+    tensors |= {f"{VECTORS}{name}": tensor for name, tensor in refined.vectors.items()}
+    store.save(refined.key, {"codes": refined.codes, "refinement": encode(refined.refinement)}, tensors)
+
+
+def _read(store: ResultStore, key: str, plan: Plan) -> Refined:
+    record, tensors = store.load(key)
+    return Refined(
+        plan=plan,
+        key=key,
+        codes=str(record["codes"]),
+        scales={name.removeprefix(SCALES): tensor for name, tensor in tensors.items() if name.startswith(SCALES)},
+        vectors={name.removeprefix(VECTORS): tensor for name, tensor in tensors.items() if name.startswith(VECTORS)},
+        refinement=decode(Refinement, record["refinement"], f"the refinement {key}"),
+    )

@@ -1,0 +1,204 @@
+"""What is tuned, as one vector of relative changes: group scales, norm weights, biases.
+
+Responsible for the way from that vector to the weights that are stored, rounded as they will be, and for the way back
+of their gradients, straight through the rounding. May assume a model that holds these codes; whoever calls puts its
+weights back. Shape letters: `O` outputs, `I` inputs, `G` groups, `N` elements, `P` all that is tuned.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from objectives.model.roles import Block, LinearRole
+from objectives.refined import tunable_vectors
+from quant.plan import Plan
+from quant.scheme import IntWeight, Scheme, grouped, loaded, stored_scale
+
+
+class Part(Protocol):
+    """A part of what is tuned: one matrix's scales, or one vector."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """Return what it changes in the model."""
+
+    @property
+    def size(self) -> int:
+        """Return how many numbers it has."""
+
+    def write(self, change: Tensor) -> None:
+        """Put what is stored under these changes, float32 `[size]`, into the model."""
+
+    def pulled_back(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of the changes, float32 `[size]`, from that of the parameter, which holds `write`'s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """The scales of one Linear: `s exp(x)` of the `s` that its codes were rounded with, in the type they are stored in.
+
+    Attributes:
+        linear: Whose weight it is.
+        codes: Of the weight, on its device.
+        scheme: What its scales can be.
+    """
+
+    linear: LinearRole
+    codes: IntWeight
+    scheme: Scheme
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """Return the weight."""
+        return self.linear.module.get_parameter("weight")
+
+    @property
+    def size(self) -> int:
+        """Return the number of groups of all rows."""
+        return self.codes.scale.numel()
+
+    def stored(self, change: Tensor) -> IntWeight:
+        """Return what is stored under these changes, float32 `[O * G]`."""
+        scale = self.codes.scale.float() * change.view_as(self.codes.scale).exp()
+        return replace(self.codes, scale=stored_scale(scale, self.scheme).to(self.scheme.scale_dtype))
+
+    def write(self, change: Tensor) -> None:
+        """Put `(codes - zeros) * scales` into the Linear."""
+        self.linear.set_weight(loaded(self.stored(change)))
+
+    def pulled_back(self, gradient: Tensor) -> Tensor:
+        """Return `sum_group dL/dW W`: a weight is proportional to its scale."""
+        gradient = gradient if self.linear.rows is None else gradient[self.linear.rows]
+        product = gradient.float() * self.linear.weight().float()
+        return grouped(product, replace(self.scheme, group_size=self.codes.group_size)).sum(-1).flatten()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vector:
+    """The weight of a norm, or a bias.
+
+    Attributes:
+        name: Of the parameter.
+        parameter: `[N]`, of the model.
+        start: float32 `[N]`, what it was.
+        unit: What a change of 1 adds to it, float32 `[N]`: of a norm its gain, of a bias its mean size.
+        dtype: The type it is stored in.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    start: Tensor
+    unit: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, name: str, parameter: nn.Parameter, offset: float | None, dtype: torch.dtype) -> "Vector":
+        """Return a parameter as what can be tuned; `offset` is that of a norm, None of a bias."""
+        start = parameter.detach().float().clone()
+        unit = start.abs().mean().expand_as(start) if offset is None else offset + start
+        return cls(name=name, parameter=parameter, start=start, unit=unit, dtype=dtype)
+
+    @property
+    def size(self) -> int:
+        """Return the number of its elements."""
+        return self.start.numel()
+
+    def stored(self, change: Tensor) -> Tensor:
+        """Return what is stored under these changes, float32 `[N]`."""
+        return (self.start + self.unit * change).to(self.dtype)
+
+    def write(self, change: Tensor) -> None:
+        """Put it into the model."""
+        self.parameter.copy_(self.stored(change))
+
+    def pulled_back(self, gradient: Tensor) -> Tensor:
+        """Return `dL/dv` times the unit."""
+        return gradient.float() * self.unit
+
+
+class Tuned:
+    """All that is tuned of a model: `changes`, float32 `[P]` on its device, zero where nothing is changed yet."""
+
+    def __init__(
+        self, module: Any, blocks: Sequence[Block], codes: Mapping[str, IntWeight], plan: Plan, dtype: torch.dtype
+    ) -> None:
+        linears = [linear for block in blocks for linear in block.linears]
+        self._scales = [
+            Scales(
+                linear=linear,
+                codes=_moved(codes[linear.name], linear.module.weight.device),
+                scheme=plan.setting_for(linear.name).scheme(dtype),
+            )
+            for linear in linears
+        ]
+        self._vectors = [Vector.of(*named, dtype) for named in tunable_vectors(module)]
+        self._parts: list[Part] = [*self._scales, *self._vectors]
+        self._sizes = [part.size for part in self._parts]
+        self.changes = torch.zeros(sum(self._sizes), device=module.device)
+
+    def slices(self, changes: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Yield each part with its share of a vector `[P]`."""
+        return zip(self._parts, torch.split(changes, self._sizes), strict=True)
+
+    @torch.no_grad()
+    def write(self, changes: Tensor) -> None:
+        """Put what is stored under these changes, `[P]`, into the model."""
+        for part, own in self.slices(changes):
+            part.write(own)
+
+    @torch.no_grad()
+    def stored(self, changes: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what is stored under these changes, on the CPU: scales by Linear, vectors by parameter."""
+        scales: dict[str, Tensor] = {}
+        vectors: dict[str, Tensor] = {}
+        for part, own in self.slices(changes):
+            if isinstance(part, Scales):
+                scales[part.linear.name] = part.stored(own).scale.cpu()
+            elif isinstance(part, Vector):
+                vectors[part.name] = part.stored(own).cpu()
+        return scales, vectors
+
+    @contextmanager
+    def pulling_back(self, into: Tensor) -> Iterator[None]:
+        """Add the gradients of the changes to `into` `[P]` whenever a backward pass reaches their parameters.
+
+        No gradient of a whole weight outlives its block.
+        """
+        by_parameter: dict[nn.Parameter, list[tuple[Part, Tensor]]] = {}
+        for part, own in self.slices(into):
+            by_parameter.setdefault(part.parameter, []).append((part, own))
+        handles = [
+            parameter.requires_grad_(True).register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                _pull_back(own_parts)
+            )
+            for parameter, own_parts in by_parameter.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter in by_parameter:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+
+def _pull_back(parts: Sequence[tuple[Part, Tensor]]) -> Callable[[Tensor], None]:
+    @torch.no_grad()
+    def hook(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        for part, own in parts:
+            own.add_(part.pulled_back(parameter.grad))
+        parameter.grad = None
+
+    return hook
+
+
+def _moved(weight: IntWeight, device: torch.device) -> IntWeight:
+    """Return codes on a device, as tensors of their own: those of inference mode cannot take part in anything else."""
+    zero = None if weight.zero is None else weight.zero.to(device).clone()
+    return replace(weight, codes=weight.codes.to(device).clone(), scale=weight.scale.to(device).clone(), zero=zero)

@@ -1,0 +1,309 @@
+"""Refining changes what is stored beside the codes, for the better on text that is held back, and can be gone on with."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from objectives.errors import InputError, RunError
+from objectives.progress import silent
+from objectives.refined import Refined, owners, tunable_vectors
+from objectives.refinement import course
+from objectives.refinement.options import RefinementOptions, RefinementText
+from objectives.refinement.refine import refine
+from objectives.scoring import score_all
+from objectives.trial import Bench, quantized, run_trial
+from quant.plan import Plan
+from quant.scheme import loaded
+from quant.setting import Setting
+from storage.paths import Paths
+from storage.results import ResultStore
+from tests.objectives import tiny
+
+AWQ = Setting(method="gw-awq", group_size=32, symmetric=False, n_calib=8, n_grid=3)
+PLAN = Plan.uniform(AWQ)
+OPTIONS = RefinementOptions(rate=1e-2, batch_tokens=64, passes=3)
+TEXT = RefinementText(
+    training=replace(tiny.sequences([16] * 24, seed=3), source="some text"),
+    validation=replace(tiny.sequences([16] * 6, seed=4), source="some text"),
+)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return tiny.bench(tiny.complete("qwen2", torch.bfloat16), tmp_path / "home")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultStore:
+    return ResultStore(Paths(tmp_path / "home").results)
+
+
+def refined_by(bench: Bench, store: ResultStore, options: RefinementOptions = OPTIONS, plan: Plan = PLAN) -> Refined:
+    return refine(bench, plan, TEXT, options, store, silent)
+
+
+def kl(bench: Bench) -> float:
+    """On what is held back."""
+    teacher = bench.teacher(TEXT.validation)
+    with quantized(bench, PLAN):
+        measured = score_all(bench.model.module, TEXT.validation, "", silent, teacher).mean_kl
+    assert measured is not None
+    return measured
+
+
+def tensors(refined: Refined) -> dict[str, Tensor]:
+    return {**refined.scales, **refined.vectors}
+
+
+def test_what_is_held_back_is_nearer_to_full_precision(bench: Bench, store: ResultStore) -> None:
+    """The divergence that is told is that of the model that a trial would score, and the original comes back."""
+    before = tiny.state(bench.model.module)
+    refined = refined_by(bench, store)
+    assert tiny.same_bits(before, tiny.state(bench.model.module))
+    assert refined.refinement.kept_step > 0
+    assert kl(bench) == pytest.approx(refined.refinement.before, rel=1e-6)
+    assert kl(replace(bench, refined=refined)) == pytest.approx(refined.refinement.after, rel=1e-6)
+    assert refined.refinement.after < 0.97 * refined.refinement.before
+    assert tiny.same_bits(before, tiny.state(bench.model.module))
+    assert not any(parameter.requires_grad for parameter in bench.model.module.parameters())
+
+
+def test_codes_stay_and_the_weights_are_those_of_the_stored_scales(bench: Bench, store: ResultStore) -> None:
+    """Scales, norms and biases are in the type they are stored in; every weight is a code times its scale."""
+    refined = refined_by(bench, store)
+    with quantized(bench, PLAN, with_codes=True) as plain:
+        pass
+    with quantized(replace(bench, refined=refined), PLAN, with_codes=True) as result:
+        state = tiny.state(bench.model.module)
+    for name, weight in result.codes.items():
+        assert torch.equal(weight.codes, plain.codes[name].codes)
+        assert torch.equal(weight.zero, plain.codes[name].zero)
+        assert not torch.equal(weight.scale, plain.codes[name].scale)
+        assert torch.equal(weight.scale, refined.scales[name])
+        assert weight.scale.dtype == torch.bfloat16
+        assert torch.equal(state[f"{name}.weight"], loaded(weight))
+    for name, vector in refined.vectors.items():
+        assert vector.dtype == torch.bfloat16
+        assert torch.equal(state[name], vector)
+    assert any("norm" in name for name in refined.vectors)
+    assert any(name.endswith("q_proj.bias") for name in refined.vectors)
+
+
+def test_a_measurement_of_a_refined_model_is_another(bench: Bench, store: ResultStore) -> None:
+    """Its key is its own, and a plan that was not refined is what it was."""
+    from objectives.results import measurement_key
+
+    refined = replace(bench, refined=refined_by(bench, store))
+    other = Plan.uniform(replace(AWQ, n_grid=4))
+    assert measurement_key(bench, PLAN, TEXT.validation) != measurement_key(refined, PLAN, TEXT.validation)
+    assert measurement_key(bench, other, TEXT.validation) == measurement_key(refined, other, TEXT.validation)
+    assert measurement_key(bench, None, TEXT.validation) == measurement_key(refined, None, TEXT.validation)
+    plain, changed = (run_trial(made, PLAN, TEXT.validation).score for made in (bench, refined))
+    assert plain is not None
+    assert changed is not None
+    assert changed.mean("kl") < plain.mean("kl")
+
+
+class Killed(BaseException):
+    """As if the process had ended."""
+
+
+def test_killed_and_gone_on_with_it_gives_the_same_bytes(
+    bench: Bench, store: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the last state that was saved; nothing of it is left at the end."""
+    whole = refined_by(bench, ResultStore(tmp_path / "elsewhere"))
+    monkeypatch.setattr(course, "SECONDS_BETWEEN_SAVES", 0.0)
+    steps = []
+
+    def killing(phase: str, done: int, total: int) -> None:
+        if phase.startswith("refining"):
+            steps.append(done)
+            if steps in ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7, 7, 8]):
+                raise Killed
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+    again = refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+    assert steps == [*range(1, 8), 7, 8, *range(8, 19)]
+    assert tiny.same_bits(tensors(whole), tensors(again))
+    assert whole.refinement == again.refinement
+    assert not list(tmp_path.glob("home/results/*begun*"))
+
+
+def test_what_was_finished_is_read(bench: Bench, store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is quantized for it."""
+    first = refined_by(bench, store)
+    monkeypatch.setattr("objectives.refinement.refine.quantized", lambda *_, **__: pytest.fail("quantized again"))
+    second = refined_by(bench, store)
+    assert tiny.same_bits(tensors(first), tensors(second))
+    assert (first.key, first.codes, first.refinement) == (second.key, second.codes, second.refinement)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [replace(OPTIONS, rate=5e-3), replace(OPTIONS, batch_tokens=32), replace(OPTIONS, passes=1), replace(OPTIONS, seed=1)],
+    ids=["rate", "batch", "passes", "seed"],
+)
+def test_every_option_changes_the_result(bench: Bench, store: ResultStore, changed: RefinementOptions) -> None:
+    """And what is counted with it."""
+    usual, other = refined_by(bench, store), refined_by(bench, store, changed)
+    assert not tiny.same_bits(tensors(usual), tensors(other))
+    assert usual.refinement.steps == 18
+    assert other.refinement.steps == len(changed.steps(TEXT.training))
+    assert other.refinement.rate == changed.rate
+
+
+def test_where_nothing_improves_the_start_is_kept(bench: Bench, store: ResultStore) -> None:
+    """A rate that is far too high: the scales are those that were rounded, and it is said so."""
+    refined = refined_by(bench, store, replace(OPTIONS, rate=0.9, passes=1))
+    with quantized(bench, PLAN, with_codes=True) as result:
+        state = tiny.state(bench.model.module)
+    assert refined.refinement.kept_step == 0
+    assert all(torch.equal(scale, result.codes[name].scale) for name, scale in refined.scales.items())
+    assert all(torch.equal(vector, state[name]) for name, vector in refined.vectors.items())
+    assert "improved nothing" in refined.refinement.sentence()
+
+
+def test_a_value_that_is_not_finite_halves_the_rate_twice(
+    bench: Bench, store: ResultStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The third time it ends with the best point until then."""
+    calls: Iterator[int] = iter(range(1000))
+    real = course.pull_back
+
+    def broken(*arguments: Any) -> Tensor:
+        total: Tensor = real(*arguments)
+        return total * torch.nan if next(calls) in (8, 10, 12) else total
+
+    monkeypatch.setattr(course, "pull_back", broken)
+    refined = refined_by(bench, store)
+    assert (refined.refinement.halvings, refined.refinement.steps) == (3, 13)
+    assert refined.refinement.after < refined.refinement.before
+    assert sum("not finite" in record.message for record in caplog.records) == 3
+
+
+def test_a_time_that_is_over_keeps_the_best_point_and_goes_on_later(
+    bench: Bench, store: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes one second here; called again without a limit it ends as if there had been none."""
+    seconds = iter(range(100_000))
+    monkeypatch.setattr(course, "monotonic", lambda: next(seconds) / 8)
+    short = refined_by(bench, store, replace(OPTIONS, timeout=4.0))
+    assert 1 <= short.refinement.steps < 18
+    whole = refined_by(bench, ResultStore(tmp_path / "elsewhere"))
+    assert tiny.same_bits(tensors(whole), tensors(refined_by(bench, store)))
+    assert short.key != whole.key
+
+
+def test_a_time_that_is_less_than_a_step_is_refused(bench: Bench, store: ResultStore) -> None:
+    """With the time that all would take, and the model as it was."""
+    before = tiny.state(bench.model.module)
+    with pytest.raises(InputError, match=r"--refine-timeout 1e-09 is less than one of 18 steps takes .* give \d+ for"):
+        refined_by(bench, store, replace(OPTIONS, timeout=1e-9))
+    assert tiny.same_bits(before, tiny.state(bench.model.module))
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        (Setting(method="awq-mixed", n_calib=8), "awq-mixed keeps rows in 16 bit; use a method in groups"),
+        (replace(AWQ, scales="linear"), "divides inputs at run time; use --scales foldable"),
+    ],
+)
+def test_what_has_no_codes_is_refused(bench: Bench, store: ResultStore, setting: Setting, reason: str) -> None:
+    """Before anything is computed."""
+    with pytest.raises(InputError, match=reason):
+        refined_by(bench, store, plan=Plan.uniform(setting))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"rate": 0.0}, "a refining rate of 0 is not between 0 and 1"),
+        ({"passes": 0}, "0 passes in steps of 2048 tokens read nothing"),
+        ({"timeout": 0.0}, "--refine-timeout 0 is not above 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], reason: str) -> None:
+    """In one line."""
+    with pytest.raises(InputError, match=reason):
+        RefinementOptions(**options)
+
+
+def test_other_codes_than_those_that_were_refined_are_refused(bench: Bench, store: ResultStore) -> None:
+    """Scales fit their codes alone."""
+    refined = replace(refined_by(bench, store), codes="others")
+    with pytest.raises(RunError, match="quantizing gave other codes"), quantized(replace(bench, refined=refined), PLAN):
+        pass
+
+
+@pytest.mark.parametrize("layout", ["phi3", "gemma2", "opt", "gpt-neox"])
+def test_every_kind_of_layout_is_refined(layout: str, tmp_path: Path) -> None:
+    """Fused Linears, norms with an offset, biases of norms; with folded scales undone it scores the same."""
+    bench = tiny.bench(tiny.complete(layout, torch.bfloat16), tmp_path / "home")
+    store = ResultStore(Paths(tmp_path / "home").results)
+    refined = refined_by(bench, store, replace(OPTIONS, rate=3e-3))
+    assert refined.refinement.kept_step > 0
+    assert all(scale.isfinite().all() for scale in refined.scales.values())
+    made = replace(bench, refined=refined)
+    teacher = bench.teacher(TEXT.validation)
+    with quantized(made, PLAN, with_codes=True) as result:
+        folded = score_all(bench.model.module, TEXT.validation, "", silent, teacher)
+    from objectives.export.packed import _unfolded_perplexity
+
+    unfolded = _unfolded_perplexity(made, PLAN, result, TEXT.validation, silent)
+    assert unfolded == pytest.approx(folded.perplexity, rel=2e-3)
+
+
+def test_the_gradient_is_that_of_the_divergence(tmp_path: Path) -> None:
+    """In float32, by central differences of single changes of scales, norms and biases."""
+    from objectives.forward import halves
+    from objectives.refinement.gradient import pull_back, recomputed
+    from objectives.refinement.tuned import Scales, Tuned
+    from objectives.text.batches import batches
+
+    bench = tiny.bench(tiny.model(tiny.LAYOUTS["qwen2"]()), tmp_path)
+    module = bench.model.module
+    text = tiny.sequences([12, 9], seed=5)
+    teacher = bench.teacher(text)
+    assert teacher is not None
+    [batch] = batches(text, [0, 1], 64, bench.model.device)
+    with quantized(bench, PLAN, with_codes=True) as result:
+        tuned = Tuned(module, bench.blocks, result.codes, PLAN, torch.float32)
+        tuned.write(tuned.changes)
+        gradient = torch.zeros_like(tuned.changes)
+        with recomputed(module, bench.blocks), tuned.pulling_back(gradient):
+            pull_back(halves(module, text), batch, teacher)
+
+        def divergence() -> float:
+            return float(score_all(module, text, "", silent, teacher).of("kl").sum())
+
+        parts, start = [part for part, _ in tuned.slices(tuned.changes)], 0
+        for part in parts[::3]:
+            start = sum(other.size for other in parts[: parts.index(part)])
+            index, step = start + part.size // 2, 0.03
+            values = []
+            for sign in (1, -1):
+                changes = tuned.changes.clone()
+                changes[index] = sign * step
+                tuned.write(changes)
+                values.append(divergence())
+            # float16 scales: what is stored is a little off what was asked for.
+            expected = (values[0] - values[1]) / (2 * step)
+            rough = 0.1 if isinstance(part, Scales) else 0.02
+            assert float(gradient[index]) == pytest.approx(expected, rel=rough, abs=2e-3)
+
+
+def test_the_head_is_left_alone(bench: Bench) -> None:
+    """It computes full precision's distribution; all norms of the body are tuned, the last one too."""
+    names = [name for name, *_ in tunable_vectors(bench.model.module)]
+    assert "model.norm.weight" in names
+    assert not any(name.startswith("lm_head") for name in names)
+    assert len(owners(bench.model.module, names)) == len(names)
