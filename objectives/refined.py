@@ -4,7 +4,7 @@ Responsible for these as a value, and for putting it into a model that was just 
 that the value was made for these codes, which is checked. Shape letters: `O` outputs, `G` groups, `N` elements.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,51 @@ class HeldBack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """A measure per target before and after, and the difference with its paired 95 % interval where there is one."""
+
+    before: float
+    after: float
+    difference: float
+    low: float | None
+    high: float | None
+
+    @property
+    def verdict(self) -> str:
+        """Return `better`, `worse` or `not told apart`, for a measure of which less is better."""
+        if self.high is not None and self.high < 0:
+            return "better"
+        return "worse" if self.low is not None and self.low > 0 else "not told apart"
+
+    def __str__(self) -> str:
+        digits = [f"{value:+.4f}" if value is not None else "–" for value in (self.difference, self.low, self.high)]
+        return f"{self.before:.4f} before, {self.after:.4f} after, {digits[0]} [{digits[1]}, {digits[2]}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What refining changed on text that it had no part in.
+
+    Attributes:
+        source: Of the text.
+        part: What else the text is for.
+        sequences: How many were scored.
+        tokens: How many targets they have.
+        kl: Nats per token from full precision.
+        nll: Nats per token.
+        flips: Share of targets whose most likely token is another than full precision's.
+    """
+
+    source: str
+    part: str
+    sequences: int
+    tokens: int
+    kl: Change
+    nll: Change
+    flips: Change
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refinement:
     """How a model was refined: all that a person needs to judge it, and to do it again.
 
@@ -45,6 +90,7 @@ class Refinement:
         kept_step: The step whose values were kept; 0 where none was better than the start.
         validation_sequences: Held back from the text to choose that step.
         looks: What it was on the way.
+        gains: What it changed on text that had no part in it.
     """
 
     source: str
@@ -57,6 +103,7 @@ class Refinement:
     kept_step: int
     validation_sequences: int
     looks: tuple[HeldBack, ...]
+    gains: tuple[Gain, ...] = ()
 
     @property
     def before(self) -> float:
@@ -117,7 +164,7 @@ class Refined:
                 "threads may; refine again, on this machine"
             )
         refined = {name: replace(weight, scale=self.scales[name]) for name, weight in codes.items()}
-        for linear in (linear for block in blocks for linear in block.linears):
+        for linear in _coded(blocks, codes):
             linear.set_weight(loaded(refined[linear.name]).to(linear.module.weight.device))
         for name, vector in self.vectors.items():
             module.get_parameter(name).copy_(vector)
@@ -127,19 +174,24 @@ class Refined:
         """Return the vectors as they are in a model whose scales were not folded, float32 by name."""
         vectors = {name: vector.float().clone() for name, vector in self.vectors.items()}
         for site in (site for block in blocks for site in block.sites):
-            scale = folded[site.linears[0].name].inputs
-            producer = site.producer
+            first, producer = site.linears[0].name, site.producer
+            scale = folded[first].inputs if first in folded else None
             if scale is not None and isinstance(producer, NormRole):
                 weight, bias = f"{producer.name}.weight", f"{producer.name}.bias"
                 vectors[weight] = (producer.offset + vectors[weight]) * scale.cpu() - producer.offset
                 if bias in vectors:
                     vectors[bias] *= scale.cpu()
-        for linear in (linear for block in blocks for linear in block.linears):
+        for linear in _coded(blocks, folded):
             bias, divisor = _bias_name(linear), folded[linear.name].outputs
             if divisor is not None and bias in vectors:
                 rows = slice(None) if linear.rows is None else linear.rows.cpu()
                 vectors[bias][rows] *= divisor.cpu()
         return vectors
+
+
+def _coded(blocks: Sequence[Block], named: Container[str]) -> Iterator[LinearRole]:
+    """Yield the Linears that are stored as codes; others may stay in 16 bit."""
+    return (linear for block in blocks for linear in block.linears if linear.name in named)
 
 
 def _bias_name(linear: LinearRole) -> str:

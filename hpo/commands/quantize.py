@@ -14,7 +14,7 @@ from hpo.commands.flags import add_options, add_setting_flags, add_storage_flag,
 from hpo.commands.output import make_table, output
 from hpo.commands.settings import one_setting
 from hpo.commands.stores import opened_study, paths_of
-from hpo.study.options import BenchOptions
+from hpo.study.options import BenchOptions, RefineOptions
 from objectives.export.formats import DEFAULT_FORMAT, formats_help
 from storage.typed_json import encode
 
@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   %(prog)s --model org/name --calib-data wikitext2 --method gwh-praq-v2 --beta 0.3 --tau 2.5 --output-dir ./v2
   %(prog)s --study mine --output-dir ./best       what it recommends, as the study measured it
   %(prog)s --study mine --format packed --output-dir ./best-int4    as INT4 that transformers and vLLM load
+  %(prog)s --study mine --format packed --refine --output-dir ./refined    scales and norms tuned after rounding
   %(prog)s --study mine --trial 17 --storage sqlite:///study.db --output-dir ./trial-17
 """
 
@@ -37,6 +38,7 @@ def add_flags(parser: ArgumentParser) -> None:
     """Add the flags of this command; what is not given of model and text comes from the study, where there is one."""
     add_options(parser, BenchOptions, "model", "text")
     add_setting_flags(parser)
+    add_options(parser, RefineOptions, "refining")
     group = parser.add_argument_group("what to write")
     group.add_argument("--method", default=SUPPRESS, help="rtn, gw-awq, gwh-praq-v2, ...")
     group.add_argument(
@@ -55,14 +57,16 @@ def add_flags(parser: ArgumentParser) -> None:
 def run(parsed: Namespace) -> None:
     """Write the model and print what it became."""
     from hpo.deploy.deploy import deploy
+    from hpo.deploy.refining import make_refining
     from hpo.terminal import progress_display
     from objectives.model.memory import keep_freed_memory
 
     keep_freed_memory()
     paths = paths_of(parsed)
     chosen, plan, notes = what_to_write(parsed, paths)
+    refining = make_refining(options_of(parsed, RefineOptions), plan.seed)
     with progress_display(parsed.quiet) as progress:
-        written = deploy(plan, chosen, parsed.output_dir, parsed.format, paths, progress)
+        written = deploy(plan, chosen, parsed.output_dir, parsed.format, paths, progress, refining)
     notes = [*notes, *written.notes]
     manifest = encode(written.manifest)
     facts = {"directory": str(written.directory), **manifest, "disk_bytes": written.disk_bytes, "notes": notes}
@@ -95,12 +99,25 @@ def written_table(chosen: "Chosen", written: "Written") -> Table:
         ("written to", str(written.directory)),
         ("method", chosen.setting.label()),
         ("bits per weight", f"{manifest.bits_per_weight:.3f}"),
+        *refinement_rows(manifest),
         *proof_rows(manifest),
         ("MB when packed", f"{manifest.model_bytes / 1e6:.2f}"),
         (f"MB on disk, {manifest.weights}", f"{written.disk_bytes / 1e6:.2f}"),
     ):
         table.add_row(name, text)
     return table
+
+
+def refinement_rows(manifest: "Manifest") -> list[tuple[str, str]]:
+    """What refining changed, on text that is held back and on text that had no part in it."""
+    refinement = manifest.refinement
+    if refinement is None:
+        return []
+    held_back = f"{refinement.before:.4f} before, {refinement.after:.4f} after"
+    return [
+        ("KL, held back from refining", f"{held_back} {refinement.kept_step} of {refinement.steps} steps"),
+        *((f"KL, {gain.source} ({gain.part})", f"{gain.kl}: {gain.kl.verdict}") for gain in refinement.gains),
+    ]
 
 
 def proof_rows(manifest: "Manifest") -> list[tuple[str, str]]:

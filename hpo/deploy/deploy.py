@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpo.deploy.model_card import model_card
+from hpo.deploy.refining import Refining, gain_lines, refined_bench, with_refining_text
 from hpo.study.choosing import require_same_bench, require_same_text
 from hpo.study.record import Measured
 from hpo.verdict.snapshot import Study
@@ -17,6 +18,8 @@ from objectives.limits import length_note
 from objectives.model.roles import kept_in_16_bit, quantized_part
 from objectives.progress import Progress
 from objectives.quantization import rounding_notes
+from objectives.refinement.options import RefinementText
+from objectives.refinement.refine import require_refinable
 from objectives.results import load_result, measurement_key
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
@@ -59,7 +62,15 @@ class Written:
     notes: list[str]
 
 
-def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, name: str, paths: Paths, progress: Progress) -> Written:
+def deploy(
+    plan: BenchPlan,
+    chosen: Chosen,
+    directory: Path,
+    name: str,
+    paths: Paths,
+    progress: Progress,
+    refining: Refining | None = None,
+) -> Written:
     """Write the model quantized by a setting to `directory`.
 
     Args:
@@ -69,6 +80,7 @@ def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, name: str, paths: P
         name: The name of a format in `objectives.export.formats`.
         paths: Where calibration and results are kept.
         progress: Told how far each phase is.
+        refining: How its scales, norms and biases are tuned before; None for as they were rounded.
 
     Raises:
         InputError: If model, text, setting, study and format do not suit each other.
@@ -78,17 +90,32 @@ def deploy(plan: BenchPlan, chosen: Chosen, directory: Path, name: str, paths: P
     form, settled = find_format(name), Plan.uniform(chosen.setting)
     require_vacant(directory, 0)
     form.require_holds([], settled)
-    bench, (tuning, *_) = load_bench(plan, paths, progress)
+    if refining is not None:
+        require_refinable(settled)
+    data = plan.data
+    bench, texts = load_bench(plan if refining is None else with_refining_text(plan, refining), paths, progress)
+    tuning = texts[0]
     if chosen.study is not None:
         require_same_bench(chosen.study.record, bench)
+    if refining is not None:
+        form.require_holds(bench.blocks, settled)
+        *_, training, validation = texts
+        text = RefinementText(training=training, validation=validation)
+        judged, store = list(zip(data, texts, strict=False)), ResultStore(paths.results)
+        bench = refined_bench(bench, chosen.setting, refining, text, judged, store, progress)
     export = Export(bench=bench, plan=settled, directory=directory)
     if form.proven:
         export = _with_proof(export, chosen, tuning, ResultStore(paths.results), plan.model.trust_remote_code)
     manifest = form.write(export, progress)
     model, blocks = bench.model, bench.blocks
-    texts = [bench.calibration.text, tuning]
-    remarks = (quantized_part(model.module, blocks), kept_in_16_bit(blocks), length_note(model.module, texts))
+    remarks = (
+        quantized_part(model.module, blocks),
+        kept_in_16_bit(blocks),
+        length_note(model.module, [bench.calibration.text, tuning]),
+    )
     notes = [*model.notes, *(note for note in remarks if note is not None), *rounding_notes(manifest.layers)]
+    if manifest.refinement is not None:
+        notes += [manifest.refinement.sentence(), *gain_lines(manifest.refinement.gains)]
     return Written(
         directory=directory,
         manifest=manifest,
@@ -104,7 +131,8 @@ def _with_proof(
     setting, study, measured = chosen.setting, chosen.study, chosen.measured
     if study is not None:
         require_same_text(study.record, tuning)
-    perplexity = measured.perplexity if measured is not None else None
+    # What a study measured is the model before it was refined.
+    perplexity = measured.perplexity if measured is not None and export.bench.refined is None else None
     if perplexity is None:
         perplexity = _measured_before(export.bench, setting, tuning, store)
 

@@ -28,7 +28,7 @@ def model_card(
         study: The study that found the setting; None where a person gave it.
         measured: Its trial, or its reference.
     """
-    lines = [*_head(manifest), *_what(manifest, setting), *_proof(manifest)]
+    lines = [*_head(manifest), *_what(manifest, setting), *_refinement(manifest), *_proof(manifest)]
     if study is not None and measured is not None:
         lines += [*_study(study.record, measured), *_ranked(measured, study), *_confirmed(study.record, measured)]
     return "\n".join([*lines, *_loading(), *_origin(manifest)]) + "\n"
@@ -69,6 +69,25 @@ def _what(manifest: Manifest, setting: Setting) -> Iterator[str]:
         f"whole model takes {manifest.model_bytes / 1e6:.1f} MB."
     )
     yield ""
+
+
+def _refinement(manifest: Manifest) -> Iterator[str]:
+    """Say what was tuned after rounding, on what, and what that changed on other text."""
+    refinement = manifest.refinement
+    if refinement is None:
+        return
+    sentence = refinement.sentence()
+    yield from ("## Refined", "", f"{sentence[0].upper()}{sentence[1:]}.", "")
+    if refinement.gains:
+        yield "On text that had no part in it, per token, with paired 95 % intervals:"
+        yield ""
+        yield from ("| text | measure | before, after, difference | |", "|---|---|---|---|")
+        for gain in refinement.gains:
+            for name, change in (("KL, nats", gain.kl), ("NLL, nats", gain.nll), ("share of flips", gain.flips)):
+                yield f"| {gain.source} ({gain.part}) | {name} | {change} | {change.verdict} |"
+        yield ""
+    if manifest.proof is not None:
+        yield from ("What a study says of the setting below is of the model before it was refined.", "")
 
 
 def _proof(manifest: Manifest) -> Iterator[str]:

@@ -83,6 +83,24 @@ class SearchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefineOptions:
+    """How what was rounded is refined; no part of a study's contract."""
+
+    refine: bool = option(
+        "refining", False, "tune scales, norms and biases for KL from full precision; codes stay as they are"
+    )
+    refine_data: str | None = option(
+        "refining", None, "text to learn from (default: documents of the calibration text that nothing else reads)"
+    )
+    refine_samples: int = option("refining", 512, "sequences to learn from; a tenth as many more choose the best step")
+    refine_passes: int = option("refining", 1, "how often they are read")
+    refine_rate: float = option("refining", 1e-3, "highest relative change of a scale in a step", metavar="R")
+    refine_timeout: float | None = option(
+        "refining", None, "begin no step after this; calling it again goes on", metavar="SECONDS"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
     """Which workers one command starts; where nothing is said, the command is the worker."""
 

@@ -14,6 +14,7 @@ from objectives.model.provenance import FORMAT, RECORD, ModelOrigin
 from objectives.model.roles import quantized_part
 from objectives.plan_files import LinearsSetting, linears_settings, parameters
 from objectives.quantization import LayerResult, model_size
+from objectives.refined import Refinement
 from objectives.trial import Bench
 from quant.plan import MIXED, Plan
 from quant.sizes import ModelSize
@@ -71,6 +72,7 @@ class Manifest:
         layers: What was chosen for each Linear.
         stored_bits_per_weight: As `bits_per_weight`, counted in the file; None where it is not packed.
         proof: What the directory scored before it appeared; None where the format is not proven.
+        refinement: How its scales, norms and biases were tuned; None where they are as they were rounded.
     """
 
     format: int = FORMAT
@@ -88,6 +90,7 @@ class Manifest:
     layers: tuple[LayerResult, ...]
     stored_bits_per_weight: float | None = None
     proof: ProvenScore | None = None
+    refinement: Refinement | None = None
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -103,7 +106,7 @@ def make_manifest(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weigh
     """Describe a quantized model; `weights` says how they are stored. What was proven is added by who proves it."""
     model, text = bench.model, bench.calibration.text[: plan.n_calib]
     size = model_size(model, bench.blocks, plan)
-    only = plan.only
+    only, refined = plan.only, bench.refinement_of(plan)
     return Manifest(
         weights=weights,
         method=MIXED if only is None else only.method,
@@ -123,6 +126,7 @@ def make_manifest(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weigh
         calibration=CalibrationOrigin(source=text.source, samples=len(text), fingerprint=text.fingerprint()),
         versions={package: _version(package) for package in VERSIONS_OF},
         layers=tuple(layers),
+        refinement=None if refined is None else refined.refinement,
     )
 
 

@@ -126,7 +126,7 @@ class Tuned:
     def __init__(
         self, module: Any, blocks: Sequence[Block], codes: Mapping[str, IntWeight], plan: Plan, dtype: torch.dtype
     ) -> None:
-        linears = [linear for block in blocks for linear in block.linears]
+        linears = [linear for block in blocks for linear in block.linears if linear.name in codes]
         self._scales = [
             Scales(
                 linear=linear,

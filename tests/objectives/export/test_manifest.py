@@ -18,10 +18,12 @@ from objectives.export.manifest import (
 )
 from objectives.model.provenance import RECORD, ModelOrigin, Provenance, already_quantized, read_provenance
 from objectives.quantization import LayerResult
+from objectives.refined import Change, Gain, HeldBack, Refinement
 from quant.sizes import ModelSize
 from storage.typed_json import decode, encode
 from tests.documents import documented_fields
 
+CHANGE = Change(before=0.2, after=0.1, difference=-0.1, low=None, high=None)
 MANIFEST = Manifest(
     weights="packed",
     method="mixed",
@@ -37,6 +39,19 @@ MANIFEST = Manifest(
     layers=(LayerResult(name="a", depth=0, role="q", alpha=0.5, nearest_loss=2.0, loss=1.0, final_loss=0.5),),
     stored_bits_per_weight=4.26,
     proof=ProvenScore(source="c4", sequences=8, measured=33.0, unfolded=33.01, packed=33.0),
+    refinement=Refinement(
+        source="c4",
+        fingerprint="3" * 32,
+        sequences=16,
+        tokens=8192,
+        steps=4,
+        rate=1e-3,
+        halvings=0,
+        kept_step=4,
+        validation_sequences=4,
+        looks=(HeldBack(step=0, kl=0.2), HeldBack(step=4, kl=0.1)),
+        gains=(Gain(source="c4", part="confirmation", sequences=8, tokens=4088, kl=CHANGE, nll=CHANGE, flips=CHANGE),),
+    ),
 )
 TABLES: dict[str, type] = {
     "manifest": Manifest,
@@ -46,6 +61,10 @@ TABLES: dict[str, type] = {
     "calibration": CalibrationOrigin,
     "layer": LayerResult,
     "proof": ProvenScore,
+    "refinement": Refinement,
+    "look": HeldBack,
+    "gain": Gain,
+    "change of a measure": Change,
 }
 
 

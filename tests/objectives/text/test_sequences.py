@@ -1,6 +1,7 @@
 """Documents become token sequences by two protocols, and are dealt to parts that share none of them."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -314,6 +315,37 @@ def test_parts_of_one_source_share_no_document(write: Any, merging: Any) -> None
     assert [len(part) for part in texts] == [40, 40, 40]
     assert len(set.union(*texts)) == 120
     assert [sequences.source for sequences in prepared] == [source] * 3
+
+
+def test_what_refining_reads_is_left_over_by_the_others_and_moves_none_of_them(write: Any, merging: Any) -> None:
+    """Of documents that no other sequence takes anything from, in calibration's share: more evaluation meets none."""
+    # Every word of a document names it.
+    source = write("all.txt", [" ".join([f"d{number}x"] * 30) for number in range(200)])
+    plans = [plan(source=source, part=part, count=20) for part in PARTS]
+    left = [plan(source=source, part=part, count=200, minimum=4) for part in ("refinement", "validation")]
+    alone = prepare_text(plans, merging)
+    *others, refinement, validation = prepare_text([*plans, *left], merging)
+    assert [part.fingerprint() for part in others] == [part.fingerprint() for part in alone]
+    more = prepare_text([replace(plans[0]), *(replace(other, count=1000, minimum=1) for other in plans[1:])], merging)
+
+    def numbers(sequences: Sequences) -> set[int]:
+        """The documents that blocks take something from."""
+        text = " ".join(merging.decode(ids) for ids in sequences.ids)
+        return {int(number) for number in re.findall(r"d(\d+)x", text)}
+
+    read = [numbers(part) for part in (*more, refinement, validation)]
+    assert all(len(part) > 2 for part in read)
+    assert sum(map(len, read)) == len(set.union(*read))
+
+
+def test_a_source_that_refining_alone_reads_is_all_its_own(write: Any, merging: Any) -> None:
+    """Nine parts in ten are learned from."""
+    source = write("own.txt", prose(300))
+    plans = [plan(source=source, part=part, count=10_000, minimum=1) for part in ("refinement", "validation")]
+    refinement, validation = prepare_text(plans, merging)
+    whole = len(tokenize(read_documents(source), merging, plan(count=10_000)))
+    assert whole - 3 <= len(refinement) + len(validation) <= whole
+    assert 0.8 * whole < len(refinement) < 0.97 * whole
 
 
 def test_prepared_text_is_the_same_for_everyone_who_asks(write: Any, merging: Any) -> None:

@@ -1,0 +1,133 @@
+"""Refine what is to be written, and measure what that gained on text that had no part in it.
+
+Responsible for which text refining reads and which it is judged on. May assume a bench that was laid out with that
+text (`with_refining_text`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from hpo.study.options import RefineOptions
+from hpo.workers.measuring import measure
+from objectives.errors import InputError
+from objectives.evaluation import BenchPlan
+from objectives.model.loading import BUNDLED
+from objectives.progress import Progress
+from objectives.refined import Gain
+from objectives.refinement.gains import gain
+from objectives.refinement.options import RefinementOptions, RefinementText
+from objectives.refinement.refine import refine
+from objectives.text.sequences import Sequences, TextPlan
+from objectives.trial import Bench
+from quant.parameters import flag_of
+from quant.plan import Plan
+from quant.setting import Setting
+from storage.results import ResultStore
+
+BUNDLED_TEXT = "bundled:training"
+HELD_BACK = 0.1
+FEWEST_HELD_BACK, MOST_HELD_BACK = 4, 32
+FEWEST = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refining:
+    """How to refine, and on what.
+
+    Attributes:
+        source: Of the text; None for the calibration text's.
+        samples: Sequences to learn from.
+        options: The rest.
+    """
+
+    source: str | None
+    samples: int
+    options: RefinementOptions
+
+
+def make_refining(given: RefineOptions, seed: int) -> Refining | None:
+    """Plan what was asked for; None where nothing is to be refined.
+
+    Raises:
+        InputError: If a value cannot be, or is given although nothing is to be refined.
+    """
+    if not given.refine:
+        usual = RefineOptions()
+        stray = [name for name, value in vars(given).items() if value != getattr(usual, name)]
+        if stray:
+            raise InputError(f"{', '.join(map(flag_of, stray))} given without --refine; add it, or leave them out")
+        return None
+    if given.refine_samples < 1:
+        raise InputError(f"--refine-samples {given.refine_samples} is less than 1")
+    options = RefinementOptions(
+        rate=given.refine_rate, passes=given.refine_passes, seed=seed, timeout=given.refine_timeout
+    )
+    return Refining(source=given.refine_data, samples=given.refine_samples, options=options)
+
+
+def with_refining_text(plan: BenchPlan, refining: Refining) -> BenchPlan:
+    """Add the two texts of refining to the data of a plan, as the last of them.
+
+    The bundled model, of whose own texts calibration leaves little, learns from what it was trained on.
+    """
+    usual = BUNDLED_TEXT if plan.model.name == BUNDLED else plan.calibration.source
+    like = replace(plan.calibration, source=refining.source or usual)
+    held_back = min(max(round(HELD_BACK * refining.samples), FEWEST_HELD_BACK), MOST_HELD_BACK)
+    training = replace(like, part="refinement", count=refining.samples, minimum=min(FEWEST, refining.samples))
+    validation = replace(like, part="validation", count=held_back, minimum=FEWEST_HELD_BACK)
+    return replace(plan, data=(*plan.data, training, validation))
+
+
+def refined_bench(
+    bench: Bench,
+    setting: Setting,
+    refining: Refining,
+    text: RefinementText,
+    judged: Sequence[tuple[TextPlan, Sequences]],
+    store: ResultStore,
+    progress: Progress,
+) -> Bench:
+    """Refine what a setting gives, and return the bench on which it is quantized so.
+
+    Args:
+        bench: Model, roles and calibration.
+        setting: Whose codes are refined.
+        refining: How.
+        text: What is read.
+        judged: Texts that had no part in it; where some are for confirmation, these alone are.
+        store: Where results are kept.
+        progress: Told how far it is.
+
+    Raises:
+        InputError: If the setting has nothing to tune, or the time is less than a step's.
+    """
+    refined = refine(bench, Plan.uniform(setting), text, refining.options, store, progress)
+    made = replace(bench, refined=refined)
+    held_out = [named for named in judged if named[0].part == "confirmation"] or list(judged)
+    gains = tuple(_gains(bench, made, setting, held_out, store, progress))
+    return replace(made, refined=replace(refined, refinement=replace(refined.refinement, gains=gains)))
+
+
+def _gains(
+    before: Bench,
+    after: Bench,
+    setting: Setting,
+    judged: Sequence[tuple[TextPlan, Sequences]],
+    store: ResultStore,
+    progress: Progress,
+) -> Iterator[Gain]:
+    texts = [sequences for _, sequences in judged]
+    plain, refined = (measure(bench, store, setting, texts, progress) for bench in (before, after))
+    for (plan, _), first, second in zip(judged, plain, refined, strict=True):
+        assert first.score is not None
+        assert second.score is not None
+        yield gain(plan.source, plan.part, first.score, second.score)
+
+
+def gain_lines(gains: Sequence[Gain]) -> list[str]:
+    """Say what refining changed on each text, a line each."""
+    return [
+        f"refining: KL on {gain.sequences} sequences of {gain.source} ({gain.part}) is {gain.kl.verdict} "
+        f"({gain.kl} nats per token), NLL {gain.nll.verdict} ({gain.nll})"
+        for gain in gains
+    ]

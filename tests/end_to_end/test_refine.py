@@ -1,0 +1,93 @@
+"""`quantize --refine` through the command line: a directory whose scales were tuned, and what it says of that."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+import cli
+from tests.conftest import SmallStudy
+from tests.objectives.tiny import same_bits
+
+# Enough of the small study's docstrings are left over.
+REFINE = ["--refine", "--refine-samples", "24", "--refine-rate", "0.003", "--refine-data", "bundled:docstrings"]
+METHOD = ["--method", "gw-awq", "--group-size", "64", "--asymmetric", "--format", "packed"]
+
+
+@pytest.fixture(autouse=True)
+def _home(small_study: SmallStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
+
+
+def written(capsys: Any, target: Path, *arguments: str) -> dict[str, Any]:
+    """What `quantize` prints as JSON of what it writes there."""
+    capsys.readouterr()
+    assert cli.main(["quantize", *arguments, "--output-dir", str(target), "--json"]) == 0
+    manifest: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return manifest
+
+
+def stored(target: Path) -> dict[str, Tensor]:
+    """Every tensor in the file."""
+    tensors: dict[str, Tensor] = load_file(target / "model.safetensors")
+    return tensors
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_refined_model_is_proven_like_any_other(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """The same codes with other scales and norms; manifest, card and notes say what was tuned, on what and what for."""
+    plain = written(capsys, tmp_path / "plain", *small_study.flags, *METHOD)
+    refined = written(capsys, tmp_path / "refined", *small_study.flags, *METHOD, *REFINE)
+    before, after = stored(tmp_path / "plain"), stored(tmp_path / "refined")
+    codes = [name for name in before if name.endswith(("packed", "zero_point"))]
+    assert same_bits({name: before[name] for name in codes}, {name: after[name] for name in codes})
+    changed = {name.rpartition(".")[2] for name in before if not same_bits({name: before[name]}, {name: after[name]})}
+    assert changed == {"weight_scale", "weight"}
+    assert {name: tensor.dtype for name, tensor in before.items()} == {name: t.dtype for name, t in after.items()}
+    assert plain["refinement"] is None
+    assert (plain["stored_bits_per_weight"], plain["model_bytes"]) == (
+        refined["stored_bits_per_weight"],
+        refined["model_bytes"],
+    )
+    told = refined["refinement"]
+    assert (told["source"], told["sequences"], told["steps"]) == ("bundled:docstrings", 24, 1)
+    assert told["looks"][0]["step"] == 0
+    assert [gain["source"] for gain in told["gains"]] == ["bundled:docstrings", "bundled:topics"]
+    assert told["gains"][0]["kl"]["low"] <= told["gains"][0]["kl"]["difference"] <= told["gains"][0]["kl"]["high"]
+    proof = refined["proof"]
+    assert proof["packed"] == pytest.approx(proof["measured"], rel=1e-6)
+    assert proof["packed"] != plain["proof"]["packed"]
+    card = (tmp_path / "refined" / "README.md").read_text()
+    assert "## Refined" in card
+    assert "tokens of bundled:docstrings" in card
+    assert "| bundled:topics (tuning) | KL, nats | " in card
+    assert "## Refined" not in (tmp_path / "plain" / "README.md").read_text()
+    assert any("KL on 8 sequences of bundled:topics (tuning) is " in note for note in refined["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--refine-rate", "0.01"], "--refine-rate given without --refine; add it, or leave them out"),
+        (["--refine", "--refine-rate", "2"], "a refining rate of 2 is not between 0 and 1"),
+        (["--refine", "--refine-samples", "0"], "--refine-samples 0 is less than 1"),
+        (["--refine", "--refine-timeout", "-1"], "--refine-timeout -1 is not above 0"),
+        (["--refine", "--scales", "linear", "--format", "dense"], "use --scales foldable"),
+        (
+            ["--refine", "--refine-data", "bundled:topics", "--seq-len", "256", "--calib-data", "bundled:topics"],
+            "bundled:topics has refinement text for ",
+        ),
+    ],
+)
+def test_what_cannot_be_refined_is_one_line_and_writes_nothing(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, arguments: list[str], reason: str
+) -> None:
+    """What was received, and the remedy."""
+    target = tmp_path / "out"
+    capsys.readouterr()
+    assert cli.main(["quantize", *small_study.flags, *METHOD, *arguments, "--output-dir", str(target)]) == 2
+    assert reason in capsys.readouterr().err
+    assert not target.exists()
