@@ -1,6 +1,7 @@
 """`optimize`, `status`, `show` and `report` as a user has them: real studies of the bundled model in real processes."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -312,6 +313,41 @@ MIXED += ["--eval-samples", "16", "--dtype", "float32"]
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_study_of_divergence_goes_by_it_from_the_first_trial_to_the_model(run: Run, tmp_path: Path) -> None:
+    """It ranks, prunes and confirms by nats per token, says so everywhere, refuses perplexity, and is written."""
+    flags = [*ONE_SIZE, "--trials", "7", "--prune-error", "0.4", "--first-look", "4"]
+    made = run("optimize", *flags, "--objective", "kl")
+    assert made.returncode == 0, made.stderr
+    assert "nats per token (perplexity " in made.stdout
+    assert re.search(r": KL 0\.\d{4} \|", made.stderr)
+    assert re.search(r"pruned after \d+ sequences, estimated 0\.\d{4}", made.stderr)
+    study = shown(run)
+    assert study["contract"]["objective"] == "kl"
+    complete = [trial for trial in study["trials"] if trial["state"] == "COMPLETE"]
+    assert len(complete) < len(study["trials"])
+    assert all(trial["value"] == trial["kl"] for trial in complete)
+    assert study["best"]["kl"] == min(trial["kl"] for trial in complete)
+    divergences = [row["kl"]["value"] for row in study["ranking"][0]["rows"]]
+    assert divergences == sorted(divergences)
+    assert all(math.isfinite(compared["kl"]["value"]) for compared in study["confirmation"]["comparisons"])
+    assert " nats [" in study["confirmation"]["sentence"]
+    assert "KL divergence" in run("status").stdout
+    assert "KL 0." in run("study", "ls").stdout
+
+    joined = run("optimize", *flags)
+    assert joined.returncode == 2
+    assert "objective is perplexity, in the study kl" in joined.stderr
+    [report] = tmp_path.glob("reports/*/report.md")
+    assert "--objective kl" in report.read_text(encoding="utf-8")
+
+    written = run("quantize", "--study", study["study"], "--trial", "best", "--format", "packed", "--output-dir", "out")
+    assert written.returncode == 0, written.stderr
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "KL divergence above the best" in card
+    assert f"{study['best']['perplexity']:.3f}" in card
+
+
 def test_a_study_of_kept_rows_is_ranked_and_confirmed_at_equal_bits(run: Run, tmp_path: Path) -> None:
     """What the method declares is searched; shares of kept rows are compared with what takes no more memory."""
     result = run("optimize", *MIXED, "--keep-ratio", "0.05,0.1", "--tau-risk=-5..-1", "--trials", "6")
