@@ -55,7 +55,7 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
     if confirmation is None:
         return []
     measured = Table(
-        title=f"Perplexity on held-out text, {confirmation.size_class}",
+        title=f"{record.objective.title} on held-out text, {confirmation.size_class}",
         columns=("text", "name", "perplexity", "mean NLL", "KL, nats", "flips, %", "tokens"),
         rows=tuple(
             (

@@ -1,7 +1,7 @@
 """What a study minimises: perplexity or divergence, and everything that follows from which of the two."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from hpo.study.confirmation import ConfirmedComparison, Interval
 from hpo.study.contract import require_same, stored_contract
 from hpo.study.estimate import Estimate
 from hpo.study.objective import KL, OBJECTIVES, PERPLEXITY
+from hpo.study.options import SearchOptions
 from hpo.study.record import read_study
 from hpo.study.status import summary
 from hpo.verdict.importance import importances
@@ -84,6 +85,8 @@ def test_an_objective_is_a_value_and_how_two_of_them_are_compared() -> None:
     assert math.log1p(PERPLEXITY.meaningful / 100) == pytest.approx(KL.meaningful, rel=1e-3)
     assert PERPLEXITY.indifferent / PERPLEXITY.meaningful == KL.indifferent / KL.meaningful
     assert KL.of_full(None) == 0.0
+    [option] = [field for field in fields(SearchOptions) if field.name == "objective"]
+    assert option.metadata["choices"] == tuple(OBJECTIVES)
     for objective in OBJECTIVES.values():
         assert objective.to_nats(objective.from_nats(0.5)) == pytest.approx(0.5)
 
