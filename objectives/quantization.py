@@ -199,8 +199,8 @@ def _read_statistics(block: Block, calibration: Calibration, plan: Plan) -> dict
 
 
 def model_size(model: Model, blocks: Sequence[Block], plan: Plan | None) -> ModelSize:
-    """Return the size under a plan; None is the model as it is, every weight in its own type."""
-    own_bits = 8 * model.dtype.itemsize
+    """Return the size under a plan, as it is stored; None is the model as it is, every weight in its own type."""
+    own_bits = 8 * (model.dtype if plan is None else model.stored_dtype).itemsize
     uncovered = sum(size for block in blocks for size in block.uncovered.values())
     covered = codes = scales = 0
     rest = own_bits * uncovered

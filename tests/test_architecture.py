@@ -51,8 +51,8 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"refined"},
         {"trial"},
         {"results", "evaluation"},
-        {"refinement"},
-        {"export"},
+        {"refinement", "sensitivity"},
+        {"export", "budget"},
     ),
     "quant": (
         {"errors", "matmul", "methods", "parameters"},

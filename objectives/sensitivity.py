@@ -1,0 +1,229 @@
+"""How much each site of a model is hurt by each way to store it: what an allocation of bits is made from.
+
+Responsible for the ways that a recipe offers a site, for measuring, and for predicting what a plan loses
+(docs/methods.md, Allocation of bits). Everything that is measured is a trial of a plan on a few sequences of the
+calibration text, kept in the result store: a killed run goes on, and another budget measures nothing. May assume that
+the bench was laid out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from objectives.errors import InputError, RunError
+from objectives.model.roles import Block
+from objectives.model.sites import Site, find_sites
+from objectives.progress import Progress
+from objectives.results import load_result, measurement_key, save_result
+from objectives.text.sequences import Sequences
+from objectives.trial import Bench, TrialResult, run_trial
+from quant.allocation import Choice, Options
+from quant.plan import Plan
+from quant.setting import UNQUANTIZED, Setting
+from quant.sizes import input_scale_bits, matrix_bits
+from storage.errors import DamagedEntryError
+from storage.results import ResultStore
+
+GROUP_SIZES = (128, 64, 32)
+"""Of the choices in the bits of the recipe."""
+FINE_BITS = 8
+"""Of the choice between these and 16 bit, in the largest group that divides the inputs."""
+TOKENS = 2048
+"""On which a site alone is scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """One site: how it may be stored, and what that loses.
+
+    Attributes:
+        site: Which Linears.
+        settings: The ways, fewest bits first; the last leaves it in 16 bit.
+        bits: What the site takes in each.
+        losses: Its squared output error in each, from the Gram matrix, over all its Linears; 0 in 16 bit.
+        kl: Divergence of the model, in nats per token, in which this site alone is quantized, by the first of the ways.
+    """
+
+    site: Site
+    settings: tuple[Setting, ...]
+    bits: tuple[int, ...]
+    losses: tuple[float, ...]
+    kl: float
+
+    def damage(self, place: int) -> float:
+        """Predict the divergence, in nats per token, of the site stored in the way at `place`.
+
+        Divergence is quadratic in small errors, so it is as much less as the squared error is.
+        """
+        return self.kl * self.losses[place] / self.losses[0] if self.losses[0] else 0.0
+
+    def damage_of(self, setting: Setting) -> float:
+        """Predict it for one of its settings."""
+        return self.damage(self.settings.index(setting))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivities:
+    """All sites of a model, under one recipe.
+
+    Attributes:
+        sites: In the model's order.
+        measured: Divergence of the model in which every site is stored in its first way, its second, ..., measured on
+            the same text; what sums of predictions can be held against.
+        tokens: On which it was measured.
+        seconds: Spent on measuring now; what was kept from before costs nothing.
+    """
+
+    sites: tuple[Sensitivity, ...]
+    measured: tuple[float, ...]
+    tokens: int
+    seconds: float
+
+    @property
+    def options(self) -> list[Options]:
+        """Return the choices of every site, by the place of their setting."""
+        return [
+            Options(
+                site=row.site.name,
+                choices=tuple(
+                    Choice(name=str(place), bits=bits, damage=row.damage(place)) for place, bits in enumerate(row.bits)
+                ),
+            )
+            for row in self.sites
+        ]
+
+    def plan(self, choices: Mapping[str, Choice]) -> Plan:
+        """Return the plan that stores each site as it was chosen."""
+        return Plan(
+            named={
+                linear: row.settings[int(choices[row.site.name].name)]
+                for row in self.sites
+                for linear in row.site.linears
+            }
+        )
+
+    def predicted(self, plan: Plan) -> float:
+        """Predict the divergence of a plan of these settings, in nats per token: the sum over its sites."""
+        return sum(row.damage_of(plan.setting_for(row.site.linears[0])) for row in self.sites)
+
+
+def site_settings(recipe: Setting, site: Site) -> tuple[Setting, ...]:
+    """List the ways in which a recipe may store a site, fewest bits first.
+
+    Its bits in groups of 128, 64 and 32, as far as these divide the inputs, or per row where the method is so; 8 bits
+    in the largest of these groups; 16 bit.
+
+    Raises:
+        InputError: If the method keeps rows in 16 bit, or no group size divides the inputs.
+    """
+    if recipe.definition.keeps_rows or recipe.is_unquantized:
+        raise InputError(
+            f"{recipe.label()} cannot be allocated bits, because it keeps weights in 16 bit already; use another method"
+        )
+    inputs = site.shapes[0][1]
+    sizes = [size for size in GROUP_SIZES if inputs % size == 0]
+    if recipe.definition.per_row:
+        sizes = [recipe.group_size]
+    if not sizes:
+        raise InputError(
+            f"none of the group sizes {', '.join(map(str, GROUP_SIZES))} divides the {inputs} inputs of "
+            f"{site.linears[0]}; use a method with one scale per row, rtn-channel or awq"
+        )
+    ways = [replace(recipe, group_size=size) for size in sizes]
+    if recipe.bits < FINE_BITS:
+        ways.append(replace(recipe, bits=FINE_BITS, group_size=sizes[0]))
+    return (*ways, replace(recipe, bits=UNQUANTIZED))
+
+
+def every_setting(recipe: Setting, blocks: Sequence[Block]) -> tuple[Setting, ...]:
+    """List every setting that a plan of this recipe may have."""
+    sites = find_sites(blocks)
+    return tuple(dict.fromkeys(setting for site in sites for setting in site_settings(recipe, site)))
+
+
+def few_sequences(text: Sequences) -> Sequences:
+    """Return the first sequences of a text that have enough tokens."""
+    tokens = count = 0
+    while count < len(text) and tokens < TOKENS:
+        tokens += int(text.scored[count].sum())
+        count += 1
+    return text[:count]
+
+
+def measure_sensitivities(bench: Bench, recipe: Setting, store: ResultStore, progress: Progress) -> Sensitivities:
+    """Measure every site under a recipe: each way once for the whole model, and each site alone in its first way.
+
+    Raises:
+        InputError: If the recipe cannot be allocated bits, or does not suit the model or the text.
+        RunError: If a plan cannot be measured, for lack of memory or finite numbers.
+    """
+    started = perf_counter()
+    text = few_sequences(bench.calibration.text)
+    sites = find_sites(bench.blocks)
+    settings = {site.name: site_settings(recipe, site) for site in sites}
+    left = replace(recipe, bits=UNQUANTIZED)
+    together = [
+        Plan(named={name: _way(settings[site.name], place) for site in sites for name in site.linears})
+        for place in range(max(map(len, settings.values())) - 1)
+    ]
+    alone = [Plan(named=dict.fromkeys(site.linears, settings[site.name][0]), others=left) for site in sites]
+    results = []
+    for done, plan in enumerate((*together, *alone)):
+        progress("measuring what each site loses", done, len(together) + len(alone))
+        results.append(_measured(bench, plan, store, text))
+    losses = [{layer.name: layer.final_loss for layer in result.layers} for result in results[: len(together)]]
+    rows = [
+        Sensitivity(
+            site=site,
+            settings=ways,
+            bits=tuple(site_bits(site, setting, bench) for setting in ways),
+            losses=(*(sum(losses[place][name] for name in site.linears) for place in range(len(ways) - 1)), 0.0),
+            kl=_kl(result),
+        )
+        for (site, ways), result in zip(
+            ((site, settings[site.name]) for site in sites), results[len(together) :], strict=True
+        )
+    ]
+    return Sensitivities(
+        sites=tuple(rows),
+        measured=tuple(map(_kl, results[: len(together)])),
+        tokens=sum(int(scored.sum()) for scored in text.scored),
+        seconds=perf_counter() - started,
+    )
+
+
+def site_bits(site: Site, setting: Setting, bench: Bench) -> int:
+    """Count what a site takes under a setting."""
+    if setting.is_unquantized:
+        return 8 * bench.model.stored_dtype.itemsize * site.weights
+    scheme = setting.scheme(bench.model.dtype)
+    return sum(
+        matrix_bits(outputs, inputs, scheme).total + input_scale_bits(inputs, setting)
+        for outputs, inputs in site.shapes
+    )
+
+
+def _way(ways: Sequence[Setting], place: int) -> Setting:
+    """Return the way at a place; a site with fewer ways has its last quantized one there."""
+    return ways[min(place, len(ways) - 2)]
+
+
+def _measured(bench: Bench, plan: Plan, store: ResultStore, text: Sequences) -> TrialResult:
+    key = measurement_key(bench, plan, text)
+    if key in store:
+        try:
+            return load_result(store, key)
+        except DamagedEntryError:
+            store.remove(key)
+    result = run_trial(bench, plan, text)
+    if result.outcome != "complete":
+        raise RunError(f"what a site loses could not be measured: {plan.label()} ended as {result.outcome}")
+    save_result(store, key, result)
+    return result
+
+
+def _kl(result: TrialResult) -> float:
+    assert result.score is not None
+    kl = result.score.mean_kl
+    assert kl is not None
+    return max(0.0, kl)
