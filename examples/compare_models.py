@@ -15,6 +15,7 @@ from objectives.evaluation import BenchPlan
 from objectives.model.loading import ModelPlan
 from objectives.progress import silent
 from objectives.text.sequences import TextPlan
+from quant.plan import Plan
 from quant.setting import Setting
 from storage.paths import Paths
 
@@ -32,7 +33,7 @@ def main() -> None:
         models = {f"my-{method}": Path(place) / method for method in ("gw-praq", "gwh-praq-v2")}
         for directory in models.values():
             setting = Setting(method=directory.name, group_size=64, n_calib=16, n_grid=5)
-            deploy(BENCH, Chosen(setting=setting), directory, "dense", paths, silent)
+            deploy(BENCH, Chosen(plan=Plan.uniform(setting)), directory, "dense", paths, silent)
         rounding = Setting(method="rtn", group_size=64, n_calib=16)
         comparison = compare(ComparePlan(bench=BENCH, settings=(rounding,), models=models), paths, silent)
     for entry in comparison.entries:

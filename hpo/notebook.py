@@ -28,6 +28,7 @@ from objectives.export.formats import DEFAULT_FORMAT
 from objectives.progress import silent
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
+from quant.plan import Plan
 from storage.paths import Paths
 from storage.studies.opening import chosen_url, open_to_read
 
@@ -111,7 +112,7 @@ class LoadedStudy:
         chosen, notes = choose(self.study, trial)
         assert chosen.setting is not None
         plan = stored_bench_plan(self.record.contract, device=self.device)
-        choice = Chosen(setting=chosen.setting, study=self.study, measured=chosen)
+        choice = Chosen(plan=Plan.uniform(chosen.setting), study=self.study, measured=chosen)
         written = deploy(plan, choice, Path(directory), format, self.paths, silent)
         return replace(written, notes=[*notes, *written.notes])
 

@@ -17,6 +17,7 @@ from objectives.model.finding import find_blocks
 from objectives.model.loading import ModelPlan, load_model
 from objectives.model.roles import kept_in_16_bit, quantized_part, unscaled_inputs
 from objectives.paired import Difference, distance, paired_difference
+from objectives.plan_files import LinearsSetting, linears_settings
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress, silent
 from objectives.quantization import model_size, rounding_notes, stored_bytes
@@ -91,7 +92,7 @@ class Row:
 
     Attributes:
         dataset: The data set's name.
-        setting: What was applied; None is full precision.
+        plan: What was applied; None is full precision.
         score: Per-sequence values.
         difference: Mean NLL above full precision's on the same text; None for full precision itself.
         kl: Mean divergence from full precision in nats per token; None for what is not compared with it.
@@ -105,7 +106,7 @@ class Row:
     """
 
     dataset: str
-    setting: Setting | None
+    plan: Plan | None
     score: Score
     difference: Difference | None
     kl: Difference | None
@@ -120,7 +121,19 @@ class Row:
     @property
     def method(self) -> str:
         """Return what the row is called."""
-        return self.setting.label() if self.setting else self.as_it_is
+        return self.plan.label() if self.plan else self.as_it_is
+
+    @property
+    def setting(self) -> Setting | None:
+        """Return the setting of all Linears; None for full precision, and where they have different ones."""
+        return None if self.plan is None else self.plan.only
+
+    @property
+    def plan_settings(self) -> tuple[LinearsSetting, ...] | None:
+        """Return the settings with their Linears where there are several; None elsewhere."""
+        if self.plan is None or self.plan.is_uniform:
+            return None
+        return linears_settings(self.plan, tuple(self.plan.named))
 
 
 def load_bench(plan: BenchPlan, paths: Paths, progress: Progress = silent) -> tuple[Bench, list[Sequences]]:
@@ -170,25 +183,24 @@ def lay_out(plan: BenchPlan, paths: Paths, progress: Progress) -> LaidOut:
     return LaidOut(bench=bench, data=data, agreement=agreement, beginning=note)
 
 
-def evaluate(laid_out: LaidOut, settings: Sequence[Setting], progress: Progress) -> Iterator[Row]:
-    """Yield the rows of full precision and of every setting, data set by data set, as they are measured.
+def evaluate(laid_out: LaidOut, plans: Sequence[Plan], progress: Progress) -> Iterator[Row]:
+    """Yield the rows of full precision and of every plan, data set by data set, as they are measured.
 
     Raises:
-        InputError: If a setting does not suit the model or the text, before anything is measured.
+        InputError: If a plan does not suit the model or the text, before anything is measured.
         QuantizationError: If a weight is not finite.
     """
-    for setting in settings:
-        require_suitable(laid_out.bench.blocks, Plan.uniform(setting), laid_out.bench.allow_partial_groups)
-        laid_out.bench.calibration.segments(setting.n_calib)
+    for plan in plans:
+        require_suitable(laid_out.bench.blocks, plan, laid_out.bench.allow_partial_groups)
+        laid_out.bench.calibration.segments(plan.n_calib)
     reference = list(_rows(laid_out, None, [], progress))
     yield from reference
-    for setting in settings:
-        yield from _rows(laid_out, setting, reference, progress)
+    for plan in plans:
+        yield from _rows(laid_out, plan, reference, progress)
 
 
-def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], progress: Progress) -> Iterator[Row]:
+def _rows(laid_out: LaidOut, plan: Plan | None, reference: Sequence[Row], progress: Progress) -> Iterator[Row]:
     bench = laid_out.bench
-    plan = None if setting is None else Plan.uniform(setting)
     size, already = model_size(bench.model, bench.blocks, plan), bench.model.quantized
     teachers = [bench.teacher(sequences, progress) for sequences in laid_out.data]
     with quantized(bench, plan, progress) as model:
@@ -200,7 +212,7 @@ def _rows(laid_out: LaidOut, setting: Setting | None, reference: Sequence[Row], 
             full = reference[index].score if reference else None
             yield Row(
                 dataset=sequences.source,
-                setting=setting,
+                plan=plan,
                 score=measured,
                 difference=paired_difference(measured, full) if full else None,
                 kl=distance(measured, "kl") if full else None,

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from hpo.commands.command import Command
-from hpo.commands.flags import add_options, add_setting_flags, options_of
+from hpo.commands.flags import add_options, add_plan_flags, add_setting_flags, options_of
 from hpo.commands.output import make_table, output
-from hpo.commands.settings import evaluated_settings
+from hpo.commands.settings import evaluated_settings, given_budget, given_plans
 from hpo.commands.stores import paths_of
 from hpo.study.options import BenchOptions
+from objectives.errors import InputError
 from storage.typed_json import encode
 
 if TYPE_CHECKING:
     from hpo.study.confirmation import Interval
     from objectives.evaluation import Row
+    from objectives.plan_files import LinearsSetting
     from quant.setting import Setting
 
 EXAMPLES = """examples:
@@ -28,6 +30,7 @@ EXAMPLES = """examples:
   %(prog)s --model org/name --eval-data c4,wikitext2
   %(prog)s --model ./dir --calib-data calib.txt --eval-data eval.jsonl.gz \\
       --method gwh-praq-v2 --beta 0.3 --tau 2.5 --group-size 64 --json rows.json
+  %(prog)s --method gw-awq+full+range+gptq --budget 4.4      bits where they count
 """
 
 
@@ -45,6 +48,7 @@ class PrintedRow:
     seconds: float
     model_bytes: int
     setting: "Setting | None"
+    plan: "tuple[LinearsSetting, ...] | None"
     nll_above_full_precision: "Interval | None"
     kl: "Interval | None"
     flips: "Interval | None"
@@ -57,6 +61,7 @@ def add_flags(parser: ArgumentParser) -> None:
     # Not given and given differ: without a method, the bundled model is measured with the presets.
     group.add_argument("--method", help="rtn, gw-awq, gw-awq+range+gptq, gwh-praq-v2, ...; several separated by commas")
     group.add_argument("--presets", action="store_true", help="rtn and the presets of gwh-praq-v2")
+    add_plan_flags(group)
     add_setting_flags(parser)
 
 
@@ -64,21 +69,31 @@ def run(parsed: Namespace) -> None:
     """Measure every setting on every data set."""
     from hpo.study.bench import bench_plan
     from hpo.terminal import progress_display
+    from objectives.budget import allocate
     from objectives.evaluation import evaluate, lay_out
     from objectives.model.memory import keep_freed_memory
+    from storage.results import ResultStore
 
     keep_freed_memory()
-    options = options_of(parsed, BenchOptions)
+    options, paths = options_of(parsed, BenchOptions), paths_of(parsed)
     settings = evaluated_settings(parsed, options.model)
-    plan = bench_plan(options, max((setting.n_calib for setting in settings), default=1))
+    budget, plans = given_budget(parsed), given_plans(parsed, settings)
+    if budget is not None and not settings:
+        raise InputError("--budget needs a recipe whose bits it allocates; add --method gw-awq+full+range+gptq")
+    bench = bench_plan(options, max((plan.n_calib for plan in plans), default=1))
     # Without a method nothing is quantized: a model that is already is measured as it is.
-    plan = replace(plan, model=replace(plan.model, accept_quantized=not settings))
+    bench = replace(bench, model=replace(bench.model, accept_quantized=not plans))
+    allocated = []
     with progress_display(parsed.quiet) as progress:
-        laid_out = lay_out(plan, paths_of(parsed), progress)
-        measured = list(evaluate(laid_out, settings, progress))
+        laid_out = lay_out(bench, paths, progress)
+        if budget is not None:
+            store = ResultStore(paths.results)
+            allocated = [allocate(laid_out.bench, recipe, budget, store, progress) for recipe in settings]
+            plans = [allocation.plan for allocation in allocated]
+        measured = list(evaluate(laid_out, plans, progress))
     rows = [printed_row(row) for row in measured]
     of_rows = dict.fromkeys(f"{row.method}: {note}" for row in measured for note in row.notes)
-    notes = [*laid_out.notes, *of_rows]
+    notes = [*laid_out.notes, *of_rows, *(allocation.note for allocation in allocated)]
     output(parsed, encode({"rows": rows, "notes": notes}), notes, evaluation_table(rows))
 
 
@@ -97,6 +112,7 @@ def printed_row(row: "Row") -> PrintedRow:
         seconds=row.quantize_seconds + row.score_seconds,
         model_bytes=row.model_bytes,
         setting=row.setting,
+        plan=row.plan_settings,
         nll_above_full_precision=None if row.difference is None else nats_interval(row.difference),
         kl=kl_interval(row.kl),
         flips=flips_interval(row.flips),

@@ -66,6 +66,13 @@ def add_storage_flag(group: Any) -> None:
     group.add_argument("--storage", metavar="URL", help=STORAGE_HELP)
 
 
+def add_plan_flags(group: Any) -> None:
+    """Add the flags that give Linears settings of their own."""
+    group.add_argument("--plan", metavar="FILE", type=Path, help="settings of each Linear: JSON, or CSV by its name")
+    words = "allocate bits where they count: 4.25 (bits per weight), or 110MB (the whole model)"
+    group.add_argument("--budget", metavar="BITS|SIZE", help=words)
+
+
 def add_study_flags(parser: argparse.ArgumentParser) -> Any:
     """Add which study is meant, and where it is; returns the group."""
     group = parser.add_argument_group("study")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from hpo.commands.command import Command
-from hpo.commands.flags import add_options, add_setting_flags, add_storage_flag, given, options_of
+from hpo.commands.flags import add_options, add_plan_flags, add_setting_flags, add_storage_flag, given, options_of
 from hpo.commands.output import make_table, output
-from hpo.commands.settings import one_setting
+from hpo.commands.settings import given_budget, one_plan
 from hpo.commands.stores import opened_study, paths_of
 from hpo.study.options import BenchOptions, RefineOptions
 from objectives.export.formats import DEFAULT_FORMAT, formats_help
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from objectives.export.manifest import Manifest
     from storage.paths import Paths
 
+ALLOCATED = "its recipe is used, and bits are allocated under the budget: no trial of the study measured that"
 EXAMPLES = """examples:
   %(prog)s --method gw-awq --group-size 64 --output-dir awq-64
   %(prog)s --model org/name --calib-data wikitext2 --method gwh-praq-v2 --beta 0.3 --tau 2.5 --output-dir ./v2
   %(prog)s --study mine --output-dir ./best       what it recommends, as the study measured it
   %(prog)s --study mine --format packed --output-dir ./best-int4    as INT4 that transformers and vLLM load
   %(prog)s --study mine --format packed --refine --output-dir ./refined    scales and norms tuned after rounding
+  %(prog)s --method gw-awq+full+range+gptq --budget 4.4 --format packed --output-dir ./4.4    bits where they count
+  %(prog)s --plan plan.csv --output-dir ./mine    a setting for each Linear
   %(prog)s --study mine --trial 17 --storage sqlite:///study.db --output-dir ./trial-17
 """
 
@@ -49,6 +52,7 @@ def add_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--trial", metavar="N|best|recommended", help="recommended (default), best (of least value) or a number"
     )
+    add_plan_flags(group)
     add_storage_flag(group)
     group.add_argument("--format", default=DEFAULT_FORMAT, help=formats_help())
     group.add_argument("--output-dir", metavar="DIR", type=Path, required=True, help="must not exist, or be empty")
@@ -70,7 +74,7 @@ def run(parsed: Namespace) -> None:
     notes = [*notes, *written.notes]
     manifest = encode(written.manifest)
     facts = {"directory": str(written.directory), **manifest, "disk_bytes": written.disk_bytes, "notes": notes}
-    output(parsed, facts, notes, written_table(chosen, written))
+    output(parsed, facts, notes, written_table(written))
 
 
 def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPlan", list[str]]:
@@ -80,24 +84,27 @@ def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPl
     from hpo.study.bench import bench_plan, stored_bench_plan
     from hpo.study.choosing import RECOMMENDED
     from hpo.verdict.snapshot import read_ranked_if_possible
+    from quant.plan import Plan
 
-    setting = one_setting(parsed)
-    if setting is not None:
-        return Chosen(setting=setting), bench_plan(options_of(parsed, BenchOptions), setting.n_calib), []
+    budget, own = given_budget(parsed), one_plan(parsed)
+    if own is not None:
+        return Chosen(plan=own, budget=budget), bench_plan(options_of(parsed, BenchOptions), own.n_calib), []
     with opened_study(parsed) as stored:
         study = read_ranked_if_possible(stored, paths)
     measured, notes = choose(study, parsed.trial or RECOMMENDED)
     assert measured.setting is not None
     plan = stored_bench_plan(study.record.contract, **given(parsed, BenchOptions))
-    return Chosen(setting=measured.setting, study=study, measured=measured), plan, notes
+    if budget is None:
+        return Chosen(plan=Plan.uniform(measured.setting), study=study, measured=measured), plan, notes
+    return Chosen(plan=Plan.uniform(measured.setting), budget=budget), plan, [*notes, ALLOCATED]
 
 
-def written_table(chosen: "Chosen", written: "Written") -> Table:
+def written_table(written: "Written") -> Table:
     """What a person reads of a written model."""
     manifest, table = written.manifest, make_table("", "")
     for name, text in (
         ("written to", str(written.directory)),
-        ("method", chosen.setting.label()),
+        ("method", written.plan.label()),
         ("bits per weight", f"{manifest.bits_per_weight:.3f}"),
         *refinement_rows(manifest),
         *proof_rows(manifest),

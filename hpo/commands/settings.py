@@ -1,9 +1,10 @@
 """Settings from flags: all that `evaluate` measures, the one that `quantize` writes.
 
-Responsible for which settings are meant. May assume that settings check their own values.
+Responsible for which settings, plans and budgets are meant. May assume that settings check their own values.
 """
 
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpo.commands.flags import PARAMETER_FLAGS, given_parameters
@@ -11,6 +12,8 @@ from hpo.study.options import BenchOptions
 from objectives.errors import InputError
 
 if TYPE_CHECKING:
+    from objectives.budget import Budget
+    from quant.plan import Plan
     from quant.setting import Setting
 
 
@@ -25,7 +28,8 @@ def evaluated_settings(parsed: Namespace, model: str) -> list["Setting"]:
     from quant.setting import PRESETS, Setting
 
     named, values = parsed.method, given_parameters(parsed, PARAMETER_FLAGS)
-    presets = parsed.presets or (model == BenchOptions.model and named is None)
+    nothing_named = named is None and parsed.plan is None
+    presets = parsed.presets or (model == BenchOptions.model and nothing_named)
     chosen = [Setting(**recipe_fields({**values, "method": name})) for name in (named or "").split(",") if name]
     if not presets:
         if values and not chosen:
@@ -35,13 +39,15 @@ def evaluated_settings(parsed: Namespace, model: str) -> list["Setting"]:
     return [*chosen, Setting(**{**values, "method": "rtn"}), *changed]
 
 
-def one_setting(parsed: Namespace) -> "Setting | None":
-    """The setting that flags describe; None where it is a study's trial.
+def one_plan(parsed: Namespace) -> "Plan | None":
+    """The plan that flags or a file describe; None where it is a study's trial.
 
     Raises:
-        InputError: If flags and a trial are given, or neither.
+        InputError: If more than one of them is given, or none, or the file is no plan.
         QuantizationError: If a value is outside its range.
     """
+    from objectives.plan_files import read_plan
+    from quant.plan import Plan
     from quant.recipes import recipe_fields
     from quant.setting import Setting
 
@@ -49,6 +55,37 @@ def one_setting(parsed: Namespace) -> "Setting | None":
     of_study = parsed.study is not None or parsed.trial is not None
     if of_study and values:
         raise InputError("a trial has its own setting; give either --study and --trial, or --method and its parameters")
+    if parsed.plan is not None:
+        if of_study or values:
+            raise InputError("a plan has settings of its own; give either --plan, or --method, or --study")
+        return read_plan(parsed.plan)
     if not of_study and not values.get("method"):
-        raise InputError("nothing says how to quantize; give --method NAME, or --study NAME")
-    return None if of_study else Setting(**recipe_fields(values))
+        raise InputError("nothing says how to quantize; give --method NAME, --plan FILE or --study NAME")
+    return None if of_study else Plan.uniform(Setting(**recipe_fields(values)))
+
+
+def given_plans(parsed: Namespace, settings: Sequence["Setting"]) -> list["Plan"]:
+    """The plans to measure: each of these settings for all Linears, and that of a file.
+
+    Raises:
+        InputError: If the file is no plan.
+    """
+    from objectives.plan_files import read_plan
+    from quant.plan import Plan
+
+    return [*map(Plan.uniform, settings), *([] if parsed.plan is None else [read_plan(parsed.plan)])]
+
+
+def given_budget(parsed: Namespace) -> "Budget | None":
+    """The budget under which the bits of settings are allocated; None where they are as they say.
+
+    Raises:
+        InputError: If it cannot be read, or there is a plan beside it.
+    """
+    from objectives.budget import parse_budget
+
+    if parsed.budget is None:
+        return None
+    if parsed.plan is not None:
+        raise InputError("a plan has bits already; give either --plan, or --budget with the --method to allocate")
+    return parse_budget(parsed.budget)

@@ -11,8 +11,10 @@ from hpo.deploy.refining import Refining, gain_lines, refined_bench, with_refini
 from hpo.study.choosing import require_same_bench, require_same_text
 from hpo.study.record import Measured
 from hpo.verdict.snapshot import Study
+from objectives.budget import Budget, allocate
+from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, load_bench
-from objectives.export.formats import Export, Proof, find_format
+from objectives.export.formats import Export, Format, Proof, find_format
 from objectives.export.manifest import Manifest
 from objectives.limits import length_note
 from objectives.model.roles import kept_in_16_bit, quantized_part
@@ -21,10 +23,10 @@ from objectives.quantization import rounding_notes
 from objectives.refinement.options import RefinementText
 from objectives.refinement.refine import require_refinable
 from objectives.results import load_result, measurement_key
+from objectives.sensitivity import every_setting
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.plan import Plan
-from quant.setting import Setting
 from storage.model_directory import disk_bytes, require_vacant
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -35,12 +37,14 @@ class Chosen:
     """What to write.
 
     Attributes:
-        setting: How to quantize.
+        plan: How to quantize; with a budget, the recipe of every Linear.
+        budget: What the bits of the recipe are allocated under; None where the plan says them.
         study: Whose setting it is; model and text must then be the study's. None for a person's choice.
         measured: The study's trial, or its reference.
     """
 
-    setting: Setting
+    plan: Plan
+    budget: Budget | None = None
     study: Study | None = None
     measured: Measured | None = None
 
@@ -51,12 +55,14 @@ class Written:
 
     Attributes:
         directory: Where it is.
+        plan: How it was quantized.
         manifest: Its `praqtune.json`.
         disk_bytes: What its files take.
         notes: What a person should know besides.
     """
 
     directory: Path
+    plan: Plan
     manifest: Manifest
     disk_bytes: int
     notes: list[str]
@@ -71,7 +77,7 @@ def deploy(
     progress: Progress,
     refining: Refining | None = None,
 ) -> Written:
-    """Write the model quantized by a setting to `directory`.
+    """Write the model quantized by a plan, or under a budget, to `directory`.
 
     Args:
         plan: Model and text; the first data set is what a written model is scored on, where its format is proven.
@@ -83,29 +89,33 @@ def deploy(
         refining: How its scales, norms and biases are tuned before; None for as they were rounded.
 
     Raises:
-        InputError: If model, text, setting, study and format do not suit each other.
+        InputError: If model, text, plan, budget, study and format do not suit each other.
         RunError: If a model of a proven format does not score what was measured.
         StorageError: If something is at `directory` already, or the disk is full or refuses.
     """
-    form, settled = find_format(name), Plan.uniform(chosen.setting)
+    form, store = find_format(name), ResultStore(paths.results)
     require_vacant(directory, 0)
-    form.require_holds([], settled)
+    if chosen.budget is None:
+        form.require_holds([], chosen.plan)
     if refining is not None:
-        require_refinable(settled)
+        require_refinable(chosen.plan)
+        if chosen.budget is not None or chosen.plan.only is None:
+            raise InputError("--refine tunes what one setting gives; leave it out, or --plan and --budget")
     data = plan.data
     bench, texts = load_bench(plan if refining is None else with_refining_text(plan, refining), paths, progress)
     tuning = texts[0]
     if chosen.study is not None:
         require_same_bench(chosen.study.record, bench)
-    if refining is not None:
+    settled, notes = _settled(bench, chosen, form, store, progress)
+    if refining is not None and settled.only is not None:
         form.require_holds(bench.blocks, settled)
         *_, training, validation = texts
         text = RefinementText(training=training, validation=validation)
-        judged, store = list(zip(data, texts, strict=False)), ResultStore(paths.results)
-        bench = refined_bench(bench, chosen.setting, refining, text, judged, store, progress)
+        judged = list(zip(data, texts, strict=False))
+        bench = refined_bench(bench, settled.only, refining, text, judged, store, progress)
     export = Export(bench=bench, plan=settled, directory=directory)
     if form.proven:
-        export = _with_proof(export, chosen, tuning, ResultStore(paths.results), plan.model.trust_remote_code)
+        export = _with_proof(export, chosen, tuning, store, plan.model.trust_remote_code)
     manifest = form.write(export, progress)
     model, blocks = bench.model, bench.blocks
     remarks = (
@@ -113,39 +123,55 @@ def deploy(
         kept_in_16_bit(blocks),
         length_note(model.module, [bench.calibration.text, tuning]),
     )
-    notes = [*model.notes, *(note for note in remarks if note is not None), *rounding_notes(manifest.layers)]
+    notes = [*notes, *model.notes, *(note for note in remarks if note is not None), *rounding_notes(manifest.layers)]
     if manifest.refinement is not None:
         notes += [manifest.refinement.sentence(), *gain_lines(manifest.refinement.gains)]
     return Written(
         directory=directory,
+        plan=settled,
         manifest=manifest,
         disk_bytes=disk_bytes(directory),
         notes=[*notes, *form.notes(blocks)],
     )
 
 
+def _settled(
+    bench: Bench, chosen: Chosen, form: Format, store: ResultStore, progress: Progress
+) -> tuple[Plan, list[str]]:
+    """Return the plan to write, and what a person should know of how it came about."""
+    if chosen.budget is None:
+        return chosen.plan, []
+    recipe = chosen.plan.only
+    assert recipe is not None
+    # A plan of every setting that may be given, so that what the format cannot hold is known before hours of measuring.
+    possible = enumerate(every_setting(recipe, bench.blocks))
+    form.require_holds([], Plan(named={str(number): setting for number, setting in possible}))
+    allocated = allocate(bench, recipe, chosen.budget, store, progress)
+    return allocated.plan, [allocated.note]
+
+
 def _with_proof(
     export: Export, chosen: Chosen, tuning: Sequences, store: ResultStore, trust_remote_code: bool
 ) -> Export:
     """Add what the model has to score, and its card, which says what was measured."""
-    setting, study, measured = chosen.setting, chosen.study, chosen.measured
+    plan, study, measured = export.plan, chosen.study, chosen.measured
     if study is not None:
         require_same_text(study.record, tuning)
     # What a study measured is the model before it was refined.
     perplexity = measured.perplexity if measured is not None and export.bench.refined is None else None
     if perplexity is None:
-        perplexity = _measured_before(export.bench, setting, tuning, store)
+        perplexity = _measured_before(export.bench, plan, tuning, store)
 
     def card(manifest: Manifest) -> str:
-        return model_card(manifest, setting, study, measured)
+        return model_card(manifest, plan, study, measured)
 
     proof = Proof(text=tuning, perplexity=perplexity, trust_remote_code=trust_remote_code)
     return replace(export, proof=proof, card=card)
 
 
-def _measured_before(bench: Bench, setting: Setting, tuning: Sequences, store: ResultStore) -> float | None:
-    """Look up what the setting scored when it was measured to the end; None where it was not."""
-    key = measurement_key(bench, Plan.uniform(setting), tuning)
+def _measured_before(bench: Bench, plan: Plan, tuning: Sequences, store: ResultStore) -> float | None:
+    """Look up what the plan scored when it was measured to the end; None where it was not."""
+    key = measurement_key(bench, plan, tuning)
     if key not in store:
         return None
     result = load_result(store, key)

@@ -14,21 +14,19 @@ from hpo.verdict.snapshot import Study
 from hpo.verdict.words import flips_text, kl_text, number
 from objectives.export.manifest import Manifest
 from objectives.quantization import rounding_notes
-from quant.setting import Setting
+from quant.plan import Plan
 
 
-def model_card(
-    manifest: Manifest, setting: Setting, study: Study | None = None, measured: Measured | None = None
-) -> str:
+def model_card(manifest: Manifest, plan: Plan, study: Study | None = None, measured: Measured | None = None) -> str:
     """Write the card, in Markdown with a YAML head.
 
     Args:
         manifest: The contents of `praqtune.json`.
-        setting: How the model was quantized.
+        plan: How the model was quantized.
         study: The study that found the setting; None where a person gave it.
         measured: Its trial, or its reference.
     """
-    lines = [*_head(manifest), *_what(manifest, setting), *_refinement(manifest), *_proof(manifest)]
+    lines = [*_head(manifest), *_what(manifest, plan), *_refinement(manifest), *_proof(manifest)]
     if study is not None and measured is not None:
         lines += [*_study(study.record, measured), *_ranked(measured, study), *_confirmed(study.record, measured)]
     return "\n".join([*lines, *_loading(), *_origin(manifest)]) + "\n"
@@ -47,19 +45,26 @@ def _head(manifest: Manifest) -> Iterator[str]:
     yield from (f"# {name.rstrip('/').rpartition('/')[2]}, INT4", "")
 
 
-def _what(manifest: Manifest, setting: Setting) -> Iterator[str]:
-    scheme = "symmetric" if setting.symmetric else "asymmetric"
-    groups = "one scale per output row" if setting.definition.per_row else f"groups of {setting.group_size} inputs"
-    scaled = setting.definition.salience is not None
+def _what(manifest: Manifest, plan: Plan) -> Iterator[str]:
+    quantized = [setting for setting in plan.settings if not setting.is_unquantized]
+    scaled = any(setting.definition.salience is not None for setting in quantized)
     scales = ", input scales folded into what produces the inputs" if scaled else ""
     text = manifest.calibration
-    read = "n_calib" in setting.reads
+    read = any("n_calib" in setting.reads for setting in quantized)
     calibrated = f", calibrated on {text.samples} sequences of {text.source}" if read else ""
     yield (
-        f"The Linears of the decoder blocks in packed 4-bit weights ({scheme}, {groups}), everything else in "
-        f"{manifest.model.stored_as}. Method: `{setting.label()}`{scales}{calibrated}."
+        f"The Linears of the decoder blocks in {_weights(plan)}, everything else in "
+        f"{manifest.model.stored_as}. Method: `{plan.label()}`{scales}{calibrated}."
     )
     yield ""
+    if plan.only is None:
+        yield from ("| stored as | Linears |", "|---|---|")
+        counts: dict[str, int] = {}
+        for layer in manifest.layers:
+            kind = plan.setting_for(layer.name).stored_as
+            counts[kind] = counts.get(kind, 0) + 1
+        yield from (f"| {kind} | {count} |" for kind, count in sorted(counts.items()))
+        yield ""
     if manifest.part:
         yield from (f"Of this model, {manifest.part}.", "")
     for note in rounding_notes(manifest.layers):
@@ -88,6 +93,16 @@ def _refinement(manifest: Manifest) -> Iterator[str]:
         yield ""
     if manifest.proof is not None:
         yield from ("What a study says of the setting below is of the model before it was refined.", "")
+
+
+def _weights(plan: Plan) -> str:
+    """Say what weights are stored as, in words where all are alike."""
+    setting = plan.only
+    if setting is None:
+        return "packed weights of several kinds"
+    scheme = "symmetric" if setting.symmetric else "asymmetric"
+    groups = "one scale per output row" if setting.definition.per_row else f"groups of {setting.group_size} inputs"
+    return f"packed {setting.bits}-bit weights ({scheme}, {groups})"
 
 
 def _proof(manifest: Manifest) -> Iterator[str]:

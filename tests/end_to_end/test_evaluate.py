@@ -32,6 +32,7 @@ COLUMNS = {
     "seconds": float,
     "model_bytes": int,
     "setting": (dict, type(None)),
+    "plan": (list, type(None)),
     "nll_above_full_precision": (dict, type(None)),
     "kl": (dict, type(None)),
     "flips": (dict, type(None)),

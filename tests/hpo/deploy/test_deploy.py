@@ -86,7 +86,7 @@ def one_file(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_format_that_is_registered_is_written(tmp_path: Path) -> None:
     """It is given what its result has to score, proves it, and what it has to say is passed on."""
     target = tmp_path / "out"
-    written = deploy(BENCH, Chosen(setting=RTN), target, "one-file", Paths(tmp_path / "home"), silent)
+    written = deploy(BENCH, Chosen(plan=Plan.uniform(RTN)), target, "one-file", Paths(tmp_path / "home"), silent)
     assert written.manifest.proof is not None
     assert written.manifest.proof.packed == written.manifest.proof.measured
     assert written.disk_bytes == sum(path.stat().st_size for path in target.iterdir())
@@ -107,12 +107,14 @@ def test_linears_that_kept_nearest_rounding_are_noted_and_stand_in_the_card(
 ) -> None:
     """As `evaluate` names them; a card without such Linears says nothing."""
     monkeypatch.setitem(FORMATS, "one-file", RegisteredFormat(summary="all tensors in one file", load=FellBack))
-    written = deploy(BENCH, Chosen(setting=RTN), tmp_path / "out", "one-file", Paths(tmp_path / "home"), silent)
+    written = deploy(
+        BENCH, Chosen(plan=Plan.uniform(RTN)), tmp_path / "out", "one-file", Paths(tmp_path / "home"), silent
+    )
     [note] = [note for note in written.notes if note.startswith("1 Linears kept nearest rounding, ")]
     manifest = replace(written.manifest, stored_bits_per_weight=4.25)
-    assert f"\n{note}.\n" in model_card(manifest, RTN)
+    assert f"\n{note}.\n" in model_card(manifest, Plan.uniform(RTN))
     as_asked = [replace(layer, fell_back=False) for layer in manifest.layers]
-    assert "kept nearest rounding" not in model_card(replace(manifest, layers=tuple(as_asked)), RTN)
+    assert "kept nearest rounding" not in model_card(replace(manifest, layers=tuple(as_asked)), Plan.uniform(RTN))
 
 
 @pytest.mark.usefixtures("one_file")
@@ -121,7 +123,7 @@ def test_what_a_format_cannot_hold_is_refused_before_the_model_is_loaded(
 ) -> None:
     """By the setting alone."""
     monkeypatch.setattr("hpo.deploy.deploy.load_bench", lambda *_: pytest.fail("a model was loaded"))
-    chosen = Chosen(setting=Setting(method="rtn", group_size=32))
+    chosen = Chosen(plan=Plan.uniform(Setting(method="rtn", group_size=32)))
     with pytest.raises(InputError, match="one file cannot hold groups of 32"):
         deploy(BENCH, chosen, tmp_path / "out", "one-file", Paths(tmp_path / "home"), silent)
     assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ from hpo.verdict.snapshot import Study
 from objectives.errors import InputError
 from objectives.export.manifest import CalibrationOrigin, Manifest, ProvenScore
 from objectives.model.provenance import ModelOrigin
+from quant.plan import Plan
 from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.paths import Paths
@@ -82,7 +83,7 @@ def test_whatever_names_a_best_names_the_same(case: str, tmp_path: Path) -> None
     assert note.startswith(f"## {found.verdict}\n\n{found.sentence()}")
     assert study_facts(study)["verdict"] == found.verdict
     assert measured.setting is not None
-    card = model_card(MANIFEST, measured.setting, study, measured)
+    card = model_card(MANIFEST, Plan.uniform(measured.setting), study, measured)
     assert f"{found.verdict}\n\n{found.sentence()}" in card
     assert f"| **{name} (" in card
 
