@@ -35,7 +35,8 @@ from objectives.scoring import Score
 from objectives.text.sequences import TextPlan
 from objectives.trial import TrialResult, run_trial
 from quant import layers
-from quant.layers import LinearSet, QuantizedLinear, quantize_set
+from quant.layers import QuantizedLinear, quantize_set
+from quant.linears import LinearSet
 from quant.methods import METHODS
 from quant.plan import Plan
 from quant.scaling.salience import Kind, error_weights, normalise

@@ -17,10 +17,11 @@ from objectives.calibration.recording import BlockStatistics
 from objectives.model.folding import fold, norm_weight
 from objectives.model.layouts import Role
 from objectives.model.loading import Model
-from objectives.model.roles import Block, InputSite, LinearRole
+from objectives.model.roles import Block, InputSite, LinearRole, scale_groups
 from objectives.progress import Progress
-from objectives.suitability import site_parts
-from quant.layers import LinearInput, LinearSet, QuantizedLinear, quantize_set, require_finite
+from objectives.suitability import parts_by_setting
+from quant.layers import QuantizedLinear, quantize_sets
+from quant.linears import LinearInput, LinearSet, require_finite
 from quant.plan import Plan
 from quant.scheme import IntWeight
 from quant.sizes import ModelSize, input_scale_bits, matrix_bits
@@ -160,22 +161,24 @@ def _quantize_block(
     divisors: dict[str, Tensor] = {}
     # In the order in which the model computes: what comes after a broken weight is broken, too.
     for site in block.sites:
-        for part, setting in site_parts(site, plan):
+        for (part,), setting in parts_by_setting([site], plan):
             if not setting.is_unquantized:
                 require_finite(_linear_set(part, statistics[setting.n_calib], divisors, stored))
     # Backwards: the rows of a Linear are rounded after they have taken the scale of what they feed.
-    for site in reversed(block.sites):
-        for part, setting in site_parts(site, plan):
+    for group in reversed(scale_groups(block.sites)):
+        for parts, setting in parts_by_setting(group, plan):
+            linears = [linear for part in parts for linear in part.linears]
             if setting.is_unquantized:
-                yield from ((linear, *_unquantized(linear, divisors, stored)) for linear in part.linears)
+                yield from ((linear, *_unquantized(linear, divisors, stored)) for linear in linears)
                 continue
-            quantized = quantize_set(_linear_set(part, statistics[setting.n_calib], divisors, stored), setting)
-            for linear, result in zip(part.linears, quantized, strict=True):
+            sets = [_linear_set(part, statistics[setting.n_calib], divisors, stored) for part in parts]
+            quantized = quantize_sets(sets, setting)
+            for linear, result in zip(linears, quantized, strict=True):
                 linear.set_weight(result.weight)
                 yield linear, result, divisors.get(linear.name)
             scale = quantized[0].scale
             if scale is not None and not setting.scales_at_run_time:
-                divisors |= fold(site, scale, stored)
+                divisors |= fold(parts[0], scale, stored)
 
 
 def _unquantized(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
+from objectives.calibration import shrinking
 from objectives.quantization import LayerResult
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
@@ -41,6 +42,7 @@ def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> st
     if plan is not None:
         parts += [_said(plan), bench.allow_partial_groups, str(bench.model.stored_dtype)]
         parts += [segment.key for size in plan.calibration_sizes for segment in bench.calibration.segments(size)]
+        parts += [shrinking.KAPPA_PER_INPUT] if any(block.experts for block in bench.blocks) else []
         refined = bench.refinement_of(plan)
         parts += [] if refined is None else [refined.key]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))

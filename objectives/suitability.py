@@ -4,12 +4,12 @@ Responsible for refusing, before anything is computed, what cannot be quantized 
 of an input among their settings. May assume settings that were validated when they were made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 
 from objectives.errors import InputError
-from objectives.model.roles import Block, InputSite
+from objectives.model.roles import Block, InputSite, scale_groups
 from quant.plan import Plan
 from quant.setting import Setting
 
@@ -25,8 +25,8 @@ def require_suitable(blocks: Sequence[Block], plan: Plan, allow_partial_groups: 
             that share a scale, or if a group size that a method reads does not divide the inputs of a Linear.
     """
     _require_all_named(blocks, plan)
-    for site in (site for block in blocks for site in block.sites):
-        _require_agreement(site, plan)
+    for group in (group for block in blocks for group in scale_groups(block.sites)):
+        _require_agreement(group, plan)
     if not allow_partial_groups:
         for setting in plan.settings:
             _require_whole_groups(blocks, plan, setting)
@@ -42,15 +42,16 @@ def _require_all_named(blocks: Sequence[Block], plan: Plan) -> None:
         raise InputError(f"the plan has no setting for {_listed(left_out)}; name them, or give one for all others")
 
 
-def _require_agreement(site: InputSite, plan: Plan) -> None:
+def _require_agreement(group: Sequence[InputSite], plan: Plan) -> None:
     """Linears whose input takes one scale together are searched together, so one setting has to do for them all."""
-    settings = {plan.setting_for(linear.name) for linear in site.linears}
-    shared = site.folds and any(
+    linears = [linear.name for site in group for linear in site.linears]
+    settings = {plan.setting_for(linear) for linear in linears}
+    shared = group[0].folds and any(
         setting.definition.salience is not None and setting.scales == "foldable" for setting in settings
     )
     if shared and len(settings) > 1:
         raise InputError(
-            f"{_listed([linear.name for linear in site.linears])} share one foldable input scale and have "
+            f"{_listed(linears)} share one foldable input scale and have "
             f"{len(settings)} settings; give them the same one, or use --scales linear"
         )
 
@@ -89,13 +90,14 @@ def group_sizes_text(blocks: Sequence[Block]) -> str:
     return ", ".join(map(str, suitable_group_sizes(blocks) or divisors[:MOST_DIVISORS]))
 
 
-def site_parts(site: InputSite, plan: Plan) -> list[tuple[InputSite, Setting]]:
-    """Return the Linears of a site by their setting; a suitable plan has one setting where they share a scale."""
-    settings = dict.fromkeys(plan.setting_for(linear.name) for linear in site.linears)
-    return [
-        (
-            replace(site, linears=tuple(linear for linear in site.linears if plan.setting_for(linear.name) == setting)),
-            setting,
-        )
-        for setting in settings
-    ]
+def parts_by_setting(sites: Sequence[InputSite], plan: Plan) -> list[tuple[tuple[InputSite, ...], Setting]]:
+    """Return the Linears of sites by their setting; a suitable plan has one setting where they share a scale."""
+    settings = dict.fromkeys(plan.setting_for(linear.name) for site in sites for linear in site.linears)
+    return [(tuple(_parts_with(setting, sites, plan)), setting) for setting in settings]
+
+
+def _parts_with(setting: Setting, sites: Sequence[InputSite], plan: Plan) -> Iterator[InputSite]:
+    for site in sites:
+        linears = tuple(linear for linear in site.linears if plan.setting_for(linear.name) == setting)
+        if linears:
+            yield replace(site, linears=linears)

@@ -1,8 +1,7 @@
 """Quantize the Linears that share one input: salience, error weights, alpha search, rounding, kept rows.
 
 Responsible for applying a `Setting` to tensors and statistics. Scales that fold are searched and rounded as they will
-be stored, so that what is measured is what ships. May assume that the layer roles were discovered elsewhere and are
-handed down as data. Shape letters: `O` outputs, `I` inputs.
+be stored, so that what is measured is what ships. Shape letters: `O` outputs, `I` inputs.
 """
 
 from collections.abc import Sequence
@@ -12,84 +11,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from quant.errors import QuantizationError
+from quant.linears import LinearInput, LinearSet, require_finite
 from quant.rounding.inputs import ScaledInputs
 from quant.rounding.matrix import Matrix
 from quant.rounding.ranges import effective_in_ranges, find_ranges
 from quant.rounding.rounding import PROXY, ROUNDINGS
-from quant.scaling.folding import NormWeight
-from quant.scaling.salience import Kind, error_weights, importance, input_salience, kept_rows
+from quant.scaling.salience import error_weights, importance, input_salience, kept_rows
 from quant.scaling.search import Problem, QuadraticForm, Rounding, candidate_scales, loss, losses
 from quant.scheme import IntWeight, Scheme, effective_weight, loaded, quantize, undivided
 from quant.setting import Setting
-from quant.statistics import InputStatistics, OutputStatistics
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadTie:
-    """Inputs of an output projection that must share a scale: the query heads of one key/value head.
-
-    The inputs are laid out as `[kv_heads, repeats, head_dim]`; a scale that folds into the value projection is equal
-    along `repeats` (docs/methods.md).
-    """
-
-    kv_heads: int
-    repeats: int
-    head_dim: int
-
-    def average(self, per_input: Tensor) -> Tensor:
-        """`[I]` replaced by its mean over the tied query heads, `[I]`."""
-        heads = per_input.view(self.kv_heads, self.repeats, self.head_dim)
-        return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
-
-    def per_value(self, per_input: Tensor) -> Tensor:
-        """`[I]`, equal over the tied query heads, as one number for each output of the value projection."""
-        return per_input.view(self.kv_heads, self.repeats, self.head_dim)[:, 0].flatten()
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearInput:
-    """One Linear to quantize.
-
-    Attributes:
-        name: What errors call it.
-        weight: `[O, I]` in the model's dtype.
-        outputs: Statistics of its outputs.
-        divisor: The input scale of what reads its outputs, `[O]`, where that folds into its rows; None where none does.
-    """
-
-    name: str
-    weight: Tensor
-    outputs: OutputStatistics
-    divisor: Tensor | None = None
-
-    def divided(self) -> Tensor:
-        """The weight whose outputs are already divided by the divisor, float32 `[O, I]`."""
-        weight = self.weight.float()
-        return weight if self.divisor is None else weight / self.divisor[:, None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearSet:
-    """Linears with a common input.
-
-    Attributes:
-        linears: At least one; all have the same number of inputs.
-        kind: Whether they belong to attention or to the MLP.
-        inputs: Statistics of the common input.
-        folds: Whether an input scale can be folded into what produces the input.
-        tie: Which inputs must share a scale for that.
-        norm: The norm that an input scale folds into; None where it folds into the rows of another Linear.
-        stored: The type the model is stored in; None for the weights' own.
-    """
-
-    linears: tuple[LinearInput, ...]
-    kind: Kind
-    inputs: InputStatistics
-    folds: bool = True
-    tie: HeadTie | None = None
-    norm: NormWeight | None = None
-    stored: torch.dtype | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,25 +54,64 @@ class QuantizedLinear:
 
 
 def quantize_set(linears: LinearSet, setting: Setting, loss_dtype: torch.dtype | None = None) -> list[QuantizedLinear]:
-    """Quantize Linears with a common input; `setting.scales` says whether they share one input scale.
+    """Quantize Linears with a common input; see `quantize_sets`."""
+    return quantize_sets([linears], setting, loss_dtype)
+
+
+def quantize_sets(
+    sets: Sequence[LinearSet], setting: Setting, loss_dtype: torch.dtype | None = None
+) -> list[QuantizedLinear]:
+    """Quantize Linears that read one thing, each set at its own tokens, as experts do, set by set.
+
+    `setting.scales` says whether they all share one input scale. Then a set counts as much as it has tokens.
 
     Args:
-        linears: Weights and statistics.
+        sets: Weights and statistics; a norm, a tie and the number of inputs are those of the first.
         setting: What to do.
         loss_dtype: Operand type of the loss product; by default the fastest of the device.
 
     Raises:
         QuantizationError: If a weight or a statistic is not finite, naming the layer.
     """
-    require_finite(linears)
-    form = QuadraticForm(linears.inputs.gram, loss_dtype)
-    if setting.scales_at_run_time:
-        alone = [replace(linears, linears=(linear,), folds=True, tie=None, norm=None) for linear in linears.linears]
-        return [quantized for linear_set in alone for quantized in _quantize_sharing(linear_set, setting, form)]
-    return _quantize_sharing(linears, setting, form)
+    for linears in sets:
+        require_finite(linears)
+    if not setting.scales_at_run_time:
+        return _quantize_sharing(sets, setting, [QuadraticForm(linears.inputs.gram, loss_dtype) for linears in sets])
+    quantized = []
+    for linears in sets:
+        form = QuadraticForm(linears.inputs.gram, loss_dtype)
+        for linear in linears.linears:
+            alone = replace(linears, linears=(linear,), folds=True, tie=None, norm=None)
+            quantized += _quantize_sharing([alone], setting, [form])
+    return quantized
 
 
-def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm) -> list[QuantizedLinear]:
+@dataclass(frozen=True, kw_only=True)
+class _Searched:
+    """One set of Linears in a search for a scale, in the order of its Linears.
+
+    Attributes:
+        linears: The set.
+        form: Of its inputs.
+        weights: float32 `[O, I]` each.
+        importances: `[O]` each.
+        kept: Which rows stay in 16 bit, bool `[O]` each.
+        problems: With every row.
+        remaining: Without the rows that stay.
+        share: Of the tokens of all sets.
+    """
+
+    linears: LinearSet
+    form: QuadraticForm
+    weights: list[Tensor]
+    importances: list[Tensor]
+    kept: list[Tensor]
+    problems: list[Problem]
+    remaining: list[Problem]
+    share: float
+
+
+def _searched(linears: LinearSet, setting: Setting, form: QuadraticForm, share: float) -> _Searched:
     weights = [linear.weight.float() for linear in linears.linears]
     importances = [
         importance(setting, linears.kind, linears.inputs, linear.outputs, weight)
@@ -157,36 +126,74 @@ def _quantize_sharing(linears: LinearSet, setting: Setting, form: QuadraticForm)
         replace(problem, error_weights=problem.error_weights * ~rows)
         for problem, rows in zip(problems, kept, strict=True)
     ]
-    scales = _candidates(linears, setting, weights, importances)
-    scheme = setting.scheme(linears.stored or linears.linears[0].weight.dtype)
+    return _Searched(
+        linears=linears,
+        form=form,
+        weights=weights,
+        importances=importances,
+        kept=kept,
+        problems=problems,
+        remaining=remaining,
+        share=share,
+    )
+
+
+def _quantize_sharing(
+    sets: Sequence[LinearSet], setting: Setting, forms: Sequence[QuadraticForm]
+) -> list[QuantizedLinear]:
+    tokens = sum(linears.inputs.tokens for linears in sets)
+    searched = [
+        _searched(linears, setting, form, linears.inputs.tokens / tokens if len(sets) > 1 and tokens else 1.0)
+        for linears, form in zip(sets, forms, strict=True)
+    ]
+    scales = _candidates(searched, setting)
+    scheme = setting.scheme(sets[0].stored or sets[0].linears[0].weight.dtype)
     nearest = partial(effective_weight, scheme=scheme)
-    proxy = _proxy(linears, setting, scheme) or nearest
-    by_proxy = losses(remaining, form, scales, proxy)
+    proxies = [_proxy(linears, setting, scheme) or nearest for linears in sets]
+    by_proxy = [losses(part.remaining, part.form, scales, proxy) for part, proxy in zip(searched, proxies, strict=True)]
+    total = torch.stack([part.share * own.sum(0) for part, own in zip(searched, by_proxy, strict=True)]).sum(0)
     # A loss that overflowed is no choice; argmin alone would prefer it.
-    best = int(by_proxy.sum(0).nan_to_num(nan=torch.inf).argmin())
-    scale = scales[best]
-    of_nearest = by_proxy[:, best] if proxy is nearest else losses(remaining, form, [scale], nearest)[:, 0]
-    whole = proxy is nearest and not setting.definition.keeps_rows
-    unsearched = by_proxy[:, 0] if whole else losses(problems, form, scales[:1], nearest)[:, 0]
-    stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
-    rounded = _round(linears, remaining, scale, scheme, setting, form, of_nearest.tolist())
+    best = int(total.nan_to_num(nan=torch.inf).argmin())
     quantized = []
-    for linear, problem, rows, before, after, chosen in zip(
-        linears.linears, remaining, kept, unsearched.tolist(), of_nearest.tolist(), rounded, strict=True
+    for part, own, proxy in zip(searched, by_proxy, proxies, strict=True):
+        is_nearest = proxy is nearest
+        of_nearest = own[:, best] if is_nearest else losses(part.remaining, part.form, [scales[best]], nearest)[:, 0]
+        whole = is_nearest and not setting.definition.keeps_rows
+        unsearched = own[:, 0] if whole else losses(part.problems, part.form, scales[:1], nearest)[:, 0]
+        quantized += _rounded(part, scales, best, scheme, setting, unsearched.tolist(), of_nearest.tolist())
+    return quantized
+
+
+def _rounded(
+    part: _Searched,
+    scales: Sequence[Tensor],
+    best: int,
+    scheme: Scheme,
+    setting: Setting,
+    unsearched: Sequence[float],
+    of_nearest: Sequence[float],
+) -> list[QuantizedLinear]:
+    """Round the Linears of a set under the scale that was chosen; the losses are those of nearest rounding."""
+    scale = scales[best]
+    stored_as_codes = not (setting.scales_at_run_time or setting.definition.keeps_rows)
+    chosen = _round(part.linears, part.remaining, scale, scheme, setting, part.form, of_nearest)
+    quantized = []
+    for linear, problem, rows, before, after, rounded in zip(
+        part.linears.linears, part.remaining, part.kept, unsearched, of_nearest, chosen, strict=True
     ):
-        values = loaded(chosen.codes) if stored_as_codes else undivided(chosen.codes, scale)
+        values = loaded(rounded.codes) if stored_as_codes else undivided(rounded.codes, scale)
         quantized.append(
             QuantizedLinear(
                 name=linear.name,
                 weight=torch.where(rows[:, None], problem.weight, values).to(linear.weight.dtype),
-                codes=chosen.codes if stored_as_codes else None,
+                codes=rounded.codes if stored_as_codes else None,
                 scale=scale if len(scales) > 1 else None,
                 alpha=best / (len(scales) - 1) if best else 0.0,
                 nearest_loss=before,
                 loss=after,
-                final_loss=chosen.loss,
-                fell_back=chosen.fell_back,
-                damping=chosen.damping,
+                final_loss=rounded.loss,
+                fell_back=rounded.fell_back,
+                damping=rounded.damping,
             )
         )
     return quantized
@@ -254,35 +261,22 @@ def _problem(linear: LinearInput, weights: Tensor) -> Problem:
     return Problem(weight=linear.divided(), error_weights=weights * squared)
 
 
-def _candidates(
-    linears: LinearSet, setting: Setting, weights: Sequence[Tensor], importances: Sequence[Tensor]
-) -> list[Tensor]:
-    """Input scales to try; the identity alone where the method scales no inputs or no scale could be folded."""
-    inputs = linears.inputs
-    if setting.definition.salience is None or not linears.folds:
-        return [torch.ones_like(inputs.magnitude)]
-    if linears.tie is not None:
-        inputs = replace(inputs, magnitude=linears.tie.average(inputs.magnitude))
-    scales = candidate_scales(input_salience(setting, linears.kind, inputs, weights, importances), setting.n_grid)
-    return scales if linears.norm is None else [linears.norm.representable(scale) for scale in scales]
+def _candidates(searched: Sequence[_Searched], setting: Setting) -> list[Tensor]:
+    """Input scales to try; the identity alone where the method scales no inputs or no scale could be folded.
 
-
-def require_finite(linears: LinearSet) -> None:
-    """Refuse Linears that cannot be quantized.
-
-    Raises:
-        QuantizationError: If a weight or a statistic is not finite, naming the layer.
+    What a set says of the common input counts by its share of the tokens.
     """
-    # One transfer for the whole set: a check per tensor would make a GPU wait for each.
-    tensors = [(linear.name, linear.weight) for linear in linears.linears]
-    inputs = f"the input statistics of {linears.linears[0].name}"
-    tensors += [(inputs, tensor) for tensor in (linears.inputs.gram, linears.inputs.magnitude)]
-    for linear in linears.linears:
-        outputs = linear.outputs
-        used = (outputs.mean, outputs.square, outputs.magnitude, outputs.activated, outputs.structural)
-        tensors += [(f"the output statistics of {linear.name}", tensor) for tensor in used]
-    # NaN spreads to both ends, so they tell of every element without a mask of them all.
-    finite = torch.stack([torch.stack(tensor.aminmax()).isfinite().all() for _, tensor in tensors]).tolist()
-    broken = dict.fromkeys(name for (name, _), good in zip(tensors, finite, strict=True) if not good)
-    if broken:
-        raise QuantizationError(f"NaN or Inf in {', '.join(broken)}; check the model's weights and its dtype")
+    first = searched[0].linears
+    inputs = first.inputs
+    if setting.definition.salience is None or not first.folds:
+        return [torch.ones_like(inputs.magnitude)]
+    weights = [weight for part in searched for weight in part.weights]
+    importances = [h for part in searched for h in part.importances]
+    if len(searched) > 1:
+        magnitudes = [part.share * part.linears.inputs.magnitude for part in searched]
+        inputs = replace(inputs, magnitude=torch.stack(magnitudes).sum(0))
+        importances = [part.share * h for part in searched for h in part.importances]
+    if first.tie is not None:
+        inputs = replace(inputs, magnitude=first.tie.average(inputs.magnitude))
+    scales = candidate_scales(input_salience(setting, first.kind, inputs, weights, importances), setting.n_grid)
+    return scales if first.norm is None else [first.norm.representable(scale) for scale in scales]

@@ -54,7 +54,7 @@ class OutputStatistics:
     structural: Tensor
 
 
-S = TypeVar("S", InputStatistics, OutputStatistics)
+Statistics = TypeVar("Statistics", InputStatistics, OutputStatistics)
 
 
 class InputSums:
@@ -98,12 +98,12 @@ class OutputSums:
         return dict(zip(("mean", "square", "magnitude", "activated"), _mean(self.vectors, self.tokens), strict=True))
 
 
-def merge(parts: Sequence[S]) -> S:
-    """Merge the statistics of consecutive token runs, weighted by their tokens, in float64."""
+def merge(parts: Sequence[Statistics]) -> Statistics:
+    """Merge the statistics of different tokens, weighted by their numbers, in float64."""
     first, *following = parts
-    if not following:
-        return first
     tokens = sum(part.tokens for part in parts)
+    if not following or not tokens:
+        return first
     merged: dict[str, Tensor] = {}
     for field in fields(first):
         if field.name == "tokens":
@@ -113,6 +113,23 @@ def merge(parts: Sequence[S]) -> S:
             total.add_(getattr(part, field.name).double(), alpha=part.tokens / tokens)
         merged[field.name] = total.float()
     return type(first)(tokens=tokens, **merged)
+
+
+def shrunk(own: Statistics, pooled: Statistics, kappa: float) -> Statistics:
+    """Return `n/(n + κ)` of the statistics of `n` tokens and `κ/(n + κ)` of pooled ones, in float32.
+
+    `n` stays the number of tokens: it says how often the Linear is used. As many tokens of its own are worth as much as
+    the pool where `n = κ` (docs/methods.md, mixtures of experts).
+    """
+    if not pooled.tokens:
+        return own
+    share = own.tokens / (own.tokens + kappa)
+    means = {
+        field.name: torch.lerp(getattr(pooled, field.name), getattr(own, field.name), share)
+        for field in fields(own)
+        if field.name != "tokens"
+    }
+    return type(own)(tokens=own.tokens, **means)
 
 
 def pack_symmetric(matrix: Tensor) -> Tensor:

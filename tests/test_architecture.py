@@ -60,6 +60,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"packing", "rounding"},
         {"setting"},
         {"plan", "scaling", "sizes"},
+        {"linears"},
         {"layers"},
     ),
 }

@@ -11,19 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import TypeVar
 
 import torch
 import xxhash
 from torch import Tensor
 
 from objectives.calibration.recording import BlockStatistics, record, statistics_bytes
+from objectives.calibration.shrinking import shrunk_inputs, shrunk_outputs
 from objectives.errors import InputError, RunError
 from objectives.model.loading import Model, available_bytes
 from objectives.model.roles import Block
 from objectives.progress import Progress
 from objectives.text.sequences import Sequences
-from quant.statistics import InputStatistics, OutputStatistics, merge, pack_symmetric, unpack_symmetric
+from quant.statistics import InputStatistics, OutputStatistics, Statistics, merge, pack_symmetric, unpack_symmetric
 from storage.cache import TensorCache
 from storage.errors import DamagedEntryError, LeaseLostError
 
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 3
 FIRST_BOUNDARY = 16
-Statistics = TypeVar("Statistics", InputStatistics, OutputStatistics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +134,8 @@ class Calibration:
     def read(self, block: Block, size: int) -> BlockStatistics:
         """Return the statistics of one block over the first `size` samples, on the model's device.
 
+        Those of experts are shrunk towards their pool.
+
         Raises:
             DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
         """
@@ -179,7 +180,9 @@ class Calibration:
 
     def _key(self, start: int, end: int) -> str:
         text = self._sequences[start:end].fingerprint()
-        return str(xxhash.xxh3_128_hexdigest(f"{FORMAT} {self._model.fingerprint} {text}".encode()))
+        # What was recorded before experts were known lacks them.
+        experts = " experts" if any(block.experts for block in self._blocks) else ""
+        return str(xxhash.xxh3_128_hexdigest(f"{FORMAT} {self._model.fingerprint} {text}{experts}".encode()))
 
 
 def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
@@ -228,10 +231,11 @@ def _merged(parts: Sequence[Mapping[str, Tensor]], block: Block, device: torch.d
     def merged(kind: type[Statistics], name: str) -> Statistics:
         return merge([_restored(kind, name, part, device) for part in parts])
 
-    inputs = {site.name: merged(InputStatistics, site.name) for site in block.sites}
+    inputs = shrunk_inputs(block, {site.name: merged(InputStatistics, site.name) for site in block.sites})
+    outputs = {linear.name: merged(OutputStatistics, linear.name) for linear in block.linears}
     return BlockStatistics(
         inputs={name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in inputs.items()},
-        outputs={linear.name: merged(OutputStatistics, linear.name) for linear in block.linears},
+        outputs=shrunk_outputs(block, outputs),
     )
 
 

@@ -4,15 +4,17 @@ Responsible for hooks and padding. The sums stay on the model's device; memory i
 batch, whatever the number of sequences. May assume that the model is in full precision.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from objectives.model.roles import Block, InputSite, LinearRole
+from objectives.model.experts import routed, site_name, trace
+from objectives.model.roles import Block, FusedExperts, InputSite, LinearRole
 from objectives.text.batches import batches
 from objectives.text.sequences import Sequences
 from quant.statistics import InputStatistics, InputSums, OutputStatistics, OutputSums
@@ -73,25 +75,33 @@ class _BlockRecorder:
     def attach(self) -> Iterator[Any]:
         """Register the hooks; yields their handles."""
         for site in self.block.sites:
+            if site.linears[0].expert is not None:
+                continue
             yield site.linears[0].module.register_forward_pre_hook(self._input_hook(site))
             for module in {linear.module for linear in site.linears}:
                 slices = [linear for linear in site.linears if linear.module is module]
                 yield module.register_forward_hook(self._output_hook(site, slices))
+        for experts in self.block.experts:
+            yield experts.module.register_forward_pre_hook(self._experts_hook(experts), with_kwargs=True)
 
     def statistics(self) -> BlockStatistics:
         """Return the means of everything seen, on the CPU."""
         inputs = {name: _on_cpu(sums.means()) for name, sums in self._inputs.items()}
         # What `down` reads is the gated product: its magnitude is already known from there.
-        gated = next((inputs[site.name].magnitude for site in self.block.sites if site.linears[0].role == "down"), None)
+        gated = {
+            site.linears[0].owner: inputs[site.name].magnitude
+            for site in self.block.sites
+            if site.linears[0].role == "down"
+        }
         outputs = {linear.name: self._output_statistics(linear, gated) for linear in self.block.linears}
         return BlockStatistics(inputs=inputs, outputs=outputs)
 
-    def _output_statistics(self, linear: LinearRole, gated_product: Tensor | None) -> OutputStatistics:
+    def _output_statistics(self, linear: LinearRole, gated: Mapping[str, Tensor]) -> OutputStatistics:
         sums = self._outputs[linear.name]
         means = {name: tensor.cpu() for name, tensor in sums.means().items()}
         structural = {
             "activated": means["activated"],
-            "gated product": gated_product,
+            "gated product": next(iter(gated.values())) if len(gated) == 1 else gated.get(linear.owner),
             "plain": means["magnitude"],
         }[linear.structure]
         assert structural is not None, f"{linear.name} is gated, but nothing reads the product"
@@ -113,6 +123,27 @@ class _BlockRecorder:
                 self._outputs[linear.name].add(own, activation)
 
         return hook
+
+    def _experts_hook(self, experts: FusedExperts) -> Callable[..., None]:
+        forward = signature(experts.module.forward)
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states, numbers = forward.bind(*args, **kwargs).args[:2]
+            count = len(experts.experts)
+            if self.tokens is not None:
+                numbers = numbers.masked_fill(~self.tokens[:, None], count)
+            for number, tokens in enumerate(routed(numbers, count)):
+                if len(tokens):
+                    self._add_expert(experts, number, states.reshape(-1, states.shape[-1])[tokens])
+
+        return hook
+
+    def _add_expert(self, experts: FusedExperts, number: int, x: Tensor) -> None:
+        expert, traced = experts.experts[number], trace(experts, number, x)
+        self._inputs[site_name(experts, number, expert.gate, expert.up)].add(x)
+        self._inputs[site_name(experts, number, expert.down)].add(traced.hidden)
+        for linear, outputs in ((expert.gate, traced.gate), (expert.up, traced.up), (expert.down, traced.down)):
+            self._outputs[linear.name].add(outputs, self.block.activation)
 
     def _rows(self, tensor: Tensor) -> Tensor:
         rows = tensor.reshape(-1, tensor.shape[-1])

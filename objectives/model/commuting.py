@@ -11,49 +11,60 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from objectives.model.folding import fold, norm_weight
+from objectives.model.folding import changed_by, fold, norm_weight
 from objectives.model.layouts import AFTER_LINEAR, Role, head_dims, norm_offset, ties
 from objectives.model.probing import SEED, Probe, Seen, same
-from objectives.model.roles import InputSite, LinearRole, NormRole
+from objectives.model.roles import InputSite, LinearRole, NormRole, scale_groups
 from objectives.model.weights import weights_restored
+from quant.scaling.salience import Kind
 
 # Scales from 1/256 to 256: a clamp that the numbers of a short text do not reach is reached.
 MOST_DOUBLINGS = 8
 WRITERS: tuple[Role, ...] = ("o", "down", "fc2")
 
 
-def folding_sites(
-    name: str, sites: Sequence[InputSite], by_role: Mapping[Role, LinearRole], probe: Probe, config: Any
-) -> list[InputSite]:
+def folding_sites(name: str, sites: Sequence[InputSite], probe: Probe, config: Any) -> list[InputSite]:
     """Return the sites, each with what takes its scale; without where folding one changes what the block puts out.
 
     Args:
         name: The block's.
         sites: Of the probe's copy of the block, with nothing that takes a scale.
-        by_role: Its Linears.
         probe: Runs the copy.
         config: Of the model.
     """
     norms = _norms_before(name, sites, probe)
-    possible = [_possible(site, by_role, norms, probe.layer, name, config) for site in sites]
-    watched = [site.linears[0].module for site in sites if site.linears[0].role in WRITERS]
+    linears = [linear for site in sites for linear in site.linears]
+    possible = [_possible(site, linears, norms, probe.layer, name, config) for site in sites]
+    watched = list(dict.fromkeys(site.linears[0].module for site in sites if site.linears[0].role in WRITERS))
     before = probe.run(watched)
-    if not before.finite:
-        # Nothing can be told of it, and nothing can be quantized: whoever tries is told which weight is broken.
-        return [guesses[0] for guesses in possible]
     likely = [guesses[0] for guesses in possible]
-    if _unchanged(probe, likely, before, watched):
+    # Nothing can be told of a block that is not finite, and nothing can be quantized: whoever tries is told which
+    # weight is broken.
+    if not before.finite or _unchanged(probe, likely, before, watched):
         return likely
-    chosen = [
-        next((guess for guess in guesses if _unchanged(probe, [guess], before, watched)), site)
-        for site, guesses in zip(sites, possible, strict=True)
-    ]
+    chosen = list(sites)
+    for together in _units(likely):
+        for number in range(max(len(possible[index]) for index in together)):
+            guess = {index: possible[index][min(number, len(possible[index]) - 1)] for index in together}
+            if _unchanged(probe, list(guess.values()), before, watched):
+                for index, site in guess.items():
+                    chosen[index] = site
+                break
     return chosen if _unchanged(probe, chosen, before, watched) else list(sites)
+
+
+def _units(sites: Sequence[InputSite]) -> list[list[int]]:
+    """Return the places of the sites that fold together or not at all: behind one norm, and of experts of one kind."""
+    units: dict[str, list[int]] = {}
+    for index, site in enumerate(sites):
+        shared = site.producer.name if isinstance(site.producer, NormRole) else site.pool
+        units.setdefault(shared or site.name, []).append(index)
+    return list(units.values())
 
 
 def _possible(
     site: InputSite,
-    by_role: Mapping[Role, LinearRole],
+    linears: Sequence[LinearRole],
     norms: Mapping[str, NormRole],
     layer: nn.Module,
     block: str,
@@ -61,22 +72,29 @@ def _possible(
 ) -> list[InputSite]:
     """Return the site with each way in which a scale of its input might fold, the likeliest first; as it is without."""
     roles = tuple(linear.role for linear in site.linears)
-    before = by_role.get(AFTER_LINEAR[roles]) if roles in AFTER_LINEAR else norms.get(site.name)
+    if roles not in AFTER_LINEAR:
+        return [replace(site, producer=norms.get(site.name))]
+    before = _linear_before(site.linears[0], AFTER_LINEAR[roles], linears)
     if before is None:
         return [site]
-    if not isinstance(before, LinearRole):
-        return [replace(site, producer=before)]
-    path = site.linears[0].name.removeprefix(f"{block}.").rpartition(".")[0]
+    path = site.linears[0].owner.removeprefix(block).removeprefix(".")
     widths = head_dims(layer.get_submodule(path), config) if roles == ("o",) else []
     tied = [replace(site, producer=before, tie=tie) for tie in ties(site.inputs, before.shape[0], widths)]
     return tied or [site]
+
+
+def _linear_before(linear: LinearRole, role: Role, linears: Sequence[LinearRole]) -> LinearRole | None:
+    """Return the Linear of a role that feeds another: that of the same owner, or the only one of the block."""
+    candidates = [other for other in linears if other.role == role]
+    owned = [other for other in candidates if other.owner == linear.owner]
+    return next(iter(owned or (candidates if len(candidates) == 1 else ())), None)
 
 
 def _norms_before(block: str, sites: Sequence[InputSite], probe: Probe) -> dict[str, NormRole]:
     """Return the norm whose output a site reads as it is, by the name of the site."""
     offsets = {path: norm_offset(module) for path, module in probe.layer.named_modules() if "norm" in _kind(module)}
     outputs: dict[int, str] = {}
-    read: dict[str, int] = {}
+    read: dict[nn.Module, int] = {}
     kept: list[Tensor] = []
     handles = []
 
@@ -89,17 +107,20 @@ def _norms_before(block: str, sites: Sequence[InputSite], probe: Probe) -> dict[
 
         return hook
 
-    def keep_input(site: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            kept.append(args[0])
-            read[site] = args[0].data_ptr()
+    def keep_input(module: nn.Module) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                kept.append(args[0])
+                read[module] = args[0].data_ptr()
 
         return hook
 
     for path, offset in offsets.items():
         if offset is not None:
             handles.append(probe.layer.get_submodule(path).register_forward_hook(keep_output(path)))
-    handles += [site.linears[0].module.register_forward_pre_hook(keep_input(site.name)) for site in sites]
+    modules = list(dict.fromkeys(linear.module for site in sites for linear in site.linears))
+    others = [module for module in probe.layer.modules() if module not in modules and _multiplies(module)]
+    handles += [module.register_forward_pre_hook(keep_input(module)) for module in (*modules, *others)]
     try:
         probe.run()
     finally:
@@ -107,13 +128,31 @@ def _norms_before(block: str, sites: Sequence[InputSite], probe: Probe) -> dict[
             handle.remove()
     norms: dict[str, NormRole] = {}
     for site in sites:
-        path, offset = outputs.get(read.get(site.name, 0)), None
-        if path is not None:
-            offset = offsets[path]
+        path = outputs.get(read.get(site.linears[0].module, 0))
+        offset = None if path is None else offsets[path]
         if path is not None and offset is not None:
-            norm = probe.layer.get_submodule(path)
-            norms[site.name] = NormRole(name=f"{block}.{path}", module=norm, offset=offset)
-    return norms
+            norms[site.name] = NormRole(
+                name=f"{block}.{path}",
+                module=probe.layer.get_submodule(path),
+                offset=offset,
+                readers=tuple(module for module in others if outputs.get(read.get(module, 0)) == path),
+            )
+    return _of_one_kind(sites, norms)
+
+
+def _of_one_kind(sites: Sequence[InputSite], norms: Mapping[str, NormRole]) -> dict[str, NormRole]:
+    """Leave out norms that feed attention and an MLP at once: those have no salience in common."""
+    kinds: dict[str, set[Kind]] = {}
+    for site in sites:
+        if site.name in norms:
+            kinds.setdefault(norms[site.name].name, set()).add(site.kind)
+    return {name: norm for name, norm in norms.items() if len(kinds[norm.name]) == 1}
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Return whether a module has a matrix of its own, as Linears and routers do."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.dim() == 2
 
 
 def _kind(module: nn.Module) -> str:
@@ -126,17 +165,15 @@ def _unchanged(probe: Probe, sites: Sequence[InputSite], before: Seen, watched: 
 
     Powers of two are folded without rounding.
     """
-    modules = [linear.module for site in sites for linear in site.linears]
-    modules += [site.producer.module for site in sites if site.producer is not None]  # type: ignore[misc]
-    with weights_restored(modules):
+    with weights_restored([module for site in sites for module in changed_by(site)]):
         divisors: dict[str, Tensor] = {}
-        for number, site in enumerate(reversed(sites)):
-            scale = _scale(site, number)
-            for linear in site.linears:
+        for number, group in enumerate(reversed(scale_groups(sites))):
+            scale = _scale(group[0], number)
+            for linear in (linear for site in group for linear in site.linears):
                 rows = divisors.pop(linear.name, torch.ones(1, device=scale.device))
                 linear.set_weight(linear.weight() / rows[:, None] * scale)
-            if site.folds:
-                divisors |= fold(site, scale, torch.float32)
+            if group[0].folds:
+                divisors |= fold(group[0], scale, torch.float32)
         for site in sites:
             # A producer whose own input is not among the sites that are asked.
             if isinstance(site.producer, LinearRole) and site.producer.name in divisors:
@@ -146,7 +183,7 @@ def _unchanged(probe: Probe, sites: Sequence[InputSite], before: Seen, watched: 
 
 
 def _scale(site: InputSite, seed: int) -> Tensor:
-    device = site.linears[0].module.weight.device
+    device = site.linears[0].weight().device
     if not site.folds:
         return torch.ones(site.inputs, device=device)
     doublings = torch.randint(

@@ -7,7 +7,7 @@ transformers model whose decoder blocks are one `nn.ModuleList`.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from objectives.errors import InputError
 from objectives.model.commuting import folding_sites
+from objectives.model.experts import expert_sites, find_experts
 from objectives.model.layouts import (
     FUSED_GATE_UP,
     FUSED_QKV,
@@ -32,7 +33,16 @@ from objectives.model.layouts import (
     qkv_arrangements,
 )
 from objectives.model.probing import Call, Probe, read_calls
-from objectives.model.roles import Block, InputSite, LinearRole, NormRole, largest_uncovered, uncovered_share
+from objectives.model.roles import (
+    Block,
+    Expert,
+    FusedExperts,
+    InputSite,
+    LinearRole,
+    NormRole,
+    largest_uncovered,
+    uncovered_share,
+)
 
 log = logging.getLogger(__name__)
 
@@ -138,22 +148,51 @@ def _asked(index: int, name: str, layer: nn.Module, probe: Probe | None, config:
     times = Counter(linear.role for linear in named)
     # Of several Linears of one role (routed experts) none reads what the block reads.
     by_role = {linear.role: linear for linear in named if times[linear.role] == 1}
-    covered = {id(linear.module.weight) for linear in by_role.values()}
+    experts = list(find_experts(name, probed))
+    sites = _with_experts(list(_sites(name, by_role)), experts)
+    covered = {id(parameter) for site in sites for linear in site.linears for parameter in _own_weights(linear)}
     uncovered = {
         f"{name}.{child}": parameter.numel()
         for child, parameter in probed.named_parameters()
-        if parameter.dim() > 1 and id(parameter) not in covered
+        if parameter.dim() > 1 and id(parameter) not in covered and not _is_bias(child)
     }
-    sites = list(_sites(name, by_role))
     if probe is not None:
-        sites = folding_sites(name, sites, by_role, probe, config)
+        sites = folding_sites(name, sites, probe, config)
+    places = {id(module): path for path, module in probed.named_modules()}
+
+    def own(module: nn.Module) -> nn.Module:
+        return layer.get_submodule(places[id(module)])
+
     return Block(
         index=index,
         name=name,
-        sites=tuple(_of_layer(site, name, layer, shared) for site in sites),
+        sites=tuple(_without_shared(site, shared) for site in (_of_layer(site, own) for site in sites)),
         activation=activation(config),
         uncovered=uncovered,
+        experts=tuple(_experts_of_layer(fused, own) for fused in experts),
     )
+
+
+def _own_weights(linear: LinearRole) -> Iterator[nn.Parameter]:
+    """Yield the parameter that holds the weight of a Linear."""
+    name = "weight" if linear.expert is None else linear.expert.weight
+    yield linear.module.get_parameter(name)
+
+
+def _is_bias(parameter: str) -> bool:
+    """Return whether a parameter of two dimensions holds the biases of experts."""
+    return parameter.endswith("_bias")
+
+
+def _with_experts(sites: Sequence[InputSite], experts: Sequence[FusedExperts]) -> list[InputSite]:
+    """Return the sites with those of experts in the order in which the block computes: what feeds a down before it."""
+    downs = [site for site in sites if site.linears[0].role in ("down", "fc2")]
+    firsts = [site for site in sites if site not in downs]
+    for fused in experts:
+        reading, writing = expert_sites(fused)
+        firsts += reading
+        downs += writing
+    return [*firsts, *downs]
 
 
 def _linears(name: str, layer: nn.Module, probe: Probe | None, config: Any) -> Iterator[LinearRole]:
@@ -205,25 +244,45 @@ def _sites(name: str, by_role: Mapping[Role, LinearRole]) -> Iterator[InputSite]
                 name=f"{name}:{'+'.join(roles)}",
                 kind=kind,
                 linears=linears,
-                inputs=linears[0].module.in_features,
+                inputs=linears[0].shape[1],
                 producer=None,
             )
 
 
-def _of_layer(site: InputSite, block: str, layer: nn.Module, shared: set[int]) -> InputSite:
+def _of_layer(site: InputSite, own: Callable[[nn.Module], nn.Module]) -> InputSite:
     """Return a site of the copy that was asked as one of the model's own block."""
-    linears = tuple(replace(linear, module=_own(linear, block, layer)) for linear in site.linears)
-    if site.producer is None:
-        return replace(site, linears=linears)
-    producer = replace(site.producer, module=_own(site.producer, block, layer))
-    changed = [*(linear.module for linear in linears), producer.module]
-    if any(id(parameter) in shared for module in changed for parameter in module.parameters(recurse=False)):
-        return replace(site, linears=linears, producer=None, tie=None)
+    linears = tuple(replace(linear, module=own(linear.module)) for linear in site.linears)
+    producer = site.producer
+    if isinstance(producer, NormRole):
+        readers = tuple(own(reader) for reader in producer.readers)
+        producer = replace(producer, module=own(producer.module), readers=readers)
+    elif producer is not None:
+        producer = replace(producer, module=own(producer.module))
     return replace(site, linears=linears, producer=producer)
 
 
-def _own(role: LinearRole | NormRole, block: str, layer: nn.Module) -> Any:
-    return layer.get_submodule(role.name.partition(":")[0].removeprefix(f"{block}."))
+def _experts_of_layer(fused: FusedExperts, own: Callable[[nn.Module], nn.Module]) -> FusedExperts:
+    module = own(fused.module)
+    experts = (
+        Expert(
+            gate=replace(expert.gate, module=module),
+            up=replace(expert.up, module=module),
+            down=replace(expert.down, module=module),
+        )
+        for expert in fused.experts
+    )
+    return replace(fused, module=module, experts=tuple(experts))
+
+
+def _without_shared(site: InputSite, shared: set[int]) -> InputSite:
+    """Return a site that does not fold where folding would change a parameter that stands elsewhere, too."""
+    if site.producer is None:
+        return site
+    changed = [*(linear.module for linear in site.linears), site.producer.module]
+    changed += site.producer.readers if isinstance(site.producer, NormRole) else ()
+    if any(id(parameter) in shared for module in changed for parameter in module.parameters(recurse=False)):
+        return replace(site, producer=None, tie=None)
+    return site
 
 
 def _require_coverage(module: nn.Module, blocks: Sequence[Block], allow_partial: bool) -> None:

@@ -1,9 +1,11 @@
 """Fold input scales into what produces the inputs, in a model in memory.
 
-Responsible for the weights of norms and for the biases of norms and Linears, as they will be stored; the rows of a
-Linear take the scale when it is quantized (`quant.layers.LinearInput.divisor`). May assume a site that folds and a
-scale that respects its tie. Shape letters: `O` outputs, `I` inputs.
+Responsible for the weights of norms and of what else reads them, and for the biases of norms and Linears, as they will
+be stored; the rows of a Linear take the scale when it is quantized (`quant.linears.LinearInput.divisor`). May assume a
+site that folds and a scale that respects its tie. Shape letters: `O` outputs, `I` inputs.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,7 @@ def norm_weight(site: InputSite, stored: torch.dtype) -> NormWeight | None:
     norm = site.producer
     if not isinstance(norm, NormRole):
         return None
-    weight: Tensor = norm.module.weight  # type: ignore[assignment]
-    return NormWeight(weight=weight.to(stored), offset=norm.offset)
+    return _stored_weight(norm, stored)
 
 
 def fold(site: InputSite, scale: Tensor, stored: torch.dtype) -> dict[str, Tensor]:
@@ -38,23 +39,37 @@ def fold(site: InputSite, scale: Tensor, stored: torch.dtype) -> dict[str, Tenso
         return {}
     assert producer is not None
     divisor = scale if site.tie is None else site.tie.per_value(scale)
-    if producer.module.bias is not None:
+    if producer.bias is not None:
         rows = slice(None) if producer.rows is None else producer.rows
-        _divide(producer.module.bias, rows, divisor, stored)
+        _divide(producer.bias, rows, divisor, stored)
     return {producer.name: divisor}
 
 
 def changed_modules(block: Block) -> list[nn.Module]:
-    """Return every module of a block that quantizing or folding may change."""
-    producers = [site.producer.module for site in block.sites if site.producer is not None]
-    return [*(linear.module for linear in block.linears), *producers]
+    """Return every module of a block that quantizing or folding may change, each once."""
+    return list(dict.fromkeys(module for site in block.sites for module in changed_by(site)))
+
+
+def changed_by(site: InputSite) -> list[nn.Module]:
+    """Return the modules that quantizing the Linears of a site or folding the scale of its input may change."""
+    modules = [linear.module for linear in site.linears]
+    if isinstance(site.producer, NormRole):
+        return [*modules, site.producer.module, *site.producer.readers]
+    return modules if site.producer is None else [*modules, site.producer.module]
+
+
+def _stored_weight(norm: NormRole, stored: torch.dtype) -> NormWeight:
+    readers = (cast(Tensor, reader.weight).to(stored) for reader in norm.readers)
+    return NormWeight(weight=cast(Tensor, norm.module.weight).to(stored), offset=norm.offset, readers=tuple(readers))
 
 
 def _fold_into_norm(norm: NormRole, scale: Tensor, stored: torch.dtype) -> None:
-    weight, bias = norm.module.weight, getattr(norm.module, "bias", None)
-    weight.copy_(NormWeight(weight=weight.to(stored), offset=norm.offset).divided(scale))  # type: ignore[operator,arg-type]
+    weight, bias = cast(Tensor, norm.module.weight), getattr(norm.module, "bias", None)
+    weight.copy_(_stored_weight(norm, stored).divided(scale))
     if bias is not None:
         _divide(bias, slice(None), scale, stored)
+    for reader in norm.readers:
+        cast(Tensor, reader.weight).mul_(scale)
 
 
 def _divide(bias: Tensor, rows: slice | Tensor, divisor: Tensor, stored: torch.dtype) -> None:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from objectives.errors import InputError
-from quant.layers import HeadTie
+from quant.linears import HeadTie
 from quant.scaling.salience import Kind
 
 # What code of other people raises where it is run otherwise than it was made for.
 UNUSABLE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError)
-Role = Literal["q", "k", "v", "o", "gate", "up", "down", "fc1", "fc2"]
+Role = Literal["q", "k", "v", "q_a", "q_b", "kv_a", "kv_b", "o", "gate", "up", "down", "fc1", "fc2"]
 Structure = Literal["activated", "gated product", "plain"]
-SUPPORTED = "supported layouts are LLaMA-like, Gemma-like, OPT-like and GPT-NeoX-like"
+SUPPORTED = "supported layouts are LLaMA-like, Gemma-like, OPT-like and GPT-NeoX-like, and fused experts in them"
 
 STRUCTURE: Mapping[Role, Structure] = {
     "gate": "activated",
@@ -94,6 +94,11 @@ WHOLE: Mapping[str, Role] = {
     "q_proj": "q",
     "k_proj": "k",
     "v_proj": "v",
+    # Attention through a narrow latent vector (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+    "q_a_proj": "q_a",
+    "q_b_proj": "q_b",
+    "kv_a_proj_with_mqa": "kv_a",
+    "kv_b_proj": "kv_b",
     "o_proj": "o",
     "out_proj": "o",
     "dense": "o",
@@ -111,6 +116,9 @@ FUSED_QKV = {"qkv_proj", "query_key_value"}
 FUSED_GATE_UP = {"gate_up_proj"}
 SITES: tuple[tuple[Kind, tuple[Role, ...]], ...] = (
     ("attention", ("q", "k", "v")),
+    ("attention", ("q_a", "kv_a")),
+    ("attention", ("q_b",)),
+    ("attention", ("kv_b",)),
     ("attention", ("o",)),
     ("mlp", ("gate", "up")),
     ("mlp", ("fc1",)),

@@ -48,8 +48,9 @@ class Seen:
 
     @property
     def finite(self) -> bool:
-        """Return whether every number is finite."""
-        return all(bool(tensor.isfinite().all()) for tensor in (*self.watched, *self.put_out))
+        """Return whether every number is one; attention masks may have infinite ones."""
+        numbers = all(not bool(tensor.isnan().any()) for tensor in self.put_out)
+        return numbers and all(bool(tensor.isfinite().all()) for tensor in self.watched)
 
 
 def read_calls(module: Any, layers: Sequence[nn.Module]) -> list[Call | None]:
@@ -177,8 +178,8 @@ def same(before: Seen, after: Seen) -> bool:
 
 
 def _close(new: Tensor, old: Tensor, scale: float) -> bool:
-    # Written so that NaN is a difference.
-    return bool(((new - old).abs() <= TOLERANCE * scale + ROUNDING * old.abs()).all())
+    # Written so that NaN is a difference, and an equal infinity none.
+    return bool(((new == old) | ((new - old).abs() <= TOLERANCE * scale + ROUNDING * old.abs())).all())
 
 
 def _rms(tensor: Tensor) -> float:

@@ -7,31 +7,61 @@ letters: `O` outputs, `I` inputs.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 from torch import Tensor, nn
 
 from objectives.model.layouts import STRUCTURE, Role, Structure
-from quant.layers import HeadTie
+from quant.linears import HeadTie
 from quant.scaling.salience import Kind
 
 LISTED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearRole:
-    """One Linear, or one slice of a fused one.
+class ExpertMatrix:
+    """Where a module of fused experts has a matrix of one of them.
 
     Attributes:
-        name: Qualified module name; slices append their role (`...qkv_proj:q`).
+        expert: Its number.
+        weight: Name of the parameter, `[experts, outputs, inputs]`.
+        bias: Name of the biases, `[experts, outputs]`; None without.
+        transposed: Whether the parameter is `[experts, inputs, outputs]`.
+    """
+
+    expert: int
+    weight: str
+    bias: str | None = None
+    transposed: bool = False
+
+    def view(self, module: nn.Module) -> Tensor:
+        """View its weight in `module`, `[outputs, inputs]`."""
+        matrix = cast(Tensor, getattr(module, self.weight))[self.expert]
+        return matrix.T if self.transposed else matrix
+
+    def bias_of(self, module: nn.Module) -> Tensor | None:
+        """View its bias in `module`, `[outputs]`; None without."""
+        return None if self.bias is None else cast(Tensor, getattr(module, self.bias))[self.expert]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRole:
+    """One Linear, one slice of a fused one, or one matrix of one of many experts.
+
+    Attributes:
+        name: Qualified module name; slices append their role (`...qkv_proj:q`), experts have their number in it
+            (`...experts.3.gate_proj`), also where their matrices are parts of one tensor.
         role: What it is for.
-        module: The Linear that holds its weight.
-        rows: Output rows of the module that are this slice's, int64; None for all.
+        module: The Linear, or the experts, that holds its weight.
+        rows: Output rows of the matrix that are this slice's, int64; None for all.
+        expert: Which matrix of the module; None for a Linear's own.
     """
 
     name: str
     role: Role
-    module: nn.Linear
+    module: nn.Module
     rows: Tensor | None = None
+    expert: ExpertMatrix | None = None
 
     @property
     def structure(self) -> Structure:
@@ -39,30 +69,55 @@ class LinearRole:
         return STRUCTURE.get(self.role, "plain")
 
     @property
+    def owner(self) -> str:
+        """Return what it is a part of: the qualified name of an attention, of an MLP, of one expert."""
+        return self.name.partition(":")[0].rpartition(".")[0]
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Return `(O, I)`, without the copy that `weight` makes of a slice."""
-        outputs = self.module.out_features if self.rows is None else len(self.rows)
-        return outputs, self.module.in_features
+        outputs, inputs = self._matrix().shape
+        return outputs if self.rows is None else len(self.rows), inputs
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the bias of all rows of its matrix, a view; None without."""
+        if self.expert is not None:
+            return self.expert.bias_of(self.module)
+        return cast("Tensor | None", self.module.bias)
 
     def weight(self) -> Tensor:
-        """Return its weight `[O, I]`; a view for a whole Linear, a copy for a slice."""
-        return self.module.weight if self.rows is None else self.module.weight[self.rows]
+        """Return its weight `[O, I]`; a view for a whole matrix, a copy for a slice."""
+        return self._matrix() if self.rows is None else self._matrix()[self.rows]
 
     def set_weight(self, weight: Tensor) -> None:
         """Put `weight` `[O, I]` in its place."""
+        matrix = self._matrix()
         if self.rows is None:
-            self.module.weight.copy_(weight)
+            matrix.copy_(weight)
         else:
-            self.module.weight[self.rows] = weight.to(self.module.weight.dtype)
+            matrix[self.rows] = weight.to(matrix.dtype)
+
+    def _matrix(self) -> Tensor:
+        return cast(Tensor, self.module.weight) if self.expert is None else self.expert.view(self.module)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormRole:
-    """A norm that feeds one site and nothing else: it outputs `(offset + weight) n`, plus a bias where it has one."""
+    """A norm that feeds sites and readers and nothing else: it outputs `(offset + weight) n`, plus a bias.
+
+    Attributes:
+        name: Qualified module name.
+        module: Has the weight.
+        offset: What is added to the weight.
+        readers: Modules that read its output and stay in 16 bit, as routers do; each multiplies with its `weight`,
+            `[..., I]`.
+    """
 
     name: str
     module: nn.Module
     offset: float
+    readers: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +125,15 @@ class InputSite:
     """Linears with a common input.
 
     Attributes:
-        name: Unique in the model: the block and the roles.
+        name: Unique in the model: the block, or the expert, and the roles.
         kind: Attention or MLP.
         linears: In the model's order.
         inputs: Width of the common input.
         producer: What a scale of the input folds into: a norm, or the rows of another Linear of the block; None where
             nothing can take it.
         tie: Inputs that must share a scale for that.
+        pool: What it has in common with the same Linears of the other experts, whose tokens are other ones; None for
+            Linears that read every token.
     """
 
     name: str
@@ -85,11 +142,45 @@ class InputSite:
     inputs: int
     producer: NormRole | LinearRole | None
     tie: HeadTie | None = None
+    pool: str | None = None
 
     @property
     def folds(self) -> bool:
         """Return whether a scale of the input can be folded into what produces it."""
         return self.producer is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expert:
+    """One of many MLPs: `down` reads what its activation makes of `gate` times `up`, or something like it."""
+
+    gate: LinearRole
+    up: LinearRole
+    down: LinearRole
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedExperts:
+    """Experts whose matrices are parts of a few tensors of one module.
+
+    Attributes:
+        name: Qualified module name.
+        module: Is called with tokens `[N, I]`, the numbers of each token's experts `[N, k]`, and their weights.
+        experts: By number.
+    """
+
+    name: str
+    module: nn.Module
+    experts: tuple[Expert, ...]
+
+
+def scale_groups(sites: Sequence[InputSite]) -> list[tuple[InputSite, ...]]:
+    """Return the sites by what takes their scale: those that one norm feeds share it, others are alone."""
+    groups: dict[str, list[InputSite]] = {}
+    for site in sites:
+        key = site.producer.name if isinstance(site.producer, NormRole) else site.name
+        groups.setdefault(key, []).append(site)
+    return [tuple(group) for group in groups.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +193,7 @@ class Block:
         sites: Its Linears by common input.
         activation: The MLP's activation function.
         uncovered: Weights of two or more dimensions that are not quantized: name and number of elements.
+        experts: Those of its experts that one module computes.
     """
 
     index: int
@@ -109,6 +201,7 @@ class Block:
     sites: tuple[InputSite, ...]
     activation: Callable[[Tensor], Tensor]
     uncovered: Mapping[str, int]
+    experts: tuple[FusedExperts, ...] = ()
 
     @property
     def linears(self) -> Iterator[LinearRole]:

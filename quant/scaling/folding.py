@@ -18,10 +18,13 @@ class NormWeight:
     Attributes:
         weight: `[I]`, in the type it is stored in.
         offset: What is added to it where it is applied: 1 in Gemma's norms, 0 elsewhere.
+        readers: Weights `[..., I]` that stay in 16 bit and read what the norm puts out, in the type they are stored in:
+            they are multiplied with the scale.
     """
 
     weight: Tensor
     offset: float = 0.0
+    readers: tuple[Tensor, ...] = ()
 
     def divided(self, scale: Tensor) -> Tensor:
         """Return the weight with which the norm outputs `1/S` of what it did, in the stored type, `[I]`.
@@ -39,11 +42,20 @@ class NormWeight:
     def representable(self, scale: Tensor) -> Tensor:
         """The scale near `scale` whose inverse the stored weight holds exactly, float32 `[I]`; 1 where it holds none.
 
+        With readers it is a power of two, which a product with their weights takes exactly, too: the choice of experts,
+        which is one of near ties now and then, is then what it was.
+
         Args:
             scale: S, float32 `[I]`, positive.
         """
-        divided = self._gain(self.divided(scale))
-        return torch.where(divided == 0, 1.0, self._gain(self.weight) / divided)
+        wanted = scale.log2().round().exp2() if self.readers else scale
+        divided = self._gain(self.divided(wanted))
+        exact = torch.where(divided == 0, 1.0, self._gain(self.weight) / divided)
+        for reader in self.readers:
+            undone = (reader.float() * exact).to(reader.dtype).float() / exact
+            held = (undone == reader.float()).flatten(0, -2).all(0)
+            exact = torch.where(held, exact, 1.0)
+        return exact
 
     def _gain(self, weight: Tensor) -> Tensor:
         return self.offset + weight.float()

@@ -16,7 +16,7 @@ from objectives.model.loading import Model
 from objectives.model.roles import Block, InputSite
 from objectives.progress import silent
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
-from quant.layers import LinearInput, LinearSet
+from quant.linears import LinearInput, LinearSet
 from quant.methods import METHODS
 from quant.statistics import OutputStatistics
 from storage.cache import TensorCache

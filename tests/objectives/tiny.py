@@ -10,15 +10,20 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     Phi3Config,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
 )
 
 from objectives.bundled.text import MODEL_DIRECTORY
@@ -68,6 +73,34 @@ LAYOUTS: dict[str, Callable[[], Any]] = {
     "gpt-neox": lambda: GPTNeoXConfig(**COMMON),
     "phi3": lambda: Phi3Config(**GROUPED),
 }
+
+EXPERTS, EXPERT_MLP = 4, 32
+ROUTED = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": EXPERT_MLP}
+MIXTURES: dict[str, Callable[[], Any]] = {
+    "mixtral": lambda: MixtralConfig(**GROUPED, num_local_experts=EXPERTS),
+    "qwen3-moe": lambda: Qwen3MoeConfig(**GEMMA, **ROUTED),
+    # Its first block is dense, and the second has an expert that reads every token.
+    "qwen2-moe": lambda: Qwen2MoeConfig(
+        **GROUPED, **ROUTED, shared_expert_intermediate_size=MLP, mlp_only_layers=[0], decoder_sparse_step=1
+    ),
+    "deepseek-v3": lambda: DeepseekV3Config(
+        **{**COMMON, "num_key_value_heads": HEADS},
+        n_routed_experts=EXPERTS,
+        num_experts_per_tok=2,
+        moe_intermediate_size=EXPERT_MLP,
+        n_group=2,
+        topk_group=1,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=HEAD,
+        first_k_dense_replace=1,
+    ),
+    # Biases, rows of gate and up in turns, matrices the other way round.
+    "gpt-oss": lambda: GptOssConfig(**GEMMA, num_local_experts=EXPERTS, num_experts_per_tok=2, rope_parameters=ROPE),
+}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 def module(config: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:

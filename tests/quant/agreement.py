@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant.layers import LinearSet, QuantizedLinear, quantize_set
+from quant.layers import QuantizedLinear, quantize_set
+from quant.linears import LinearSet
 from quant.scheme import dequantize, loaded
 from quant.setting import Setting
 from tests.quant import reference

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from quant.layers import HeadTie, LinearInput, LinearSet
+from quant.linears import HeadTie, LinearInput, LinearSet
 from quant.statistics import InputStatistics, InputSums, OutputStatistics, OutputSums
 from tests.quant import reference
 

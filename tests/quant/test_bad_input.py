@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from quant.errors import QuantizationError
-from quant.layers import LinearSet, quantize_set
+from quant.layers import quantize_set
+from quant.linears import LinearSet
 from quant.methods import METHODS
 from quant.setting import PRESETS, Setting
 from tests.quant import synthetic

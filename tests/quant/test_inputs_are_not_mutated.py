@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from quant import layers, matmul, methods, packing, scheme, setting, statistics
+from quant import layers, linears, matmul, methods, packing, scheme, setting, statistics
 from quant.rounding import gptq, nearest, ranges
 from quant.rounding.inputs import ScaledInputs
 from quant.rounding.matrix import Matrix
@@ -113,10 +113,10 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         for sharing in ("linear", "foldable")
     },
     "quantize_set-tied": (partial(layers.quantize_set, setting=setting.Setting(group_size=12)), (TIED,)),
-    "require_finite": (layers.require_finite, (TIED,)),
-    "HeadTie.average": (layers.HeadTie(kv_heads=2, repeats=3, head_dim=4).average, (SALIENCE,)),
-    "HeadTie.average-alone": (layers.HeadTie(kv_heads=6, repeats=1, head_dim=4).average, (SALIENCE,)),
-    "HeadTie.per_value": (layers.HeadTie(kv_heads=2, repeats=3, head_dim=4).per_value, (SALIENCE,)),
+    "require_finite": (linears.require_finite, (TIED,)),
+    "HeadTie.average": (linears.HeadTie(kv_heads=2, repeats=3, head_dim=4).average, (SALIENCE,)),
+    "HeadTie.average-alone": (linears.HeadTie(kv_heads=6, repeats=1, head_dim=4).average, (SALIENCE,)),
+    "HeadTie.per_value": (linears.HeadTie(kv_heads=2, repeats=3, head_dim=4).per_value, (SALIENCE,)),
     "LinearInput.divided": (
         lambda linear: linear.divided(),
         (replace(GATE_UP.linears[0], divisor=torch.rand(7, generator=seeded(3)) + 0.5),),

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import quant.layers
 from quant.errors import QuantizationError
-from quant.layers import LinearSet, QuantizedLinear, quantize_set
+from quant.layers import QuantizedLinear, quantize_set
+from quant.linears import LinearSet
 from quant.methods import METHODS
 from quant.scaling.salience import error_weights
 from quant.setting import Setting

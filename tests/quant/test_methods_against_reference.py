@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from quant.layers import LinearSet, quantize_set
+from quant.layers import quantize_set
+from quant.linears import LinearSet
 from quant.methods import METHODS
 from quant.setting import Setting
 from tests.quant import reference, synthetic

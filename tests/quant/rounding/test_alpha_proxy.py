@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from quant.layers import LinearSet, quantize_set
+from quant.layers import quantize_set
+from quant.linears import LinearSet
 from quant.rounding.inputs import ScaledInputs
 from quant.rounding.ranges import FEW_SHARES, find_ranges
 from quant.scaling.salience import input_salience

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantizationError
-from quant.layers import LinearInput, LinearSet, quantize_set
+from quant.layers import quantize_set
+from quant.linears import LinearInput, LinearSet
 from quant.recipes import recipe_fields
 from quant.rounding import rounding
 from quant.rounding.inputs import ScaledInputs

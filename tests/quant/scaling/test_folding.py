@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quant.layers import HeadTie, quantize_set
+from quant.layers import quantize_set
+from quant.linears import HeadTie
 from quant.scaling.folding import NormWeight
 from quant.scaling.search import QuadraticForm
 from quant.scheme import dequantize, effective_weight

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quant.layers import HeadTie
+from quant.linears import HeadTie
 from quant.methods import METHODS
 from quant.scaling.salience import (
     error_weights,

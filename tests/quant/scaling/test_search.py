@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quant.layers import LinearSet, quantize_set
+from quant.layers import quantize_set
+from quant.linears import LinearSet
 from quant.methods import METHODS
 from quant.scaling.salience import error_weights, importance, input_salience, normalise
 from quant.scaling.search import Problem, QuadraticForm, Rounding, candidate_scales, losses

@@ -1,0 +1,43 @@
+"""Statistics of experts that saw few tokens: shrunk towards what all experts of a block have in common.
+
+Responsible for what quantizing reads of experts; what is recorded and stored are the statistics of an expert's own
+tokens. May assume statistics of one block. The formula is in docs/methods.md (mixtures of experts).
+"""
+
+from collections.abc import Mapping
+
+from objectives.model.roles import Block
+from quant.statistics import InputStatistics, OutputStatistics, Statistics, merge, shrunk
+
+KAPPA_PER_INPUT = 1.0
+"""κ for each input of a matrix: so many tokens of an expert's own are worth as much as the pool."""
+
+
+def shrunk_inputs(block: Block, inputs: Mapping[str, InputStatistics]) -> dict[str, InputStatistics]:
+    """Return statistics by site, those of experts shrunk towards the pool of the same site of all experts."""
+    pools: dict[str, list[str]] = {}
+    for site in block.sites:
+        if site.pool is not None:
+            pools.setdefault(site.pool, []).append(site.name)
+    kappas = {site.name: KAPPA_PER_INPUT * site.inputs for site in block.sites}
+    return {**inputs, **_shrunk(inputs, list(pools.values()), kappas)}
+
+
+def shrunk_outputs(block: Block, outputs: Mapping[str, OutputStatistics]) -> dict[str, OutputStatistics]:
+    """Return statistics by Linear, those of experts shrunk as those of their inputs are."""
+    pools: dict[str, list[str]] = {}
+    for site in block.sites:
+        for linear in site.linears if site.pool is not None else ():
+            pools.setdefault(f"{site.pool} {linear.role}", []).append(linear.name)
+    kappas = {linear.name: KAPPA_PER_INPUT * site.inputs for site in block.sites for linear in site.linears}
+    return {**outputs, **_shrunk(outputs, list(pools.values()), kappas)}
+
+
+def _shrunk(
+    means: Mapping[str, Statistics], pools: list[list[str]], kappas: Mapping[str, float]
+) -> dict[str, Statistics]:
+    result: dict[str, Statistics] = {}
+    for names in pools:
+        pooled = merge([means[name] for name in names])
+        result |= {name: shrunk(means[name], pooled, kappas[name]) for name in names}
+    return result
