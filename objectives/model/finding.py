@@ -7,8 +7,7 @@ transformers model whose decoder blocks are one `nn.ModuleList`.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from objectives.errors import InputError
 from objectives.model.commuting import folding_sites
+from objectives.model.copies import experts_of_block, site_of_block, without_shared
 from objectives.model.experts import expert_sites, find_experts
 from objectives.model.layouts import (
     FUSED_GATE_UP,
@@ -35,11 +35,9 @@ from objectives.model.layouts import (
 from objectives.model.probing import Call, Probe, read_calls
 from objectives.model.roles import (
     Block,
-    Expert,
     FusedExperts,
     InputSite,
     LinearRole,
-    NormRole,
     largest_uncovered,
     uncovered_share,
 )
@@ -166,10 +164,10 @@ def _asked(index: int, name: str, layer: nn.Module, probe: Probe | None, config:
     return Block(
         index=index,
         name=name,
-        sites=tuple(_without_shared(site, shared) for site in (_of_layer(site, own) for site in sites)),
+        sites=tuple(without_shared(site_of_block(site, own), shared) for site in sites),
         activation=activation(config),
         uncovered=uncovered,
-        experts=tuple(_experts_of_layer(fused, own) for fused in experts),
+        experts=tuple(experts_of_block(fused, own) for fused in experts),
     )
 
 
@@ -247,42 +245,6 @@ def _sites(name: str, by_role: Mapping[Role, LinearRole]) -> Iterator[InputSite]
                 inputs=linears[0].shape[1],
                 producer=None,
             )
-
-
-def _of_layer(site: InputSite, own: Callable[[nn.Module], nn.Module]) -> InputSite:
-    """Return a site of the copy that was asked as one of the model's own block."""
-    linears = tuple(replace(linear, module=own(linear.module)) for linear in site.linears)
-    producer = site.producer
-    if isinstance(producer, NormRole):
-        readers = tuple(own(reader) for reader in producer.readers)
-        producer = replace(producer, module=own(producer.module), readers=readers)
-    elif producer is not None:
-        producer = replace(producer, module=own(producer.module))
-    return replace(site, linears=linears, producer=producer)
-
-
-def _experts_of_layer(fused: FusedExperts, own: Callable[[nn.Module], nn.Module]) -> FusedExperts:
-    module = own(fused.module)
-    experts = (
-        Expert(
-            gate=replace(expert.gate, module=module),
-            up=replace(expert.up, module=module),
-            down=replace(expert.down, module=module),
-        )
-        for expert in fused.experts
-    )
-    return replace(fused, module=module, experts=tuple(experts))
-
-
-def _without_shared(site: InputSite, shared: set[int]) -> InputSite:
-    """Return a site that does not fold where folding would change a parameter that stands elsewhere, too."""
-    if site.producer is None:
-        return site
-    changed = [*(linear.module for linear in site.linears), site.producer.module]
-    changed += site.producer.readers if isinstance(site.producer, NormRole) else ()
-    if any(id(parameter) in shared for module in changed for parameter in module.parameters(recurse=False)):
-        return replace(site, producer=None, tie=None)
-    return site
 
 
 def _require_coverage(module: nn.Module, blocks: Sequence[Block], allow_partial: bool) -> None:
