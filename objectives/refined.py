@@ -165,7 +165,7 @@ class Refined:
             )
         refined = {name: replace(weight, scale=self.scales[name]) for name, weight in codes.items()}
         for linear in _coded(blocks, codes):
-            linear.set_weight(loaded(refined[linear.name]).to(linear.module.weight.device))
+            linear.set_weight(loaded(refined[linear.name]).to(linear.parameter.device))
         for name, vector in self.vectors.items():
             module.get_parameter(name).copy_(vector)
         return refined

@@ -61,7 +61,7 @@ def trace(experts: FusedExperts, number: int, x: Tensor) -> Traced:
     """Compute what one expert makes of the tokens `x` `[N, I]`, in the type of its weights."""
     expert = experts.experts[number]
     assert expert.gate.expert is not None
-    gate_up = linear(x, expert.gate.expert.view(experts.module), expert.gate.bias)
+    gate_up = linear(x, expert.gate.expert.of(expert.gate.parameter), expert.gate.bias)
     hidden = cast(Any, experts.module)._apply_gate(gate_up)
     return Traced(
         gate=gate_up[:, expert.gate.rows],

@@ -148,7 +148,7 @@ def _asked(index: int, name: str, layer: nn.Module, probe: Probe | None, config:
     by_role = {linear.role: linear for linear in named if times[linear.role] == 1}
     experts = list(find_experts(name, probed))
     sites = _with_experts(list(_sites(name, by_role)), experts)
-    covered = {id(parameter) for site in sites for linear in site.linears for parameter in _own_weights(linear)}
+    covered = {id(linear.parameter) for site in sites for linear in site.linears}
     uncovered = {
         f"{name}.{child}": parameter.numel()
         for child, parameter in probed.named_parameters()
@@ -169,12 +169,6 @@ def _asked(index: int, name: str, layer: nn.Module, probe: Probe | None, config:
         uncovered=uncovered,
         experts=tuple(experts_of_block(fused, own) for fused in experts),
     )
-
-
-def _own_weights(linear: LinearRole) -> Iterator[nn.Parameter]:
-    """Yield the parameter that holds the weight of a Linear."""
-    name = "weight" if linear.expert is None else linear.expert.weight
-    yield linear.module.get_parameter(name)
 
 
 def _is_bias(parameter: str) -> bool:

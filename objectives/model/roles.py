@@ -34,10 +34,9 @@ class ExpertMatrix:
     bias: str | None = None
     transposed: bool = False
 
-    def view(self, module: nn.Module) -> Tensor:
-        """View its weight in `module`, `[outputs, inputs]`."""
-        matrix = cast(Tensor, getattr(module, self.weight))[self.expert]
-        return matrix.T if self.transposed else matrix
+    def of(self, stacked: Tensor) -> Tensor:
+        """View its part, `[outputs, inputs]`, of something that is laid out as the parameter is."""
+        return stacked[self.expert].T if self.transposed else stacked[self.expert]
 
     def bias_of(self, module: nn.Module) -> Tensor | None:
         """View its bias in `module`, `[outputs]`; None without."""
@@ -88,7 +87,7 @@ class LinearRole:
 
     def weight(self) -> Tensor:
         """Return its weight `[O, I]`; a view for a whole matrix, a copy for a slice."""
-        return self._matrix() if self.rows is None else self._matrix()[self.rows]
+        return self.part_of(self.parameter)
 
     def set_weight(self, weight: Tensor) -> None:
         """Put `weight` `[O, I]` in its place."""
@@ -98,8 +97,18 @@ class LinearRole:
         else:
             matrix[self.rows] = weight.to(matrix.dtype)
 
+    @property
+    def parameter(self) -> nn.Parameter:
+        """Return the parameter that holds its weight, and maybe that of others."""
+        return self.module.get_parameter("weight" if self.expert is None else self.expert.weight)
+
+    def part_of(self, whole: Tensor) -> Tensor:
+        """Return what of a tensor that is laid out as the parameter is belongs to this Linear, `[O, I]`."""
+        matrix = whole if self.expert is None else self.expert.of(whole)
+        return matrix if self.rows is None else matrix[self.rows]
+
     def _matrix(self) -> Tensor:
-        return cast(Tensor, self.module.weight) if self.expert is None else self.expert.view(self.module)
+        return self.parameter if self.expert is None else self.expert.of(self.parameter)
 
 
 @dataclass(frozen=True, kw_only=True)

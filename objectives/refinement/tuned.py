@@ -54,7 +54,7 @@ class Scales:
     @property
     def parameter(self) -> nn.Parameter:
         """Return the weight."""
-        return self.linear.module.get_parameter("weight")
+        return self.linear.parameter
 
     @property
     def size(self) -> int:
@@ -72,8 +72,7 @@ class Scales:
 
     def pulled_back(self, gradient: Tensor) -> Tensor:
         """Return `sum_group dL/dW W`: a weight is proportional to its scale."""
-        gradient = gradient if self.linear.rows is None else gradient[self.linear.rows]
-        product = gradient.float() * self.linear.weight().float()
+        product = self.linear.part_of(gradient).float() * self.linear.weight().float()
         return grouped(product, replace(self.scheme, group_size=self.codes.group_size)).sum(-1).flatten()
 
 
@@ -130,7 +129,7 @@ class Tuned:
         self._scales = [
             Scales(
                 linear=linear,
-                codes=_moved(codes[linear.name], linear.module.weight.device),
+                codes=_moved(codes[linear.name], linear.parameter.device),
                 scheme=plan.setting_for(linear.name).scheme(dtype),
             )
             for linear in linears
