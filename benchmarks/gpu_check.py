@@ -183,7 +183,7 @@ def commands(options: argparse.Namespace, home: Path) -> Iterator[Check]:
     workers = ["--workers", "2", "--devices", options.device, "--study", "device", "--out", str(home / "report")]
     output = home / "packed"
     of_model = ["--method", "gw-awq+range+gptq", "--asymmetric", "--n-calib", str(N_CALIB), "--device", options.device]
-    written = ["--format", "packed", "--output-dir", str(output)]
+    written = ["--format", "compressed-tensors", "--output-dir", str(output)]
     yield _run("study, two workers", ["optimize", *common, *group, *study, *workers])
     yield _run("packed model, scored anew", ["quantize", *common, *group, *of_model, *written])
 

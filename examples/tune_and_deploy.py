@@ -45,5 +45,5 @@ def tell(event: Event) -> None:
 if __name__ == "__main__":
     paths = Paths.default()
     optimize(PLAN, open_storage(chosen_url(None, paths)), paths, Budget(trials=6), tell, silent)
-    written = load("example").quantize(sys.argv[1], format="packed")
+    written = load("example").quantize(sys.argv[1], format="compressed-tensors")
     print(*written.notes, f"{written.directory}: {written.manifest.proof}", sep="\n")

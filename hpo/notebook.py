@@ -102,7 +102,7 @@ class LoadedStudy:
     def quantize(self, directory: str | Path, trial: str = RECOMMENDED, format: str = DEFAULT_FORMAT) -> Written:
         """Write what the study recommends, its `best` trial or one by its number, as a directory that loads like any.
 
-        `packed` is INT4 for transformers and vLLM, `dense` the same values in the model's own type; all
+        `compressed-tensors` is INT4 for transformers and vLLM, `dense` the same values in the model's own type; all
         formats are in `objectives.export.formats`.
 
         Raises:
@@ -113,7 +113,7 @@ class LoadedStudy:
         assert chosen.setting is not None
         plan = stored_bench_plan(self.record.contract, device=self.device)
         choice = Chosen(plan=Plan.uniform(chosen.setting), study=self.study, measured=chosen)
-        written = deploy(plan, choice, Path(directory), format, self.paths, silent)
+        written = deploy(plan, choice, {format: Path(directory)}, self.paths, silent)[format]
         return replace(written, notes=[*notes, *written.notes])
 
     @cached_property

@@ -140,16 +140,15 @@ def mixed_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written is scored in this process, for tests that do not need a fresh one: that takes seconds."""
-    from transformers import AutoModelForCausalLM
-
+    from objectives.export.reading import TRANSFORMERS, load_directory
     from objectives.progress import silent
     from objectives.scoring import score_all
 
-    def here(directory: Path, text: Any, model: Any, progress: object, trust: bool = False) -> Any:
-        loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=model.dtype, trust_remote_code=trust)
+    def here(directory: Path, text: Any, model: Any, progress: object, trust: bool = False, *reader: str) -> Any:
+        loaded = load_directory(*(reader or (TRANSFORMERS,)), directory, model.dtype, trust)
         return score_all(loaded.eval(), text, "", silent)
 
-    for form in ("dense", "packed"):
+    for form in ("dense", "compressed_tensors", "runtime"):
         monkeypatch.setattr(f"objectives.export.{form}.rescore", here)
 
 

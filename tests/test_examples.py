@@ -62,7 +62,7 @@ def test_a_study_ends_in_a_packed_model(tmp_path: Path) -> None:
     printed = run(tmp_path, "tune_and_deploy.py", str(tmp_path / "made"))
     assert printed.count(": COMPLETE") + printed.count(": PRUNED") == 6
     record = json.loads((tmp_path / "made" / "praqtune.json").read_text())
-    assert record["weights"] == "packed"
+    assert record["weights"] == "compressed-tensors"
     assert record["proof"]["packed"] == pytest.approx(record["proof"]["measured"], rel=1e-3)
 
 

@@ -1,11 +1,12 @@
 """`quantize`: write a quantized model directory.
 
-Responsible for the flags and the table of this command.
+Responsible for the flags and the tables of this command.
 """
 
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -15,7 +16,8 @@ from hpo.commands.output import make_table, output
 from hpo.commands.settings import given_budget, one_plan
 from hpo.commands.stores import opened_study, paths_of
 from hpo.study.options import BenchOptions, RefineOptions
-from objectives.export.formats import DEFAULT_FORMAT, formats_help
+from objectives.errors import InputError
+from objectives.export.formats import DEFAULT_FORMAT, FORMATS, formats_help
 from storage.typed_json import encode
 
 if TYPE_CHECKING:
@@ -29,9 +31,10 @@ EXAMPLES = """examples:
   %(prog)s --method gw-awq --group-size 64 --output-dir awq-64
   %(prog)s --model org/name --calib-data wikitext2 --method gwh-praq-v2 --beta 0.3 --tau 2.5 --output-dir ./v2
   %(prog)s --study mine --output-dir ./best       what it recommends, as the study measured it
-  %(prog)s --study mine --format packed --output-dir ./best-int4    as INT4 that transformers and vLLM load
-  %(prog)s --study mine --format packed --refine --output-dir ./refined    scales and norms tuned after rounding
-  %(prog)s --method gw-awq+full+range+gptq --budget 4.4 --format packed --output-dir ./4.4    bits where they count
+  %(prog)s --study mine --format compressed-tensors --output-dir ./best-int4    as INT4 that vLLM loads
+  %(prog)s --study mine --format awq,gptq --output-dir ./best    into ./best/awq and ./best/gptq
+  %(prog)s --study mine --format awq --refine --output-dir ./refined    scales and norms tuned after rounding
+  %(prog)s --method gw-awq+full+range+gptq --budget 4.4 --format compressed-tensors --output-dir ./4.4    bits
   %(prog)s --plan plan.csv --output-dir ./mine    a setting for each Linear
   %(prog)s --study mine --trial 17 --storage sqlite:///study.db --output-dir ./trial-17
 """
@@ -54,8 +57,16 @@ def add_flags(parser: ArgumentParser) -> None:
     )
     add_plan_flags(group)
     add_storage_flag(group)
-    group.add_argument("--format", default=DEFAULT_FORMAT, help=formats_help())
-    group.add_argument("--output-dir", metavar="DIR", type=Path, required=True, help="must not exist, or be empty")
+    group.add_argument(
+        "--format", metavar="F[,F...]", default=DEFAULT_FORMAT, help=f"one or several of {formats_help()}"
+    )
+    group.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="must not exist, or be empty; of several formats each has a directory of its name in it",
+    )
 
 
 def run(parsed: Namespace) -> None:
@@ -69,12 +80,34 @@ def run(parsed: Namespace) -> None:
     paths = paths_of(parsed)
     chosen, plan, notes = what_to_write(parsed, paths)
     refining = make_refining(options_of(parsed, RefineOptions), plan.seed)
+    directories = directories_of(parsed.format, parsed.output_dir)
     with progress_display(parsed.quiet) as progress:
-        written = deploy(plan, chosen, parsed.output_dir, parsed.format, paths, progress, refining)
-    notes = [*notes, *written.notes]
+        written = deploy(plan, chosen, directories, paths, progress, refining)
+    notes = list(dict.fromkeys([*notes, *(note for model in written.values() for note in model.notes)]))
+    facts = {name: facts_of(model, notes) for name, model in written.items()}
+    [first, *others] = written.values()
+    if others:
+        output(parsed, {"formats": facts}, notes, *several_tables(list(written.values())))
+    else:
+        output(parsed, facts[parsed.format.strip()], notes, written_table(first))
+
+
+def directories_of(formats: str, directory: Path) -> dict[str, Path]:
+    """The directory of every format in a list: the one that was given, or one in it for each of several.
+
+    Raises:
+        InputError: If a format is named twice, or none is.
+    """
+    names = [name.strip() for name in formats.split(",")]
+    if len(set(names)) < len(names) or "" in names:
+        raise InputError(f"--format {formats} has to name formats, each once; choose of {', '.join(FORMATS)}")
+    return {name: directory if len(names) == 1 else directory / name for name in names}
+
+
+def facts_of(written: "Written", notes: list[str]) -> dict[str, Any]:
+    """What a program reads of a written model."""
     manifest = encode(written.manifest)
-    facts = {"directory": str(written.directory), **manifest, "disk_bytes": written.disk_bytes, "notes": notes}
-    output(parsed, facts, notes, written_table(written))
+    return {"directory": str(written.directory), **manifest, "disk_bytes": written.disk_bytes, "notes": notes}
 
 
 def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPlan", list[str]]:
@@ -127,6 +160,26 @@ def refinement_rows(manifest: "Manifest") -> list[tuple[str, str]]:
     ]
 
 
+def several_tables(written: Sequence["Written"]) -> list[Table]:
+    """What a person reads of one model in several formats: what it is, and a row for every format."""
+    manifest, about = written[0].manifest, make_table("", "")
+    about.add_row("method", written[0].plan.label())
+    about.add_row("bits per weight", f"{manifest.bits_per_weight:.3f}")
+    proofs = [model.manifest.proof for model in written if model.manifest.proof is not None]
+    for proof in proofs[:1]:
+        about.add_row("perplexity, measured", f"{proof.measured:.4f} on {proof.sequences} sequences of {proof.source}")
+        about.add_row("perplexity, unfolded", f"{proof.unfolded:.4f} with every folded scale undone")
+    rows = make_table("format", "directory", "MB on disk", "bits per weight, in the file", "perplexity", "read by")
+    for model in written:
+        bits, own = model.manifest.stored_bits_per_weight, model.manifest.proof
+        scored = ("-", "-") if own is None else (f"{own.packed:.4f}", own.reader)
+        size = f"{model.disk_bytes / 1e6:.2f}"
+        rows.add_row(
+            model.manifest.weights, str(model.directory), size, "-" if bits is None else f"{bits:.3f}", *scored
+        )
+    return [about, rows]
+
+
 def proof_rows(manifest: "Manifest") -> list[tuple[str, str]]:
     """What only a packed model has: bits in its file, and what it scores there against what was measured."""
     proof = manifest.proof
@@ -136,7 +189,7 @@ def proof_rows(manifest: "Manifest") -> list[tuple[str, str]]:
         ("bits per weight, in the file", f"{manifest.stored_bits_per_weight:.3f}"),
         ("perplexity, measured", f"{proof.measured:.4f} on {proof.sequences} sequences of {proof.source}"),
         ("perplexity, unfolded", f"{proof.unfolded:.4f} with every folded scale undone"),
-        ("perplexity, reloaded", f"{proof.packed:.4f} in a fresh process"),
+        ("perplexity, reloaded", f"{proof.packed:.4f} in a fresh process, by {proof.reader}"),
     ]
 
 

@@ -3,6 +3,7 @@
 Responsible for refusing early what cannot be written, and for writing what a study measured as it was measured.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.export.formats import Export, Format, Proof, find_format
 from objectives.export.manifest import Manifest
+from objectives.export.writing import write_model
 from objectives.limits import length_note
 from objectives.model.roles import kept_in_16_bit, quantized_part
 from objectives.progress import Progress
@@ -71,32 +73,36 @@ class Written:
 def deploy(
     plan: BenchPlan,
     chosen: Chosen,
-    directory: Path,
-    name: str,
+    directories: Mapping[str, Path],
     paths: Paths,
     progress: Progress,
     refining: Refining | None = None,
-) -> Written:
-    """Write the model quantized by a plan, or under a budget, to `directory`.
+) -> dict[str, Written]:
+    """Write the model quantized by a plan, or under a budget, in one format or in several; it is quantized once.
 
     Args:
         plan: Model and text; the first data set is what a written model is scored on, where its format is proven.
         chosen: How to quantize.
-        directory: Must not exist, or be empty.
-        name: The name of a format in `objectives.export.formats`.
+        directories: By the name of a format in `objectives.export.formats`; they must not exist, or be empty. All
+            appear, or none does.
         paths: Where calibration and results are kept.
         progress: Told how far each phase is.
         refining: How its scales, norms and biases are tuned before; None for as they were rounded.
 
+    Returns:
+        What was written, by the name of the format.
+
     Raises:
-        InputError: If model, text, plan, budget, study and format do not suit each other.
+        InputError: If model, text, plan, budget, study and formats do not suit each other.
+        QuantizationError: If a format cannot hold a scale.
         RunError: If a model of a proven format does not score what was measured.
-        StorageError: If something is at `directory` already, or the disk is full or refuses.
+        StorageError: If something is at a directory already, or the disk is full or refuses.
     """
-    form, store = find_format(name), ResultStore(paths.results)
-    require_vacant(directory, 0)
-    if chosen.budget is None:
-        form.require_holds([], chosen.plan)
+    forms, store = {name: find_format(name) for name in directories}, ResultStore(paths.results)
+    for name, form in forms.items():
+        require_vacant(directories[name], 0)
+        if chosen.budget is None:
+            form.require_holds(chosen.plan)
     if refining is not None:
         require_refinable(chosen.plan)
         if chosen.budget is not None or chosen.plan.only is None:
@@ -106,46 +112,54 @@ def deploy(
     tuning = texts[0]
     if chosen.study is not None:
         require_same_bench(chosen.study.record, bench)
-    settled, notes = _settled(bench, chosen, form, store, progress)
+    settled, notes = _settled(bench, chosen, list(forms.values()), store, progress)
     if refining is not None and settled.only is not None:
-        form.require_holds(bench.blocks, settled)
+        for form in forms.values():
+            form.require_holds(settled, bench)
         *_, training, validation = texts
         text = RefinementText(training=training, validation=validation)
         judged = list(zip(data, texts, strict=False))
         bench = refined_bench(bench, settled.only, refining, text, judged, store, progress)
-    export = Export(bench=bench, plan=settled, directory=directory)
-    if form.proven:
+    export = Export(bench=bench, plan=settled, directories=directories)
+    if any(form.proven for form in forms.values()):
         export = _with_proof(export, chosen, tuning, store, plan.model.trust_remote_code)
-    manifest = form.write(export, progress)
+    manifests = write_model(export, progress)
+    common = [*notes, *_notes(bench, tuning, next(iter(manifests.values())))]
+    return {
+        name: Written(
+            directory=directories[name],
+            plan=settled,
+            manifest=manifest,
+            disk_bytes=disk_bytes(directories[name]),
+            notes=[*common, *forms[name].notes(bench.blocks), *manifest.notes],
+        )
+        for name, manifest in manifests.items()
+    }
+
+
+def _notes(bench: Bench, tuning: Sequences, manifest: Manifest) -> list[str]:
+    """Say what a person should know of the model, whatever its format."""
     model, blocks = bench.model, bench.blocks
-    remarks = (
-        quantized_part(model.module, blocks),
-        kept_in_16_bit(blocks),
-        length_note(model.module, [bench.calibration.text, tuning]),
-    )
-    notes = [*notes, *model.notes, *(note for note in remarks if note is not None), *rounding_notes(manifest.layers)]
+    texts = [bench.calibration.text, tuning]
+    remarks = (quantized_part(model.module, blocks), kept_in_16_bit(blocks), length_note(model.module, texts))
+    notes = [*model.notes, *(note for note in remarks if note is not None), *rounding_notes(manifest.layers)]
     if manifest.refinement is not None:
         notes += [manifest.refinement.sentence(), *gain_lines(manifest.refinement.gains)]
-    return Written(
-        directory=directory,
-        plan=settled,
-        manifest=manifest,
-        disk_bytes=disk_bytes(directory),
-        notes=[*notes, *form.notes(blocks)],
-    )
+    return notes
 
 
 def _settled(
-    bench: Bench, chosen: Chosen, form: Format, store: ResultStore, progress: Progress
+    bench: Bench, chosen: Chosen, forms: Sequence[Format], store: ResultStore, progress: Progress
 ) -> tuple[Plan, list[str]]:
     """Return the plan to write, and what a person should know of how it came about."""
     if chosen.budget is None:
         return chosen.plan, []
     recipe = chosen.plan.only
     assert recipe is not None
-    # A plan of every setting that may be given, so that what the format cannot hold is known before hours of measuring.
+    # A plan of every setting that may be given, so that what a format cannot hold is known before hours of measuring.
     possible = enumerate(every_setting(recipe, bench.blocks))
-    form.require_holds([], Plan(named={str(number): setting for number, setting in possible}))
+    for form in forms:
+        form.require_holds(Plan(named={str(number): setting for number, setting in possible}))
     allocated = allocate(bench, recipe, chosen.budget, store, progress)
     return allocated.plan, [allocated.note]
 

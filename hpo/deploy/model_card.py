@@ -16,6 +16,16 @@ from objectives.export.manifest import Manifest
 from objectives.quantization import rounding_notes
 from quant.plan import Plan
 
+# By the name of a format: what transformers needs to load it, and what serves it.
+LOADED_WITH = {"compressed-tensors": "compressed-tensors", "gptq": "gptqmodel and optimum", "awq": "gptqmodel"}
+SERVED_BY = {
+    "compressed-tensors": "vllm serve DIRECTORY",
+    "gptq": "vllm serve DIRECTORY",
+    "awq": "vllm serve DIRECTORY",
+    "gguf": "llama-server -m DIRECTORY/model.gguf",
+    "mlx": "mlx_lm.server --model DIRECTORY",
+}
+
 
 def model_card(manifest: Manifest, plan: Plan, study: Study | None = None, measured: Measured | None = None) -> str:
     """Write the card, in Markdown with a YAML head.
@@ -29,7 +39,7 @@ def model_card(manifest: Manifest, plan: Plan, study: Study | None = None, measu
     lines = [*_head(manifest), *_what(manifest, plan), *_refinement(manifest), *_proof(manifest)]
     if study is not None and measured is not None:
         lines += [*_study(study.record, measured), *_ranked(measured, study), *_confirmed(study.record, measured)]
-    return "\n".join([*lines, *_loading(), *_origin(manifest)]) + "\n"
+    return "\n".join([*lines, *_loading(manifest), *_origin(manifest)]) + "\n"
 
 
 def _head(manifest: Manifest) -> Iterator[str]:
@@ -39,7 +49,7 @@ def _head(manifest: Manifest) -> Iterator[str]:
         base_model=name if published else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["compressed-tensors", "int4"],
+        tags=[manifest.weights, "int4"],
     )
     yield from ("---", data.to_yaml(), "---", "")
     yield from (f"# {name.rstrip('/').rpartition('/')[2]}, INT4", "")
@@ -111,9 +121,11 @@ def _proof(manifest: Manifest) -> Iterator[str]:
         return
     yield (
         f"Perplexity on {proof.sequences} sequences of {proof.source}: {proof.packed:.4f}, loaded from these "
-        f"files by transformers in a fresh process; {proof.measured:.4f} was measured when it was quantized."
+        f"files by {proof.reader} in a fresh process; {proof.measured:.4f} was measured when it was quantized."
     )
     yield ""
+    for note in manifest.notes:
+        yield from (f"{note[0].upper()}{note[1:]}.", "")
 
 
 def _study(study: StudyRecord, measured: Measured) -> Iterator[str]:
@@ -183,12 +195,15 @@ def _confirmed(study: StudyRecord, measured: Measured) -> Iterator[str]:
     yield ""
 
 
-def _loading() -> Iterator[str]:
+def _loading(manifest: Manifest) -> Iterator[str]:
     yield from ("## Loading", "")
-    yield from ("```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "")
-    yield 'model = AutoModelForCausalLM.from_pretrained(DIRECTORY, dtype="auto")  # needs compressed-tensors'
-    yield from ("tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)", "```", "")
-    yield from ("```bash", "vllm serve DIRECTORY", "```", "")
+    needed = LOADED_WITH.get(manifest.weights)
+    if needed is not None:
+        yield from ("```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "")
+        yield f'model = AutoModelForCausalLM.from_pretrained(DIRECTORY, dtype="auto")  # needs {needed}'
+        yield from ("tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)", "```", "")
+    if manifest.weights in SERVED_BY:
+        yield from ("```bash", SERVED_BY[manifest.weights], "```", "")
 
 
 def _origin(manifest: Manifest) -> Iterator[str]:

@@ -4,7 +4,7 @@ Responsible for the door alone. Light to import, so that a command line can list
 is imported when it is used. To add one, write a class with these methods and register it in `FORMATS`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from objectives.text.sequences import Sequences
     from objectives.trial import Bench
     from quant.plan import Plan
+    from quant.scheme import IntWeight
 
 DEFAULT_FORMAT = "dense"
 
@@ -46,16 +47,29 @@ class Export:
     Attributes:
         bench: Model, roles and calibration.
         plan: How to quantize.
-        directory: Must not exist, or be empty; missing parents are made.
-        proof: What the result has to score; None for formats that are not proven.
-        card: Makes the model card, in Markdown, of the manifest.
+        directories: By the name of the format; they must not exist, or be empty; missing parents are made.
+        proof: What the results have to score; None where no format is proven.
+        card: Makes the model card of a proven format, in Markdown, of the manifest.
     """
 
     bench: "Bench"
     plan: "Plan"
-    directory: Path
+    directories: "Mapping[str, Path]"
     proof: Proof | None = None
     card: "Callable[[Manifest], str] | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What a format wrote.
+
+    Attributes:
+        linear_bytes: Of the quantized Linears in the files, without their biases; None where that is not counted.
+        notes: What it could not hold exactly, as counted.
+    """
+
+    linear_bytes: int | None
+    notes: tuple[str, ...] = ()
 
 
 class Format(Protocol):
@@ -63,31 +77,34 @@ class Format(Protocol):
 
     @property
     def proven(self) -> bool:
-        """Return whether `write` loads and scores the result before it appears; it is then given a proof and a card."""
+        """Return whether the result is loaded and scored before it appears; a proof and a card are then needed."""
 
-    def require_holds(self, blocks: "Sequence[Block]", plan: "Plan") -> None:
+    def require_holds(self, plan: "Plan", bench: "Bench | None" = None) -> None:
         """Refuse a plan that the format cannot hold, before anything is computed.
 
         Args:
-            blocks: The model's roles; none yet where the model is not loaded, so that the plan alone is judged.
             plan: How to quantize.
+            bench: Model and roles; None where the model is not loaded, so that the plan alone is judged.
 
         Raises:
             InputError: With the reason and what to do instead.
         """
 
-    def write(self, export: Export, progress: "Progress") -> "Manifest":
-        """Quantize the model and write it; the directory appears whole, and proven where the format is, or not at all.
+    def write(self, bench: "Bench", plan: "Plan", codes: "Mapping[str, IntWeight]", place: Path) -> Stored:
+        """Write a model whose weights are quantized at the moment.
 
-        Returns:
-            The contents of `praqtune.json`.
+        Args:
+            bench: Model and roles.
+            plan: How it was quantized.
+            codes: What the weights are stored as, by the name of the Linear; none where no format is proven.
+            place: An unfinished directory, which appears once everything is proven.
 
         Raises:
-            InputError: If the format cannot hold the plan, or the plan does not suit the model or the text.
-            QuantizationError: If a weight is not finite.
-            RunError: If the result does not score what was measured.
-            StorageError: If something is at the directory already, or the disk is full or refuses.
+            QuantizationError: If the format cannot hold a scale.
         """
+
+    def reader(self) -> str:
+        """Return what `score` reads the files with: packages and versions, or the format's specification."""
 
     def score(
         self,
@@ -126,15 +143,32 @@ def _dense() -> Format:
     return Dense()
 
 
-def _packed() -> Format:
-    from objectives.export.packed import Packed
+def _compressed_tensors() -> Format:
+    from objectives.export.compressed_tensors import CompressedTensors
 
-    return Packed()
+    return CompressedTensors()
+
+
+def _gptq() -> Format:
+    from objectives.export.gptq import Gptq
+
+    return Gptq()
+
+
+def _awq() -> Format:
+    from objectives.export.awq import Awq
+
+    return Awq()
 
 
 FORMATS: dict[str, RegisteredFormat] = {
     "dense": RegisteredFormat(summary="4-bit values in the model's own type", load=_dense),
-    "packed": RegisteredFormat(summary="INT4, proven to score the same", load=_packed),
+    "compressed-tensors": RegisteredFormat(
+        summary="INT4 for vLLM, SGLang and transformers, as the others below proven to score the same",
+        load=_compressed_tensors,
+    ),
+    "gptq": RegisteredFormat(summary="INT4 for vLLM, SGLang and GPTQModel", load=_gptq),
+    "awq": RegisteredFormat(summary="INT4 for vLLM, SGLang and GPTQModel", load=_awq),
 }
 
 

@@ -43,6 +43,7 @@ class ProvenScore:
         measured: When it was quantized.
         unfolded: With every folded scale undone.
         packed: In a fresh process that had loaded the directory.
+        reader: What loaded it there: packages that others wrote, or our reading of the format's specification.
     """
 
     source: str
@@ -50,6 +51,7 @@ class ProvenScore:
     measured: float
     unfolded: float
     packed: float
+    reader: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ class Manifest:
         stored_bits_per_weight: As `bits_per_weight`, counted in the file; None where it is not packed.
         proof: What the directory scored before it appeared; None where the format is not proven.
         refinement: How its scales, norms and biases were tuned; None where they are as they were rounded.
+        notes: What the format could not hold exactly, as counted.
     """
 
     format: int = FORMAT
@@ -91,6 +94,7 @@ class Manifest:
     stored_bits_per_weight: float | None = None
     proof: ProvenScore | None = None
     refinement: Refinement | None = None
+    notes: tuple[str, ...] = ()
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

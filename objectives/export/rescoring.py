@@ -1,7 +1,7 @@
 """Score a model directory in a fresh process that knows nothing but the directory.
 
-Responsible for showing that what was written scores what it should: transformers loads it there as it would anywhere,
-and nothing that this process has in memory can help. Run as a module, it is that process. May assume that the
+Responsible for showing that what was written scores what it should: it is loaded there as it would be anywhere, and
+nothing that this process has in memory can help. Run as a module, it is that process. May assume that the
 directory is complete and that the device has room for the model.
 """
 
@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from objectives.errors import RunError
+from objectives.export.reading import TRANSFORMERS, load_directory
 from objectives.model.loading import DTYPES, Model
 from objectives.progress import Progress
 from objectives.results import pin, pinned
@@ -27,9 +27,14 @@ REMOTE_CODE = "trust-remote-code"
 
 
 def rescore(
-    directory: Path, sequences: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
+    directory: Path,
+    sequences: Sequences,
+    model: Model,
+    progress: Progress,
+    trust_remote_code: bool = False,
+    reader: str = TRANSFORMERS,
 ) -> Score:
-    """Score the model in `directory` as `model` is: on its device and in its type.
+    """Score the model in `directory`, as `reader` loads it, as `model` is: on its device and in its type.
 
     Raises:
         RunError: If it does not load or cannot be scored there, with the last line of what the process said.
@@ -37,7 +42,7 @@ def rescore(
     with TemporaryDirectory() as exchange:
         store = ResultStore(Path(exchange))
         dtype = next(name for name, dtype in DTYPES.items() if dtype == model.dtype)
-        arguments = [str(directory), exchange, pin(store, sequences), str(model.device), dtype]
+        arguments = [str(directory), exchange, pin(store, sequences), str(model.device), dtype, reader]
         command = [
             sys.executable,
             "-m",
@@ -70,19 +75,13 @@ def _running(command: Sequence[str], errors: int) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
 
 
-def _main(directory: str, exchange: str, text: str, device: str, dtype: str, *flags: str) -> None:
-    from transformers import AutoModelForCausalLM
-
+def _main(directory: str, exchange: str, text: str, device: str, dtype: str, reader: str, *flags: str) -> None:
     store = ResultStore(Path(exchange))
     sequences = pinned(store, text)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[dtype], trust_remote_code=REMOTE_CODE in flags, output_loading_info=True
-    )
-    model, report = loaded
-    # A weight that is not found is made up, and one that is not understood is left out, with a warning at most.
-    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
-    if wrong:
-        sys.exit(f"{len(wrong)} tensors are missing or not understood (first: {wrong[0]})")
+    try:
+        model = load_directory(reader, Path(directory), DTYPES[dtype], REMOTE_CODE in flags)
+    except RunError as error:
+        sys.exit(str(error))
     for look in score(model.to(device).eval(), sequences):
         print(SCORED, len(look.nll), flush=True)
     store.save(SCORE, {}, look.tensors)

@@ -17,7 +17,7 @@ from objectives.errors import InputError
 from storage.errors import StoredValueError
 from storage.typed_json import decode_known
 
-FORMAT = 2
+FORMAT, DENSE = 2, "dense"
 RECORD, CARD = "praqtune.json", "README.md"
 """What we write about a model directory, and for whoever reads it."""
 BASE_MODEL = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?([^\s\"']+)", re.MULTILINE)
@@ -131,7 +131,8 @@ def already_quantized(config: Any, directory: Path) -> AlreadyQuantized | None:
             method=f"{provenance.weights} by praqtune: {provenance.method}",
             bits=provenance.bits_per_weight,
             original=provenance.model.name,
-            dense=declared is None,
+            supported=declared is not None or provenance.weights == DENSE,
+            dense=provenance.weights == DENSE,
         )
     method = str(values.get("quant_method", "a method that its configuration does not name"))
     return AlreadyQuantized(

@@ -48,7 +48,7 @@ def refusal(capsys: Any, *arguments: str) -> str:
 def test_a_budget_becomes_a_packed_model_and_its_record_a_plan(capsys: Any, home: Path) -> None:
     """It scores what was measured, keeps the budget, says what is where, and is measured again from its record."""
     target = home / "packed"
-    arguments = [*FLAGS, *RTN, "--budget", "5", "--format", "packed", "--output-dir", str(target)]
+    arguments = [*FLAGS, *RTN, "--budget", "5", "--format", "compressed-tensors", "--output-dir", str(target)]
     written = printed(capsys, "quantize", *arguments)
     assert written["method"] == "mixed"
     assert 4.9 < written["bits_per_weight"] <= 5
@@ -132,7 +132,16 @@ def test_a_plan_for_another_model_is_one_line(capsys: Any, lines: list[str], sai
 
 def test_what_the_format_cannot_hold_is_known_at_once(capsys: Any, tmp_path: Path) -> None:
     """Before any site is measured: transformers reads one scheme with zero points, not several."""
-    arguments = [*RTN, "--asymmetric", "--budget", "5", "--format", "packed", "--output-dir", str(tmp_path / "out")]
+    arguments = [
+        *RTN,
+        "--asymmetric",
+        "--budget",
+        "5",
+        "--format",
+        "compressed-tensors",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
     line = refusal(capsys, "quantize", *SMALL, "--dtype", "float32", "--seed", "3", *arguments)
     assert "schemes where one has zero points; use --symmetric for all Linears" in line
 

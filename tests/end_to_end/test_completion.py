@@ -31,7 +31,7 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
         (["study", "re"], {"repair", "retry"}),
         (["optimize", "--n-"], {"--n-grid", "--n-calib"}),
         (["optimize", "--sampler", ""], {"gp", "tpe", "random", "qmc", "grid"}),
-        (["quantize", "--format", "p"], {"packed"}),
+        (["quantize", "--format", "c"], {"compressed-tensors"}),
         (["evaluate", "--scales", ""], {"linear", "foldable"}),
     ],
 )

@@ -341,7 +341,7 @@ def test_a_study_of_divergence_goes_by_it_from_the_first_trial_to_the_model(run:
     [report] = tmp_path.glob("reports/*/report.md")
     assert "--objective kl" in report.read_text(encoding="utf-8")
 
-    written = run("quantize", "--study", study["study"], "--trial", "best", "--format", "packed", "--output-dir", "out")
+    written = run("quantize", "--study", study["study"], "--trial", "best", "--format", "awq", "--output-dir", "out")
     assert written.returncode == 0, written.stderr
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "KL divergence above the best" in card

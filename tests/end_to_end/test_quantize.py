@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import cli
-import objectives.export.packed
+import objectives.export.compressed_tensors
 from objectives.model.loading import ModelPlan, load_model
 from objectives.progress import silent
 from objectives.results import pinned
@@ -171,7 +171,9 @@ def test_what_is_recommended_is_packed_and_proven(
     best = printed(capsys, "show", "--study", "small")["recommendation"]
     assert (best["name"], best["kind"]) == ("gw-awq", "reference")
     target = tmp_path / "packed"
-    found = printed(capsys, "quantize", "--study", "small", "--format", "packed", "--output-dir", str(target))
+    found = printed(
+        capsys, "quantize", "--study", "small", "--format", "compressed-tensors", "--output-dir", str(target)
+    )
     assert found["notes"][0].startswith("what is recommended is gw-awq g128, a reference: nothing that was searched")
     assert found["proof"]["measured"] == best["perplexity"]
     assert found["proof"]["packed"] == pytest.approx(best["perplexity"], rel=1e-3)
@@ -195,10 +197,23 @@ def test_what_is_recommended_is_packed_and_proven(
 def test_a_method_is_packed_and_printed_for_people(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
     """Without a study it is measured first; both perplexities, bits in the file and size on disk are printed."""
     target = tmp_path / "packed"
-    arguments = [*small_study.flags, *METHOD, "--asymmetric", "--format", "packed", "--output-dir", str(target)]
+    arguments = [
+        *small_study.flags,
+        *METHOD,
+        "--asymmetric",
+        "--format",
+        "compressed-tensors",
+        "--output-dir",
+        str(target),
+    ]
     assert cli.main(["quantize", *arguments]) == 0
     text = capsys.readouterr().out
-    for part in ("perplexity, measured", "perplexity, reloaded", "bits per weight, in the file", "MB on disk, packed"):
+    for part in (
+        "perplexity, measured",
+        "perplexity, reloaded",
+        "bits per weight, in the file",
+        "MB on disk, compressed-tensors",
+    ):
         assert part in text
     proof = json.loads((target / "praqtune.json").read_text())["proof"]
     assert proof["packed"] == pytest.approx(proof["measured"], rel=1e-3)
@@ -209,7 +224,7 @@ def test_a_method_is_packed_and_printed_for_people(capsys: Any, small_study: Sma
     ("arguments", "said"),
     [
         (["--method", "gw-awq", "--scales", "linear"], "--format dense, or use --scales foldable"),
-        (["--method", "praq-mixed"], "praq-mixed keeps rows in 16 bit, which packed INT4 cannot hold"),
+        (["--method", "praq-mixed"], "praq-mixed keeps rows in 16 bit, which compressed-tensors cannot hold"),
         (["--method", "rtn", "--group-size", "48", "--allow-partial-groups"], "partial last group"),
         (["--study", "small", "--eval-samples", "7"], "the tuning text that was loaded is not the study's: give"),
     ],
@@ -219,14 +234,14 @@ def test_what_cannot_be_packed_is_one_line_and_writes_nothing(
 ) -> None:
     """The reason and what to do instead."""
     target = tmp_path / "out"
-    assert said in refusal(capsys, *arguments, "--format", "packed", "--output-dir", str(target))
+    assert said in refusal(capsys, *arguments, "--format", "compressed-tensors", "--output-dir", str(target))
     assert not target.exists()
 
 
 def test_an_unknown_format_is_refused(capsys: Any, tmp_path: Path) -> None:
     """The formats there are."""
-    line = refusal(capsys, *METHOD, "--format", "gguf", "--output-dir", str(tmp_path / "out"))
-    assert "format 'gguf' is unknown; choose dense or packed" in line
+    line = refusal(capsys, *METHOD, "--format", "exl2", "--output-dir", str(tmp_path / "out"))
+    assert "format 'exl2' is unknown; choose dense or compressed-tensors" in line
 
 
 @pytest.mark.usefixtures("same_process")
@@ -234,14 +249,21 @@ def test_a_packed_model_that_scores_otherwise_fails(
     capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 1, both perplexities, and nothing that looks finished."""
-    packed_tensors = objectives.export.packed.packed_tensors
+    packed_tensors = objectives.export.compressed_tensors.packed_tensors
 
     def wrong(weight: Any) -> dict[str, Any]:
         tensors = packed_tensors(weight)
         return tensors | {"weight_scale": tensors["weight_scale"] * 1.1}
 
-    monkeypatch.setattr(objectives.export.packed, "packed_tensors", wrong)
-    arguments = [*small_study.flags, *METHOD, "--format", "packed", "--output-dir", str(tmp_path / "made" / "out")]
+    monkeypatch.setattr(objectives.export.compressed_tensors, "packed_tensors", wrong)
+    arguments = [
+        *small_study.flags,
+        *METHOD,
+        "--format",
+        "compressed-tensors",
+        "--output-dir",
+        str(tmp_path / "made" / "out"),
+    ]
     line = refusal(capsys, *arguments, code=1)
     assert re.search(r"perplexity of [\d.]+ in a fresh process and [\d.]+ was measured", line)
     assert list((tmp_path / "made").iterdir()) == []

@@ -14,7 +14,7 @@ from tests.objectives.tiny import same_bits
 
 # Enough of the small study's docstrings are left over.
 REFINE = ["--refine", "--refine-samples", "24", "--refine-rate", "0.003", "--refine-data", "bundled:docstrings"]
-METHOD = ["--method", "gw-awq", "--group-size", "64", "--asymmetric", "--format", "packed"]
+METHOD = ["--method", "gw-awq", "--group-size", "64", "--asymmetric", "--format", "compressed-tensors"]
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from tests.hpo.made_studies import Maker, confirmation_of, study_of
 
 SPACE = make_space(Setting(group_size=64), {"group_size": "64"})
 MANIFEST = Manifest(
-    weights="packed",
+    weights="compressed-tensors",
     method="rtn",
     parameters={},
     bits_per_weight=4.25,
@@ -36,7 +36,7 @@ MANIFEST = Manifest(
     versions={},
     layers=(),
     stored_bits_per_weight=4.25,
-    proof=ProvenScore(source="c4", sequences=8, measured=33.0, unfolded=33.0, packed=33.0),
+    proof=ProvenScore(source="c4", sequences=8, measured=33.0, unfolded=33.0, packed=33.0, reader="transformers"),
 )
 # How far the best trial is from gw-awq on tuning text and on held-out text, and what follows.
 CASES = {

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from objectives.calibration.calibration import Calibration
 from objectives.errors import InputError
-from objectives.export.dense import Dense
 from objectives.export.formats import Export
+from objectives.export.writing import write_model
 from objectives.model.finding import find_blocks
 from objectives.model.loading import Model, ModelPlan, load_model
 from objectives.model.provenance import RECORD
@@ -57,7 +57,8 @@ def target(tmp_path: Path) -> Path:
 
 def write_quantized(bench: Bench, plan: Plan, directory: Path, progress: Any = silent) -> dict[str, Any]:
     """Writes, and returns the manifest as it is stored."""
-    stored: dict[str, Any] = encode(Dense().write(Export(bench=bench, plan=plan, directory=directory), progress))
+    export = Export(bench=bench, plan=plan, directories={"dense": directory})
+    stored: dict[str, Any] = encode(write_model(export, progress)["dense"])
     return stored
 
 

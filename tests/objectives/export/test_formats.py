@@ -10,6 +10,8 @@ import torch
 
 from objectives.errors import InputError
 from objectives.export.formats import DEFAULT_FORMAT, FORMATS, Export, Proof, find_format, formats_help
+from objectives.export.manifest import Manifest
+from objectives.export.writing import write_model
 from objectives.progress import silent
 from objectives.trial import Bench, run_trial
 from quant.plan import Plan
@@ -25,16 +27,20 @@ def bench(tmp_path: Path) -> Bench:
     return tiny.bench(tiny.complete(dtype=torch.bfloat16), tmp_path / "home")
 
 
+def written(name: str, bench: Bench, plan: Plan, target: Path) -> Manifest:
+    proof = Proof(text=TEXT, perplexity=None)
+    return write_model(Export(bench=bench, plan=plan, directories={name: target}, proof=proof), silent)[name]
+
+
 # In a fresh process each, which takes seconds: the next test shows the same in this one.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_a_format_wrote_scores_what_was_measured(name: str, bench: Bench, tmp_path: Path) -> None:
     """Loaded as the format loads it; the model in memory is as it was."""
     form, plan, before = find_format(name), Plan.uniform(AWQ), tiny.state(bench.model.module)
-    form.require_holds([], plan)
-    form.require_holds(bench.blocks, plan)
-    proof = Proof(text=TEXT, perplexity=None) if form.proven else None
-    manifest = form.write(Export(bench=bench, plan=plan, directory=tmp_path / "out", proof=proof), silent)
+    form.require_holds(plan)
+    form.require_holds(plan, bench)
+    manifest = written(name, bench, plan, tmp_path / "out")
     assert (manifest.weights, manifest.method) == (name, "gw-awq")
     expected = run_trial(bench, plan, TEXT).score
     found = form.score(tmp_path / "out", TEXT, bench.model, silent)
@@ -43,14 +49,13 @@ def test_what_a_format_wrote_scores_what_was_measured(name: str, bench: Bench, t
 
 
 @pytest.mark.usefixtures("same_process")
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ["dense", "compressed-tensors"])
 def test_a_format_holds_linears_of_different_settings(name: str, bench: Bench, tmp_path: Path) -> None:
     """The manifest lists each setting with its Linears."""
     fine = [linear.name for linear in bench.blocks[0].linears]
     plan = Plan(named=dict.fromkeys(fine, AWQ), others=replace(AWQ, group_size=64))
     form = find_format(name)
-    proof = Proof(text=TEXT, perplexity=None) if form.proven else None
-    manifest = form.write(Export(bench=bench, plan=plan, directory=tmp_path / "out", proof=proof), silent)
+    manifest = written(name, bench, plan, tmp_path / "out")
     assert manifest.method == "mixed"
     assert [(each.parameters["group_size"], len(each.linears)) for each in manifest.settings] == [(64, 7), (32, 7)]
     assert manifest.settings[1].linears == tuple(fine)
@@ -60,8 +65,8 @@ def test_a_format_holds_linears_of_different_settings(name: str, bench: Bench, t
 
 def test_an_unknown_format_is_refused_with_those_there_are() -> None:
     """In one line."""
-    with pytest.raises(InputError, match="format 'gguf' is unknown; choose dense or packed"):
-        find_format("gguf")
+    with pytest.raises(InputError, match="format 'exl2' is unknown; choose dense or compressed-tensors"):
+        find_format("exl2")
 
 
 def test_help_names_every_format() -> None:

@@ -25,7 +25,7 @@ from tests.documents import documented_fields
 
 CHANGE = Change(before=0.2, after=0.1, difference=-0.1, low=None, high=None)
 MANIFEST = Manifest(
-    weights="packed",
+    weights="compressed-tensors",
     method="mixed",
     parameters={},
     settings=(LinearsSetting(method="rtn", parameters={"group_size": 64, "symmetric": True}, linears=("a", "b")),),
@@ -38,7 +38,7 @@ MANIFEST = Manifest(
     versions={"torch": "2"},
     layers=(LayerResult(name="a", depth=0, role="q", alpha=0.5, nearest_loss=2.0, loss=1.0, final_loss=0.5),),
     stored_bits_per_weight=4.26,
-    proof=ProvenScore(source="c4", sequences=8, measured=33.0, unfolded=33.01, packed=33.0),
+    proof=ProvenScore(source="c4", sequences=8, measured=33.0, unfolded=33.01, packed=33.0, reader="transformers"),
     refinement=Refinement(
         source="c4",
         fingerprint="3" * 32,

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ArceeConfig, AutoModelForCausalLM, AutoTokenizer
 
-import objectives.export.packed
+import objectives.export.compressed_tensors
 from objectives.errors import InputError, RunError
+from objectives.export.compressed_tensors import CompressedTensors
 from objectives.export.formats import Export, Proof
 from objectives.export.manifest import Manifest
-from objectives.export.packed import Packed
 from objectives.export.rescoring import rescore
+from objectives.export.writing import write_model
 from objectives.model import commuting
 from objectives.model.loading import DTYPES, ModelPlan, load_model
 from objectives.model.provenance import RECORD, Provenance, read_provenance
@@ -36,6 +37,7 @@ from storage.typed_json import decode
 from tests.objectives import tiny
 
 AWQ = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=5)
+NAME = "compressed-tensors"
 TEXT = tiny.sequences([20] * 10, seed=2)
 GRIDS = {
     f"{'symmetric' if symmetric else 'asymmetric'}-{size or 'channel'}": Setting(
@@ -80,11 +82,11 @@ def card(manifest: Manifest) -> str:
 
 def export(bench: Bench, plan: Plan, target: Path, perplexity: float | None = None) -> Export:
     proof = Proof(text=TEXT, perplexity=perplexity)
-    return Export(bench=bench, plan=plan, directory=target, proof=proof, card=card)
+    return Export(bench=bench, plan=plan, directories={NAME: target}, proof=proof, card=card)
 
 
 def write(bench: Bench, setting: Setting, target: Path, perplexity: float | None = None) -> Manifest:
-    return Packed().write(export(bench, Plan.uniform(setting), target, perplexity), silent)
+    return write_model(export(bench, Plan.uniform(setting), target, perplexity), silent)[NAME]
 
 
 def measured_state(bench: Bench, setting: Setting) -> Stored:
@@ -244,7 +246,7 @@ def test_tokenizer_manifest_and_card_come_along(bench: Bench, target: Path) -> N
     assert (target / "generation_config.json").is_file()
     assert isinstance(read_provenance(target), Provenance)
     assert decode(Manifest, json.loads((target / RECORD).read_text()), RECORD) == manifest
-    assert manifest.weights == "packed"
+    assert manifest.weights == NAME
     assert (target / "README.md").read_text() == "# gw-awq"
 
 
@@ -285,7 +287,7 @@ def test_different_schemes_come_back_bit_by_bit(layout: str, tmp_path: Path, tar
     plan = Plan(named={**dict.fromkeys(first, AWQ), **dict.fromkeys(second, coarse)})
     with quantized(bench, plan):
         expected = tiny.state(bench.model.module)
-    manifest = Packed().write(export(bench, plan, target), silent)
+    manifest = write_model(export(bench, plan, target), silent)[NAME]
     reloaded = reload(target)
     # Of several schemes each is unpacked when its Linear is used first.
     reloaded(TEXT.ids[0][None])
@@ -316,7 +318,7 @@ def test_bits_of_several_kinds_come_back_bit_by_bit(layout: str, tmp_path: Path,
     plan = allocated(bench)
     with quantized(bench, plan):
         expected = tiny.state(bench.model.module)
-    manifest = Packed().write(export(bench, plan, target), silent)
+    manifest = write_model(export(bench, plan, target), silent)[NAME]
     reloaded = reload(target)
     reloaded(TEXT.ids[0][None])
     assert tiny.same_bits(expected, {name: each for name, each in tiny.state(reloaded).items() if name in expected})
@@ -340,7 +342,7 @@ def test_eight_bits_come_back_bit_by_bit(method: str, tmp_path: Path, target: Pa
     plan = Plan(named=dict.fromkeys(left, replace(eight, bits=16)), others=eight)
     with quantized(bench, plan):
         expected = tiny.state(bench.model.module)
-    Packed().write(export(bench, plan, target), silent)
+    write_model(export(bench, plan, target), silent)[NAME]
     assert tiny.same_bits(expected, tiny.state(reload(target)))
 
 
@@ -348,8 +350,10 @@ def test_eight_bits_come_back_bit_by_bit(method: str, tmp_path: Path, target: Pa
 def test_a_model_that_stays_packed_is_measured_and_not_quantized_again(bench: Bench, target: Path) -> None:
     """Several schemes are unpacked on first use only: there are no weights to calibrate or to count."""
     plan = Plan(named={"model.layers.0.mlp.down_proj": replace(AWQ, group_size=64)}, others=AWQ)
-    manifest = Packed().write(export(bench, plan, target), silent)
-    with pytest.raises(InputError, match=r"is already quantized \(packed by praqtune: mixed, .* bits per weight\)"):
+    manifest = write_model(export(bench, plan, target), silent)[NAME]
+    with pytest.raises(
+        InputError, match=r"is already quantized \(compressed-tensors by praqtune: mixed, .* bits per weight\)"
+    ):
         load_model(ModelPlan(name=str(target), dtype="bfloat16"))
     model = load_model(ModelPlan(name=str(target), dtype="bfloat16", accept_quantized=True))
     assert model.quantized is not None
@@ -358,39 +362,43 @@ def test_a_model_that_stays_packed_is_measured_and_not_quantized_again(bench: Be
 
 def test_slices_of_one_matrix_have_one_scheme(tmp_path: Path) -> None:
     """A fused projection is packed as one matrix; the line names it."""
-    blocks = tiny.bench(made("phi3"), tmp_path / "home").blocks
+    fused = tiny.bench(made("phi3"), tmp_path / "home")
     rtn = Setting(method="rtn", group_size=32, n_calib=8)
     plan = Plan(named={"model.layers.0.self_attn.qkv_proj:k": replace(rtn, group_size=64)}, others=rtn)
     with pytest.raises(InputError, match=r"one matrix of model\.layers\.0\.self_attn\.qkv_proj:q, .* 2 schemes here"):
-        Packed().require_holds(blocks, plan)
+        CompressedTensors().require_holds(plan, fused)
 
 
 @pytest.mark.parametrize("change", [{"group_size": 64}, {"bits": 8}, {"bits": 16}])
 def test_what_runtimes_fuse_has_one_scheme(change: dict[str, int], bench: Bench) -> None:
     """Also where there are separate Linears that share no scale; those of another site may differ."""
     rtn = Setting(method="rtn", group_size=32, n_calib=8)
-    for name, fused in (("self_attn.q_proj", True), ("mlp.up_proj", True), ("self_attn.o_proj", False)):
+    for name, together in (("self_attn.q_proj", True), ("mlp.up_proj", True), ("self_attn.o_proj", False)):
         plan = Plan(named={f"model.layers.0.{name}": replace(rtn, **change)}, others=rtn)
-        if fused:
-            with pytest.raises(InputError, match=r"runtimes of packed INT4 make one matrix of .* 2 schemes here; give"):
-                Packed().require_holds(bench.blocks, plan)
+        if together:
+            with pytest.raises(
+                InputError, match=r"runtimes of compressed-tensors make one matrix of .* 2 schemes here; give"
+            ):
+                CompressedTensors().require_holds(plan, bench)
         else:
-            Packed().require_holds(bench.blocks, plan)
+            CompressedTensors().require_holds(plan, bench)
 
 
 def test_bits_that_are_not_read_are_refused(bench: Bench) -> None:
     """Nothing has to be computed to know; and neither is anything packed where nothing is quantized."""
-    with pytest.raises(InputError, match="packed INT4 has weights of 4 or 8 bits, not of 3; give --bits so, or write"):
-        Packed().require_holds([], Plan.uniform(replace(AWQ, bits=3)))
+    with pytest.raises(
+        InputError, match="compressed-tensors has weights of 4 or 8 bits, not of 3; give --bits so, or write"
+    ):
+        CompressedTensors().require_holds(Plan.uniform(replace(AWQ, bits=3)))
     with pytest.raises(InputError, match="nothing is quantized, so there is nothing to pack; give fewer bits"):
-        Packed().require_holds([], Plan.uniform(replace(AWQ, bits=16)))
+        CompressedTensors().require_holds(Plan.uniform(replace(AWQ, bits=16)))
 
 
 def test_several_schemes_with_zero_points_are_refused(bench: Bench) -> None:
     """Transformers would not read them; nothing has to be computed to know."""
     plan = Plan(named={"model.layers.0.mlp.down_proj": replace(AWQ, symmetric=False)}, others=AWQ)
     with pytest.raises(InputError, match="2 schemes where one has zero points; use --symmetric for all Linears"):
-        Packed().require_holds([], plan)
+        CompressedTensors().require_holds(plan)
 
 
 # What is refused, and what fails
@@ -403,7 +411,7 @@ def test_what_cannot_be_packed_is_refused_with_what_to_do(method: str, scales: s
     setting = Setting(method=method, scales=scales, group_size=32)
     unsuitable = setting.definition.keeps_rows or (scales == "linear" and setting.definition.salience is not None)
     if not unsuitable:
-        objectives.export.packed.require_packable(bench.blocks, Plan.uniform(setting))
+        CompressedTensors().require_holds(Plan.uniform(setting), bench)
         return
     with pytest.raises(InputError, match="write it with --format dense") as caught:
         write(bench, setting, target)
@@ -440,13 +448,13 @@ def test_a_model_that_scores_otherwise_is_not_left_behind(
 @pytest.mark.usefixtures("same_process")
 def test_a_wrong_zero_point_is_noticed(bench: Bench, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof is of the files: one that were packed wrongly is not left behind."""
-    packed_tensors = objectives.export.packed.packed_tensors
+    packed_tensors = objectives.export.compressed_tensors.packed_tensors
 
     def wrong(weight: Any) -> Stored:
         tensors = packed_tensors(weight)
         return tensors | {"weight_zero_point": tensors["weight_zero_point"] ^ 0x11111111}
 
-    monkeypatch.setattr(objectives.export.packed, "packed_tensors", wrong)
+    monkeypatch.setattr(objectives.export.compressed_tensors, "packed_tensors", wrong)
     with pytest.raises(RunError, match="was measured"):
         write(bench, replace(AWQ, symmetric=False), target)
     assert os.listdir(target.parent) == []
@@ -457,7 +465,9 @@ def test_a_model_that_does_not_load_is_not_left_behind(
     bench: Bench, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the fresh process died of is said in one line."""
-    monkeypatch.setattr(objectives.export.packed, "quantization_config", lambda *_: {"quant_method": "no-such-method"})
+    monkeypatch.setattr(
+        objectives.export.compressed_tensors, "quantization_config", lambda *_: {"quant_method": "no-such-method"}
+    )
     with pytest.raises(
         RunError, match=r"cannot be loaded and scored in a fresh process: \d+ tensors are missing"
     ) as caught:

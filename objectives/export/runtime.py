@@ -1,0 +1,64 @@
+"""What the formats of single runtimes have in common: limits, and a proof by the runtime or by specification.
+
+Responsible for everything of a `Format` but its files. May assume that `objectives.export.reading` knows the format.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from objectives.export.formats import Stored
+from objectives.export.limits import Limits, require_linears, require_plan
+from objectives.export.reading import SPECIFICATION, TRANSFORMERS, installed, versions_of
+from objectives.export.rescoring import rescore
+from objectives.model.loading import Model
+from objectives.model.roles import Block, unscaled_inputs
+from objectives.progress import Progress
+from objectives.scoring import Score
+from objectives.text.sequences import Sequences
+from objectives.trial import Bench
+from quant.plan import Plan
+from quant.scheme import IntWeight
+
+
+class RuntimeFormat(ABC):
+    """A format that is read by packages that others wrote where they are installed, and by specification elsewhere.
+
+    Attributes:
+        limits: What it can hold.
+        specification: The reader of `objectives.export.reading` that follows its specification.
+        runtime: The reader that uses the packages.
+        packages: What that needs.
+    """
+
+    proven = True
+    limits: ClassVar[Limits]
+    specification: ClassVar[str]
+    runtime: ClassVar[str] = TRANSFORMERS
+    packages: ClassVar[tuple[str, ...]]
+
+    def require_holds(self, plan: Plan, bench: Bench | None = None) -> None:
+        """Refuse what the limits do not allow; see `Format.require_holds`."""
+        require_plan(self.limits, plan)
+        require_linears(self.limits, plan, () if bench is None else bench.blocks)
+
+    @abstractmethod
+    def write(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight], place: Path) -> Stored:
+        """Write codes and scales; see `Format.write`."""
+
+    def reader(self) -> str:
+        """Return what `score` reads the files with."""
+        return versions_of(*self.packages) if installed(*self.packages) else SPECIFICATION
+
+    def score(
+        self, directory: Path, text: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
+    ) -> Score:
+        """Score a directory in a fresh process; see `Format.score`."""
+        reader = self.runtime if installed(*self.packages) else self.specification
+        return rescore(directory, text, model, progress, trust_remote_code, reader)
+
+    def notes(self, blocks: Sequence[Block]) -> list[str]:
+        """Say which inputs are not scaled: here a scale has to fold."""
+        note = unscaled_inputs(blocks)
+        return [] if note is None else [note]

@@ -1,0 +1,266 @@
+"""What a format of a runtime holds is what was measured: to the last bit of every weight, or it is refused or fails."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from objectives.errors import InputError, RunError
+from objectives.export import reading, runtime, tensors
+from objectives.export.formats import Export, Proof, find_format
+from objectives.export.manifest import Manifest
+from objectives.export.reading import SPECIFICATION, load_directory
+from objectives.export.writing import write_model
+from objectives.progress import silent
+from objectives.trial import Bench, quantized, run_trial
+from quant.errors import QuantizationError
+from quant.plan import Plan
+from quant.scheme import IntWeight
+from quant.setting import Setting
+from tests.objectives import tiny
+
+FORMATS = ("gptq", "awq")
+AWQ = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=5)
+SETTINGS = {
+    "symmetric": AWQ,
+    "asymmetric": replace(AWQ, symmetric=False),
+    # Scales of both signs.
+    "full range": replace(AWQ, full_range=True, range_search="diagonal", rounding="gptq"),
+    "groups of 64": replace(AWQ, group_size=64, symmetric=False),
+    "rows": replace(AWQ, method="awq", symmetric=False),
+}
+# Fused projections, and biases.
+QUICK = ("phi3", "qwen2")
+TEXT = tiny.sequences([20] * 10, seed=2)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return made(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no runtime is installed."""
+    monkeypatch.setattr(runtime, "installed", lambda *_: False)
+
+
+def made(tmp_path: Path, layout: str = "llama") -> Bench:
+    return tiny.bench(tiny.complete(layout, dtype=torch.bfloat16), tmp_path / "home")
+
+
+def write(
+    bench: Bench, setting: Setting | Plan, target: Path, names: tuple[str, ...], perplexity: float | None = None
+) -> dict[str, Manifest]:
+    plan = setting if isinstance(setting, Plan) else Plan.uniform(setting)
+    proof = Proof(text=TEXT, perplexity=perplexity)
+    directories = {name: target / name for name in names}
+    return write_model(Export(bench=bench, plan=plan, directories=directories, proof=proof), silent)
+
+
+def assert_written(bench: Bench, setting: Setting, target: Path) -> dict[str, Manifest]:
+    """Writes every format, and reads the weights of the trial from each."""
+    with quantized(bench, Plan.uniform(setting)):
+        expected = tiny.state(bench.model.module)
+    manifests = write(bench, setting, target, FORMATS)
+    for name in FORMATS:
+        assert tiny.same_bits(expected, tiny.state(load_directory(name, target / name, torch.bfloat16)))
+        proof = manifests[name].proof
+        assert proof is not None
+        assert proof.packed == pytest.approx(proof.measured, rel=1e-6)
+        assert proof.reader == SPECIFICATION
+    return manifests
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_grid_comes_back_bit_by_bit(name: str, bench: Bench, tmp_path: Path) -> None:
+    """Both grids, scales of both signs, groups and rows; one quantized model is written in every format."""
+    before = tiny.state(bench.model.module)
+    manifests = assert_written(bench, SETTINGS[name], tmp_path)
+    assert tiny.same_bits(before, tiny.state(bench.model.module))
+    for manifest in manifests.values():
+        assert manifest.stored_bits_per_weight is not None
+        # Symmetric codes have zero points here, too, and GPTQ the group of every input.
+        assert -0.01 < manifest.stored_bits_per_weight - manifest.bits_per_weight < 1.0
+        assert manifest.notes == ()
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize(
+    "layout",
+    [name if name in ("phi3", "qwen2") else pytest.param(name, marks=pytest.mark.slow) for name in tiny.LAYOUTS],
+)
+def test_every_layout_comes_back_bit_by_bit(layout: str, tmp_path: Path) -> None:
+    """Fused projections are one matrix, and biases stay."""
+    assert_written(made(tmp_path, layout), SETTINGS["asymmetric"], tmp_path)
+
+
+@pytest.mark.usefixtures("same_process")
+def test_what_is_measured_is_what_is_proven(bench: Bench, tmp_path: Path) -> None:
+    """A perplexity that is a thousandth away is another model's: no directory of any format is left."""
+    measured = run_trial(bench, Plan.uniform(AWQ), TEXT).score
+    assert measured is not None
+    with pytest.raises(RunError, match=r"the gptq model has a perplexity of .* was measured .*nothing was written"):
+        write(bench, AWQ, tmp_path / "models", FORMATS, 1.002 * measured.perplexity)
+    assert os.listdir(tmp_path / "models") == []
+
+
+@pytest.fixture
+def sure(bench: Bench) -> Bench:
+    """As sure of itself as a model that was trained: what is wrong shows."""
+    bench.model.module.lm_head.weight.mul_(20)
+    return bench
+
+
+def with_codes_of(change: Callable[[str, IntWeight], IntWeight], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every format is handed other codes than those that were measured."""
+    module_codes = tensors.module_codes
+
+    def wrong(blocks: Any, plan: Plan, codes: Mapping[str, IntWeight]) -> Any:
+        return ((module, change(module, weight)) for module, weight in module_codes(blocks, plan, codes))
+
+    monkeypatch.setattr(tensors, "module_codes", wrong)
+
+
+def assert_nothing_is_left(bench: Bench, setting: Setting, name: str, target: Path) -> None:
+    with pytest.raises(RunError, match="nothing was written"):
+        write(bench, setting, target / "models", (name,))
+    assert os.listdir(target / "models") == []
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("name", FORMATS)
+def test_codes_of_nearest_rounding_fail_the_proof_of_another_setting(
+    name: str, sure: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the calibration had not been used."""
+    nearest = Setting(method="rtn", group_size=32, n_calib=8)
+    with quantized(sure, Plan.uniform(nearest), with_codes=True) as result:
+        codes = result.codes
+    with_codes_of(lambda module, _: codes[module], monkeypatch)
+    assert_nothing_is_left(sure, replace(nearest, range_search="block", rounding="gptq"), name, tmp_path)
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("name", FORMATS)
+def test_zero_points_that_are_off_by_one_fail_the_proof(
+    name: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a reader and a writer of two versions of a format."""
+
+    def above(_: str, weight: IntWeight) -> IntWeight:
+        assert weight.zero is not None
+        return replace(weight, zero=(weight.zero + 1).clamp(max=15))
+
+    with_codes_of(above, monkeypatch)
+    assert_nothing_is_left(bench, SETTINGS["asymmetric"], name, tmp_path)
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("name", FORMATS)
+def test_scales_that_were_folded_twice_fail_the_proof(
+    name: str, sure: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms that took the input scales once more."""
+    other_tensors = tensors.other_tensors
+    original = tiny.state(sure.model.module)
+
+    def twice(*arguments: Any) -> dict[str, Tensor]:
+        kept: dict[str, Tensor] = other_tensors(*arguments)
+        norms = [module for module in kept if "layernorm" in module]
+        return kept | {module: kept[module] * (kept[module] / original[module]) for module in norms}
+
+    monkeypatch.setattr(tensors, "other_tensors", twice)
+    assert_nothing_is_left(sure, AWQ, name, tmp_path)
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_directory_is_complete(name: str, bench: Bench, tmp_path: Path) -> None:
+    """Configuration, tokenizer, manifest; nothing of the quantized Linears in 16 bit."""
+    manifest = write(bench, AWQ, tmp_path, (name,))[name]
+    files = set(os.listdir(tmp_path / name))
+    assert {"config.json", "model.safetensors", "tokenizer.json", "praqtune.json", "generation_config.json"} <= files
+    assert manifest.weights == name
+    config = json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["bits"], config["group_size"]) == (name, 4, 32)
+    stored = load_file(tmp_path / name / "model.safetensors")
+    assert stored["model.layers.0.mlp.down_proj.scales"].dtype == torch.float16
+    assert "model.layers.0.mlp.down_proj.weight" not in stored
+
+
+@pytest.mark.usefixtures("same_process")
+def test_zero_points_that_the_first_version_of_gptq_cannot_hold(bench: Bench, tmp_path: Path) -> None:
+    """It stores the number below a zero point; with zero points the second version is written, and says so."""
+    for symmetric, version in ((True, "gptq"), (False, "gptq_v2")):
+        write(bench, replace(AWQ, symmetric=symmetric), tmp_path / version, ("gptq",))
+        config = json.loads((tmp_path / version / "gptq" / "config.json").read_text())["quantization_config"]
+        assert (config["sym"], config["checkpoint_format"], config["desc_act"]) == (symmetric, version, False)
+
+
+@pytest.mark.usefixtures("same_process")
+def test_scales_that_float16_rounds_are_counted(bench: Bench, tmp_path: Path) -> None:
+    """A bfloat16 scale below the smallest normal number of float16 may lose digits."""
+    bench.model.module.model.layers[0].mlp.down_proj.weight[:3] *= 1e-5
+    manifest = write(bench, AWQ, tmp_path, ("awq",))["awq"]
+    [note] = manifest.notes
+    assert note.endswith("of their value")
+    assert 0 < int(note.split()[0]) <= 3 * 4
+
+
+def test_scales_that_float16_cannot_hold_are_refused() -> None:
+    """In one line with the format that holds them."""
+    weight = IntWeight(
+        codes=torch.ones(8, 32, dtype=torch.int8),
+        scale=torch.full((8, 1), 1e5, dtype=torch.bfloat16),
+        zero=None,
+        group_size=32,
+        bits=4,
+    )
+    with pytest.raises(QuantizationError, match="scale of 99840, and float16 holds at most 65504; use --format comp"):
+        tensors.half_scales(weight)
+
+
+REFUSED = [
+    (Setting(method="praq-mixed"), "keeps rows in 16 bit, which {} cannot hold; write it with --format dense"),
+    (replace(AWQ, scales="linear"), "which {} cannot hold; write it with --format dense, or use --scales foldable"),
+    (replace(AWQ, group_size=256), "{} has no kernel for groups of 256; use --group-size 32 or 64 or 128"),
+    (
+        Plan(named={"model.layers.0.mlp.down_proj": AWQ}, others=replace(AWQ, group_size=64)),
+        "{} has one scheme for all Linears, and there are 2 here",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("setting", "said"), REFUSED)
+def test_what_a_format_cannot_hold_is_refused_by_the_plan_alone(name: str, setting: Setting | Plan, said: str) -> None:
+    """In one line with the remedy, before a model is loaded."""
+    plan = setting if isinstance(setting, Plan) else Plan.uniform(setting)
+    with pytest.raises(InputError) as caught:
+        find_format(name).require_holds(plan)
+    assert said.format(name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_linears_that_fill_no_words_are_refused(bench: Bench) -> None:
+    """Eight codes are a word."""
+    linear = next(bench.blocks[0].linears)
+    linear.module.weight = torch.nn.Parameter(linear.module.weight[:60], requires_grad=False)
+    with pytest.raises(InputError, match=f"gptq packs 8 codes into a word, and {linear.name} has 60 outputs"):
+        find_format("gptq").require_holds(Plan.uniform(AWQ), bench)
+
+
+def test_packages_that_are_not_installed_are_not_used() -> None:
+    """What is asked for is looked up by the names of distributions."""
+    assert reading.installed("torch", "transformers")
+    assert not reading.installed("torch", "no-such-package")
+    assert reading.versions_of("torch").startswith("torch 2")
