@@ -19,21 +19,21 @@ from time import perf_counter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch
-from torch import Tensor
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
-from hpo.study.bench import bench_plan
-from hpo.study.options import BenchOptions
-from objectives.evaluation import load_bench
-from objectives.model.memory import keep_freed_memory, peak_bytes, reset_peak
-from objectives.progress import silent
-from objectives.scoring import Score, score_all
-from objectives.text.sequences import Sequences
-from objectives.trial import Bench, quantized
-from quant.plan import Plan
-from quant.recipes import recipe_fields
-from quant.setting import Setting
-from storage.paths import Paths
+from hpo.study.bench import bench_plan  # noqa: E402
+from hpo.study.options import BenchOptions  # noqa: E402
+from objectives.evaluation import load_bench  # noqa: E402
+from objectives.model.memory import keep_freed_memory, peak_bytes, reset_peak  # noqa: E402
+from objectives.progress import silent  # noqa: E402
+from objectives.scoring import Score, score_all  # noqa: E402
+from objectives.text.sequences import Sequences  # noqa: E402
+from objectives.trial import Bench, quantized  # noqa: E402
+from quant.plan import Plan  # noqa: E402
+from quant.recipes import recipe_fields  # noqa: E402
+from quant.setting import Setting  # noqa: E402
+from storage.paths import Paths  # noqa: E402
 
 N_CALIB = 32
 MINUTES = 8

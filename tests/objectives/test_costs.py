@@ -82,7 +82,7 @@ def test_gptq_costs_its_factor_and_one_more_product() -> None:
 
 def test_a_model_without_attention_heads_is_refused() -> None:
     """A layout that is not known is not counted wrongly."""
-    with pytest.raises(InputError, match="decoder blocks|attention heads"):
+    with pytest.raises(InputError, match=r"decoder blocks|attention heads"):
         named_blocks(_Headless())
 
 
