@@ -24,6 +24,8 @@ from hpo.search.proposal import propose
 from hpo.search.pruners.pruner import Case
 from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import COMPARED, has_converged, median_error
+from hpo.search.twins import Noise
+from hpo.space.size_class import SizeClass
 from hpo.space.space import Space
 from hpo.study.attributes import RESULT, SETTING
 from hpo.study.objective import PERPLEXITY
@@ -87,13 +89,7 @@ def field(truth: Truth, seed: int) -> Field:
     order = np.random.default_rng((seed, 1)).permutation(len(text.tokens))
     return Field(
         truth=truth,
-        text=replace(
-            text,
-            tokens=text.tokens[order],
-            clusters=text.clusters[order],
-            nll=text.nll[:, order],
-            references=text.references[:, order],
-        ),
+        text=text.ordered(order),
     )
 
 
@@ -118,12 +114,12 @@ class Snap:
         return row
 
 
-Proposer = Callable[[Space, list[TrialRecord], int], Setting | None]
+Proposer = Callable[[Space, list[TrialRecord], int, Noise], Setting | None]
 
 
 def proposer(sampler: str) -> Proposer:
     """The product's, with one of its samplers."""
-    return lambda space, trials, seed: propose(space, trials, sampler, seed)
+    return lambda space, trials, seed, noise: propose(space, trials, sampler, seed, noise)
 
 
 class Ours:
@@ -146,7 +142,7 @@ class Ours:
         if self._queue:
             row = self._snap.take(self._queue.pop(0))
         else:
-            setting = self._suggest(self._field.truth.space, self.trials, self._seed)
+            setting = self._suggest(self._field.truth.space, self.trials, self._seed, self._noise)
             nearest = None if setting is None else self._snap.nearest(setting)
             if nearest is None:
                 return None
@@ -172,8 +168,10 @@ class Ours:
 
     def has_converged(self) -> bool:
         """What `--until converged` asks before every trial."""
-        noise = median_error(self._scores(COMPARED))
-        return has_converged(self._field.truth.space, self.trials, lambda _: noise, self._seed)
+        return has_converged(self._field.truth.space, self.trials, self._noise, self._seed)
+
+    def _noise(self, _: SizeClass) -> float:
+        return median_error(self._scores(COMPARED))
 
     def _scores(self, others: int) -> list[Score]:
         """Of the best complete trial, of so many others at most, and of the references; none before one is complete."""

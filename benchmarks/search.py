@@ -48,6 +48,7 @@ from hpo.search.proposal import STARTUP_TRIALS, propose
 from hpo.search.pruners.registry import Pruning
 from hpo.search.samplers.optunas import FromOptuna, suggestion
 from hpo.search.stopping import without_improvement
+from hpo.search.twins import Noise
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
 from quant.setting import Setting
@@ -87,7 +88,7 @@ def _ours(suggest: Proposer, pruning: Pruning, where: Field, seed: int) -> Searc
     return Ours(where, seed, suggest, pruning)
 
 
-def optunas_gp(space: Space, trials: list[TrialRecord], seed: int) -> Setting:
+def optunas_gp(space: Space, trials: list[TrialRecord], seed: int, noise: Noise) -> Setting:
     """Our start-up and estimates, shown to Optuna's Gaussian process."""
     if len(trials) < STARTUP_TRIALS:
         proposed = propose(space, trials, "qmc", seed)

@@ -2,7 +2,8 @@
 
 For each group size the settings are a scrambled Sobol sequence over the original space (beta, tau, n_grid, n_calib),
 after the presets as the space allows them. Every setting is scored on the same sequences of every text. A table keeps
-the negative log-likelihood of every sequence, and the losses that the search for alpha ended with.
+the negative log-likelihood of every sequence and its divergence from full precision, and the losses that the search
+for alpha ended with. Tables that were measured before divergence was have none.
 
 Measured results are kept below --cache as trials are, so an interrupted run goes on where it stopped, and several
 processes started with the same command share the work out.
@@ -32,7 +33,7 @@ from hpo.workers.measuring import REFERENCE_METHODS, measure_all
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.model.loading import ModelPlan
 from objectives.model.memory import keep_freed_memory
-from objectives.scoring import Score
+from objectives.scoring import Measure, Score
 from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import TrialResult
 from quant.setting import Setting
@@ -41,6 +42,8 @@ from storage.results import ResultStore
 
 DIRECTORY = Path(__file__).resolve().parent / "truth"
 SEARCHED = ("beta", "tau", "n_grid", "n_calib")
+MEASURES: tuple[Measure, ...] = ("nll", "kl")
+SUMS = ("nll", "references", "kl", "kl_references")
 BUNDLED_TEXTS = "bundled:docstrings,bundled:topics"
 
 
@@ -54,6 +57,8 @@ class Text:
         clusters: The document that each sequence comes from, int64 `[sequences]`.
         nll: Nats summed over each sequence's targets, float64 `[settings, sequences]`.
         references: The same of the reference methods, in the order of `REFERENCE_METHODS`, after full precision.
+        kl: Divergence from full precision of the settings, nats summed likewise; None where it was not measured.
+        kl_references: The same of the references.
     """
 
     source: str
@@ -61,6 +66,8 @@ class Text:
     clusters: NDArray[np.int64]
     nll: NDArray[np.float64]
     references: NDArray[np.float64]
+    kl: NDArray[np.float64] | None = None
+    kl_references: NDArray[np.float64] | None = None
 
     @cached_property
     def mean_nll(self) -> NDArray[np.float64]:
@@ -69,15 +76,25 @@ class Text:
 
     def score(self, index: int) -> Score:
         """Of one setting, as a trial has it."""
-        return self._score(self.nll[index])
+        return self._score(self.nll[index], None if self.kl is None else self.kl[index])
 
     def reference(self, index: int) -> Score:
         """Of full precision, or of one of the reference methods."""
-        return self._score(self.references[index])
+        return self._score(self.references[index], None if self.kl_references is None else self.kl_references[index])
 
-    def _score(self, nll: NDArray[np.float64]) -> Score:
+    def ordered(self, order: NDArray[np.int64]) -> "Text":
+        """With its sequences in another order, or with some of them."""
+        values = {name: getattr(self, name) for name in SUMS}
+        chosen = {name: None if array is None else array[:, order] for name, array in values.items()}
+        return replace(self, tokens=self.tokens[order], clusters=self.clusters[order], **chosen)
+
+    def _score(self, nll: NDArray[np.float64], kl: NDArray[np.float64] | None) -> Score:
         tokens, clusters = torch.from_numpy(self.tokens), torch.from_numpy(self.clusters)
-        return Score(nll=torch.from_numpy(nll), tokens=tokens, clusters=clusters)
+        nats = torch.from_numpy(nll)
+        if kl is None:
+            return Score(nll=nats, tokens=tokens, clusters=clusters)
+        # Flips are not kept; a score has both or neither.
+        return Score(nll=nats, tokens=tokens, clusters=clusters, kl=torch.from_numpy(kl), flips=torch.zeros_like(nats))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +143,7 @@ def tables(model: str = "*") -> dict[str, Truth]:
 
 
 def save(truth: Truth) -> Path:
-    """Write a table, compressed; NLL in float32, whose error of a sum is below 1e-5 nats per token."""
+    """Write a table, compressed; sums in float32, whose error is below 1e-5 nats per token."""
     DIRECTORY.mkdir(exist_ok=True)
     arrays: dict[str, NDArray[np.generic]] = {
         "settings": np.array([[getattr(setting, name) for name in SEARCHED] for setting in truth.settings]),
@@ -138,8 +155,9 @@ def save(truth: Truth) -> Path:
         "sources": np.array([text.source for text in truth.texts]),
     }
     for number, text in enumerate(truth.texts):
-        for name in ("nll", "references"):
-            arrays[f"{name}{number}"] = getattr(text, name).astype(np.float32)
+        for name in SUMS:
+            if getattr(text, name) is not None:
+                arrays[f"{name}{number}"] = getattr(text, name).astype(np.float32)
         arrays |= {f"{name}{number}": getattr(text, name) for name in ("tokens", "clusters")}
     path = table_path(truth.model, truth.group_size)
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
@@ -167,8 +185,11 @@ def load(model: str, group_size: int) -> Truth:
                     source=str(source),
                     tokens=arrays[f"tokens{number}"],
                     clusters=arrays[f"clusters{number}"],
-                    nll=arrays[f"nll{number}"].astype(np.float64),
-                    references=arrays[f"references{number}"].astype(np.float64),
+                    **{
+                        name: arrays[f"{name}{number}"].astype(np.float64)
+                        for name in SUMS
+                        if f"{name}{number}" in arrays
+                    },
                 )
                 for number, source in enumerate(arrays["sources"])
             ),
@@ -238,7 +259,10 @@ def assemble(
         np.array([(layer.nearest_loss, layer.loss) for layer in measured[0].layers]) for measured in results[beside:]
     ]
     gains = [np.log(np.maximum(loss[:, 1], 1e-30) / np.maximum(loss[:, 0], 1e-30)).mean() for loss in losses]
-    nll = [np.array([_nll(measured[number]) for measured in results]) for number in range(len(texts))]
+    sums = [
+        {measure: np.array([_sums(measured[number], measure) for measured in results]) for measure in MEASURES}
+        for number in range(len(texts))
+    ]
     return Truth(
         model=model,
         space=space,
@@ -251,17 +275,19 @@ def assemble(
                 source=text.source,
                 tokens=np.array([int(mask.sum()) for mask in text.scored]),
                 clusters=np.array(text.clusters),
-                nll=values[beside:],
-                references=values[:beside],
+                nll=values["nll"][beside:],
+                references=values["nll"][:beside],
+                kl=values["kl"][beside:],
+                kl_references=values["kl"][:beside],
             )
-            for text, values in zip(texts, nll, strict=True)
+            for text, values in zip(texts, sums, strict=True)
         ),
     )
 
 
-def _nll(result: TrialResult) -> NDArray[np.float64]:
+def _sums(result: TrialResult, measure: Measure) -> NDArray[np.float64]:
     assert result.score is not None
-    return result.score.nll.numpy()
+    return result.score.of(measure).numpy()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage
 from hpo.plan import StudyPlan, search_mode
 from hpo.search.proposal import presets
 from hpo.search.pruners.registry import Pruning
+from hpo.search.stopping import convergence, noise_of
 from hpo.space.dimension import Value
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
@@ -94,6 +95,11 @@ def optimize(
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
         snapshot = read(study, paths)
+        if not (plan.presets_only or plan.stopping.converged):
+            noise = noise_of(snapshot.record, snapshot.scores)
+            converged = convergence(space, snapshot.record, noise, plan.bench.seed)
+            if converged is not None:
+                listen(Notice(text=f"{converged}; --until converged would have ended here or before"))
         if snapshot.lead is not None and held_out and not plan.presets_only:
             confirmation = confirm(bench, store, snapshot.lead, held_out, progress)
             study.set_user_attr(CONFIRMATION, encode(confirmation))

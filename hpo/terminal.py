@@ -257,7 +257,8 @@ def _process(owner: Owner | None) -> str:
 
 def ended_text(event: Finished) -> str:
     """Write which trial ended, and how: `[12/40] trial 12 g64 ...: perplexity 28.1`."""
-    return f"[{event.done}/{event.budget}] {trial_text(event.trial)}: {_result_text(event.trial)}"
+    twin = f", with the weights of {event.twin}" if event.twin else ""
+    return f"[{event.done}/{event.budget}] {trial_text(event.trial)}: {_result_text(event.trial)}{twin}"
 
 
 def progress_text(event: Finished) -> str:

@@ -73,6 +73,7 @@ class StoredResult:
     layers: tuple[LayerResult, ...]
     seconds: Mapping[str, float]
     peak_bytes: int
+    fingerprint: str | None = None
 
 
 def save_result(store: ResultStore, key: str, result: TrialResult) -> None:
@@ -104,6 +105,38 @@ def load_result(store: ResultStore, key: str) -> TrialResult:
         raise DamagedEntryError(key, f"{error}; delete it") from error
     values = {name: value for name, value in parts.items() if name != "format"}
     return TrialResult(score=Score(**tensors) if tensors else None, **values)
+
+
+def keep_measured(store: ResultStore, bench: Bench, sequences: Sequences, key: str, result: TrialResult) -> None:
+    """Write a result on the first of `sequences`, or on all; the latter is then found by its weights, too.
+
+    Raises:
+        StorageError: If the disk is full or refuses.
+    """
+    save_result(store, key, result)
+    if result.outcome == "complete" and result.fingerprint is not None:
+        # After the result: whoever finds this record finds what it names.
+        store.save(_weights_key(bench, result.fingerprint, sequences), {"result": key}, {})
+
+
+def score_of_weights(store: ResultStore, bench: Bench, sequences: Sequences, fingerprint: str) -> Score | None:
+    """Find the score on all sequences of whatever setting gave these weights; None where none is kept, or readable."""
+    key = _weights_key(bench, fingerprint, sequences)
+    if key not in store:
+        return None
+    try:
+        record, _ = store.load(key)
+        result = load_result(store, str(record.get("result")))
+    except DamagedEntryError:
+        # The model is at hand with these weights: it is scored, and the entry written anew.
+        return None
+    score = result.score
+    return score if result.fingerprint == fingerprint and score and len(score.nll) == len(sequences) else None
+
+
+def _weights_key(bench: Bench, fingerprint: str, sequences: Sequences) -> str:
+    parts = [FORMAT, bench.model.fingerprint, bench.model.device.type, sequences.fingerprint(), sequences.clusters]
+    return f"weights-{xxhash.xxh3_128_hexdigest(json.dumps([*parts, fingerprint]).encode())}"
 
 
 def text_key(fingerprint: str) -> str:

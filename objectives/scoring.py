@@ -66,6 +66,10 @@ class Score:
         """Return the score of the first `count` sequences."""
         return self.part(0, count)
 
+    def looks(self, first: int = FIRST_LOOK) -> Iterator["Score"]:
+        """Yield the scores of the first sequences that `score` yielded on the way to this one."""
+        return (self.first(size) for size in look_sizes(len(self.nll), first))
+
     def part(self, start: int, end: int) -> "Score":
         """Return the score of the sequences from `start` up to but not including `end`."""
         return self.mapped(lambda values: values[start:end])

@@ -17,7 +17,7 @@ from objectives.model.folding import changed_modules
 from objectives.model.loading import Model
 from objectives.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from objectives.model.roles import Block
-from objectives.model.weights import weights_restored
+from objectives.model.weights import fingerprint, weights_restored
 from objectives.progress import Progress, silent
 from objectives.quantization import FoldedScales, LayerResult, model_size, quantize_model
 from objectives.refined import Refined, owners
@@ -83,6 +83,7 @@ class Quantized:
         unfolded_vectors: Norm weights and biases that refining changed, as they are in a model whose scales were not
             folded, by name of the parameter.
         seconds: Per phase: calibrate, quantize.
+        fingerprint: Of everything that was changed; None of a model that is as it was.
     """
 
     layers: tuple[LayerResult, ...] = ()
@@ -90,6 +91,7 @@ class Quantized:
     folded: Mapping[str, FoldedScales] = field(default_factory=dict)
     unfolded_vectors: Mapping[str, Tensor] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    fingerprint: str | None = None
 
 
 class QuantizingOutOfMemoryError(MemoryError):
@@ -112,6 +114,8 @@ class TrialResult:
         layers: The choice for each Linear.
         seconds: Per phase: calibrate, quantize, score.
         peak_bytes: Highest memory in use on the device.
+        fingerprint: Of the quantized weights: equal ones compute the same; None for full precision, and in results
+            that were stored before it was taken.
     """
 
     plan: Plan | None
@@ -121,6 +125,7 @@ class TrialResult:
     layers: tuple[LayerResult, ...]
     seconds: Mapping[str, float]
     peak_bytes: int
+    fingerprint: str | None = None
 
     @property
     def setting(self) -> Setting | None:
@@ -133,6 +138,11 @@ def always(_: Score) -> bool:
     return True
 
 
+def no_twin(_: str) -> Score | None:
+    """Know of no equal weights."""
+    return None
+
+
 def run_trial(
     bench: Bench,
     plan: Plan | None,
@@ -140,6 +150,7 @@ def run_trial(
     go_on: Callable[[Score], bool] = always,
     progress: Progress = silent,
     first_look: int = FIRST_LOOK,
+    twin: Callable[[str], Score | None] = no_twin,
 ) -> TrialResult:
     """Quantize the model by a plan, score it, and put its weights back.
 
@@ -150,6 +161,8 @@ def run_trial(
         go_on: Asked after every look but the last whether the trial is worth its next sequences.
         progress: Told how far each phase is.
         first_look: After how many sequences `go_on` is asked first.
+        twin: Asked for the score on all sequences of weights with this fingerprint; where there is one the model need
+            not run, and everything else is as if it had.
 
     Raises:
         InputError: If the plan does not suit the model or the text.
@@ -165,7 +178,13 @@ def run_trial(
         teacher = bench.teacher(sequences, progress)
         with quantized(bench, plan, progress) as model, watch.phase("score"):
             outcome: Outcome = "complete"
-            for look in score(bench.model.module, sequences, first_look=first_look, teacher=teacher):
+            stored = twin(model.fingerprint) if model.fingerprint is not None else None
+            looks = (
+                score(bench.model.module, sequences, first_look=first_look, teacher=teacher)
+                if stored is None
+                else stored.looks(first_look)
+            )
+            for look in looks:
                 if not look.nll.isfinite().all():
                     outcome = "non-finite"
                     break
@@ -189,6 +208,7 @@ def run_trial(
         layers=model.layers,
         seconds={**model.seconds, **watch.seconds},
         peak_bytes=peak_bytes(bench.model.device),
+        fingerprint=model.fingerprint,
     )
 
 
@@ -229,7 +249,7 @@ def quantized(
                 repaired.add(damage.key)
                 bench.calibration.discard(damage)
                 continue
-            yield replace(made, seconds=watch.seconds)
+            yield replace(made, seconds=watch.seconds, fingerprint=fingerprint(modules))
             return
 
 

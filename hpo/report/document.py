@@ -13,7 +13,7 @@ from hpo.study.confirmation import Confirmation, Interval
 from hpo.study.contract import Contract
 from hpo.study.estimate import Estimate
 from hpo.study.objective import KL, PERPLEXITY, Objective
-from hpo.study.record import Measured, TrialRecord
+from hpo.study.record import Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.recommendation import Confirmed, Recommendation, recommendation
 from hpo.verdict.snapshot import Study
@@ -72,6 +72,7 @@ class PrintedTrial:
     estimate: PrintedEstimate | None
     outcome: str | None
     reason: str | None
+    twin_of: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +166,8 @@ def printed_study(study: Study) -> PrintedStudy:
         study=record.name,
         contract=record.contract,
         references=tuple(map(_reference, record.references)),
-        trials=tuple(map(_trial, record.trials)),
-        best=None if record.best is None else _trial(record.best),
+        trials=tuple(_trial(record, trial) for trial in record.trials),
+        best=None if record.best is None else _trial(record, record.best),
         ranking=tuple(printed_size_class(ranking, record.confirmation) for ranking in study.rankings),
         recommendation=_recommendation(study.recommendation) if study.recommendation else None,
         confirmation=record.confirmation,
@@ -221,7 +222,8 @@ def _reference(measured: Measured) -> PrintedReference:
     )
 
 
-def _trial(trial: TrialRecord) -> PrintedTrial:
+def _trial(record: StudyRecord, trial: TrialRecord) -> PrintedTrial:
+    twin = record.twin_of(trial)
     return PrintedTrial(
         number=trial.number,
         name=trial.name,
@@ -239,6 +241,7 @@ def _trial(trial: TrialRecord) -> PrintedTrial:
         estimate=_estimate(trial.estimate) if trial.estimate else None,
         outcome=trial.outcome,
         reason=trial.reason,
+        twin_of=twin.full_name if twin else None,
     )
 
 

@@ -168,7 +168,7 @@ def contract_table(contract: Mapping[str, object]) -> Table:
 
 
 def _ranking(record: StudyRecord, ranking: SizeClassRanking) -> Table:
-    rows = [(row, _ranked(ranking, row)) for row in ranking.rows]
+    rows = [(row, _ranked(record, ranking, row)) for row in ranking.rows]
     shown = [cells for place, (row, cells) in enumerate(rows) if is_shown(ranking, place, row)]
     hidden = [cells for place, (row, cells) in enumerate(rows) if not is_shown(ranking, place, row)]
     full = [] if record.full_precision is None else [_unquantized(record.full_precision, ranking)]
@@ -197,8 +197,10 @@ def is_shown(ranking: SizeClassRanking, place: int, row: Ranked) -> bool:
     return place < SHOWN_TRIALS or not searched or row is ranking.recommended
 
 
-def _ranked(ranking: SizeClassRanking, row: Ranked) -> tuple[str, ...]:
-    name = f"{row.measured.name} (recommended)" if row is ranking.recommended else row.measured.name
+def _ranked(record: StudyRecord, ranking: SizeClassRanking, row: Ranked) -> tuple[str, ...]:
+    twin = record.twin_of(row.measured) if isinstance(row.measured, TrialRecord) else None
+    name = row.measured.name if twin is None else f"{row.measured.name}, with the weights of {twin.name}"
+    name = f"{name} (recommended)" if row is ranking.recommended else name
     above = "best" if row is ranking.best else ranking.objective.change_text(row.difference)
     measures = (number(row.score.perplexity), above, kl_text(row.kl), flips_text(row.flips))
     return (name, setting_text(row.measured), *measures, number(row.measured.bits_per_weight))

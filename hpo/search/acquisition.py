@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo.search.surrogate import Surrogate, expected_improvement, fit
+from hpo.search.twins import Noise, are_twins, unknown
 from hpo.space.size_class import SizeClass, size_class_of
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
@@ -28,21 +29,29 @@ MOST_TRIALS = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A setting and the improvement that is expected of it, in nats per token of what the objective is a mean of."""
+    """A setting and the improvement that is expected of it, in nats per token of what the objective is a mean of.
+
+    `twin` says that it cannot be told from a measured one.
+    """
 
     setting: Setting
     improvement: float
+    twin: bool = False
 
 
-def best_candidates(space: Space, trials: Sequence[TrialRecord], considered: Sequence[Setting]) -> list[Candidate]:
-    """Sort the considered settings by their expected improvement, the largest first.
+def best_candidates(
+    space: Space, trials: Sequence[TrialRecord], considered: Sequence[Setting], noise: Noise = unknown
+) -> list[Candidate]:
+    """Sort the considered settings by their expected improvement, the largest first; then twins of measured ones.
 
     An improvement is one on the best completed trial of the same size class; where there is none yet, on the best that
-    is expected there.
+    is expected there. A setting that cannot be told from a measured one beyond the noise is its twin; what is measured
+    elsewhere counts as much and teaches more. Twins come by what is not known of them, the least known first.
     """
     if not considered:
         return []
-    surrogate = _fitted(space, trials)
+    chosen = most_informative([trial for trial in trials if is_informative(trial)], MOST_TRIALS)
+    surrogate = _fitted(space, chosen)
     running = [trial for trial in trials if trial.state == "RUNNING" and trial.setting is not None]
     bests = _least(
         (trial.size_class, nats_of(trial)) for trial in trials if trial.state == "COMPLETE" and is_informative(trial)
@@ -57,8 +66,13 @@ def best_candidates(space: Space, trials: Sequence[TrialRecord], considered: Seq
     expected_bests = _least(zip(size_classes, mean, strict=True))
     best = np.array([bests.get(size_class, expected_bests[size_class]) for size_class in size_classes])
     gain = expected_improvement(mean, deviation, best)
-    order = np.argsort(-gain, kind="stable")
-    return [Candidate(setting=considered[index], improvement=float(gain[index])) for index in order]
+    measured = [*chosen, *running]
+    classes = [trial.size_class for trial in measured]
+    twins = are_twins(surrogate, points, size_classes, _trial_points(space, measured), classes, noise)
+    order = np.lexsort((-np.where(twins, deviation, gain), twins))
+    return [
+        Candidate(setting=considered[index], improvement=float(gain[index]), twin=bool(twins[index])) for index in order
+    ]
 
 
 def considered_settings(
@@ -81,9 +95,8 @@ def considered_settings(
 
 
 def _fitted(space: Space, trials: Sequence[TrialRecord]) -> Surrogate:
-    chosen = most_informative([trial for trial in trials if is_informative(trial)], MOST_TRIALS)
-    values = np.array([nats_of(trial) for trial in chosen])
-    return fit(_trial_points(space, chosen), winsorized(values), np.array([_variance(trial) for trial in chosen]))
+    values = np.array([nats_of(trial) for trial in trials])
+    return fit(_trial_points(space, trials), winsorized(values), np.array([_variance(trial) for trial in trials]))
 
 
 def winsorized(values: NDArray[np.float64]) -> NDArray[np.float64]:

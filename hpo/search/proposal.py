@@ -1,8 +1,8 @@
 """Which setting to try next.
 
 Responsible for the presets, for the start-up points, for asking the sampler after them, and for never proposing what
-was tried. A proposal depends on the study's seed and on the trials that exist, on nothing else: a study that was
-interrupted goes on as if it had not been. Pruned trials count with their estimates.
+was tried. A proposal depends on the study's seed and on the trials that exist and their scores, on nothing else: a
+study that was interrupted goes on as if it had not been. Pruned trials count with their estimates.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hpo.search.acquisition import is_informative
 from hpo.search.samplers.registry import SAMPLERS, START_UP
 from hpo.search.samplers.sampler import rest, tried, untried
+from hpo.search.twins import Noise, unknown
 from hpo.space.dimension import DIMENSIONS
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
@@ -18,7 +19,9 @@ from quant.setting import PRESETS, RECIPE, Setting
 STARTUP_TRIALS = 5
 
 
-def propose(space: Space, trials: Sequence[TrialRecord], sampler: str, seed: int) -> Setting | None:
+def propose(
+    space: Space, trials: Sequence[TrialRecord], sampler: str, seed: int, noise: Noise = unknown
+) -> Setting | None:
     """Choose the next setting of a study.
 
     Args:
@@ -26,6 +29,7 @@ def propose(space: Space, trials: Sequence[TrialRecord], sampler: str, seed: int
         trials: All that was tried, is being tried or waits.
         sampler: Who chooses once there is something to learn from; a name in `SAMPLERS`.
         seed: The study's.
+        noise: How exactly the trials tell settings apart.
 
     Returns:
         A setting no trial has; None when the sampler has no other.
@@ -36,7 +40,7 @@ def propose(space: Space, trials: Sequence[TrialRecord], sampler: str, seed: int
     chosen = SAMPLERS[sampler]
     starts = len(trials) < STARTUP_TRIALS or not any(map(is_informative, trials))
     chooser = START_UP if chosen.learns and starts else chosen
-    return next(untried(chooser.settings(space, trials, seed), tried_settings), None)
+    return next(untried(chooser.settings(space, trials, seed, noise), tried_settings), None)
 
 
 def presets(space: Space) -> list[tuple[str, Setting]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.linalg import solve_triangular
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -42,6 +43,28 @@ class Surrogate:
         """Return mean and deviation of what would be measured at points `[n, dimensions]`, both `[n]`."""
         mean, deviation = self.process.predict(points, return_std=True)
         return self.center + self.scale * mean, self.scale * deviation
+
+    def differences(self, points: Array, others: Array) -> tuple[Array, Array]:
+        """Return what the smooth part is expected to be at `points` minus at `others`, and its deviation.
+
+        What each setting has for itself, the noise of the process, is left out (Rasmussen & Williams 2006, equations
+        2.25 and 2.26, of a difference).
+
+        Args:
+            points: In the unit cube, `[n, dimensions]`.
+            others: In the unit cube, `[m, dimensions]`.
+
+        Returns:
+            Mean and deviation, both `[n, m]`.
+        """
+        process, smooth = self.process, self.process.kernel_.k1
+        means = [process.predict(part) for part in (points, others)]
+        solved = [solve_triangular(process.L_, smooth(process.X_train_, part), lower=True) for part in (points, others)]
+        variances = [smooth.diag(part) - (half**2).sum(0) for part, half in zip((points, others), solved, strict=True)]
+        shared = smooth(points, others) - solved[0].T @ solved[1]
+        variance = variances[0][:, None] + variances[1] - 2 * shared
+        mean = means[0][:, None] - means[1]
+        return self.scale * mean, self.scale * np.sqrt(np.maximum(variance, 0))
 
     def fantasized(self, points: Array) -> "Surrogate":
         """Add fantasy observations: `points` as if they were measured where the process expects them.

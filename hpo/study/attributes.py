@@ -20,7 +20,7 @@ SEARCH, WATERFALL = "search", "waterfall"
 SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
 BITS, BYTES, SIZE, PEAK = "bits_per_weight", "model_bytes", "size", "peak_bytes"
 SECONDS, TOKENS = "seconds", "tokens"
-PERPLEXITY, KL, FLIPS = "perplexity", "kl", "flips"
+PERPLEXITY, KL, FLIPS, FINGERPRINT = "perplexity", "kl", "flips", "fingerprint"
 OWNER, VERSIONS, BEAT, TAKEOVERS = "owner", "versions", "beat", "takeovers"
 RETRY_OF = "retry_of"
 
@@ -68,6 +68,7 @@ class TrialAttributes:
         perplexity: On all tuning text; None where only Optuna's value has it.
         kl: Divergence from full precision on all tuning text, nats per token.
         flips: Percent of targets before which full precision holds another token most likely.
+        fingerprint: Of its quantized weights: trials with equal ones are equal.
         retry_of: Of a trial that repeats a failed one: that one's number; the failed one counts no more.
     """
 
@@ -90,6 +91,7 @@ class TrialAttributes:
     perplexity: float | None = None
     kl: float | None = None
     flips: float | None = None
+    fingerprint: str | None = None
     retry_of: int | None = None
 
 

@@ -61,6 +61,7 @@ class FinishedLine:
     budget: int
     tokens_saved: float
     seconds_left: float
+    twin_of: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ def _finished(event: Finished) -> FinishedLine:
         budget=event.budget,
         tokens_saved=event.saved,
         seconds_left=event.seconds_left,
+        twin_of=event.twin,
     )
 
 

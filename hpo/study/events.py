@@ -44,6 +44,7 @@ class Finished:
         budget: Trials the study may have.
         saved: Share of the tokens of all ended trials that pruning spared.
         seconds_left: Until the budget is used up, at this worker's pace so far.
+        twin: Name of what was measured before with the same weights; None where nothing was.
     """
 
     trial: TrialRecord
@@ -52,6 +53,7 @@ class Finished:
     budget: int
     saved: float
     seconds_left: float
+    twin: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ class Measured:
         size: What the bytes are spent on; None where that is not known.
         kl: Divergence from full precision on all tuning text, nats per token; None where it was not measured.
         flips: Percent of targets before which full precision holds another token most likely; None where `kl` is.
+        fingerprint: Of the quantized weights; None for full precision, and where it was not taken.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Measured:
     size: ModelSize | None = None
     kl: float | None = None
     flips: float | None = None
+    fingerprint: str | None = None
 
     @property
     def full_name(self) -> str:
@@ -185,6 +187,12 @@ class StudyRecord:
         """The trial of least value, whatever its bits; None before one is complete."""
         return next(iter(self.complete), None)
 
+    def twin_of(self, trial: TrialRecord) -> Measured | None:
+        """Find what was measured before with the same weights, to the end; None where nothing was."""
+        before = [*self.references, *(other for other in self.trials[: trial.number] if other.state == "COMPLETE")]
+        equal = (other for other in before if other.fingerprint == trial.fingerprint)
+        return None if trial.fingerprint is None else next(equal, None)
+
     @property
     def full_tokens(self) -> int:
         """Scored tokens of a trial that was measured to the end; 0 before one was."""
@@ -267,6 +275,7 @@ def trial_record(trial: FrozenTrial, objective: Objective = PERPLEXITY) -> Trial
         size=stored.size,
         kl=values["kl"],
         flips=stored.flips,
+        fingerprint=stored.fingerprint,
         number=trial.number,
         state=trial.state.name,
         params=trial.params,

@@ -23,6 +23,7 @@ from hpo.study.attributes import (
     BITS,
     BYTES,
     ESTIMATE,
+    FINGERPRINT,
     FLIPS,
     KL,
     OUTCOME,
@@ -142,6 +143,8 @@ class Ledger:
             PEAK: result.peak_bytes,
             SECONDS: {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
         }
+        if result.fingerprint is not None:
+            attributes[FINGERPRINT] = result.fingerprint
         for name, value in attributes.items():
             self.write(trial, name, value)
 

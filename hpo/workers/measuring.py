@@ -16,7 +16,7 @@ from objectives.errors import InputError, RunError
 from objectives.model.memory import peak_bytes, reset_peak
 from objectives.progress import Progress
 from objectives.quantization import model_size
-from objectives.results import load_result, measurement_key, save_result
+from objectives.results import keep_measured, load_result, measurement_key, score_of_weights
 from objectives.scoring import Score, score_all
 from objectives.stopwatch import Stopwatch
 from objectives.suitability import suitable_group_sizes
@@ -101,8 +101,9 @@ def _measure_missing(
         for key, text in missing.items():
             watch = Stopwatch()
             with watch.phase("score"):
+                twin = None if made.fingerprint is None else score_of_weights(store, bench, text, made.fingerprint)
                 phase = f"scoring {name} on {text.source}"
-                score = score_all(bench.model.module, text, phase, progress, teachers[key])
+                score = twin or score_all(bench.model.module, text, phase, progress, teachers[key])
             if not score.nll.isfinite().all():
                 raise RunError(f"{name} gives NaN or Inf on {text.source}; try --dtype float32")
             result = TrialResult(
@@ -113,8 +114,9 @@ def _measure_missing(
                 layers=made.layers,
                 seconds={**made.seconds, **watch.seconds},
                 peak_bytes=peak_bytes(bench.model.device),
+                fingerprint=made.fingerprint,
             )
-            save_result(store, key, result)
+            keep_measured(store, bench, text, key, result)
 
 
 def _plan(setting: Setting | None) -> Plan | None:
@@ -232,4 +234,5 @@ def _reference(name: str, setting: Setting | None, result: TrialResult, key: str
         seconds=dict(result.seconds),
         kl=result.score.mean_kl,
         flips=result.score.percent_flips,
+        fingerprint=result.fingerprint,
     )

@@ -19,7 +19,7 @@ from optuna.trial import Trial
 from hpo.search.proposal import propose
 from hpo.search.pruners.pruner import Rule
 from hpo.search.pruners.registry import Pruning
-from hpo.search.stopping import Stopping, reason_to_stop
+from hpo.search.stopping import Stopping, noise_of, reason_to_stop
 from hpo.space.space import Space
 from hpo.study.attributes import SETTING, VERSIONS
 from hpo.study.events import Finished, Listener, Looked, Notice
@@ -32,7 +32,7 @@ from hpo.workers.ledger import Ledger, versions
 from hpo.workers.queue import Queue
 from objectives.errors import InputError
 from objectives.progress import Progress
-from objectives.results import load_result, measurement_key, save_result
+from objectives.results import keep_measured, load_result, measurement_key, score_of_weights
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, run_trial
@@ -185,8 +185,9 @@ class Worker:
             states = tuple(trial.state for trial in record.trials)
             if settled.states == states:
                 return settled
-            reason = reason_to_stop(self.stopping, self.space, record, self.ledger.scores, self.seed)
-            setting = None if reason else propose(self.space, record.trials, self.sampler, self.seed)
+            noise = noise_of(record, self.ledger.scores)
+            reason = reason_to_stop(self.stopping, self.space, record, noise, self.seed)
+            setting = None if reason else propose(self.space, record.trials, self.sampler, self.seed, noise)
             if setting is None:
                 return Settled(states=states, reason=reason or USED_UP)
             self.queue.add(setting, self.sampler)
@@ -235,7 +236,10 @@ class Worker:
         if recalled is not None:
             return _replayed(recalled, self.pruning, go_on)
         listening = heartbeat.listening(self.progress)
-        return run_trial(self.bench, Plan.uniform(setting), self.tuning, go_on, listening, self.pruning.first_look)
+        twin = partial(score_of_weights, self.store, self.bench, self.tuning)
+        return run_trial(
+            self.bench, Plan.uniform(setting), self.tuning, go_on, listening, self.pruning.first_look, twin
+        )
 
     def _recalled(self, setting: Setting) -> TrialResult | None:
         """Recall a setting that was measured to the end: by a worker that died before it told, or for another study."""
@@ -255,7 +259,7 @@ class Worker:
             return
         assert result.score is not None
         key = measurement_key(self.bench, Plan.uniform(setting), self.tuning[: len(result.score.nll)])
-        save_result(self.store, key, result)
+        keep_measured(self.store, self.bench, self.tuning, key, result)
         self._patiently(lambda: self.ledger.tell(trial, setting, result, key))
 
     def _report(self, number: int, budget: Budget, pace: float) -> None:
@@ -279,6 +283,7 @@ def finished_event(
         full: Scored tokens of a trial that is measured to the end.
     """
     left = max(0, budget.trials - done)
+    twin = record.twin_of(trial)
     return Finished(
         trial=trial,
         best=record.best,
@@ -286,6 +291,7 @@ def finished_event(
         budget=budget.trials,
         saved=record.tokens_saved(full),
         seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
+        twin=twin.full_name if twin else None,
     )
 
 

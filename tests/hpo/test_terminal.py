@@ -11,11 +11,13 @@ from rich.console import Console
 from hpo import terminal
 from hpo.space.space import make_space
 from hpo.study.attributes import Beat
+from hpo.study.event_lines import event_line
 from hpo.study.events import Finished, Looked, Notice, Working
 from hpo.study.owner import Owner
 from hpo.study.record import TrialRecord
-from hpo.terminal import Board, event_text, study_display
+from hpo.terminal import Board, ended_text, event_text, study_display
 from quant.setting import Setting
+from storage.typed_json import encode
 from tests.hpo.made_studies import trial
 from tests.processes import wait_until
 
@@ -48,6 +50,13 @@ def drawn(board: Board) -> str:
 def board() -> Board:
     """On a terminal that nobody sees."""
     return Board(Console(file=StringIO(), width=120, force_terminal=True, highlight=False))
+
+
+def test_a_trial_with_the_weights_of_another_says_so(finished: Finished) -> None:
+    """A person and a program can tell that its value is no second measurement."""
+    twin = replace(finished, twin="trial 2 g64")
+    assert ended_text(twin) == f"{ended_text(finished)}, with the weights of trial 2 g64"
+    assert (encode(event_line(finished))["twin_of"], encode(event_line(twin))["twin_of"]) == (None, "trial 2 g64")
 
 
 def test_every_worker_has_a_lane_of_its_own(board: Board) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hpo.search.twins import Noise, unknown
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
 from quant.setting import Setting
@@ -17,7 +18,9 @@ class Grid:
 
     learns = False
 
-    def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
+    def settings(
+        self, space: Space, trials: Sequence[TrialRecord], seed: int, noise: Noise = unknown
+    ) -> Iterator[Setting]:
         """Yield the points of the grid in the seed's order."""
         points = space.grid()
         return (points[index] for index in np.random.default_rng(seed).permutation(len(points)))

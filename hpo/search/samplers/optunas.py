@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.search.acquisition import is_informative, most_informative, nats_of
 from hpo.search.samplers.sampler import draw, rest
+from hpo.search.twins import Noise, unknown
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
 from quant.setting import Setting
@@ -42,7 +43,9 @@ class FromOptuna:
     pruned_as: TrialState
     most: int
 
-    def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
+    def settings(
+        self, space: Space, trials: Sequence[TrialRecord], seed: int, noise: Noise = unknown
+    ) -> Iterator[Setting]:
         """Yield what it suggests, others around that, then what is left."""
         drawn = draw(trials, seed)
         yield from _around(space, suggestion(space, trials, self, drawn), drawn)

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from hpo.search.samplers.sampler import rest
+from hpo.search.twins import Noise, unknown
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
 from quant.setting import Setting
@@ -21,7 +22,9 @@ class Qmc:
 
     learns = False
 
-    def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
+    def settings(
+        self, space: Space, trials: Sequence[TrialRecord], seed: int, noise: Noise = unknown
+    ) -> Iterator[Setting]:
         """Yield the sequence, then what it missed."""
         yield from sobol(space, seed)
         yield from rest(space)

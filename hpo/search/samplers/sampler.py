@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from hpo.search.twins import Noise, unknown
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
 from quant.setting import Setting
@@ -24,7 +25,9 @@ class Sampler(Protocol):
         """Tell whether it learns from trials, and is asked only once there is something to learn from."""
         ...
 
-    def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
+    def settings(
+        self, space: Space, trials: Sequence[TrialRecord], seed: int, noise: Noise = unknown
+    ) -> Iterator[Setting]:
         """Yield settings, the one to try first at first; some may have been tried.
 
         The study ends when all that it yields were tried. It must depend on its arguments alone.
@@ -33,6 +36,7 @@ class Sampler(Protocol):
             space: What may be tried.
             trials: All that was tried, is being tried or waits.
             seed: The study's, the same at every call.
+            noise: How exactly the study tells settings apart.
         """
         ...
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.search.stopping import Stopping, paired_noise, reason_to_stop, without_improvement
+from hpo.search.stopping import Stopping, noise_of, paired_noise, reason_to_stop, without_improvement
+from hpo.search.twins import unknown
 from hpo.space.space import Space, make_space
 from hpo.study.record import StudyRecord, TrialRecord
 from hpo.study.scores import Scores
@@ -46,7 +47,7 @@ def searched(store: ResultStore, trials: int, space: Space = SPACE) -> StudyReco
 
 def has_converged(space: Space, record: StudyRecord, store: ResultStore) -> bool:
     """Whether `--until converged` ends the study."""
-    return reason_to_stop(Stopping(converged=True), space, record, Scores(store), 0) is not None
+    return reason_to_stop(Stopping(converged=True), space, record, noise_of(record, Scores(store)), 0) is not None
 
 
 def test_trials_that_improve_on_nothing_are_counted() -> None:
@@ -67,7 +68,7 @@ def test_a_better_trial_of_other_bits_is_an_improvement() -> None:
 def test_patience_ends_after_so_many_trials(trials: tuple[float | None, ...], stops: bool, tmp_path: Path) -> None:
     """And says which flag did it."""
     record = StudyRecord(name="s", contract=CONTRACT, references=(), trials=tuple(ended(*trials)))
-    reason = reason_to_stop(PATIENT, SIZES, record, Scores(ResultStore(tmp_path)), 0)
+    reason = reason_to_stop(PATIENT, SIZES, record, unknown, 0)
     assert (reason is not None) == stops
     assert not stops or "--patience" in str(reason)
 
@@ -75,7 +76,7 @@ def test_patience_ends_after_so_many_trials(trials: tuple[float | None, ...], st
 def test_nothing_stops_a_study_that_was_not_told_to(tmp_path: Path) -> None:
     """Whatever it found."""
     store = ResultStore(tmp_path)
-    assert reason_to_stop(Stopping(), SPACE, searched(store, 40), Scores(store), 0) is None
+    assert reason_to_stop(Stopping(), SPACE, searched(store, 40), unknown, 0) is None
 
 
 def test_a_study_converges_once_it_knows_its_optimum(tmp_path: Path) -> None:
@@ -83,7 +84,8 @@ def test_a_study_converges_once_it_knows_its_optimum(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     found = [has_converged(SPACE, searched(store, trials), store) for trials in (4, 9, 60)]
     assert found == [False, False, True]
-    reason = reason_to_stop(Stopping(converged=True), SPACE, searched(store, 60), Scores(store), 0)
+    record = searched(store, 60)
+    reason = reason_to_stop(Stopping(converged=True), SPACE, record, noise_of(record, Scores(store)), 0)
     assert "--until converged" in str(reason)
 
 

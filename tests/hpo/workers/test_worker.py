@@ -18,6 +18,7 @@ from hpo.search.pruners.pruner import Case, Rule
 from hpo.search.pruners.registry import PRUNERS, Pruning
 from hpo.search.samplers.registry import SAMPLERS
 from hpo.search.stopping import Stopping
+from hpo.search.twins import Noise, unknown
 from hpo.space.space import Space, make_space
 from hpo.study.attributes import CONTRACT as CONTRACT_KEY
 from hpo.study.attributes import OWNER, REFERENCES
@@ -36,7 +37,7 @@ from hpo.workers.worker import Budget, Worker
 from objectives.errors import InputError, RunError
 from objectives.progress import Progress, silent
 from objectives.quantization import model_size
-from objectives.results import load_result, measurement_key
+from objectives.results import keep_measured, load_result, measurement_key
 from objectives.scoring import Score
 from objectives.teacher import Teacher
 from objectives.text.sequences import Sequences
@@ -177,7 +178,9 @@ class Backwards:
 
     learns: bool = False
 
-    def settings(self, space: Space, trials: Sequence[TrialRecord], seed: int) -> Iterator[Setting]:
+    def settings(
+        self, space: Space, trials: Sequence[TrialRecord], seed: int, noise: Noise = unknown
+    ) -> Iterator[Setting]:
         return iter([space.at([(9 - step) / 10] * len(space.dimensions)) for step in range(10)])
 
 
@@ -212,6 +215,24 @@ def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(mak
 
     assert trials(whole) == trials(parts)
     assert trials(whole)[:4] != trials(other)
+
+
+def test_weights_that_were_scored_are_not_scored_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever setting gave them: the trials are those of a study that scored, each with its twin's name."""
+    scored, spared = (make(name, pruning=Pruning(name="none")) for name in ("scored", "spared"))
+    scored.work(Budget(trials=2))
+    for number, trial in enumerate(read_study(scored.study).trials):
+        keep_measured(spared.store, spared.bench, TEXT, f"other-{number}", load_result(scored.store, str(trial.result)))
+    monkeypatch.setattr("objectives.trial.score", lambda *_, **__: pytest.fail("scored"))
+    spared.work(Budget(trials=2))
+    one, other = (read_study(worker.study) for worker in (scored, spared))
+    assert [trial.running for trial in one.trials] == [trial.running for trial in other.trials]
+    assert [trial.perplexity for trial in one.trials] == [trial.perplexity for trial in other.trials]
+    first, second = other.trials
+    twin = replace(second, number=2, fingerprint=first.fingerprint)
+    assert other.twin_of(first) is other.twin_of(second) is None
+    assert replace(other, trials=(*other.trials, twin)).twin_of(twin) == first
+    assert other.twin_of(replace(twin, fingerprint=None)) is None
 
 
 def test_pruned_trials_save_tokens_and_carry_estimates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +336,7 @@ def test_a_damaged_result_is_measured_again(make: Make, tmp_path: Path) -> None:
     """A notice names the file; nothing stands in the way of the study."""
     first = make("first")
     first.work(Budget(trials=1))
-    (kept,) = (tmp_path / "results-first").glob("*.safetensors")
+    kept = tmp_path / "results-first" / f"{read_study(first.study).trials[0].result}.safetensors"
     kept.write_bytes(kept.read_bytes()[:-1])
     notices: list[Event] = []
     second = make("second", store=first.store, listen=notices.append)
