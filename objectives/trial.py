@@ -212,6 +212,15 @@ def run_trial(
     )
 
 
+def replayed(result: TrialResult, go_on: Callable[[Score], bool], first_look: int = FIRST_LOOK) -> TrialResult:
+    """End a trial by a stored result, given up where it would have been: equal studies get equal trials."""
+    assert result.score is not None
+    for look in result.score.looks(first_look):
+        if len(look.nll) < len(result.score.nll) and not go_on(look):
+            return replace(result, outcome="stopped", score=look)
+    return result
+
+
 @contextmanager
 def quantized(
     bench: Bench, plan: Plan | None, progress: Progress = silent, with_codes: bool = False

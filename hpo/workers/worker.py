@@ -8,7 +8,7 @@ assume that the contract was checked.
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from time import monotonic, sleep
 from typing import TypeVar
@@ -17,7 +17,6 @@ import optuna
 from optuna.trial import Trial
 
 from hpo.search.proposal import propose
-from hpo.search.pruners.pruner import Rule
 from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import Stopping, noise_of, reason_to_stop
 from hpo.space.space import Space
@@ -35,7 +34,7 @@ from objectives.progress import Progress
 from objectives.results import keep_measured, load_result, measurement_key, score_of_weights
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
-from objectives.trial import Bench, TrialResult, run_trial
+from objectives.trial import Bench, TrialResult, replayed, run_trial
 from quant.plan import Plan
 from quant.setting import Setting
 from storage.errors import DamagedEntryError
@@ -234,7 +233,7 @@ class Worker:
 
         recalled = self._recalled(setting)
         if recalled is not None:
-            return _replayed(recalled, self.pruning, go_on)
+            return replayed(recalled, go_on, self.pruning.first_look)
         listening = heartbeat.listening(self.progress)
         twin = partial(score_of_weights, self.store, self.bench, self.tuning)
         return run_trial(
@@ -293,13 +292,3 @@ def finished_event(
         seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
         twin=twin.full_name if twin else None,
     )
-
-
-def _replayed(result: TrialResult, rule: Rule, go_on: Callable[[Score], bool]) -> TrialResult:
-    """End a trial by a stored result, pruned where it would have been: equal studies get equal trials."""
-    assert result.score is not None
-    for size in rule.looks(len(result.score.nll))[:-1]:
-        look = result.score.first(size)
-        if not go_on(look):
-            return replace(result, outcome="stopped", score=look)
-    return result

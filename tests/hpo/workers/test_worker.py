@@ -485,7 +485,7 @@ def test_a_full_disk_hands_the_trial_back(make: Make, monkeypatch: pytest.Monkey
         raise StorageError("no space")
 
     worker = make()
-    monkeypatch.setattr(worker_module, "save_result", refuse)
+    monkeypatch.setattr(worker_module, "keep_measured", refuse)
     with pytest.raises(StorageError):
         worker.work(Budget(trials=3))
     assert [trial.state for trial in read_study(worker.study).trials] == ["WAITING"]
