@@ -22,6 +22,7 @@ from objectives.evaluation import Row, evaluate, lay_out
 from objectives.model.memory import keep_freed_memory
 from objectives.paired import paired_difference
 from objectives.progress import silent
+from quant.plan import Plan
 from quant.recipes import recipe_fields
 from quant.setting import Setting
 from storage.paths import Paths
@@ -69,7 +70,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     baselines: dict[tuple[str, bool], Row] = {}
     records = []
-    for row in evaluate(laid_out, settings, silent):
+    for row in evaluate(laid_out, [Plan.uniform(setting) for setting in settings], silent):
         if row.setting is None or row.difference is None:
             continue
         place = (row.dataset, row.setting.symmetric)

@@ -11,7 +11,7 @@ from math import prod
 
 from torch import nn
 
-from objectives.calibration.calibration import boundaries, segment_bytes
+from objectives.calibration.calibration import prefix_bytes, prefix_sizes
 from objectives.calibration.recording import statistics_bytes
 from objectives.model.roles import Block
 from quant.setting import Setting
@@ -24,11 +24,10 @@ class Costs:
     Attributes:
         weights: Of the decoder blocks that are quantized.
         parameters: Of the whole model.
-        segment_bytes: On the disk, of each segment of calibration.
-        segments: How many segments the largest calibration size reads.
+        prefix_bytes: On the disk, of the statistics of each calibration size: what a trial reads.
+        prefixes: How many are kept on the way to the largest size.
         recording_bytes: Memory of the sums of all blocks at once.
         block_recording_bytes: Memory of those of the largest block: the least that calibration can do with.
-        reading_bytes: What a trial of the largest size reads of the cache.
         calibrating: Operations for all calibration tokens.
         quantizing: Operations of one trial's search and rounding.
         scoring: Operations of one trial on all evaluation tokens, divergence from full precision included.
@@ -36,11 +35,10 @@ class Costs:
 
     weights: int
     parameters: int
-    segment_bytes: int
-    segments: int
+    prefix_bytes: int
+    prefixes: int
     recording_bytes: int
     block_recording_bytes: int
-    reading_bytes: int
     calibrating: float
     quantizing: float
     scoring: float
@@ -62,16 +60,14 @@ def count(
     sites = [site.inputs for block in blocks for site in block.sites]
     weights = sum(map(prod, shapes))
     head = module.get_output_embeddings().weight.numel()  # type: ignore[operator]
-    segments, segment = len(boundaries(setting.n_calib)) - 1, segment_bytes(blocks)
     memory = [statistics_bytes(block) for block in blocks]
     return Costs(
         weights=weights,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        segment_bytes=segment,
-        segments=segments,
+        prefix_bytes=prefix_bytes(blocks),
+        prefixes=len(prefix_sizes(setting.n_calib)),
         recording_bytes=sum(memory),
         block_recording_bytes=max(memory),
-        reading_bytes=segments * segment,
         calibrating=2.0 * calibration_tokens * (weights + sum(inputs**2 for inputs in sites)),
         quantizing=_quantizing(setting, shapes, sites),
         scoring=2.0 * scored_tokens * (weights + 2 * head),

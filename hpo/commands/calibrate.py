@@ -16,7 +16,6 @@ from hpo.study.options import BenchOptions
 from objectives.errors import InputError
 
 if TYPE_CHECKING:
-    from objectives.costs import Costs
     from objectives.evaluation import BenchPlan
 
 NOT_RUN = "counted from config.json; nothing was run, read or written"
@@ -54,12 +53,12 @@ def run(parsed: Namespace) -> None:
         laid_out = lay_out(plan, paths_of(parsed), progress)
         bench = laid_out.bench
         computed = bench.calibration.ensure(sizes, progress)
-    keys = {size: [segment.key for segment in bench.calibration.segments(size)] for size in sizes}
+    keys = {size: bench.calibration.prefix(size).key for size in sizes}
     record = {"model": plan.model.name, "source": plan.calibration.source, "entries": keys, "samples_read": computed}
     record["seconds"] = round(monotonic() - started, 3)
-    table = make_table("samples", "entries")
-    for size, entries in keys.items():
-        table.add_row(str(size), " ".join(entries))
+    table = make_table("samples", "entry")
+    for size, key in keys.items():
+        table.add_row(str(size), key)
     read = f"{computed} samples were read, the others were in the cache"
     output(parsed, record, [*laid_out.notes, read], table)
 
@@ -78,8 +77,11 @@ def _count(parsed: Namespace, plan: "BenchPlan") -> None:
     table = make_table("what", "costs")
     for name, value in (
         ("weights", f"{costs.weights / 1e6:,.1f} of {costs.parameters / 1e6:,.1f} million in decoder blocks"),
-        ("cache", f"{costs.segments * costs.segment_bytes / 1e9:.2f} GB: {_segments(costs)}"),
-        ("a trial reads", f"{costs.reading_bytes / 1e9:.2f} GB, {costs.reading_bytes / 1e9:.1f} s at 1 GB/s"),
+        (
+            "cache",
+            f"{costs.prefixes * costs.prefix_bytes / 1e9:.2f} GB: {costs.prefixes} entries",
+        ),
+        ("a trial reads", f"{costs.prefix_bytes / 1e9:.2f} GB, {costs.prefix_bytes / 1e9:.1f} s at 1 GB/s"),
         (
             "memory for sums",
             f"{costs.recording_bytes / 1e9:.2f} GB, or {costs.block_recording_bytes / 1e9:.2f} GB "
@@ -94,10 +96,6 @@ def _count(parsed: Namespace, plan: "BenchPlan") -> None:
     ):
         table.add_row(name, value)
     output(parsed, {"model": plan.model.name, "setting": setting.as_dict(), **asdict(costs)}, [NOT_RUN], table)
-
-
-def _segments(costs: "Costs") -> str:
-    return f"{costs.segments} segments of {costs.segment_bytes / 1e9:.2f} GB"
 
 
 def _tera(operations: float) -> str:

@@ -1,9 +1,10 @@
 """Calibration through the cache: statistics of any calibration size, computed once for all processes and studies.
 
-Responsible for cutting the calibration sequences into segments, for computing the missing ones, and for merging them
-into prefixes. A segment is known by the model and the very tokens it was computed from, so nothing else - no trial
-parameter, no name, no other size - can make an entry wrong, and a later study that wants more samples only adds
-segments. May assume that the model holds its original weights.
+Responsible for the prefixes of the calibration sequences that statistics are kept of, each computed from the one before
+it and the samples that it adds. A prefix is known by the model and the very tokens it was computed from, so nothing
+else - no trial parameter, no name, no other size - can make an entry wrong; a later study that wants more samples only
+adds to what is there, and a trial reads one entry whatever its size. May assume that the model holds its original
+weights.
 """
 
 import logging
@@ -29,34 +30,40 @@ from storage.errors import DamagedEntryError, LeaseLostError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
-FIRST_BOUNDARY = 16
+FORMAT = 4
+FIRST_SIZE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
-    """The sequences `start..end` of the calibration text, and the cache key of their statistics."""
+class Prefix:
+    """The first `size` sequences of the calibration text.
 
-    start: int
-    end: int
+    Attributes:
+        size: How many they are.
+        added: How many of them the prefix before it lacks.
+        key: Of their statistics in the cache.
+    """
+
+    size: int
+    added: int
     key: str
 
 
-def boundaries(size: int) -> list[int]:
-    """Return where the first `size` samples are cut: at 16, 32, ... so that sizes share prefixes, and at the end."""
-    cuts = []
-    cut = FIRST_BOUNDARY
-    while cut < size:
-        cuts.append(cut)
-        cut *= 2
-    return [0, *cuts, size]
+def prefix_sizes(size: int) -> list[int]:
+    """Return the sizes on the way to the first `size` samples: 16, 32, ..., so that others share them, and `size`."""
+    sizes = []
+    smaller = FIRST_SIZE
+    while smaller < size:
+        sizes.append(smaller)
+        smaller *= 2
+    return [*sizes, size]
 
 
 class Calibration:
     """Statistics of one model on one calibration text, at any size up to all of it.
 
-    Reading needs no forward pass once the segments are in the cache. Any number of processes may do this at the same
-    time; each missing segment is computed by one of them.
+    Reading needs no forward pass once the prefix is in the cache. Any number of processes may do this at the same time;
+    each missing prefix is computed by one of them.
     """
 
     def __init__(
@@ -92,8 +99,16 @@ class Calibration:
         """Return where statistics are kept."""
         return self._cache
 
-    def segments(self, size: int) -> list[Segment]:
-        """Return the segments whose merged statistics are those of the first `size` samples.
+    def prefix(self, size: int) -> Prefix:
+        """Return the prefix of the first `size` samples.
+
+        Raises:
+            InputError: If there are not so many samples.
+        """
+        return self.prefixes(size)[-1]
+
+    def prefixes(self, size: int) -> list[Prefix]:
+        """Return the prefixes on the way to the first `size` samples, which is the last of them.
 
         Raises:
             InputError: If there are not so many samples.
@@ -102,8 +117,8 @@ class Calibration:
             raise InputError(
                 f"n_calib {size} is outside the 1..{len(self._sequences)} samples of {self._sequences.source}"
             )
-        cuts = boundaries(size)
-        return [Segment(start=start, end=end, key=self._key(start, end)) for start, end in pairwise(cuts)]
+        sizes = prefix_sizes(size)
+        return [Prefix(size=end, added=end - start, key=self._key(end)) for start, end in pairwise([0, *sizes])]
 
     def ensure(self, sizes: Iterable[int], progress: Progress) -> int:
         """Make sure that the statistics of every size are in the cache; returns how many samples had to be read.
@@ -112,10 +127,12 @@ class Calibration:
             InputError: If a size exceeds the text.
             RunError: If a block's sums alone exceed the memory.
             StorageError: If the cache cannot be written, or has no room.
+            DamagedEntryError: If an entry is damaged once more after it was computed again.
         """
-        segments = {segment.key: segment for size in sorted(sizes) for segment in self.segments(size)}
+        ways = [self.prefixes(size) for size in sorted(sizes)]
         computed = 0
         messages: set[str] = set()
+        repaired: set[str] = set()
 
         def waiting(text: str) -> None:
             if text not in messages:
@@ -123,12 +140,19 @@ class Calibration:
             messages.add(text)
             progress("calibrating in another process", 0, 1)
 
-        while self._missing(segments):
+        while self._missing(ways):
             # One process at a time computes for a model; one that lost its lease waits for its successor.
             with suppress(LeaseLostError), self._cache.lease(self._model.fingerprint, waiting):
-                for segment in self._missing(segments):
-                    self._compute(segment, progress)
-                    computed += segment.end - segment.start
+                for before, prefix in self._missing(ways):
+                    try:
+                        self._compute(before, prefix, progress)
+                    except DamagedEntryError as damage:
+                        if damage.key in repaired:
+                            raise
+                        repaired.add(damage.key)
+                        self.discard(damage)
+                        break
+                    computed += prefix.added
         return computed
 
     def read(self, block: Block, size: int) -> BlockStatistics:
@@ -139,29 +163,42 @@ class Calibration:
         Raises:
             DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
         """
-        parts = [self._cache.read(segment.key, _part(block)) for segment in self.segments(size)]
-        return _merged(parts, block, self._model.device)
+        packed = _stored(self._cache.read(self.prefix(size).key, _part(block)), block, self._model.device)
+        inputs = shrunk_inputs(block, packed.inputs)
+        return BlockStatistics(
+            inputs={name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in inputs.items()},
+            outputs=shrunk_outputs(block, packed.outputs),
+        )
 
     def discard(self, damage: DamagedEntryError) -> None:
         """Remove a damaged entry, so that it is computed again."""
         log.warning("%s; computing it again", damage)
         self._cache.remove(damage.key, missing_ok=True)
 
-    def _missing(self, segments: Mapping[str, Segment]) -> list[Segment]:
-        return [segment for key, segment in segments.items() if key not in self._cache]
+    def _missing(self, ways: Sequence[Sequence[Prefix]]) -> list[tuple[Prefix | None, Prefix]]:
+        """List the prefixes that are to be computed, in order, each with the one before it."""
+        missing: dict[str, tuple[Prefix | None, Prefix]] = {}
+        for way in ways:
+            # Whatever is there already is as good as computed from the beginning.
+            for before, prefix in reversed([*pairwise([None, *way])]):
+                if prefix is None or prefix.key in self._cache:
+                    break
+                missing.setdefault(prefix.key, (before, prefix))
+        return sorted(missing.values(), key=lambda pair: pair[1].size)
 
-    def _compute(self, segment: Segment, progress: Progress) -> None:
+    def _compute(self, before: Prefix | None, prefix: Prefix, progress: Progress) -> None:
         allowed = available_bytes(self._model.device) // 2 if self._max_memory is None else self._max_memory
         passes = list(_groups(self._blocks, allowed))
-        self._cache.clear_unfinished(segment.key)
-        self._cache.require_free(segment_bytes(self._blocks))
-        sequences = self._sequences[segment.start : segment.end]
+        self._cache.clear_unfinished(prefix.key)
+        self._cache.require_free(prefix_bytes(self._blocks))
+        start = prefix.size - prefix.added
+        sequences = self._sequences[start : prefix.size]
         total = len(sequences) * len(passes)
         about = {
             "model": self._model.name,
             "source": sequences.source,
-            "samples": [segment.start, segment.end],
-            "tokens": sum(map(len, sequences.ids)),
+            "samples": [0, prefix.size],
+            "tokens": sum(map(len, self._sequences[: prefix.size].ids)),
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "format": FORMAT,
         }
@@ -170,16 +207,20 @@ class Calibration:
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            progress(f"calibrating on samples {segment.start + 1}-{segment.end}", done, total)
+            progress(f"calibrating on samples {start + 1}-{prefix.size}", done, total)
 
-        with self._cache.new_entry(segment.key, about) as entry:
+        with self._cache.new_entry(prefix.key, about) as entry:
             for blocks in passes:
                 recorded = record(self._model.module, blocks, sequences, advance)
                 for block, statistics in zip(blocks, recorded, strict=True):
-                    entry.write(_part(block), _flattened(statistics))
+                    means = _with_packed_grams(statistics)
+                    if before is not None:
+                        earlier = self._cache.read(before.key, _part(block))
+                        means = _merged(_stored(earlier, block, torch.device("cpu")), means)
+                    entry.write(_part(block), _flattened(means))
 
-    def _key(self, start: int, end: int) -> str:
-        text = self._sequences[start:end].fingerprint()
+    def _key(self, size: int) -> str:
+        text = self._sequences[:size].fingerprint()
         # What was recorded before experts were known lacks them.
         experts = " experts" if any(block.experts for block in self._blocks) else ""
         return str(xxhash.xxh3_128_hexdigest(f"{FORMAT} {self._model.fingerprint} {text}{experts}".encode()))
@@ -204,8 +245,8 @@ def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
     yield group
 
 
-def segment_bytes(blocks: Sequence[Block]) -> int:
-    """Return the bytes of one segment on the disk, but for vectors: packed float32 Gram matrices."""
+def prefix_bytes(blocks: Sequence[Block]) -> int:
+    """Return the bytes of one prefix on the disk, but for vectors: packed float32 Gram matrices."""
     return sum(4 * (site.inputs // 2 + 1) * site.inputs for block in blocks for site in block.sites)
 
 
@@ -214,33 +255,42 @@ def _part(block: Block) -> str:
 
 
 def _flattened(statistics: BlockStatistics) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
+    """Name the tensors of statistics whose Gram matrices are packed."""
     named: list[tuple[str, InputStatistics | OutputStatistics]] = [
         *statistics.inputs.items(),
         *statistics.outputs.items(),
     ]
-    for name, means in named:
-        for field in fields(means):
-            value = torch.as_tensor(getattr(means, field.name))
-            # Cloned: the format refuses tensors that share memory, as importances of two placements may.
-            tensors[f"{name}/{field.name}"] = pack_symmetric(value) if field.name == "gram" else value.clone()
-    return tensors
+    # Cloned: the format refuses tensors that share memory, as importances of two placements may.
+    return {
+        f"{name}/{field.name}": torch.as_tensor(getattr(means, field.name)).clone()
+        for name, means in named
+        for field in fields(means)
+    }
 
 
-def _merged(parts: Sequence[Mapping[str, Tensor]], block: Block, device: torch.device) -> BlockStatistics:
-    def merged(kind: type[Statistics], name: str) -> Statistics:
-        return merge([_restored(kind, name, part, device) for part in parts])
-
-    inputs = shrunk_inputs(block, {site.name: merged(InputStatistics, site.name) for site in block.sites})
-    outputs = {linear.name: merged(OutputStatistics, linear.name) for linear in block.linears}
+def _merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
+    """Merge the statistics of two consecutive runs of samples."""
     return BlockStatistics(
-        inputs={name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in inputs.items()},
-        outputs=shrunk_outputs(block, outputs),
+        inputs={name: merge([means, second.inputs[name]]) for name, means in first.inputs.items()},
+        outputs={name: merge([means, second.outputs[name]]) for name, means in first.outputs.items()},
+    )
+
+
+def _with_packed_grams(statistics: BlockStatistics) -> BlockStatistics:
+    """Pack the Gram matrices: half the memory, and half the arithmetic where they are merged."""
+    inputs = {name: replace(means, gram=pack_symmetric(means.gram)) for name, means in statistics.inputs.items()}
+    return replace(statistics, inputs=inputs)
+
+
+def _stored(part: Mapping[str, Tensor], block: Block, device: torch.device) -> BlockStatistics:
+    """Restore statistics as they were stored, Gram matrices still packed."""
+    return BlockStatistics(
+        inputs={site.name: _restored(InputStatistics, site.name, part, device) for site in block.sites},
+        outputs={linear.name: _restored(OutputStatistics, linear.name, part, device) for linear in block.linears},
     )
 
 
 def _restored(kind: type[Statistics], name: str, part: Mapping[str, Tensor], device: torch.device) -> Statistics:
-    """Restore statistics as they were stored, Gram matrices still packed: merging then needs half the arithmetic."""
     tensors = {field.name: part[f"{name}/{field.name}"] for field in fields(kind)}
     tokens = int(tensors.pop("tokens"))
     return kind(tokens=tokens, **{field: tensor.to(device) for field, tensor in tensors.items()})

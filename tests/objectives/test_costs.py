@@ -43,15 +43,14 @@ def test_a_skeleton_has_no_data(tmp_path: Path) -> None:
     assert len(blocks) == tiny.LAYERS
 
 
-def test_segments_take_the_bytes_that_were_counted(tmp_path: Path) -> None:
-    """Beside headers and vectors a segment of the cache is as large as its Gram matrices."""
+def test_entries_take_the_bytes_that_were_counted(tmp_path: Path) -> None:
+    """Beside headers and vectors an entry of the cache is as large as its Gram matrices."""
     bench = tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path)
     costs = count(bench.model.module, bench.blocks, SETTING, 1, 1)
     bench.calibration.ensure({SETTING.n_calib}, silent)
     sizes = [entry.size for entry in bench.calibration.cache.entries()]
-    assert len(sizes) == costs.segments == 1
-    assert all(costs.segment_bytes < size < 1.6 * costs.segment_bytes for size in sizes)
-    assert costs.reading_bytes == costs.segment_bytes
+    assert len(sizes) == costs.prefixes == 1
+    assert all(costs.prefix_bytes < size < 1.6 * costs.prefix_bytes for size in sizes)
 
 
 def test_operations_are_those_of_the_products() -> None:
