@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from optuna.storages import BaseStorage
 
+from hpo.deploy.refined_winner import confirm_refined, refining_text
 from hpo.plan import StudyPlan, search_mode
 from hpo.search.proposal import presets
 from hpo.search.pruners.registry import Pruning
@@ -17,7 +18,7 @@ from hpo.search.stopping import convergence, noise_of
 from hpo.space.dimension import Value
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
-from hpo.study.attributes import CONFIRMATION, SEARCH, WATERFALL
+from hpo.study.attributes import CONFIRMATION, REFINED, SEARCH, WATERFALL
 from hpo.study.events import Listener, Notice
 from hpo.study.owner import Owner
 from hpo.verdict.confirmation import confirm
@@ -63,6 +64,8 @@ def optimize(
     store = ResultStore(paths.results)
     laid_out = lay_out(plan.bench, paths, progress)
     bench, (tuning, *held_out) = laid_out.bench, laid_out.data
+    # Read before hours of work, so that too little text is known now.
+    learned_from = None if plan.refining is None else refining_text(plan.bench, plan.refining, bench)
     space = fit(plan, laid_out, listen)
     texts = list(zip(plan.bench.data, laid_out.data, strict=True))
     contract = make_contract(
@@ -106,6 +109,10 @@ def optimize(
             chosen = recommended_setting(read(study, paths))
             steps = measure_steps(bench, store, snapshot.record, chosen, tuning, progress)
             study.set_user_attr(WATERFALL, encode(steps))
+            if plan.refining is not None and learned_from is not None:
+                confirmed = read(study, paths)
+                refined = confirm_refined(bench, store, confirmed, plan.refining, learned_from, held_out, progress)
+                study.set_user_attr(REFINED, encode(refined))
             snapshot = read(study, paths)
     return replace(snapshot, notes=laid_out.notes)
 

@@ -7,6 +7,7 @@ spaces and benches check their own values.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpo.deploy.refining import Refining, make_refining, refine_flags
 from hpo.search.pruners.registry import Pruning
 from hpo.search.samplers.registry import SAMPLERS
 from hpo.search.stopping import Stopping
@@ -14,10 +15,12 @@ from hpo.space.space import Space
 from hpo.study.bench import new_bench_plan
 from hpo.study.contract import require_name
 from hpo.study.objective import OBJECTIVES, PERPLEXITY, Objective
-from hpo.study.options import BenchOptions, SearchOptions
+from hpo.study.options import BenchOptions, RefineOptions, SearchOptions
 from hpo.study.searching import SearchMode
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
+from objectives.refinement.refine import require_refinable
+from quant.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class StudyPlan:
         max_bits: Most bits per weight a setting may cost; None for any.
         presets_only: Measure the presets and nothing else.
         trial_timeout: Seconds without progress after which a trial fails; None for any number.
+        refining: How what is recommended is refined in the end; None where it is not.
     """
 
     name: str
@@ -47,10 +51,15 @@ class StudyPlan:
     max_bits: float | None = None
     presets_only: bool = False
     trial_timeout: float | None = None
+    refining: Refining | None = None
 
     def __post_init__(self) -> None:
         require_name(self.name)
         problems = []
+        if self.refining is not None:
+            require_refinable(Plan.uniform(self.space.base))
+            if self.presets_only:
+                problems.append("--presets-only confirms nothing that --refine could refine; leave one of them out")
         if self.sampler not in SAMPLERS:
             problems.append(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
         if self.trial_timeout is not None and not self.trial_timeout > 0:
@@ -59,7 +68,13 @@ class StudyPlan:
             raise InputError("; ".join(problems))
 
 
-def plan_study(bench: BenchOptions, search: SearchOptions, space: Space, name: str | None = None) -> StudyPlan:
+def plan_study(
+    bench: BenchOptions,
+    search: SearchOptions,
+    space: Space,
+    name: str | None = None,
+    refine: RefineOptions | None = None,
+) -> StudyPlan:
     """Plan a study.
 
     Args:
@@ -67,6 +82,7 @@ def plan_study(bench: BenchOptions, search: SearchOptions, space: Space, name: s
         search: How it searches.
         space: What it searches.
         name: Of the study; None for the model's.
+        refine: How what it recommends is refined; None for not at all.
 
     Raises:
         InputError: If a value cannot be.
@@ -83,6 +99,7 @@ def plan_study(bench: BenchOptions, search: SearchOptions, space: Space, name: s
         max_bits=search.max_bits,
         presets_only=search.presets_only,
         trial_timeout=search.trial_timeout,
+        refining=make_refining(refine or RefineOptions(), bench.seed),
     )
 
 
@@ -110,4 +127,5 @@ def search_mode(plan: StudyPlan) -> SearchMode:
         trust_remote_code=plan.bench.model.trust_remote_code,
         allow_partial=plan.bench.allow_partial,
         allow_partial_groups=plan.bench.allow_partial_groups,
+        **({} if plan.refining is None else refine_flags(plan.refining)),
     )

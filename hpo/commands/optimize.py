@@ -24,7 +24,7 @@ from hpo.commands.flags import (
 )
 from hpo.commands.ranking import conclude, report_directory
 from hpo.commands.stores import paths_of, storage_url
-from hpo.study.options import BenchOptions, SearchOptions, WorkerOptions
+from hpo.study.options import BenchOptions, RefineOptions, SearchOptions, WorkerOptions
 from quant.parameters import PARAMETERS, SEARCHED
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def add_flags(parser: ArgumentParser) -> None:
     """Add the flags of this command."""
     add_options(parser, BenchOptions, "model", "text", "confirmation")
     add_options(parser, SearchOptions, "search")
+    add_options(parser, RefineOptions, "refining")
     add_options(parser, WorkerOptions, "workers")
     space = parser.add_argument_group("space", SPACE_WORDS)
     add_group(space, SearchOptions, "space")
@@ -75,7 +76,8 @@ def worked_on(parsed: Namespace, search: SearchOptions) -> "Study":
     from storage.studies.opening import limits, open_storage, storage_errors
 
     paths, bench = paths_of(parsed), options_of(parsed, BenchOptions)
-    plan = plan_study(bench, search, searched_space(parsed), parsed.study)
+    refine = options_of(parsed, RefineOptions)
+    plan = plan_study(bench, search, searched_space(parsed), parsed.study, refine)
     budget = Budget(
         trials=search.trials, deadline=monotonic() + (math.inf if search.timeout is None else search.timeout)
     )

@@ -29,6 +29,8 @@ def conclude(parsed: Namespace, study: "Study", directory: Path | None) -> None:
     notes = [*verdicts(study), *study.notes]
     if study.record.confirmation:
         notes.insert(2, study.record.confirmation.sentence)
+    if study.record.refined:
+        notes += [study.record.refined.tuned, study.record.refined.sentence]
     if directory is not None:
         notes.append(f"report: {write_report(study, directory)}")
     output(parsed, study_json(study), notes, *ranking_tables(study))

@@ -6,6 +6,7 @@ text (`with_refining_text`).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hpo.study.options import RefineOptions
 from hpo.workers.measuring import measure
@@ -63,6 +64,17 @@ def make_refining(given: RefineOptions, seed: int) -> Refining | None:
         rate=given.refine_rate, passes=given.refine_passes, seed=seed, timeout=given.refine_timeout
     )
     return Refining(source=given.refine_data, samples=given.refine_samples, options=options)
+
+
+def refine_flags(refining: Refining) -> dict[str, Any]:
+    """Return the flags, by name, that ask for it again; how long it may take is for whoever asks."""
+    return {
+        "refine": True,
+        "refine_data": refining.source,
+        "refine_samples": refining.samples,
+        "refine_passes": refining.options.passes,
+        "refine_rate": refining.options.rate,
+    }
 
 
 def with_refining_text(plan: BenchPlan, refining: Refining) -> BenchPlan:

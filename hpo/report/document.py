@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hpo.report.document_importances import PrintedImportances, printed_importances
-from hpo.study.confirmation import Confirmation, Interval
+from hpo.study.confirmation import Confirmation, Interval, RefinedConfirmation
 from hpo.study.contract import Contract
 from hpo.study.estimate import Estimate
 from hpo.study.objective import KL, PERPLEXITY, Objective
@@ -149,6 +149,7 @@ class PrintedStudy:
     recommendation: PrintedRecommendation | None
     ranking: tuple[PrintedSizeClass, ...]
     confirmation: Confirmation | None
+    refined: RefinedConfirmation | None
     waterfall: tuple[PrintedStep, ...]
 
 
@@ -171,6 +172,7 @@ def printed_study(study: Study) -> PrintedStudy:
         ranking=tuple(printed_size_class(ranking, record.confirmation) for ranking in study.rankings),
         recommendation=_recommendation(study.recommendation) if study.recommendation else None,
         confirmation=record.confirmation,
+        refined=record.refined,
         waterfall=tuple(_step(step, record.objective) for step in study.waterfall),
     )
 

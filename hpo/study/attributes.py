@@ -16,7 +16,7 @@ from quant.sizes import ModelSize
 from storage.typed_json import decode_known
 
 CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
-SEARCH, WATERFALL = "search", "waterfall"
+SEARCH, WATERFALL, REFINED = "search", "waterfall", "refined"
 SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
 BITS, BYTES, SIZE, PEAK = "bits_per_weight", "model_bytes", "size", "peak_bytes"
 SECONDS, TOKENS = "seconds", "tokens"

@@ -101,3 +101,22 @@ class Confirmation:
     def datasets(self) -> list[str]:
         """List the texts' sources, the tuning text's own kind first."""
         return list(dict.fromkeys(row.dataset for row in self.rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinedConfirmation:
+    """What was recommended, refined, on text that had no part in choosing or refining it.
+
+    Attributes:
+        refined: The trial or the reference whose scales, norms and biases were tuned.
+        tuned: What was tuned, on what, and what the text that was held back says of it.
+        sentence: The verdict on other text.
+        rows: What was measured there.
+        comparisons: The refined model against what it was made of and the references, by divergence.
+    """
+
+    refined: str
+    tuned: str
+    sentence: str
+    rows: tuple[ConfirmedScore, ...]
+    comparisons: tuple[ConfirmedComparison, ...]

@@ -19,13 +19,14 @@ from hpo.study.attributes import (
     OUTCOME,
     REASON,
     REFERENCES,
+    REFINED,
     RETRY_OF,
     SEARCH,
     WATERFALL,
     Beat,
     trial_attributes,
 )
-from hpo.study.confirmation import Confirmation
+from hpo.study.confirmation import Confirmation, RefinedConfirmation
 from hpo.study.contract import Contract, stored_contract
 from hpo.study.estimate import Estimate
 from hpo.study.objective import OBJECTIVES, PERPLEXITY, Objective
@@ -144,7 +145,7 @@ class StudyRecord:
 
     `retried` are the numbers of failed trials whose settings were queued again. `search` is how it was begun, beyond
     its contract; as usual before that is written. `waterfall` are the settings from nearest rounding to what was
-    recommended when it was measured.
+    recommended when it was measured; `refined` is what tuning its scales, norms and biases gained, where that was done.
     """
 
     name: str
@@ -152,6 +153,7 @@ class StudyRecord:
     references: tuple[Measured, ...]
     trials: tuple[TrialRecord, ...]
     confirmation: Confirmation | None = None
+    refined: RefinedConfirmation | None = None
     retried: frozenset[int] = frozenset()
     search: SearchMode = field(default_factory=SearchMode)
     waterfall: tuple[Measured, ...] = ()
@@ -233,6 +235,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         references=_measured(study, REFERENCES),
         trials=tuple(trial_record(trial, OBJECTIVES[contract.objective]) for trial in trials),
         confirmation=_confirmation(study),
+        refined=_refined(study),
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
         search=decode_known(SearchMode, attributes.get(SEARCH, {}), f"how study {study.study_name!r} searches"),
         waterfall=_measured(study, WATERFALL),
@@ -242,6 +245,12 @@ def read_study(study: optuna.Study) -> StudyRecord:
 def _confirmation(study: optuna.Study) -> Confirmation | None:
     stored = study.user_attrs.get(CONFIRMATION)
     return None if stored is None else decode(Confirmation, stored, f"the confirmation of study {study.study_name!r}")
+
+
+def _refined(study: optuna.Study) -> RefinedConfirmation | None:
+    stored = study.user_attrs.get(REFINED)
+    words = f"what was refined of study {study.study_name!r}"
+    return None if stored is None else decode(RefinedConfirmation, stored, words)
 
 
 def read_references(study: optuna.Study) -> tuple[Measured, ...]:

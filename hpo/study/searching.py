@@ -5,7 +5,7 @@ Responsible for the names under which it is stored; they are those of the flags.
 
 from dataclasses import dataclass, fields
 
-from hpo.study.options import BenchOptions, SearchOptions
+from hpo.study.options import BenchOptions, RefineOptions, SearchOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,11 @@ class SearchMode:
     trust_remote_code: bool = BenchOptions.trust_remote_code
     allow_partial: bool = BenchOptions.allow_partial
     allow_partial_groups: bool = BenchOptions.allow_partial_groups
+    refine: bool = RefineOptions.refine
+    refine_data: str | None = RefineOptions.refine_data
+    refine_samples: int = RefineOptions.refine_samples
+    refine_passes: int = RefineOptions.refine_passes
+    refine_rate: float = RefineOptions.refine_rate
 
     def unusual(self) -> dict[str, object]:
         """Return by name what differs from the defaults, in their order."""

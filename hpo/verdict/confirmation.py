@@ -44,7 +44,7 @@ def confirm(
         for name, of_texts in zip(settings, results, strict=True)
     }
     rivals = [name for name in settings if name not in (winner.measured.name, FULL_PRECISION)]
-    comparisons = _compare(winner.measured.name, rivals, scores, texts, ranking.objective)
+    comparisons = compare(winner.measured.name, rivals, scores, texts, ranking.objective)
     return Confirmation(
         group_size=ranking.size_class.group_size,
         keep_ratio=ranking.size_class.keep_ratio or None,
@@ -75,7 +75,7 @@ def _settings(ranking: SizeClassRanking, winner: Ranked) -> dict[str, Setting | 
     return {FULL_PRECISION: None, **{measured.name: measured.setting for measured in chosen}}
 
 
-def _compare(
+def compare(
     winner: str,
     rivals: Sequence[str],
     scores: Mapping[str, Sequence[Score]],

@@ -12,7 +12,7 @@ import torch
 from objectives.errors import InputError
 from objectives.text.sequences import Sequences
 
-RATE, BATCH_TOKENS, PASSES = 2e-3, 2048, 1
+RATE, BATCH_TOKENS, PASSES = 1e-3, 2048, 1
 WARM_UP = 0.1
 """Of all steps: so long does the rate rise."""
 

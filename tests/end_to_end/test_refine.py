@@ -91,3 +91,48 @@ def test_what_cannot_be_refined_is_one_line_and_writes_nothing(
     assert cli.main(["quantize", *small_study.flags, *METHOD, *arguments, "--output-dir", str(target)]) == 2
     assert reason in capsys.readouterr().err
     assert not target.exists()
+
+
+@pytest.mark.slow
+def test_what_a_study_recommends_is_refined_and_confirmed(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against what it was and the references, on text that no step has seen; what is written is that very model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hpo.commands.optimize.report_directory", lambda *_: None)
+    space = ["--space", "original", "--group-size", "64", "--tau", "2", "--beta", "0.3..0.4"]
+    where = ["--study", "refined", "--storage", f"sqlite:///{tmp_path}/studies.db"]
+    refine = [*REFINE[:-1], "bundled:training", "--refine-passes", "3"]
+    begun = ["optimize", "--trials", "5", *small_study.flags, *space, *where, *refine]
+    capsys.readouterr()
+    assert cli.main([*begun, "--json"]) == 0
+    study = json.loads(capsys.readouterr().out)
+    refined, recommended = study["refined"], study["recommendation"]["name"]
+    assert refined["refined"] == recommended
+    assert refined["sentence"].startswith(f"On held-out text {recommended} refined against {recommended}: KL ")
+    assert {row["name"] for row in refined["comparisons"]} == {f"{recommended} refined"}
+    assert {row["against"] for row in refined["comparisons"]} >= {recommended, "rtn", "gw-awq"}
+    assert all(row["holm"] >= row["p_value"] for row in refined["comparisons"])
+    kl = {(row["name"], row["dataset"]): row["kl"] for row in refined["rows"]}
+    target = tmp_path / "written"
+    manifest = written(capsys, target, "--study", "refined", *where[2:], *refine)
+    gains = {gain["source"]: gain["kl"] for gain in manifest["refinement"]["gains"]}
+    for source, change in gains.items():
+        assert change["before"] == pytest.approx(kl[recommended, source], rel=1e-9)
+        assert change["after"] == pytest.approx(kl[f"{recommended} refined", source], rel=1e-9)
+    assert cli.main(["show", *where, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["refined"] == refined
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--presets-only"], "--presets-only confirms nothing that --refine could refine"),
+        (["--method", "praq-mixed"], "praq-mixed keeps rows in 16 bit; use a method in groups"),
+    ],
+)
+def test_a_study_of_which_nothing_can_be_refined_is_refused(capsys: Any, arguments: list[str], reason: str) -> None:
+    """Before the model is loaded."""
+    capsys.readouterr()
+    assert cli.main(["optimize", *arguments, "--refine", "--study", "never"]) == 2
+    assert reason in capsys.readouterr().err

@@ -42,6 +42,7 @@ OBJECTS: dict[str, type] = {
     "space": Space,
     "dimension": Dimension,
     "confirmation": confirmation.Confirmation,
+    "refined": confirmation.RefinedConfirmation,
     "row of the confirmation": confirmation.ConfirmedScore,
     "comparison": confirmation.ConfirmedComparison,
     "importances": PrintedImportances,

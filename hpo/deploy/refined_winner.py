@@ -1,0 +1,102 @@
+"""What a study recommends, refined, on text that had no part in choosing or refining it.
+
+Responsible for the text of refining being there before a study begins, and for comparing the refined model with what it
+was made of and with the references, by divergence. May assume a study that was confirmed.
+"""
+
+from dataclasses import replace
+
+from hpo.deploy.refining import Refining, with_refining_text
+from hpo.study.confirmation import ConfirmedScore, RefinedConfirmation
+from hpo.study.objective import KL
+from hpo.study.record import FULL_PRECISION, TrialRecord
+from hpo.verdict.confirmation import compare
+from hpo.verdict.recommendation import judge
+from hpo.verdict.snapshot import Study
+from hpo.workers.measuring import measure, measure_all
+from objectives.evaluation import BenchPlan
+from objectives.progress import Progress
+from objectives.refinement.options import RefinementText
+from objectives.refinement.refine import refine
+from objectives.scoring import Score
+from objectives.text.sequences import Sequences, prepare_text
+from objectives.trial import Bench
+from quant.plan import Plan
+from storage.results import ResultStore
+
+SUFFIX = " refined"
+JUDGEMENTS = {"confirmed": "confirmed as nearer to full precision", "worse": "confirmed as farther from it"}
+
+
+def refining_text(plan: BenchPlan, refining: Refining, bench: Bench) -> RefinementText:
+    """Read what refining reads beside a study's text, of which it moves nothing.
+
+    Raises:
+        InputError: If too little text is left.
+    """
+    everything = with_refining_text(plan, refining)
+    *_, training, validation = prepare_text(
+        [everything.calibration, *everything.data], bench.model.tokenizer, everything.seed
+    )
+    return RefinementText(training=training, validation=validation)
+
+
+def confirm_refined(
+    bench: Bench,
+    store: ResultStore,
+    study: Study,
+    refining: Refining,
+    text: RefinementText,
+    held_out: list[Sequences],
+    progress: Progress,
+) -> RefinedConfirmation:
+    """Refine what a study recommends, and compare that on held-out text with what it was and with the references.
+
+    Args:
+        bench: Model, roles, calibration.
+        store: Where results are kept.
+        study: Confirmed, so that what it recommends is settled.
+        refining: How.
+        text: What refining reads.
+        held_out: Text that nothing has seen but the confirmation of the recommended setting.
+        progress: Told how far it is.
+    """
+    chosen, lead = study.recommendation, study.lead
+    assert chosen is not None
+    assert lead is not None
+    setting = chosen.measured.setting
+    assert setting is not None
+    refined = refine(bench, Plan.uniform(setting), text, refining.options, store, progress)
+    references = [row.measured for row in lead.rows if not isinstance(row.measured, TrialRecord)]
+    plain = {measured.name: measured.setting for measured in (chosen.measured, *references)}
+    settings = {name: other for name, other in plain.items() if name != FULL_PRECISION}
+    results = measure_all(bench, store, list(settings.values()), held_out, progress)
+    results.append(measure(replace(bench, refined=refined), store, setting, held_out, progress))
+    name = f"{chosen.measured.name}{SUFFIX}"
+    scores: dict[str, list[Score]] = {
+        of: [result.score for result in on_texts if result.score is not None]
+        for of, on_texts in zip([*settings, name], results, strict=True)
+    }
+    comparisons = compare(name, list(settings), scores, held_out, KL)
+    own = [row for row in comparisons if row.against == chosen.measured.name]
+    changes = ", ".join(f"{KL.interval_text(row.change)} on {row.dataset}" for row in own)
+    judgement = JUDGEMENTS.get(judge(own, KL), "not confirmed as different")
+    return RefinedConfirmation(
+        refined=chosen.measured.name,
+        tuned=refined.refinement.sentence(),
+        sentence=f"On held-out text {name} against {chosen.measured.name}: KL {changes}: {judgement}.",
+        rows=tuple(
+            ConfirmedScore(
+                dataset=sequences.source,
+                name=of,
+                perplexity=score.perplexity,
+                mean_nll=score.mean_nll,
+                tokens=int(score.tokens.sum()),
+                kl=score.mean_kl,
+                flips=score.percent_flips,
+            )
+            for of, on_texts in scores.items()
+            for sequences, score in zip(held_out, on_texts, strict=True)
+        ),
+        comparisons=tuple(comparisons),
+    )
