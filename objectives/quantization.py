@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from objectives.calibration.calibration import Calibration
+from objectives.calibration.prefix import QuantizedPrefix
 from objectives.calibration.recording import BlockStatistics
 from objectives.model.folding import fold, norm_weight
 from objectives.model.layouts import Role
 from objectives.model.loading import Model
 from objectives.model.roles import Block, InputSite, LinearRole, scale_groups
 from objectives.progress import Progress
+from objectives.propagation import FirstRound, prefix_sizes, round_again
 from objectives.suitability import parts_by_setting
 from quant.layers import QuantizedLinear, quantize_sets
 from quant.linears import LinearInput, LinearSet, require_finite
@@ -138,10 +140,11 @@ def quantize_model(
     results: list[LayerResult] = []
     codes: dict[str, IntWeight] = {}
     folded: dict[str, FoldedScales] = {}
+    prefixes = {size: calibration.prefix(size) for size in prefix_sizes(blocks, plan)}
     for done, block in enumerate(blocks, 1):
         layers: dict[str, LayerResult] = {}
         statistics = _read_statistics(block, calibration, plan)
-        for linear, quantized, divisor in _quantize_block(block, statistics, plan, stored):
+        for linear, quantized, divisor in _quantize_following(block, statistics, prefixes, plan, stored):
             layers[linear.name] = _layer_result(block, linear, quantized)
             if with_codes and quantized.codes is not None:
                 codes[linear.name] = quantized.codes.cpu()
@@ -149,6 +152,31 @@ def quantize_model(
         results += [layers[linear.name] for linear in block.linears]
         progress(f"quantizing {plan.label()}", done, len(blocks))
     return QuantizedBlocks(layers=tuple(results), codes=codes, folded=folded)
+
+
+def _quantize_following(
+    block: Block,
+    statistics: Mapping[int, BlockStatistics],
+    prefixes: Mapping[int, QuantizedPrefix],
+    plan: Plan,
+    stored: torch.dtype,
+) -> Iterator[tuple[LinearRole, QuantizedLinear, Tensor | None]]:
+    """Quantize one block as `_quantize_block` does, and what follows the prefix once more for the inputs it then has."""
+    if not prefixes:
+        yield from _quantize_block(block, statistics, plan, stored)
+        return
+    weights = {linear.name: linear.weight().clone() for linear in block.linears}
+    for prefix in prefixes.values():
+        prefix.enter(block)
+    rounds = {
+        linear.name: FirstRound(weight=weights[linear.name], quantized=quantized, divisor=divisor)
+        for linear, quantized, divisor in _quantize_block(block, statistics, plan, stored)
+    }
+    latest = {name: first.quantized for name, first in rounds.items()}
+    latest |= {linear.name: quantized for linear, quantized in round_again(block, rounds, prefixes, statistics, plan)}
+    for prefix in prefixes.values():
+        prefix.advance(block)
+    yield from ((linear, latest[linear.name], rounds[linear.name].divisor) for linear in block.linears)
 
 
 def _quantize_block(

@@ -13,6 +13,7 @@ Placement = Literal["original", "structural"]
 Scales = Literal["linear", "foldable"]
 RangeSearch = Literal["none", "diagonal", "block"]
 AlphaProxy = Literal["nearest", "range"]
+Prefix = Literal["full", "quantized"]
 
 LARGEST_COUNT = 2**20
 """Of whole numbers such as sizes: nobody means more."""
@@ -203,8 +204,7 @@ class Parameters:
     alpha_proxy: AlphaProxy = row(
         "nearest",
         "proxy of the α search",
-        "what stands in for the codes while alpha is searched, where ranges are: nearest rounding in whole ranges, or "
-        "in the best of a few",
+        "what stands in for the codes in the search for alpha: nearest rounding in whole ranges, or in the best of few",
         symbol="α proxy",
         choices=get_args(AlphaProxy),
         search=Choices(values=("nearest", "range")),
@@ -223,11 +223,13 @@ class Parameters:
         legal=(1e-6, LARGEST),
         search=Range(low=0.005, high=0.5, scale="log"),
     )
+    prefix: Prefix = row(
+        "full", "prefix of GPTQ", "which blocks before give the inputs that GPTQ rounds for", choices=get_args(Prefix)
+    )
     scales: Scales = row(
         "foldable",
         "input scales",
-        "foldable: shared by Linears with a common input and folded into what produces it; linear: one for every "
-        "Linear, applied at run time",
+        "foldable: shared by Linears with a common input and folded before it; linear: one each, applied at run time",
         choices=get_args(Scales),
     )
     placement: Placement = row(

@@ -28,6 +28,7 @@ INGREDIENTS = {
     "block": Ingredient(field="range_search", value="block"),
     "alpha": Ingredient(field="alpha_proxy", value="range"),
     "gptq": Ingredient(field="rounding", value="gptq"),
+    "prefix": Ingredient(field="prefix", value="quantized"),
 }
 
 

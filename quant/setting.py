@@ -51,12 +51,15 @@ class Setting(Parameters):
     def reads(self) -> frozenset[str]:
         """Every field that the quantized weights depend on: the method's own, and what its ingredients read.
 
-        Bits are among them where they are not the usual ones, so that what is stored without them keeps its meaning.
+        Bits and prefix are among them where they are not the usual ones, so that what is stored without them keeps its
+        meaning.
         """
         if self.is_unquantized:
             return frozenset({"bits"})
         by_bits = {"bits"} if self.bits != Parameters.bits else set()
         by_rounding = {"damping", "n_calib"} if self.rounding == "gptq" else set()
+        if self.rounding == "gptq" and self.prefix != Parameters.prefix:
+            by_rounding |= {"prefix"}
         by_ranges = {"n_calib"} if self.range_search != "none" else set()
         if self.range_search != "none" and self.definition.salience is not None:
             by_ranges |= {"alpha_proxy"}
@@ -67,6 +70,11 @@ class Setting(Parameters):
     def is_unquantized(self) -> bool:
         """Whether weights stay as they are, in 16 bit; they still take the scales of what reads their outputs."""
         return self.bits == UNQUANTIZED
+
+    @property
+    def follows_prefix(self) -> bool:
+        """Whether inputs are those that the quantized blocks before give."""
+        return "prefix" in self.reads
 
     @property
     def scales_at_run_time(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from objectives.calibration.prefix import QuantizedPrefix
 from objectives.calibration.recording import BlockStatistics, record, statistics_bytes
 from objectives.calibration.shrinking import shrunk_inputs, shrunk_outputs
 from objectives.errors import InputError, RunError
@@ -169,6 +170,14 @@ class Calibration:
             inputs={name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in inputs.items()},
             outputs=shrunk_outputs(block, packed.outputs),
         )
+
+    def prefix(self, size: int) -> QuantizedPrefix:
+        """Return the first `size` samples on their way through the model, which must have its original weights.
+
+        Raises:
+            InputError: If the model cannot be run block by block.
+        """
+        return QuantizedPrefix(self._model.module, self._blocks, self._sequences[:size])
 
     def discard(self, damage: DamagedEntryError) -> None:
         """Remove a damaged entry, so that it is computed again."""

@@ -170,6 +170,7 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
         "alpha_proxy": "nearest",
         "rounding": "nearest",
         "damping": 0.05,
+        "prefix": "full",
         "scales": "linear",
         "placement": "structural",
         "keep_ratio": 0.2,

@@ -90,6 +90,7 @@ def test_what_a_method_reads(method: str) -> None:
         "bits",
         "damping",
         "full_range",
+        "prefix",
     }
 
 
