@@ -140,7 +140,7 @@ def quantize_model(
     results: list[LayerResult] = []
     codes: dict[str, IntWeight] = {}
     folded: dict[str, FoldedScales] = {}
-    prefixes = {size: calibration.prefix(size) for size in prefix_sizes(blocks, plan)}
+    prefixes = {size: calibration.followed(size) for size in prefix_sizes(blocks, plan)}
     for done, block in enumerate(blocks, 1):
         layers: dict[str, LayerResult] = {}
         statistics = _read_statistics(block, calibration, plan)
@@ -161,7 +161,7 @@ def _quantize_following(
     plan: Plan,
     stored: torch.dtype,
 ) -> Iterator[tuple[LinearRole, QuantizedLinear, Tensor | None]]:
-    """Quantize one block as `_quantize_block` does, and what follows the prefix once more for the inputs it then has."""
+    """Quantize one block as `_quantize_block` does, and what follows the prefix again, for the inputs it then has."""
     if not prefixes:
         yield from _quantize_block(block, statistics, plan, stored)
         return

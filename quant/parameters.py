@@ -195,8 +195,7 @@ class Parameters:
     range_search: RangeSearch = row(
         "none",
         "range search",
-        "which errors decide about the range of a group: none holds every weight; diagonal and block weigh them by "
-        "the Gram matrix of the inputs",
+        "what decides about a group's range: none holds every weight; diagonal, block weigh errors by the Gram matrix",
         symbol="ranges",
         choices=get_args(RangeSearch),
         search=Choices(values=("none", "diagonal", "block")),

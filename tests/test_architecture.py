@@ -45,7 +45,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"model"},
         {"text", "suitability", "plan_files"},
         {"forward", "calibration", "limits"},
-        {"teacher", "costs"},
+        {"teacher", "costs", "propagation"},
         {"scoring"},
         {"paired", "precision", "quantization", "beginning"},
         {"refined"},
@@ -55,7 +55,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"export", "budget"},
     ),
     "quant": (
-        {"errors", "matmul", "methods", "parameters"},
+        {"errors", "matmul", "methods", "parameters", "propagation"},
         {"allocation", "recipes", "scheme", "statistics"},
         {"packing", "rounding"},
         {"setting"},

@@ -171,7 +171,7 @@ class Calibration:
             outputs=shrunk_outputs(block, packed.outputs),
         )
 
-    def prefix(self, size: int) -> QuantizedPrefix:
+    def followed(self, size: int) -> QuantizedPrefix:
         """Return the first `size` samples on their way through the model, which must have its original weights.
 
         Raises:

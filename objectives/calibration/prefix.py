@@ -66,8 +66,8 @@ class QuantizedPrefix:
             sequences: The text; its hidden states are kept in the model's type, twice.
 
         Raises:
-            InputError: If the model cannot be run block by block, or has experts: quantizing changes which of them a token
-                reaches, so that it has no inputs of either to be compared.
+            InputError: If the model cannot be run block by block, or has experts: quantizing changes which of them a
+                token reaches.
         """
         if any(site.pool is not None or site.linears[0].expert is not None for block in blocks for site in block.sites):
             raise InputError("the quantized prefix of a mixture of experts cannot be followed; use --prefix full")
