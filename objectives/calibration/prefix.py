@@ -198,4 +198,5 @@ def _run(module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], states
 
 
 def _states(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
