@@ -3,8 +3,7 @@
 Responsible for the prefixes of the calibration sequences that statistics are kept of, each computed from the one before
 it and the samples that it adds. A prefix is known by the model and the very tokens it was computed from, so nothing
 else - no trial parameter, no name, no other size - can make an entry wrong; a later study that wants more samples only
-adds to what is there, and a trial reads one entry whatever its size. May assume that the model holds its original
-weights.
+adds to what is there, and a trial reads one entry whatever its size. May assume a model with its original weights.
 """
 
 import logging
@@ -31,8 +30,7 @@ from storage.errors import DamagedEntryError, LeaseLostError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4
-FIRST_SIZE = 16
+FORMAT, FIRST_SIZE = 4, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +170,7 @@ class Calibration:
         )
 
     def followed(self, size: int) -> QuantizedPrefix:
-        """Return the first `size` samples on their way through the model, which must have its original weights.
-
-        Raises:
-            InputError: If the model cannot be run block by block.
-        """
+        """Return the first `size` samples on their way through the model; InputError where blocks are no chain."""
         return QuantizedPrefix(self._model.module, self._blocks, self._sequences[:size])
 
     def discard(self, damage: DamagedEntryError) -> None:
