@@ -120,14 +120,15 @@ def site_settings(recipe: Setting, site: Site) -> tuple[Setting, ...]:
         raise InputError(
             f"{recipe.label()} cannot be allocated bits, because it keeps weights in 16 bit already; use another method"
         )
-    inputs = site.shapes[0][1]
-    sizes = [size for size in GROUP_SIZES if inputs % size == 0]
+    widths = sorted({inputs for _, inputs in site.shapes})
+    sizes = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
     if recipe.definition.per_row:
         sizes = [recipe.group_size]
     if not sizes:
+        listed = ", ".join(map(str, GROUP_SIZES))
         raise InputError(
-            f"none of the group sizes {', '.join(map(str, GROUP_SIZES))} divides the {inputs} inputs of "
-            f"{site.linears[0]}; use a method with one scale per row, rtn-channel or awq"
+            f"none of the group sizes {listed} divides the {' and '.join(map(str, widths))} inputs of {site.name}; use "
+            "a method with one scale per row, rtn-channel or awq"
         )
     ways = [replace(recipe, group_size=size) for size in sizes]
     if recipe.bits < FINE_BITS:

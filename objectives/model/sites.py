@@ -2,9 +2,10 @@
 
 Responsible for these as data, from the roles of the blocks. Linears of a common input share the scale that folds into
 what produces it, slices share the codes of their module, and runtimes such as vLLM make one matrix of query, key and
-value, and of gate and up. May assume blocks that `finding` made.
+value, and of gate and up, and have one kernel for all experts of a block. May assume blocks that `finding` made.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +15,8 @@ from objectives.model.roles import Block, LinearRole
 
 FUSED: tuple[frozenset[Role], ...] = (frozenset({"q", "k", "v"}), frozenset({"gate", "up"}))
 """Roles that runtimes make one matrix of."""
+EXPERT = re.compile(r"(.*\.experts)\.\d+")
+"""Owners that are experts, by what holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,8 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Return what it is called: `3.gate+up`, the block and the roles."""
-        return f"{self.depth}.{'+'.join(dict.fromkeys(self.roles))}"
+        """Return what it is known by: its first Linear."""
+        return self.linears[0]
 
     @property
     def weights(self) -> int:
@@ -65,7 +68,12 @@ def _together(block: Block) -> list[list[LinearRole]]:
 
 def _alike(block: Block, linear: LinearRole, other: LinearRole) -> bool:
     common = any({linear.name, other.name} <= {member.name for member in site.linears} for site in block.sites)
-    return common or linear.module is other.module or any({linear.role, other.role} <= roles for roles in FUSED)
+    if common or linear.module is other.module:
+        return True
+    if linear.owner == other.owner:
+        return any({linear.role, other.role} <= roles for roles in FUSED)
+    experts = [EXPERT.fullmatch(each.owner) for each in (linear, other)]
+    return all(experts) and len({match[1] for match in experts if match}) == 1
 
 
 def _site(block: Block, linears: Sequence[LinearRole]) -> Site:

@@ -12,7 +12,7 @@ PLAIN = [("q", "k", "v"), ("o",), ("fc1",), ("fc2",)]
 
 
 def blocks(layout: str) -> list[Block]:
-    return find_blocks(tiny.module(tiny.LAYOUTS[layout]()))
+    return find_blocks(tiny.module({**tiny.LAYOUTS, **tiny.MIXTURES}[layout]()))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,21 @@ def test_what_is_fused_or_shares_an_input_is_one_site(layout: str, roles: list[t
 def test_a_site_says_what_it_is() -> None:
     """Its block and roles, its Linears and their shapes."""
     site = find_sites(blocks("llama"))[4]
-    assert site.name == "1.q+k+v"
+    assert site.name == "model.layers.1.self_attn.q_proj"
     assert site.linears == tuple(f"model.layers.1.self_attn.{role}_proj" for role in "qkv")
     assert site.shapes == ((64, 64), (32, 64), (32, 64))
     assert site.weights == 128 * 64
+
+
+@pytest.mark.parametrize("layout", ["mixtral", "qwen3-moe", "qwen2-moe"])
+def test_experts_of_a_block_are_one_site(layout: str) -> None:
+    """Runtimes have one kernel for all of them; what all tokens pass is apart."""
+    sites = [site for site in find_sites(blocks(layout)) if site.depth == 1]
+    routed = [site for site in sites if ".experts." in site.name]
+    assert len(routed) == 1
+    assert len(routed[0].linears) == 3 * tiny.EXPERTS
+    assert [site.roles for site in sites if site not in routed] == [
+        ("q", "k", "v"),
+        ("o",),
+        *([("gate", "up"), ("down",)] if layout == "qwen2-moe" else []),
+    ]
