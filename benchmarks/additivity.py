@@ -99,9 +99,9 @@ def fisher(bench: Bench, rows: Sensitivities, text: Sequences) -> dict[str, dict
                 changes.setdefault(plan.setting_for(name), {})[name] = change
     squares: dict[str, dict[Setting, float]] = {row.site.name: dict.fromkeys(row.settings, 0.0) for row in rows.sites}
     module, tokens = bench.model.module, 0
-    modules = dict.fromkeys(linear.module for linear in linears.values())
-    for each in modules:
-        each.weight.requires_grad_(True)
+    parameters = dict.fromkeys(linear.parameter for linear in linears.values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     torch.manual_seed(0)
     for ids, scored in zip(text.ids, text.scored, strict=True):
         tokens += int(scored.sum())
@@ -116,16 +116,16 @@ def fisher(bench: Bench, rows: Sensitivities, text: Sequences) -> dict[str, dict
                         float((_gradient(linears[name]) * changes[setting][name]).sum()) for name in row.site.linears
                     )
                     squares[row.site.name][setting] += product**2 / 2 / SAMPLES
-            for each in modules:
-                each.weight.grad = None
-    for each in modules:
-        each.weight.requires_grad_(False)
+            for parameter in parameters:
+                parameter.grad = None
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     return {site: {setting: total / tokens for setting, total in ways.items()} for site, ways in squares.items()}
 
 
 def _gradient(linear: Any) -> Tensor:
-    gradient: Tensor = linear.module.weight.grad.float()
-    return gradient if linear.rows is None else gradient[linear.rows]
+    gradient: Tensor = linear.part_of(linear.parameter.grad).float()
+    return gradient
 
 
 def correlations(values: Mapping[str, Sequence[float]], truth: Sequence[float]) -> dict[str, float]:
