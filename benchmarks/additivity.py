@@ -190,7 +190,7 @@ def main() -> None:
         report[kind] = {
             "Spearman": correlations(predictions, truth),
             "measured": [round(kl, 5) for kl in truth],
-            "predicted": {name: [round(each, 5) for each in values] for name, values in predictions.items()},
+            "predicted": {name: [round(value, 5) for value in values] for name, values in predictions.items()},
             "measured / predicted": [round(ratios[0], 3), round(ratios[len(ratios) // 2], 3), round(ratios[-1], 3)],
         }
         print(kind, json.dumps({name: report[kind][name] for name in ("Spearman", "measured / predicted")}), flush=True)

@@ -72,7 +72,7 @@ def _alike(block: Block, linear: LinearRole, other: LinearRole) -> bool:
         return True
     if linear.owner == other.owner:
         return any({linear.role, other.role} <= roles for roles in FUSED)
-    experts = [EXPERT.fullmatch(each.owner) for each in (linear, other)]
+    experts = [EXPERT.fullmatch(member.owner) for member in (linear, other)]
     return all(experts) and len({match[1] for match in experts if match}) == 1
 
 
