@@ -11,7 +11,7 @@ from math import prod
 
 from torch import nn
 
-from objectives.calibration.calibration import prefix_bytes, prefix_sizes
+from objectives.calibration.calibration import sizes_to, stored_size
 from objectives.calibration.recording import statistics_bytes
 from objectives.model.roles import Block
 from quant.setting import Setting
@@ -24,8 +24,8 @@ class Costs:
     Attributes:
         weights: Of the decoder blocks that are quantized.
         parameters: Of the whole model.
-        prefix_bytes: On the disk, of the statistics of each calibration size: what a trial reads.
-        prefixes: How many are kept on the way to the largest size.
+        entry_bytes: On the disk, of the statistics of each calibration size: what a trial reads.
+        entries: How many are kept on the way to the largest size.
         recording_bytes: Memory of the sums of all blocks at once.
         block_recording_bytes: Memory of those of the largest block: the least that calibration can do with.
         calibrating: Operations for all calibration tokens.
@@ -35,8 +35,8 @@ class Costs:
 
     weights: int
     parameters: int
-    prefix_bytes: int
-    prefixes: int
+    entry_bytes: int
+    entries: int
     recording_bytes: int
     block_recording_bytes: int
     calibrating: float
@@ -64,8 +64,8 @@ def count(
     return Costs(
         weights=weights,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        prefix_bytes=prefix_bytes(blocks),
-        prefixes=len(prefix_sizes(setting.n_calib)),
+        entry_bytes=stored_size(blocks),
+        entries=len(sizes_to(setting.n_calib)),
         recording_bytes=sum(memory),
         block_recording_bytes=max(memory),
         calibrating=2.0 * calibration_tokens * (weights + sum(inputs**2 for inputs in sites)),

@@ -192,7 +192,7 @@ def evaluate(laid_out: LaidOut, plans: Sequence[Plan], progress: Progress) -> It
     """
     for plan in plans:
         require_suitable(laid_out.bench.blocks, plan, laid_out.bench.allow_partial_groups)
-        laid_out.bench.calibration.prefix(plan.n_calib)
+        laid_out.bench.calibration.first(plan.n_calib)
     reference = list(_rows(laid_out, None, [], progress))
     yield from reference
     for plan in plans:

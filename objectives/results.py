@@ -41,7 +41,7 @@ def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> st
     parts.append(sequences.clusters)
     if plan is not None:
         parts += [_said(plan), bench.allow_partial_groups, str(bench.model.stored_dtype)]
-        parts += [bench.calibration.prefix(size).key for size in plan.calibration_sizes]
+        parts += [bench.calibration.first(size).key for size in plan.calibration_sizes]
         parts += [shrinking.KAPPA_PER_INPUT] if any(block.experts for block in bench.blocks) else []
         refined = bench.refinement_of(plan)
         parts += [] if refined is None else [refined.key]

@@ -53,7 +53,7 @@ def run(parsed: Namespace) -> None:
         laid_out = lay_out(plan, paths_of(parsed), progress)
         bench = laid_out.bench
         computed = bench.calibration.ensure(sizes, progress)
-    keys = {size: bench.calibration.prefix(size).key for size in sizes}
+    keys = {size: bench.calibration.first(size).key for size in sizes}
     record = {"model": plan.model.name, "source": plan.calibration.source, "entries": keys, "samples_read": computed}
     record["seconds"] = round(monotonic() - started, 3)
     table = make_table("samples", "entry")
@@ -79,9 +79,9 @@ def _count(parsed: Namespace, plan: "BenchPlan") -> None:
         ("weights", f"{costs.weights / 1e6:,.1f} of {costs.parameters / 1e6:,.1f} million in decoder blocks"),
         (
             "cache",
-            f"{costs.prefixes * costs.prefix_bytes / 1e9:.2f} GB: {costs.prefixes} entries",
+            f"{costs.entries * costs.entry_bytes / 1e9:.2f} GB: {costs.entries} entries",
         ),
-        ("a trial reads", f"{costs.prefix_bytes / 1e9:.2f} GB, {costs.prefix_bytes / 1e9:.1f} s at 1 GB/s"),
+        ("a trial reads", f"{costs.entry_bytes / 1e9:.2f} GB, {costs.entry_bytes / 1e9:.1f} s at 1 GB/s"),
         (
             "memory for sums",
             f"{costs.recording_bytes / 1e9:.2f} GB, or {costs.block_recording_bytes / 1e9:.2f} GB "

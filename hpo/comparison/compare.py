@@ -65,7 +65,7 @@ def _settings(
     requested = list(_requested_rows(plan))
     for _, _, setting in requested:
         require_suitable(bench.blocks, Plan.uniform(setting), bench.allow_partial_groups)
-        bench.calibration.prefix(setting.n_calib)
+        bench.calibration.first(setting.n_calib)
     notes = [*laid_out.notes, *_calibration_notes(laid_out), *_study_notes(plan, laid_out)]
     entries = [_entry("full precision", FULL_PRECISION, None, measure(bench, store, None, texts, progress))]
     for kind, measured, setting in requested:

@@ -6,6 +6,7 @@ created by `hpo.workers.preparation`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import optuna
 from optuna.storages import BaseStorage
@@ -36,6 +37,7 @@ from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.typed_json import decode, decode_known
 
+V = TypeVar("V")
 FULL_PRECISION = "full precision"
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
@@ -234,23 +236,17 @@ def read_study(study: optuna.Study) -> StudyRecord:
         contract=contract,
         references=_measured(study, REFERENCES),
         trials=tuple(trial_record(trial, OBJECTIVES[contract.objective]) for trial in trials),
-        confirmation=_confirmation(study),
-        refined=_refined(study),
+        confirmation=_stored(study, CONFIRMATION, Confirmation),
+        refined=_stored(study, REFINED, RefinedConfirmation),
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
         search=decode_known(SearchMode, attributes.get(SEARCH, {}), f"how study {study.study_name!r} searches"),
         waterfall=_measured(study, WATERFALL),
     )
 
 
-def _confirmation(study: optuna.Study) -> Confirmation | None:
-    stored = study.user_attrs.get(CONFIRMATION)
-    return None if stored is None else decode(Confirmation, stored, f"the confirmation of study {study.study_name!r}")
-
-
-def _refined(study: optuna.Study) -> RefinedConfirmation | None:
-    stored = study.user_attrs.get(REFINED)
-    words = f"what was refined of study {study.study_name!r}"
-    return None if stored is None else decode(RefinedConfirmation, stored, words)
+def _stored(study: optuna.Study, name: str, kind: type[V]) -> V | None:
+    stored = study.user_attrs.get(name)
+    return None if stored is None else decode(kind, stored, f"the {name} of study {study.study_name!r}")
 
 
 def read_references(study: optuna.Study) -> tuple[Measured, ...]:
@@ -259,8 +255,7 @@ def read_references(study: optuna.Study) -> tuple[Measured, ...]:
 
 
 def _measured(study: optuna.Study, name: str) -> tuple[Measured, ...]:
-    stored = study.user_attrs.get(name, [])
-    return decode(tuple[Measured, ...], stored, f"the {name} of study {study.study_name!r}")
+    return _stored(study, name, tuple[Measured, ...]) or ()
 
 
 def trial_record(trial: FrozenTrial, objective: Objective = PERPLEXITY) -> TrialRecord:

@@ -1,9 +1,9 @@
 """Calibration through the cache: statistics of any calibration size, computed once for all processes and studies.
 
-Responsible for the prefixes of the calibration sequences that statistics are kept of, each computed from the one before
-it and the samples that it adds. A prefix is known by the model and the very tokens it was computed from, so nothing
-else - no trial parameter, no name, no other size - can make an entry wrong; a later study that wants more samples only
-adds to what is there, and a trial reads one entry whatever its size. May assume a model with its original weights.
+Responsible for the statistics of the first 16, 32, ... samples, each computed from those before it and the samples that
+it adds. An entry is known by the model and the very tokens it was computed from, so nothing else - no trial parameter,
+no name, no other size - can make it wrong; a later study that wants more samples only adds to what is there, and a
+trial reads one entry whatever its size. May assume a model with its original weights.
 """
 
 import logging
@@ -34,12 +34,12 @@ FORMAT, FIRST_SIZE = 4, 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefix:
+class FirstSamples:
     """The first `size` sequences of the calibration text.
 
     Attributes:
         size: How many they are.
-        added: How many of them the prefix before it lacks.
+        added: How many of them the step before it lacks.
         key: Of their statistics in the cache.
     """
 
@@ -48,7 +48,7 @@ class Prefix:
     key: str
 
 
-def prefix_sizes(size: int) -> list[int]:
+def sizes_to(size: int) -> list[int]:
     """Return the sizes on the way to the first `size` samples: 16, 32, ..., so that others share them, and `size`."""
     sizes = []
     smaller = FIRST_SIZE
@@ -61,8 +61,8 @@ def prefix_sizes(size: int) -> list[int]:
 class Calibration:
     """Statistics of one model on one calibration text, at any size up to all of it.
 
-    Reading needs no forward pass once the prefix is in the cache. Any number of processes may do this at the same time;
-    each missing prefix is computed by one of them.
+    Reading needs no forward pass once its entry is in the cache. Any number of processes may do this at the same time;
+    each missing entry is computed by one of them.
     """
 
     def __init__(
@@ -98,16 +98,16 @@ class Calibration:
         """Return where statistics are kept."""
         return self._cache
 
-    def prefix(self, size: int) -> Prefix:
-        """Return the prefix of the first `size` samples.
+    def first(self, size: int) -> FirstSamples:
+        """Return the first `size` samples.
 
         Raises:
             InputError: If there are not so many samples.
         """
-        return self.prefixes(size)[-1]
+        return self.steps_to(size)[-1]
 
-    def prefixes(self, size: int) -> list[Prefix]:
-        """Return the prefixes on the way to the first `size` samples, which is the last of them.
+    def steps_to(self, size: int) -> list[FirstSamples]:
+        """Return the steps to the first `size` samples, the last of which are these.
 
         Raises:
             InputError: If there are not so many samples.
@@ -116,8 +116,8 @@ class Calibration:
             raise InputError(
                 f"n_calib {size} is outside the 1..{len(self._sequences)} samples of {self._sequences.source}"
             )
-        sizes = prefix_sizes(size)
-        return [Prefix(size=end, added=end - start, key=self._key(end)) for start, end in pairwise([0, *sizes])]
+        sizes = sizes_to(size)
+        return [FirstSamples(size=end, added=end - start, key=self._key(end)) for start, end in pairwise([0, *sizes])]
 
     def ensure(self, sizes: Iterable[int], progress: Progress) -> int:
         """Make sure that the statistics of every size are in the cache; returns how many samples had to be read.
@@ -128,7 +128,7 @@ class Calibration:
             StorageError: If the cache cannot be written, or has no room.
             DamagedEntryError: If an entry is damaged once more after it was computed again.
         """
-        ways = [self.prefixes(size) for size in sorted(sizes)]
+        ways = [self.steps_to(size) for size in sorted(sizes)]
         computed = 0
         messages: set[str] = set()
         repaired: set[str] = set()
@@ -142,16 +142,16 @@ class Calibration:
         while self._missing(ways):
             # One process at a time computes for a model; one that lost its lease waits for its successor.
             with suppress(LeaseLostError), self._cache.lease(self._model.fingerprint, waiting):
-                for before, prefix in self._missing(ways):
+                for before, step in self._missing(ways):
                     try:
-                        self._compute(before, prefix, progress)
+                        self._compute(before, step, progress)
                     except DamagedEntryError as damage:
                         if damage.key in repaired:
                             raise
                         repaired.add(damage.key)
                         self.discard(damage)
                         break
-                    computed += prefix.added
+                    computed += step.added
         return computed
 
     def read(self, block: Block, size: int) -> BlockStatistics:
@@ -162,7 +162,7 @@ class Calibration:
         Raises:
             DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
         """
-        packed = _stored(self._cache.read(self.prefix(size).key, _part(block)), block, self._model.device)
+        packed = _stored(self._cache.read(self.first(size).key, _part(block)), block, self._model.device)
         inputs = shrunk_inputs(block, packed.inputs)
         return BlockStatistics(
             inputs={name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in inputs.items()},
@@ -178,30 +178,30 @@ class Calibration:
         log.warning("%s; computing it again", damage)
         self._cache.remove(damage.key, missing_ok=True)
 
-    def _missing(self, ways: Sequence[Sequence[Prefix]]) -> list[tuple[Prefix | None, Prefix]]:
-        """List the prefixes that are to be computed, in order, each with the one before it."""
-        missing: dict[str, tuple[Prefix | None, Prefix]] = {}
+    def _missing(self, ways: Sequence[Sequence[FirstSamples]]) -> list[tuple[FirstSamples | None, FirstSamples]]:
+        """List the steps that are to be computed, in order, each with the one before it."""
+        missing: dict[str, tuple[FirstSamples | None, FirstSamples]] = {}
         for way in ways:
             # Whatever is there already is as good as computed from the beginning.
-            for before, prefix in reversed([*pairwise([None, *way])]):
-                if prefix is None or prefix.key in self._cache:
+            for before, step in reversed([*pairwise([None, *way])]):
+                if step is None or step.key in self._cache:
                     break
-                missing.setdefault(prefix.key, (before, prefix))
+                missing.setdefault(step.key, (before, step))
         return sorted(missing.values(), key=lambda pair: pair[1].size)
 
-    def _compute(self, before: Prefix | None, prefix: Prefix, progress: Progress) -> None:
+    def _compute(self, before: FirstSamples | None, step: FirstSamples, progress: Progress) -> None:
         allowed = available_bytes(self._model.device) // 2 if self._max_memory is None else self._max_memory
         passes = list(_groups(self._blocks, allowed))
-        self._cache.clear_unfinished(prefix.key)
-        self._cache.require_free(prefix_bytes(self._blocks))
-        start = prefix.size - prefix.added
-        sequences = self._sequences[start : prefix.size]
+        self._cache.clear_unfinished(step.key)
+        self._cache.require_free(stored_size(self._blocks))
+        start = step.size - step.added
+        sequences = self._sequences[start : step.size]
         total = len(sequences) * len(passes)
         about = {
             "model": self._model.name,
             "source": sequences.source,
-            "samples": [0, prefix.size],
-            "tokens": sum(map(len, self._sequences[: prefix.size].ids)),
+            "samples": [0, step.size],
+            "tokens": sum(map(len, self._sequences[: step.size].ids)),
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "format": FORMAT,
         }
@@ -210,9 +210,9 @@ class Calibration:
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            progress(f"calibrating on samples {start + 1}-{prefix.size}", done, total)
+            progress(f"calibrating on samples {start + 1}-{step.size}", done, total)
 
-        with self._cache.new_entry(prefix.key, about) as entry:
+        with self._cache.new_entry(step.key, about) as entry:
             for blocks in passes:
                 recorded = record(self._model.module, blocks, sequences, advance)
                 for block, statistics in zip(blocks, recorded, strict=True):
@@ -248,8 +248,8 @@ def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
     yield group
 
 
-def prefix_bytes(blocks: Sequence[Block]) -> int:
-    """Return the bytes of one prefix on the disk, but for vectors: packed float32 Gram matrices."""
+def stored_size(blocks: Sequence[Block]) -> int:
+    """Return the bytes of one entry on the disk, but for vectors: packed float32 Gram matrices."""
     return sum(4 * (site.inputs // 2 + 1) * site.inputs for block in blocks for site in block.sites)
 
 

@@ -135,7 +135,7 @@ def test_a_dry_run_counts_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     assert (table.code, table.err) == (0, "")
     assert "0.06 GB: 6 entries" in table.out
     assert "nothing was run, read or written" in table.out
-    assert record["prefixes"] == 6
+    assert record["entries"] == 6
     assert record["setting"]["n_calib"] == 512
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     refused = run("calibrate", *flags, "--model", tmp_path)

@@ -49,8 +49,8 @@ def test_entries_take_the_bytes_that_were_counted(tmp_path: Path) -> None:
     costs = count(bench.model.module, bench.blocks, SETTING, 1, 1)
     bench.calibration.ensure({SETTING.n_calib}, silent)
     sizes = [entry.size for entry in bench.calibration.cache.entries()]
-    assert len(sizes) == costs.prefixes == 1
-    assert all(costs.prefix_bytes < size < 1.6 * costs.prefix_bytes for size in sizes)
+    assert len(sizes) == costs.entries == 1
+    assert all(costs.entry_bytes < size < 1.6 * costs.entry_bytes for size in sizes)
 
 
 def test_operations_are_those_of_the_products() -> None:

@@ -283,7 +283,7 @@ def test_a_warm_cache_serves_every_setting_without_a_forward_pass(text: Sequence
 
 def keys(model: Model, text: Sequences, home: Path) -> list[str]:
     calibration = Calibration(model, find_blocks(model.module), text, cache_of(home))
-    return [prefix.key for prefix in calibration.prefixes(COUNT)]
+    return [step.key for step in calibration.steps_to(COUNT)]
 
 
 def test_the_same_model_elsewhere_has_the_same_keys(bundled: Model, text: Sequences, tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_damage_met_in_the_middle_of_a_trial_is_named_and_repaired(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The damaged entry alone is computed again, from restored weights, and the trial measures what it would have."""
-    second = bench.calibration.prefix(COUNT)
+    second = bench.calibration.first(COUNT)
     file = tmp_path / "calibration" / second.key / name
     whole = file.read_bytes()
     file.write_bytes(whole[:200] + bytes([whole[200] ^ 0x10]) + whole[201:])
@@ -404,7 +404,7 @@ def test_an_entry_removed_in_the_middle_of_a_trial_is_computed_again(
 
     def remove_while_quantizing(phase: str, done: int, total: int) -> None:
         if phase.startswith("quantizing") and not removed:
-            removed.append(bench.calibration.prefix(COUNT).key)
+            removed.append(bench.calibration.first(COUNT).key)
             cache_of(tmp_path).remove(removed[0])
 
     with weights_kept(bench.model):
@@ -417,7 +417,7 @@ def test_a_disk_that_damages_the_same_entry_twice_ends_the_trial(
     bench: Bench, texts: list[Sequences], tmp_path: Path
 ) -> None:
     """A failing disk is reported by the name of the file instead of being fed for ever."""
-    second = bench.calibration.prefix(COUNT)
+    second = bench.calibration.first(COUNT)
     file = tmp_path / "calibration" / second.key / "block-004.safetensors"
 
     def damage_while_quantizing(phase: str, done: int, total: int) -> None:
@@ -435,19 +435,19 @@ def test_a_disk_that_damages_the_same_entry_twice_ends_the_trial(
 
 def test_damage_that_another_process_has_repaired_meanwhile_is_no_error(bench: Bench, tmp_path: Path) -> None:
     """Two processes that meet the same damage do not stumble over each other's repair."""
-    prefix = bench.calibration.prefix(COUNT)
-    cache_of(tmp_path).remove(prefix.key)
-    bench.calibration.discard(DamagedEntryError(prefix.key, "damaged"))
-    assert bench.calibration.ensure([COUNT], silent) == prefix.added
+    step = bench.calibration.first(COUNT)
+    cache_of(tmp_path).remove(step.key)
+    bench.calibration.discard(DamagedEntryError(step.key, "damaged"))
+    assert bench.calibration.ensure([COUNT], silent) == step.added
 
 
-def test_damage_of_the_prefix_that_a_larger_one_is_computed_from_is_repaired(
+def test_damage_of_the_entry_that_a_larger_one_is_computed_from_is_repaired(
     bench: Bench, blocks: list[Block], tmp_path: Path
 ) -> None:
     """Both are computed again, once, and are what they were; a smaller one that nobody needs is not."""
-    before, prefix = bench.calibration.prefixes(COUNT)
+    before, step = bench.calibration.steps_to(COUNT)
     expected = bench.calibration.read(blocks[-1], COUNT)
-    cache_of(tmp_path).remove(prefix.key)
+    cache_of(tmp_path).remove(step.key)
     (tmp_path / "calibration" / before.key / "block-002.safetensors").write_bytes(b"")
     assert bench.calibration.ensure([COUNT], silent) == COUNT
     assert_close(bench.calibration.read(blocks[-1], COUNT), expected, 0.0)
@@ -458,6 +458,6 @@ def test_damage_of_the_prefix_that_a_larger_one_is_computed_from_is_repaired(
 
 def test_a_trial_reads_one_entry_whatever_its_size(bench: Bench, blocks: list[Block], tmp_path: Path) -> None:
     """What smaller sizes were is no part of it any more."""
-    before, _ = bench.calibration.prefixes(COUNT)
+    before, _ = bench.calibration.steps_to(COUNT)
     cache_of(tmp_path).remove(before.key)
     assert bench.calibration.read(blocks[0], COUNT).inputs
