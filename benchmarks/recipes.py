@@ -1,8 +1,9 @@
 """Measure what each ingredient costs and gives: recipes side by side, paired, on held-out text.
 
 Every recipe is quantized from the same statistics and scored on the same sequences. The increase of the mean NLL over
-full precision is given with its paired standard error, and each recipe is compared with `gw-awq` of the same grid and
-group size, clusters being documents. The text is the first part of each data set that is not calibrated on.
+full precision and the divergence from it are given with their standard errors, and each recipe is compared with the
+first of `--recipes`, or with `gw-awq`, of the same grid and group size, clusters being documents. The text is the first
+part of each data set that is not calibrated on.
 
     python benchmarks/recipes.py --group-size 64 --json rows.json
     python benchmarks/recipes.py --model DIR --calib-data WIKITEXT2 --eval-data C4,WIKITEXT2 --n-calib 64
@@ -20,10 +21,11 @@ from hpo.study.bench import bench_plan
 from hpo.study.options import BenchOptions
 from objectives.evaluation import Row, evaluate, lay_out
 from objectives.model.memory import keep_freed_memory
-from objectives.paired import paired_difference
+from objectives.paired import Difference, paired_difference
 from objectives.progress import silent
+from objectives.scoring import Measure
 from quant.plan import Plan
-from quant.recipes import recipe_fields
+from quant.recipes import recipe_fields, recipe_name
 from quant.setting import Setting
 from storage.paths import Paths
 
@@ -46,7 +48,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--damping", type=float, default=0.05)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--grid", choices=("both", "symmetric", "asymmetric"), default="both")
-    parser.add_argument("--recipes", help="separated by commas; the first is the baseline")
+    parser.add_argument("--recipes", help="separated by commas; others are compared with the first")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -58,6 +60,19 @@ def settings_of(options: argparse.Namespace, symmetric: bool) -> list[Setting]:
     return [Setting(**recipe_fields({**common, "method": name, "symmetric": symmetric})) for name in names]
 
 
+def estimate(difference: Difference) -> str:
+    """A mean with its standard error."""
+    return f"{difference.value:.4f} ({difference.standard_error:.4f})"
+
+
+def against(row: Row, baseline: Row | None, measure: Measure) -> str:
+    """The paired difference to the baseline with its interval."""
+    if baseline is None or baseline is row:
+        return "-"
+    difference = paired_difference(row.score, baseline.score, measure=measure)
+    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
 def main() -> None:
     options = parsed()
     keep_freed_memory()
@@ -66,26 +81,26 @@ def main() -> None:
     laid_out = lay_out(replace(plan, data=plan.data), Paths.default(), silent)
     grids = [True, False] if options.grid == "both" else [options.grid == "symmetric"]
     settings = [setting for symmetric in grids for setting in settings_of(options, symmetric)]
-    print("| data | grid | recipe | bits | NLL above full (s.e.) | against the baseline | quantize s |")
-    print("|---|---|---|---|---|---|---|")
+    first = options.recipes.split(",")[0] if options.recipes else BASELINE
+    print(
+        "| data | grid | recipe | bits | NLL above full (s.e.) | against the baseline | KL | against it | quantize s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     baselines: dict[tuple[str, bool], Row] = {}
     records = []
     for row in evaluate(laid_out, [Plan.uniform(setting) for setting in settings], silent):
-        if row.setting is None or row.difference is None:
+        if row.setting is None or row.difference is None or row.kl is None:
             continue
         place = (row.dataset, row.setting.symmetric)
-        if row.setting.method == BASELINE and place not in baselines:
-            baselines[place] = row
-        baseline = baselines.get(place)
+        if recipe_name(row.setting) == first:
+            baselines.setdefault(place, row)
         grid = "symmetric" if row.setting.symmetric else "asymmetric"
-        above = row.difference
-        against = None if baseline is None else paired_difference(row.score, baseline.score)
-        words = "-" if against is None else f"{against.value:+.4f} [{against.low:+.4f}, {against.high:+.4f}]"
-        print(
-            f"| {Path(row.dataset).name} | {grid} | {row.setting.label()} | {row.bits_per_weight:.3f} "
-            f"| {above.value:.4f} ({above.standard_error:.4f}) | {words} | {row.quantize_seconds:.1f} |",
-            flush=True,
+        cells = (
+            *(Path(row.dataset).name, grid, row.setting.label(), f"{row.bits_per_weight:.3f}"),
+            *(estimate(row.difference), against(row, baselines.get(place), "nll")),
+            *(estimate(row.kl), against(row, baselines.get(place), "kl"), f"{row.quantize_seconds:.1f}"),
         )
+        print(f"| {' | '.join(cells)} |", flush=True)
         records.append({"dataset": row.dataset, "setting": row.setting.as_dict(), "nll": row.score.nll.tolist()})
     if options.json:
         options.json.write_text(json.dumps(records))
