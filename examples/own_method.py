@@ -10,6 +10,7 @@ from objectives.model.loading import ModelPlan
 from objectives.progress import silent
 from objectives.text.sequences import TextPlan
 from quant.methods import METHODS, Method
+from quant.plan import Plan
 from quant.setting import Setting
 from storage.paths import Paths
 
@@ -28,8 +29,8 @@ def main() -> None:
     text = TextPlan(source="bundled:docstrings", part="tuning", count=8, length=64)
     calibration = TextPlan(source="bundled:docstrings", part="calibration", count=16, length=64)
     laid_out = lay_out(BenchPlan(model=ModelPlan(), calibration=calibration, data=(text,)), Paths.default(), silent)
-    settings = [Setting(method=name, n_calib=16, n_grid=5) for name in ("rtn", "gw-praq", OWN.name)]
-    for row in evaluate(laid_out, settings, silent):
+    plans = [Plan.uniform(Setting(method=name, n_calib=16, n_grid=5)) for name in ("rtn", "gw-praq", OWN.name)]
+    for row in evaluate(laid_out, plans, silent):
         above = "" if row.difference is None else f"  {row.difference.value:+.4f} nats per token"
         print(f"{row.method:20} perplexity {row.score.perplexity:.3f}  {row.bits_per_weight:.2f} bits{above}")
 

@@ -33,8 +33,8 @@ EDITS = (
     ),
     (
         "quant/layers.py",
-        "    scales = candidate_scales(input_salience(setting, linears.kind, inputs, weights, importances), ",
-        "    salience = input_salience(setting, linears.kind, inputs, weights, importances)\n"
+        "    scales = candidate_scales(input_salience(setting, first.kind, inputs, weights, importances), ",
+        "    salience = input_salience(setting, first.kind, inputs, weights, importances)\n"
         f"    scales = candidate_scales({FORMULA}, ",
     ),
 )

@@ -159,6 +159,7 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
     row = rows(capsys, *flags, "--eval-data", text, *given)[-1]
     assert row["setting"] == {
         "method": "gwh-praq-v2",
+        "bits": 4,
         "beta": 0.25,
         "tau": 0.7,
         "n_grid": 3,

@@ -125,7 +125,7 @@ def assert_measured_ranked_and_confirmed(
     assert "On held-out text" in first.stdout
     study = shown(run)
     keys = ["study", "contract", "references", "trials", "best", "recommendation", "ranking", "confirmation"]
-    assert list(study) == [*keys, "waterfall"]
+    assert list(study) == [*keys, "refined", "waterfall"]
     assert study["waterfall"][0]["name"] == "rtn"
     assert study["waterfall"][-1]["setting"] == study["recommendation"]["setting"]
     documented = (ROOT / "docs" / "study-json.md").read_text()

@@ -112,7 +112,7 @@ def test_a_trial_is_chosen_by_its_number(capsys: Any, tmp_path: Path) -> None:
     [
         (["--method", "gptq"], "method 'gptq' is unknown; choose one of rtn, rtn-channel, awq"),
         (["--method", "praq-mixed", "--keep-ratio", "2"], "keep_ratio 2.0 is outside 0..1"),
-        ([], "give --method NAME, or --study NAME"),
+        ([], "give --method NAME, --plan FILE or --study NAME"),
         (["--study", "absent"], "there is no study 'absent'; there are: small"),
         (
             ["--study", "small", "--trial", "99"],

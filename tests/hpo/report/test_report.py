@@ -371,7 +371,7 @@ def test_the_study_as_json_has_settings_and_estimates(mixed: Study) -> None:
     """Decoded settings of all trials, estimates of pruned ones, the best as one of the trials."""
     found: Any = study_json(mixed.snapshot)
     keys = ["study", "contract", "references", "trials", "best", "recommendation", "ranking", "confirmation"]
-    assert list(found) == [*keys, "waterfall"]
+    assert list(found) == [*keys, "refined", "waterfall"]
     for trial, entry in zip(mixed.record.trials, found["trials"], strict=True):
         assert trial.setting is not None
         assert entry["params"] == trial.setting.as_dict()

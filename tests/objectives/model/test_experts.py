@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from objectives.errors import InputError
-from objectives.export.dense import Dense
 from objectives.export.formats import Export
+from objectives.export.writing import write_model
 from objectives.model.experts import routed, trace
 from objectives.model.finding import find_blocks
 from objectives.model.folding import fold, norm_weight
@@ -192,7 +192,7 @@ def test_a_dense_directory_comes_back_bit_by_bit(mixture: str, tmp_path: Path) -
     bench, target = tiny.bench(model, tmp_path / "home"), tmp_path / "model"
     with quantized(bench, Plan.uniform(AWQ)):
         expected = tiny.state(model.module)
-    Dense().write(Export(bench=bench, plan=Plan.uniform(AWQ), directory=target), silent)
+    write_model(Export(bench=bench, plan=Plan.uniform(AWQ), directories={"dense": target}), silent)
     assert tiny.same_bits(expected, tiny.state(AutoModelForCausalLM.from_pretrained(target, dtype="auto")))
 
 

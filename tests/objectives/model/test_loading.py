@@ -21,6 +21,7 @@ from objectives.model.weights import weights_restored
 from objectives.progress import silent
 from objectives.text.sequences import TextPlan
 from quant.errors import QuantizationError
+from quant.plan import Plan
 from quant.setting import Setting
 from storage.paths import Paths
 from tests.objectives import tiny
@@ -410,7 +411,7 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_layer(
     before = tiny.state(laid_out.bench.model.module)
     setting = Setting(method=method, group_size=32, n_calib=4, n_grid=3)
     with pytest.raises(QuantizationError) as caught:
-        list(evaluate(laid_out, [setting], silent))
+        list(evaluate(laid_out, [Plan.uniform(setting)], silent))
     message = str(caught.value)
     assert "NaN or Inf in " in message
     assert name in message
