@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from objectives.model.layouts import Role
-from objectives.model.roles import Block, LinearRole
+from objectives.model.roles import Block, LinearRole, scale_groups
 
 FUSED: tuple[frozenset[Role], ...] = (frozenset({"q", "k", "v"}), frozenset({"gate", "up"}))
 """Roles that runtimes make one matrix of."""
@@ -67,8 +67,8 @@ def _together(block: Block) -> list[list[LinearRole]]:
 
 
 def _alike(block: Block, linear: LinearRole, other: LinearRole) -> bool:
-    common = any({linear.name, other.name} <= {member.name for member in site.linears} for site in block.sites)
-    if common or linear.module is other.module:
+    sharing = ({member.name for site in group for member in site.linears} for group in scale_groups(block.sites))
+    if linear.module is other.module or any({linear.name, other.name} <= names for names in sharing):
         return True
     if linear.owner == other.owner:
         return any({linear.role, other.role} <= roles for roles in FUSED)
