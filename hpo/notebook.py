@@ -23,9 +23,12 @@ from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.recommendation import Recommendation
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.measuring import measure
+from objectives.budget import allocate, parse_budget
 from objectives.evaluation import load_bench
 from objectives.export.formats import DEFAULT_FORMAT
+from objectives.plan_files import plan_of_rows, plan_rows
 from objectives.progress import silent
+from objectives.sensitivity import measured_plan
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
 from quant.plan import Plan
@@ -99,8 +102,46 @@ class LoadedStudy:
         setting = replace(best.setting, **changes)
         return measure(bench, self.study.store, setting, [tuning], silent)[0]
 
-    def quantize(self, directory: str | Path, trial: str = RECOMMENDED, format: str = DEFAULT_FORMAT) -> Written:
+    def plan(self, budget: str | None = None, trial: str = RECOMMENDED) -> "pd.DataFrame":
+        """Make a table of the setting of each Linear, to be changed and handed to `measure_plan` or `quantize`.
+
+        Args:
+            budget: What bits are allocated under, as `4.25` bits per weight or `110MB`; None for the trial's setting.
+            trial: Whose setting, or recipe, it is.
+
+        Raises:
+            InputError: If there is no such trial, or the budget cannot be allocated.
+        """
+        import pandas as pd
+
+        chosen, _ = choose(self.study, trial)
+        assert chosen.setting is not None
+        bench, _ = self._bench
+        plan = Plan.uniform(chosen.setting)
+        if budget is not None:
+            plan = allocate(bench, chosen.setting, parse_budget(budget), self.study.store, silent).plan
+        linears = [(block.index, linear) for block in bench.blocks for linear in block.linears]
+        return pd.DataFrame(plan_rows(plan, linears)).convert_dtypes()
+
+    def measure_plan(self, table: "pd.DataFrame") -> TrialResult:
+        """Measure the plan of a table on the tuning text; kept, so asking again costs nothing.
+
+        Raises:
+            InputError: If the table is no plan, or does not suit the model.
+        """
+        bench, tuning = self._bench
+        return measured_plan(bench, plan_of_table(table), self.study.store, tuning)
+
+    def quantize(
+        self,
+        directory: str | Path,
+        trial: str = RECOMMENDED,
+        format: str = DEFAULT_FORMAT,
+        plan: "pd.DataFrame | None" = None,
+    ) -> Written:
         """Write what the study recommends, its `best` trial or one by its number, as a directory that loads like any.
+
+        A `plan`, a table as `plan()` gives it, is written instead, on the model and the text of the study.
 
         `compressed-tensors` is INT4 for transformers and vLLM, `dense` the same values in the model's own type; all
         formats are in `objectives.export.formats`.
@@ -109,11 +150,14 @@ class LoadedStudy:
             InputError: If there is no such trial, or model or text are not the study's any more.
             StorageError: If something is at `directory` already, or the disk is full or refuses.
         """
+        bench_plan = stored_bench_plan(self.record.contract, device=self.device)
+        if plan is not None:
+            own = Chosen(plan=plan_of_table(plan))
+            return deploy(bench_plan, own, {format: Path(directory)}, self.paths, silent)[format]
         chosen, notes = choose(self.study, trial)
         assert chosen.setting is not None
-        plan = stored_bench_plan(self.record.contract, device=self.device)
         choice = Chosen(plan=Plan.uniform(chosen.setting), study=self.study, measured=chosen)
-        written = deploy(plan, choice, {format: Path(directory)}, self.paths, silent)[format]
+        written = deploy(bench_plan, choice, {format: Path(directory)}, self.paths, silent)[format]
         return replace(written, notes=[*notes, *written.notes])
 
     @cached_property
@@ -121,6 +165,16 @@ class LoadedStudy:
         bench, (tuning, *_) = load_bench(stored_bench_plan(self.record.contract, device=self.device), self.paths)
         require_same_bench(self.record, bench)
         return bench, tuning
+
+
+def plan_of_table(table: "pd.DataFrame") -> Plan:
+    """Make the plan of a table with a row for each Linear; what is missing has its default.
+
+    Raises:
+        InputError: If a row cannot be a setting, or a Linear has several.
+    """
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return plan_of_rows([{str(name): value for name, value in row.items()} for row in rows], "the table")
 
 
 def load(

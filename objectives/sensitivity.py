@@ -171,7 +171,7 @@ def measure_sensitivities(bench: Bench, recipe: Setting, store: ResultStore, pro
     results = []
     for done, plan in enumerate((*together, *alone)):
         progress("measuring what each site loses", done, len(together) + len(alone))
-        results.append(_measured(bench, plan, store, text))
+        results.append(measured_plan(bench, plan, store, text))
     losses = [{layer.name: layer.final_loss for layer in result.layers} for result in results[: len(together)]]
     rows = [
         Sensitivity(
@@ -209,7 +209,13 @@ def _way(ways: Sequence[Setting], place: int) -> Setting:
     return ways[min(place, len(ways) - 2)]
 
 
-def _measured(bench: Bench, plan: Plan, store: ResultStore, text: Sequences) -> TrialResult:
+def measured_plan(bench: Bench, plan: Plan, store: ResultStore, text: Sequences) -> TrialResult:
+    """Return the trial of a plan, run to its end now unless it was before.
+
+    Raises:
+        InputError: If the plan does not suit the model or the text.
+        RunError: If it cannot be measured, for lack of memory or finite numbers.
+    """
     key = measurement_key(bench, plan, text)
     if key in store:
         try:
@@ -218,7 +224,7 @@ def _measured(bench: Bench, plan: Plan, store: ResultStore, text: Sequences) -> 
             store.remove(key)
     result = run_trial(bench, plan, text)
     if result.outcome != "complete":
-        raise RunError(f"what a site loses could not be measured: {plan.label()} ended as {result.outcome}")
+        raise RunError(f"a plan could not be measured to its end ({result.outcome}): {plan.label()}")
     save_result(store, key, result)
     return result
 

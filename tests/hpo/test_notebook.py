@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from hpo.notebook import load
+from objectives import sensitivity
 from objectives.errors import InputError
 from tests.conftest import SmallStudy
 
@@ -39,6 +40,30 @@ def test_trials_are_a_table_with_types() -> None:
     assert pd.api.types.is_datetime64_any_dtype(trials["finished"])
     assert (trials["finished"] > trials["started"]).all()
     assert pd.api.types.is_bool_dtype(trials["symmetric"])
+
+
+@pytest.mark.slow
+def test_a_plan_is_a_table_that_can_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one setting or of a budget; measured, written, and the same as a file."""
+    monkeypatch.setattr(sensitivity, "TOKENS", 60)
+    study = load("small")
+    best = study.record.best
+    assert best is not None
+    uniform = study.plan(trial="best")
+    assert study.measure_plan(uniform).score.perplexity == best.perplexity  # type: ignore[union-attr]
+    table = study.plan("5.0", trial="best")
+    assert set(table["bits"]) >= {4, 8}
+    assert list(table["linear"]) == list(uniform["linear"])
+    measured = study.measure_plan(table)
+    assert 4.9 < measured.size.bits_per_weight <= 5
+    table.to_csv(tmp_path / "plan.csv", index=False)
+    assert study.measure_plan(pd.read_csv(tmp_path / "plan.csv")).plan == measured.plan
+    table["bits"] = 8
+    assert study.measure_plan(table).size.bits_per_weight > 8
+    written = study.quantize(tmp_path / "eight", plan=table)
+    assert written.manifest.bits_per_weight == study.measure_plan(table).size.bits_per_weight
+    with pytest.raises(InputError, match="the table, row 1 names no Linear"):
+        study.measure_plan(table.drop(columns="linear"))
 
 
 def test_measuring_uses_the_study_and_its_cache() -> None:
