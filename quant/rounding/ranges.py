@@ -6,6 +6,7 @@ inputs, `G` groups.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,14 +19,12 @@ from quant.statistics import InputStatistics
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 1.05)
 """Of the range that holds every weight; the first is that range itself, which wins ties."""
 FEW_SHARES = (1.0, 0.9, 0.8)
-"""Those that are tried for every input scale that is searched."""
+"""Those that are tried for every input scale that is searched, with the zero point or the sign of the whole range."""
 # Weights tried at a time: what a core's cache holds of them, or what keeps a GPU busy without filling its memory.
 CPU_CHUNK, GPU_CHUNK = 2**16, 2**23
 
 
-def find_ranges(
-    weight: Tensor, scheme: Scheme, inputs: ScaledInputs, search: str, shares: Sequence[float] = SHARES
-) -> Ranges:
+def find_ranges(weight: Tensor, scheme: Scheme, inputs: ScaledInputs, search: str) -> Ranges:
     """Find the ranges of the groups of a matrix.
 
     Args:
@@ -35,15 +34,12 @@ def find_ranges(
         search: `none` holds every weight. Else each group has the share of that range, and on an asymmetric scheme
             the zero point beside the exact one, of the least loss of nearest rounding: `diagonal` takes
             `Σ_j G'_jj Δ_j²`, `block` takes `Δ_g G'_gg Δ_gᵀ`.
-        shares: Of the range, those that are tried; the first wins ties.
     """
     groups = grouped(weight, scheme)
     if search == "none":
         return group_ranges(groups, scheme)
     curvature = _blocks(inputs, groups.shape[-1]) if search == "block" else _diagonals(inputs, groups.shape[-1])
-    elements = CPU_CHUNK if weight.device.type == "cpu" else GPU_CHUNK
-    chunks = torch.split(groups, max(1, elements // max(1, weight.shape[1])))
-    parts = [_search(rows, scheme, curvature, shares) for rows in chunks]
+    parts = [_search(rows, _candidates(rows, scheme), scheme, curvature) for rows in _chunks(groups)]
     zeros = [part.zero for part in parts if part.zero is not None]
     return Ranges(scale=torch.cat([part.scale for part in parts]), zero=torch.cat(zeros) if zeros else None)
 
@@ -55,18 +51,27 @@ def effective_in_ranges(weight: Tensor, scale: Tensor, scheme: Scheme, statistic
     where they are not.
     """
     scaled = weight * scale
-    inputs = ScaledInputs(statistics=statistics, scale=scale)
-    ranges = find_ranges(scaled, scheme, inputs, "diagonal", FEW_SHARES)
-    values = decode_(encode_(grouped(scaled, scheme), ranges, scheme), ranges)
-    return values.flatten(1)[:, : weight.shape[1]].div_(scale)
+    groups = grouped(scaled, scheme)
+    curvature = _diagonals(ScaledInputs(statistics=statistics, scale=scale), groups.shape[-1])
+    for rows in _chunks(groups):
+        whole = group_ranges(rows, scheme)
+        candidates = [replace(whole, scale=stored_scale(whole.scale * share, scheme)) for share in FEW_SHARES]
+        ranges = _search(rows, candidates, scheme, curvature)
+        decode_(encode_(rows, ranges, scheme), ranges)
+    return groups.flatten(1)[:, : weight.shape[1]].div_(scale)
 
 
-def _search(groups: Tensor, scheme: Scheme, curvature: Tensor, shares: Sequence[float]) -> Ranges:
-    """Try every candidate on rows that stay in a processor's cache."""
-    whole = group_ranges(groups, scheme)
-    best = whole
-    least = torch.full_like(whole.scale, torch.inf)
-    for candidate in _candidates(groups, whole, scheme, shares):
+def _chunks(groups: Tensor) -> tuple[Tensor, ...]:
+    """Split `[O, G, group]` into rows that stay in a processor's cache; what is written to them is written to it."""
+    elements = CPU_CHUNK if groups.device.type == "cpu" else GPU_CHUNK
+    return torch.split(groups, max(1, elements // max(1, groups.shape[1] * groups.shape[2])))
+
+
+def _search(groups: Tensor, candidates: Sequence[Ranges], scheme: Scheme, curvature: Tensor) -> Ranges:
+    """Take the candidate of least loss for each group; the first wins ties, and where no loss is finite."""
+    best = candidates[0]
+    least = torch.full_like(best.scale, torch.inf)
+    for candidate in candidates:
         codes = encode_(groups.clone(), candidate, scheme)
         loss = _loss(decode_(codes, candidate).sub_(groups), curvature)
         better = loss < least
@@ -76,8 +81,9 @@ def _search(groups: Tensor, scheme: Scheme, curvature: Tensor, shares: Sequence[
     return best
 
 
-def _candidates(groups: Tensor, whole: Ranges, scheme: Scheme, shares: Sequence[float]) -> list[Ranges]:
-    scales = [stored_scale(whole.scale * share, scheme) for share in shares]
+def _candidates(groups: Tensor, scheme: Scheme) -> list[Ranges]:
+    whole = group_ranges(groups, scheme)
+    scales = [stored_scale(whole.scale * share, scheme) for share in SHARES]
     if scheme.full_range:
         # The longer end of a clipped group may be the other one.
         return [Ranges(scale=sign * scale, zero=None) for scale in scales for sign in (1, -1)]

@@ -1,15 +1,27 @@
 """The search for input scales on searched ranges: it takes the one of least loss there, and losses keep meaning."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from quant.layers import quantize_set
 from quant.linears import LinearSet
 from quant.rounding.inputs import ScaledInputs
-from quant.rounding.ranges import FEW_SHARES, find_ranges
+from quant.rounding.ranges import FEW_SHARES
 from quant.scaling.salience import input_salience
 from quant.scaling.search import candidate_scales
-from quant.scheme import dequantize, effective_weight, quantize
+from quant.scheme import (
+    Ranges,
+    Scheme,
+    dequantize,
+    effective_weight,
+    group_ranges,
+    grouped,
+    quantize,
+    stored_scale,
+)
 from quant.setting import Setting
 from tests.quant import synthetic
 from tests.quant.synthetic import Layout
@@ -26,6 +38,16 @@ def setting(**fields: object) -> Setting:
     return Setting(**{"method": "gw-awq", "group_size": 12, "n_grid": STEPS, "range_search": "diagonal", **fields})  # type: ignore[arg-type]
 
 
+def few_ranges(scaled: Tensor, scheme: Scheme, inputs: ScaledInputs) -> Ranges:
+    """Of a few shares of each group's range, that of the least error by the diagonal; the zero point stays."""
+    whole = group_ranges(grouped(scaled, scheme), scheme)
+    shares = [replace(whole, scale=stored_scale(whole.scale * share, scheme)) for share in FEW_SHARES]
+    errors = [dequantize(quantize(scaled, scheme, ranges)) - scaled for ranges in shares]
+    sums = [grouped(error.square() * inputs.diagonal, scheme).sum(-1, keepdim=True) for error in errors]
+    chosen = torch.stack(sums).argmin(0, keepdim=True)
+    return replace(whole, scale=torch.stack([ranges.scale for ranges in shares]).gather(0, chosen)[0])
+
+
 def losses(linears: LinearSet, wanted: Setting) -> list[float]:
     """The summed loss of every candidate, by the definition: ranges of a few shares, then nearest rounding."""
     assert linears.tie is None
@@ -39,7 +61,7 @@ def losses(linears: LinearSet, wanted: Setting) -> list[float]:
         for linear in linears.linears:
             scaled = linear.weight * scale
             inputs = ScaledInputs(statistics=linears.inputs, scale=scale)
-            ranges = find_ranges(scaled, scheme, inputs, "diagonal", FEW_SHARES)
+            ranges = few_ranges(scaled, scheme, inputs)
             delta = (dequantize(quantize(scaled, scheme, ranges)) / scale - linear.weight).double()
             total += float(((delta @ linears.inputs.gram.double()) * delta).sum())
         totals.append(total)

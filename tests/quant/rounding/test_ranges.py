@@ -62,10 +62,11 @@ def test_the_least_loss_is_found(search: str, symmetric: bool) -> None:
 
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_one_candidate_is_no_search(scheme: Scheme, search: str) -> None:
+def test_one_candidate_is_no_search(scheme: Scheme, search: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the whole range alone everything is as in the scheme; on an asymmetric one zero points may still move."""
+    monkeypatch.setattr(module, "SHARES", (1.0,))
     inputs = scaled_inputs(activations(400, INPUTS, 1))
-    found = find_ranges(weight(), scheme, inputs, search, (1.0,))
+    found = find_ranges(weight(), scheme, inputs, search)
     assert torch.equal(found.scale, group_ranges(grouped(weight(), scheme), scheme).scale)
     if scheme.symmetric:
         assert torch.equal(quantize(weight(), scheme, found).codes, quantize(weight(), scheme).codes)
