@@ -1,5 +1,6 @@
 """Replays on tables of truth: what is counted is what a study would have read, and a table survives its file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from benchmarks import importance_truth
 from benchmarks import truth as tables
 from benchmarks.clairvoyant import fitted_covariances, search
+from benchmarks.divergence_search import SURROGATES, pruners
+from benchmarks.divergence_search import search as divergence_search
 from benchmarks.honesty import honesty
 from benchmarks.replay import Fixed, Ours, Snap, Until, best_was_pruned, field, proposer, regret_curve, replay
 from benchmarks.search import pruner_searches, sampler_searches, stopped_searches, summary
@@ -49,6 +52,16 @@ def made() -> Truth:
         log_gain=losses[:, 0],
         texts=(text("one"), text("other")),
     )
+
+
+@pytest.fixture(scope="module")
+def diverging(made: Truth) -> Truth:
+    """The same with divergence on the first text: the mean damage of each setting with a tenth of the scatter."""
+    generator = np.random.default_rng(1)
+    first = made.texts[0]
+    damage = first.mean_nll - first.mean_nll.min() + 0.01
+    kl = TOKENS * (damage[:, None] + generator.normal(0, 0.001, first.nll.shape))
+    return replace(made, texts=(replace(first, kl=kl, kl_references=kl[:4]), *made.texts[1:]))
 
 
 def test_a_table_survives_its_file(made: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +136,36 @@ def test_a_study_ends_when_its_rule_says_so(made: Truth) -> None:
     ended = replay(stopped_searches()["patience 5"](where, 0), where, 100.0, len(made.settings))
     best = min((trial for trial in ended if trial.complete), key=lambda trial: float(where.text.mean_nll[trial.row]))
     assert len(ended) - 1 - ended.index(best) == 5 < len(ended) < len(made.settings)
+
+
+def test_divergence_survives_the_file_of_a_table(
+    diverging: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was measured; tables from before have none, and their scores neither."""
+    monkeypatch.setattr(tables, "DIRECTORY", tmp_path)
+    save(diverging)
+    read, plain = load("made", 64).texts
+    assert read.kl == pytest.approx(diverging.texts[0].kl, rel=1e-6)
+    assert (read.score(3).mean_kl is None, plain.score(3).mean_kl is None) == (False, True)
+    order = np.array([2, 0])
+    assert read.ordered(order).score(3).kl == pytest.approx(read.score(3).of("kl")[order])
+
+
+def test_divergence_gives_up_sooner_where_it_is_what_decides(diverging: Truth) -> None:
+    """On a table whose divergence has the order of its perplexity and less scatter, for fewer tokens."""
+    compared = pruners(diverging, 3)
+    assert compared["kl"]["tokens"].mean() < compared["nll"]["tokens"].mean()
+    assert compared["both"]["tokens"].mean() < compared["nll"]["tokens"].mean()
+    assert not compared["nll"]["lost"].any()
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_a_surrogate_learns_from_either_measure(diverging: Truth, surrogate: str) -> None:
+    """Regret never rises; the same seed is the same search, and better than none."""
+    regret = divergence_search(surrogate, diverging, 0)
+    assert regret.tolist() == divergence_search(surrogate, diverging, 0).tolist()
+    assert all(np.diff(regret) <= 0)
+    assert regret[-1] < 0.5 * regret[0]
 
 
 def test_who_knows_the_covariances_finds_the_best_sooner_than_chance(made: Truth) -> None:
