@@ -88,6 +88,11 @@ def _ours(suggest: Proposer, pruning: Pruning, where: Field, seed: int) -> Searc
     return Ours(where, seed, suggest, pruning)
 
 
+def twins_too(space: Space, trials: list[TrialRecord], seed: int, noise: Noise) -> Setting | None:
+    """Ours where nothing is known of the noise, so that nothing is a twin: as it was before."""
+    return propose(space, trials, "gp", seed)
+
+
 def optunas_gp(space: Space, trials: list[TrialRecord], seed: int, noise: Noise) -> Setting:
     """Our start-up and estimates, shown to Optuna's Gaussian process."""
     if len(trials) < STARTUP_TRIALS:
@@ -116,6 +121,7 @@ def sampler_searches() -> dict[str, Make]:
     searches: dict[str, Make] = {
         "ours": partial(_ours, proposer("gp"), Pruning()),
         "ours, error .3": partial(_ours, proposer("gp"), Pruning(error=0.3)),
+        "ours, twins too": partial(_ours, twins_too, Pruning()),
         "ours, no presets": lambda where, seed: Ours(where, seed, proposer("gp"), Pruning(), with_presets=False),
         "ours, Optuna GP": partial(_ours, optunas_gp, Pruning()),
         "ours, TPE": partial(_ours, proposer("tpe"), Pruning()),
