@@ -4,7 +4,8 @@ Part `told`: of all pairs of settings, how often the first sequences of one half
 other half, by perplexity (`measures.py` does the same for a study). Part `pruners`: forty random settings in random
 order, of which the paired pruner gives up those that are behind the best by NLL (today's), by divergence, or by the
 combination of both that has the least variance (generalised least squares, with divergence as a covariate whose slope
-and scatter the completed settings show). Part `surrogates`: presets, five points, then the greatest expected
+and scatter the completed settings show); its errors are linearised and averaged with those of completed settings, which
+is quicker than what the product does and somewhat too sure. Part `surrogates`: presets, five points, then the greatest expected
 improvement from a Gaussian process on NLL (today's), on divergence, or on both (autoregressive cokriging, Kennedy and
 O'Hagan 2000, Biometrika 87). Candidates are the settings of the table, so that a proposal costs a fit and nothing else.
 
