@@ -5,9 +5,10 @@ other half, by perplexity (`measures.py` does the same for a study). Part `prune
 order, of which the paired pruner gives up those that are behind the best by NLL (today's), by divergence, or by the
 combination of both that has the least variance (generalised least squares, with divergence as a covariate whose slope
 and scatter the completed settings show); its errors are linearised and averaged with those of completed settings, which
-is quicker than what the product does and somewhat too sure. Part `surrogates`: presets, five points, then the greatest expected
-improvement from a Gaussian process on NLL (today's), on divergence, or on both (autoregressive cokriging, Kennedy and
-O'Hagan 2000, Biometrika 87). Candidates are the settings of the table, so that a proposal costs a fit and nothing else.
+is quicker than what the product does and somewhat too sure. Part `surrogates`: presets, five points, then the greatest
+expected improvement from a Gaussian process on NLL (today's), on divergence, or on both (autoregressive cokriging,
+Kennedy and O'Hagan 2000, Biometrika 87). Candidates are the settings of the table, so that a proposal costs a fit and
+nothing else.
 
     python benchmarks/divergence_search.py --model bundled-kl --replicates 200
 """
