@@ -223,7 +223,9 @@ class Parameters:
         search=Range(low=0.005, high=0.5, scale="log"),
     )
     prefix: Prefix = row(
-        "full", "prefix of GPTQ", "which blocks before give the inputs that GPTQ rounds for", choices=get_args(Prefix)
+        *("full", "prefix of GPTQ", "which blocks before give the inputs that GPTQ rounds for"),
+        choices=get_args(Prefix),
+        search=Choices(values=("full",)),
     )
     scales: Scales = row(
         "foldable",
@@ -260,9 +262,7 @@ class Parameters:
     )
     # Below -6, SiLU and GELU are off (above -0.015); above 0, outputs that are certainly active count as safe.
     tau_risk: float = row(
-        -3.0,
-        "τ of the risk, where outputs count as active",
-        "bound on an output from which on it counts as active",
+        *(-3.0, "τ of the risk, where outputs count as active", "bound on an output from which on it counts as active"),
         symbol="τ risk",
         legal=(-LARGEST, LARGEST),
         search=Range(low=-6.0, high=0.0),

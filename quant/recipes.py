@@ -16,19 +16,23 @@ JOINT = "+"
 
 @dataclass(frozen=True, kw_only=True)
 class Ingredient:
-    """Says which field of a setting takes which value; in a named method it has its default."""
+    """Says which field of a setting takes which value; in a named method it has its default.
+
+    `needs` are the ingredients of which it takes one: without them it would do nothing.
+    """
 
     field: str
     value: str | bool
+    needs: tuple[str, ...] = ()
 
 
 INGREDIENTS = {
     "full": Ingredient(field="full_range", value=True),
     "range": Ingredient(field="range_search", value="diagonal"),
     "block": Ingredient(field="range_search", value="block"),
-    "alpha": Ingredient(field="alpha_proxy", value="range"),
+    "alpha": Ingredient(field="alpha_proxy", value="range", needs=("range", "block")),
     "gptq": Ingredient(field="rounding", value="gptq"),
-    "prefix": Ingredient(field="prefix", value="quantized"),
+    "prefix": Ingredient(field="prefix", value="quantized", needs=("gptq",)),
 }
 
 
@@ -39,7 +43,8 @@ def recipe_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         values: Fields of a setting.
 
     Raises:
-        QuantizationError: If an ingredient is unknown, or says something else than another one or than a field.
+        QuantizationError: If an ingredient is unknown, does nothing without another, or says something else than
+            another one or than a field.
     """
     if "method" not in values:
         return dict(values)
@@ -59,6 +64,13 @@ def recipe_fields(values: Mapping[str, Any]) -> dict[str, Any]:
                 f"{fields[ingredient.field]} is asked for, too; leave one of them out"
             )
         fields[ingredient.field] = ingredient.value
+    for name in names:
+        needs = INGREDIENTS[name].needs
+        if needs and not any(fields.get(INGREDIENTS[need].field) == INGREDIENTS[need].value for need in needs):
+            raise QuantizationError(
+                f"{name} of {values['method']} does nothing without {' or '.join(needs)}; add {JOINT}{needs[0]}, or "
+                "leave it out"
+            )
     return fields
 
 

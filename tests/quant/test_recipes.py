@@ -69,3 +69,16 @@ def test_a_recipe_that_contradicts_itself_is_refused(values: dict[str, object], 
     """In one line that says what to leave out, or what there is."""
     with pytest.raises(QuantizationError, match=message):
         recipe_fields(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("gw-awq+alpha", "add +range"), ("gw-awq+alpha+gptq", "add +range"), ("rtn+prefix", "add +gptq")],
+)
+def test_an_ingredient_that_would_do_nothing_is_refused(name: str, remedy: str) -> None:
+    """The line says what it is missing; a field may be what it needs."""
+    with pytest.raises(QuantizationError, match="does nothing without") as caught:
+        recipe_fields({"method": name})
+    assert remedy in str(caught.value)
+    fields = recipe_fields({"method": name, "rounding": "gptq", "range_search": "block"})
+    assert fields["method"] == name.split("+")[0]
