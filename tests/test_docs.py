@@ -13,7 +13,23 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 # Other programs that documents may name; what they do is not ours to check.
-OTHERS = {"ssh", "pip", "export", "apt-get", "git", "cp", "docker", "kubectl", "helm", "sbatch", "psql", "vllm", "curl"}
+OTHERS = {
+    "ssh",
+    "pip",
+    "export",
+    "apt-get",
+    "git",
+    "cp",
+    "docker",
+    "kubectl",
+    "helm",
+    "sbatch",
+    "psql",
+    "llama-server",
+    "mlx_lm.server",
+    "vllm",
+    "curl",
+}
 
 
 def blocks(path: Path, language: str) -> list[str]:

@@ -161,6 +161,18 @@ def _awq() -> Format:
     return Awq()
 
 
+def _gguf() -> Format:
+    from objectives.export.gguf import Gguf
+
+    return Gguf()
+
+
+def _mlx() -> Format:
+    from objectives.export.mlx import Mlx
+
+    return Mlx()
+
+
 FORMATS: dict[str, RegisteredFormat] = {
     "dense": RegisteredFormat(summary="4-bit values in the model's own type", load=_dense),
     "compressed-tensors": RegisteredFormat(
@@ -169,6 +181,8 @@ FORMATS: dict[str, RegisteredFormat] = {
     ),
     "gptq": RegisteredFormat(summary="INT4 for vLLM, SGLang and GPTQModel", load=_gptq),
     "awq": RegisteredFormat(summary="INT4 for vLLM, SGLang and GPTQModel", load=_awq),
+    "gguf": RegisteredFormat(summary="Q4_0 or Q4_1 for llama.cpp, Ollama and LM Studio", load=_gguf),
+    "mlx": RegisteredFormat(summary="INT4 for MLX", load=_mlx),
 }
 
 

@@ -220,6 +220,32 @@ def test_a_method_is_packed_and_printed_for_people(capsys: Any, small_study: Sma
     assert "study" not in (target / "README.md").read_text().lower()
 
 
+@pytest.mark.usefixtures("same_process")
+def test_several_formats_are_written_at_once(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """Each into a directory of its name, complete; a row of the table has what each takes and by what it was read."""
+    target = tmp_path / "models"
+    where = ["--format", "compressed-tensors, awq", "--output-dir", str(target), "--json", str(tmp_path / "json")]
+    assert cli.main(["quantize", *small_study.flags, *METHOD, *where]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {path.name for path in target.iterdir()} == {"compressed-tensors", "awq"}
+    facts = json.loads((tmp_path / "json").read_text())["formats"]
+    for name, part in facts.items():
+        [row] = [row for row in rows if row[:1] == [name]]
+        assert f"{part['proof']['packed']:.4f}" in row
+        assert f"{part['disk_bytes'] / 1e6:.2f}" in row
+        card = (target / name / "README.md").read_text()
+        assert part["proof"]["reader"] in card
+        assert f"- {name}\n" in card
+    assert facts["awq"]["layers"] == facts["compressed-tensors"]["layers"]
+
+
+@pytest.mark.parametrize("formats", ["awq,awq", "awq,", ","])
+def test_formats_are_named_once(capsys: Any, tmp_path: Path, formats: str) -> None:
+    """Before anything is loaded, in one line with those there are."""
+    line = refusal(capsys, *METHOD, "--format", formats, "--output-dir", str(tmp_path / "out"))
+    assert f"--format {formats} has to name formats, each once; choose of dense, compressed-tensors, gptq" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
