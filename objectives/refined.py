@@ -22,6 +22,17 @@ from quant.scheme import IntWeight, loaded
 VECTORS = ("weight", "bias")
 
 
+class OtherCodesError(RunError):
+    """What was refined were other codes; `key` is the refinement's, of which nothing fits."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            "quantizing gave other codes than those that were refined, as other versions or another number of threads "
+            "may; give the command again to refine these"
+        )
+        self.key = key
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldBack:
     """What text that is held back said after so many steps: KL from full precision, nats per token."""
@@ -156,13 +167,10 @@ class Refined:
         """Change a model in memory that holds the codes with the scales they were rounded with; returns them with ours.
 
         Raises:
-            RunError: If the codes are others than those that were refined.
+            OtherCodesError: If the codes are others than those that were refined.
         """
         if hash_of_codes(codes) != self.codes:
-            raise RunError(
-                "quantizing gave other codes than those that were refined, as other versions or another number of "
-                "threads may; refine again, on this machine"
-            )
+            raise OtherCodesError(self.key)
         refined = {name: replace(weight, scale=self.scales[name]) for name, weight in codes.items()}
         for linear in _coded(blocks, codes):
             linear.set_weight(loaded(refined[linear.name]).to(linear.parameter.device))

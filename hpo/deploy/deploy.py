@@ -23,7 +23,7 @@ from objectives.model.roles import kept_in_16_bit, quantized_part
 from objectives.progress import Progress
 from objectives.quantization import rounding_notes
 from objectives.refinement.options import RefinementText
-from objectives.refinement.refine import require_refinable
+from objectives.refinement.refine import forgotten_where_codes_differ, require_refinable
 from objectives.results import load_result, measurement_key
 from objectives.sensitivity import every_setting
 from objectives.text.sequences import Sequences
@@ -123,7 +123,8 @@ def deploy(
     export = Export(bench=bench, plan=settled, directories=directories)
     if any(form.proven for form in forms.values()):
         export = _with_proof(export, chosen, tuning, store, plan.model.trust_remote_code)
-    manifests = write_model(export, progress)
+    with forgotten_where_codes_differ(store):
+        manifests = write_model(export, progress)
     common = [*notes, *_notes(bench, tuning, next(iter(manifests.values())))]
     return {
         name: Written(

@@ -17,7 +17,7 @@ from hpo.workers.measuring import measure, measure_all
 from objectives.evaluation import BenchPlan
 from objectives.progress import Progress
 from objectives.refinement.options import RefinementText
-from objectives.refinement.refine import refine
+from objectives.refinement.refine import forgotten_where_codes_differ, refine
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences, prepare_text
 from objectives.trial import Bench
@@ -71,7 +71,8 @@ def confirm_refined(
     plain = {measured.name: measured.setting for measured in (chosen.measured, *references)}
     settings = {name: other for name, other in plain.items() if name != FULL_PRECISION}
     results = measure_all(bench, store, list(settings.values()), held_out, progress)
-    results.append(measure(replace(bench, refined=refined), store, setting, held_out, progress))
+    with forgotten_where_codes_differ(store):
+        results.append(measure(replace(bench, refined=refined), store, setting, held_out, progress))
     name = f"{chosen.measured.name}{SUFFIX}"
     scores: dict[str, list[Score]] = {
         of: [result.score for result in on_texts if result.score is not None]

@@ -17,7 +17,7 @@ from objectives.progress import Progress
 from objectives.refined import Gain
 from objectives.refinement.gains import gain
 from objectives.refinement.options import RefinementOptions, RefinementText
-from objectives.refinement.refine import refine
+from objectives.refinement.refine import forgotten_where_codes_differ, refine
 from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import Bench
 from quant.parameters import flag_of
@@ -129,7 +129,8 @@ def _gains(
     progress: Progress,
 ) -> Iterator[Gain]:
     texts = [sequences for _, sequences in judged]
-    plain, refined = (measure(bench, store, setting, texts, progress) for bench in (before, after))
+    with forgotten_where_codes_differ(store):
+        plain, refined = (measure(bench, store, setting, texts, progress) for bench in (before, after))
     for (plan, _), first, second in zip(judged, plain, refined, strict=True):
         assert first.score is not None
         assert second.score is not None

@@ -5,6 +5,8 @@ earlier call was ended. The same weights, text, options and device give the same
 the model has its original weights when it is called; it has them afterwards.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import xxhash
@@ -12,7 +14,7 @@ import xxhash
 from objectives.errors import InputError
 from objectives.model.weights import weights_restored
 from objectives.progress import Progress
-from objectives.refined import Refined, Refinement, hash_of_codes, owners, tunable_vectors
+from objectives.refined import OtherCodesError, Refined, Refinement, hash_of_codes, owners, tunable_vectors
 from objectives.refinement.course import Course, Ended, Subject
 from objectives.refinement.options import RefinementOptions, RefinementText, tokens_of
 from objectives.refinement.tuned import Tuned
@@ -90,6 +92,16 @@ def refine(
                 if unfinished is not None:
                     return unfinished
     return _read(store, key, plan)
+
+
+@contextmanager
+def forgotten_where_codes_differ(store: ResultStore) -> Iterator[None]:
+    """Remove a refinement that turns out inside the block to be of other codes, so that it is made anew next time."""
+    try:
+        yield
+    except OtherCodesError as error:
+        store.remove(error.key)
+        raise
 
 
 def _refine(
