@@ -15,6 +15,7 @@ from torch import Tensor
 from objectives.calibration.calibration import Calibration
 from objectives.calibration.prefix import QuantizedPrefix
 from objectives.calibration.recording import BlockStatistics
+from objectives.calibration.shrinking import expert_tokens, own_share
 from objectives.model.folding import fold, norm_weight
 from objectives.model.layouts import Role
 from objectives.model.loading import Model
@@ -30,6 +31,7 @@ from quant.sizes import ModelSize, input_scale_bits, matrix_bits
 
 MOST_NAMED = 8
 """Linears that a note names."""
+HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class LayerResult:
         fell_back: Whether nearest rounding was kept because what was asked for would have lost more.
         damping: What GPTQ had to add to the Gram matrix, as a share of its mean diagonal, where that is more than was
             asked for.
+        tokens: How many its expert read in calibration; None for Linears that read them all.
+        own_share: What those count for beside what all experts read; None for Linears of no expert.
     """
 
     name: str
@@ -58,6 +62,8 @@ class LayerResult:
     final_loss: float
     fell_back: bool = False
     damping: float | None = None
+    tokens: int | None = None
+    own_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +101,10 @@ class QuantizedBlocks:
 
 
 def rounding_notes(layers: Sequence[LayerResult]) -> list[str]:
-    """Name the Linears that GPTQ had to damp more than was asked for, and those that kept nearest rounding."""
+    """Name what is not as it was asked for.
+
+    Linears that GPTQ had to damp more, those that kept nearest rounding, and those of experts that read few tokens.
+    """
     damped = [f"{layer.name} ({layer.damping:g})" for layer in layers if layer.damping is not None]
     kept = [layer.name for layer in layers if layer.fell_back]
     notes = []
@@ -105,6 +114,13 @@ def rounding_notes(layers: Sequence[LayerResult]) -> list[str]:
         notes.append(
             f"{len(kept)} Linears kept nearest rounding, because the ranges and codes that were asked for lose more: "
             f"{_shortened(kept)}"
+        )
+    shares = [layer for layer in layers if layer.own_share is not None]
+    leaning = [f"{layer.name} ({layer.tokens} tokens)" for layer in shares if (layer.own_share or 0) < HALF]
+    if leaning:
+        notes.append(
+            f"{len(leaning)} of {len(shares)} matrices of experts count for less in their statistics than what all "
+            f"experts read, because few tokens reach them: {_shortened(leaning)}; calibrate on more or on other text"
         )
     return notes
 
@@ -144,8 +160,10 @@ def quantize_model(
     for done, block in enumerate(blocks, 1):
         layers: dict[str, LayerResult] = {}
         statistics = _read_statistics(block, calibration, plan)
+        tokens = {size: expert_tokens(block, read.inputs) for size, read in statistics.items()}
         for linear, quantized, divisor in _quantize_following(block, statistics, prefixes, plan, stored):
-            layers[linear.name] = _layer_result(block, linear, quantized)
+            own = tokens.get(plan.setting_for(linear.name).n_calib, {})
+            layers[linear.name] = _layer_result(block, linear, quantized, own.get(linear.name))
             if with_codes and quantized.codes is not None:
                 codes[linear.name] = quantized.codes.cpu()
                 folded[linear.name] = FoldedScales(inputs=quantized.scale, outputs=divisor)
@@ -282,7 +300,7 @@ def _linear_set(
     )
 
 
-def _layer_result(block: Block, linear: LinearRole, quantized: QuantizedLinear) -> LayerResult:
+def _layer_result(block: Block, linear: LinearRole, quantized: QuantizedLinear, tokens: int | None) -> LayerResult:
     return LayerResult(
         name=linear.name,
         depth=block.index,
@@ -293,4 +311,6 @@ def _layer_result(block: Block, linear: LinearRole, quantized: QuantizedLinear) 
         final_loss=quantized.final_loss,
         fell_back=quantized.fell_back,
         damping=quantized.damping,
+        tokens=tokens,
+        own_share=None if tokens is None else own_share(tokens, linear.shape[1]),
     )

@@ -115,15 +115,12 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
     return type(first)(tokens=tokens, **merged)
 
 
-def shrunk(own: Statistics, pooled: Statistics, kappa: float) -> Statistics:
-    """Return `n/(n + κ)` of the statistics of `n` tokens and `κ/(n + κ)` of pooled ones, in float32.
+def shrunk(own: Statistics, pooled: Statistics, share: float) -> Statistics:
+    """Return `share` of statistics and the rest of pooled ones, in float32.
 
-    `n` stays the number of tokens: it says how often the Linear is used. As many tokens of its own are worth as much as
-    the pool where `n = κ` (docs/methods.md, mixtures of experts).
+    The number of tokens stays that of `own`: it says how often the Linear is used (docs/methods.md, mixtures of
+    experts).
     """
-    if not pooled.tokens:
-        return own
-    share = own.tokens / (own.tokens + kappa)
     means = {
         field.name: torch.lerp(getattr(pooled, field.name), getattr(own, field.name), share)
         for field in fields(own)

@@ -5,6 +5,7 @@ Responsible for the flags and the table of this command.
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, replace
+from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ from hpo.study.options import BenchOptions
 from objectives.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.table import Table
+
     from objectives.evaluation import BenchPlan
 
 NOT_RUN = "counted from config.json; nothing was run, read or written"
@@ -60,7 +65,22 @@ def run(parsed: Namespace) -> None:
     for size, key in keys.items():
         table.add_row(str(size), key)
     read = f"{computed} samples were read, the others were in the cache"
-    output(parsed, record, [*laid_out.notes, read], table)
+    tokens = bench.calibration.expert_tokens(sizes[-1])
+    if tokens:
+        record["expert_tokens"] = tokens
+    tables = [table, _expert_table(tokens, sizes[-1])] if tokens else [table]
+    output(parsed, record, [*laid_out.notes, read], *tables)
+
+
+def _expert_table(tokens: "Mapping[str, Sequence[int]]", size: int) -> "Table":
+    """Show how evenly the tokens of the text reach the experts of each block."""
+    table = make_table(
+        f"tokens of {size} samples that reach the experts of", "experts", "least", "median", "most", "none"
+    )
+    for name, counts in tokens.items():
+        figures = (len(counts), min(counts), f"{median(counts):.0f}", max(counts), counts.count(0))
+        table.add_row(name, *map(str, figures))
+    return table
 
 
 def _count(parsed: Namespace, plan: "BenchPlan") -> None:

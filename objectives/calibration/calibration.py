@@ -173,6 +173,20 @@ class Calibration:
         """Return the first `size` samples on their way through the model; InputError where blocks are no chain."""
         return QuantizedPrefix(self._model.module, self._blocks, self._sequences[:size])
 
+    def expert_tokens(self, size: int) -> dict[str, list[int]]:
+        """Return how many tokens each expert read of the first `size` samples, by the name of its module; {} without.
+
+        Raises:
+            DamagedEntryError: If an entry is damaged.
+        """
+        tokens: dict[str, list[int]] = {}
+        for block in self._blocks:
+            for experts in block.experts:
+                parts = [self._cache.window(segment.key, _part(block)) for segment in self.segments(size)]
+                names = [f"{expert.down.name}/tokens" for expert in experts.experts]
+                tokens[experts.name] = [sum(int(part[name]) for part in parts) for name in names]
+        return tokens
+
     def discard(self, damage: DamagedEntryError) -> None:
         """Remove a damaged entry, so that it is computed again."""
         log.warning("%s; computing it again", damage)

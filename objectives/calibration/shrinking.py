@@ -13,14 +13,25 @@ KAPPA_PER_INPUT = 1.0
 """κ for each input of a matrix: so many tokens of an expert's own are worth as much as the pool."""
 
 
+def own_share(tokens: int, inputs: int) -> float:
+    """Return `n/(n + κ)`, what `tokens` of an expert's own count for in the statistics of a matrix of `inputs`."""
+    return tokens / (tokens + KAPPA_PER_INPUT * inputs) if tokens else 0.0
+
+
+def expert_tokens(block: Block, inputs: Mapping[str, InputStatistics]) -> dict[str, int]:
+    """Return how many tokens the expert of a Linear read, by name of the Linear; only those of experts."""
+    sites = (site for site in block.sites if site.pool is not None)
+    return {linear.name: inputs[site.name].tokens for site in sites for linear in site.linears}
+
+
 def shrunk_inputs(block: Block, inputs: Mapping[str, InputStatistics]) -> dict[str, InputStatistics]:
     """Return statistics by site, those of experts shrunk towards the pool of the same site of all experts."""
     pools: dict[str, list[str]] = {}
     for site in block.sites:
         if site.pool is not None:
             pools.setdefault(site.pool, []).append(site.name)
-    kappas = {site.name: KAPPA_PER_INPUT * site.inputs for site in block.sites}
-    return {**inputs, **_shrunk(inputs, list(pools.values()), kappas)}
+    widths = {site.name: site.inputs for site in block.sites}
+    return {**inputs, **_shrunk(inputs, list(pools.values()), widths)}
 
 
 def shrunk_outputs(block: Block, outputs: Mapping[str, OutputStatistics]) -> dict[str, OutputStatistics]:
@@ -29,15 +40,15 @@ def shrunk_outputs(block: Block, outputs: Mapping[str, OutputStatistics]) -> dic
     for site in block.sites:
         for linear in site.linears if site.pool is not None else ():
             pools.setdefault(f"{site.pool} {linear.role}", []).append(linear.name)
-    kappas = {linear.name: KAPPA_PER_INPUT * site.inputs for site in block.sites for linear in site.linears}
-    return {**outputs, **_shrunk(outputs, list(pools.values()), kappas)}
+    widths = {linear.name: site.inputs for site in block.sites for linear in site.linears}
+    return {**outputs, **_shrunk(outputs, list(pools.values()), widths)}
 
 
 def _shrunk(
-    means: Mapping[str, Statistics], pools: list[list[str]], kappas: Mapping[str, float]
+    means: Mapping[str, Statistics], pools: list[list[str]], widths: Mapping[str, int]
 ) -> dict[str, Statistics]:
     result: dict[str, Statistics] = {}
     for names in pools:
         pooled = merge([means[name] for name in names])
-        result |= {name: shrunk(means[name], pooled, kappas[name]) for name in names}
+        result |= {name: shrunk(means[name], pooled, own_share(means[name].tokens, widths[name])) for name in names}
     return result

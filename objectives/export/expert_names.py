@@ -41,11 +41,11 @@ def file_names(module: Any, blocks: Sequence[Block]) -> dict[str, str]:
 def file_name(module: Any, parameter: str) -> str:
     """Return what files call a parameter that is stored as it is."""
     (name,) = revert_weight_conversion(module, {parameter: torch.zeros(1)})
-    return name
+    return str(name)
 
 
 def _unmarked(linear: LinearRole) -> Tensor:
-    """Return a tensor with one number for each matrix that the parameter of a Linear holds, `[experts, matrices, 1]`."""
+    """Return one number for each matrix that the parameter of a Linear holds, `[experts, matrices, 1]`."""
     assert linear.expert is not None
     outputs = linear.expert.of(linear.parameter).shape[0]
     rows = 1 if linear.rows is None else outputs // len(linear.rows)

@@ -22,3 +22,13 @@ def test_linears_are_named_with_the_damping_they_needed() -> None:
     assert kept == (
         "1 Linears kept nearest rounding, because the ranges and codes that were asked for lose more: layers.1.down"
     )
+
+
+def test_experts_that_few_tokens_reach_are_named_with_what_to_do() -> None:
+    """Only those that lean more on what all experts read than on what reached themselves."""
+    layers = [layer(0), layer(1, tokens=3, own_share=0.1), layer(2, tokens=300, own_share=0.8)]
+    (note,) = rounding_notes(layers)
+    assert note == (
+        "1 of 2 matrices of experts count for less in their statistics than what all experts read, because few tokens "
+        "reach them: layers.1.down (3 tokens); calibrate on more or on other text"
+    )

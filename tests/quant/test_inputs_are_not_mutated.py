@@ -116,7 +116,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         partial(layers.quantize_sets, setting=setting.Setting(group_size=12)),
         ([GATE_UP, replace(GATE_UP, inputs=replace(GATE_UP.inputs, tokens=3))],),
     ),
-    "shrunk": (statistics.shrunk, (GATE_UP.inputs, replace(GATE_UP.inputs, tokens=5), 3.0)),
+    "shrunk": (statistics.shrunk, (GATE_UP.inputs, replace(GATE_UP.inputs, tokens=5), 0.3)),
     "quantize_set-tied": (partial(layers.quantize_set, setting=setting.Setting(group_size=12)), (TIED,)),
     "require_finite": (linears.require_finite, (TIED,)),
     "HeadTie.average": (linears.HeadTie(kv_heads=2, repeats=3, head_dim=4).average, (SALIENCE,)),
