@@ -14,7 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from objectives.model.roles import Block, LinearRole
 
 
-def file_names(module: Any, blocks: Sequence[Block]) -> dict[str, str]:
+def expert_names(module: Any, blocks: Sequence[Block]) -> dict[str, str]:
     """Return what files call the experts' matrices, without `.weight`, by the name of the Linear.
 
     Those of experts that transformers stores as it runs them are left out: nothing names them one by one.

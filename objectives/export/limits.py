@@ -30,6 +30,7 @@ class Limits:
         per_row: Whether it has one scale per row.
         several_schemes: Whether Linears may have different schemes.
         multiple: What inputs and outputs of a Linear have to be multiples of.
+        experts: Whether it has matrices of experts one by one, of one scheme with all Linears.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Limits:
     per_row: bool = True
     several_schemes: bool = False
     multiple: int = 1
+    experts: bool = False
 
 
 def require_plan(limits: Limits, plan: Plan) -> None:
@@ -84,9 +86,11 @@ def require_linears(limits: Limits, plan: Plan, blocks: Sequence[Block]) -> None
                 f"{', '.join(map(str, partial))} inputs; use a size that divides them, or {DENSE}"
             )
     for linear in linears:
-        if linear.expert is not None:
-            raise InputError(f"{limits.name} is not written for experts that are parts of one tensor yet; {DENSE}")
-        outputs, inputs = linear.parameter.shape
+        if linear.expert is not None and not limits.experts:
+            raise InputError(
+                f"{limits.name} is not written for mixtures of experts; use --format compressed-tensors, or {DENSE}"
+            )
+        outputs, inputs = linear.parameter.shape[-2:]
         if inputs % limits.multiple or outputs % limits.multiple:
             raise InputError(
                 f"{limits.name} packs {limits.multiple} codes into a word, and {linear.name} has {outputs} outputs and "

@@ -6,7 +6,7 @@ folded. Shape letters: `O` outputs, `G` groups.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from objectives.export.companions import copy_companions
-from objectives.export.limits import quantized_modules
+from objectives.export.expert_names import expert_names
+from objectives.export.limits import quantized_linears, quantized_modules
 from objectives.model.loading import Model
 from objectives.model.roles import Block, LinearRole
 from objectives.trial import Bench
@@ -40,9 +41,10 @@ def module_codes(
         yield name, _whole(linears, codes)
 
 
-def other_tensors(model: Model, modules: Collection[str]) -> dict[str, Tensor]:
-    """Return every tensor of the model but the weights of `modules`, on the CPU and in the stored type."""
-    quantized = {f"{name}.weight" for name in modules}
+def other_tensors(model: Model, linears: Iterable[LinearRole]) -> dict[str, Tensor]:
+    """Return every tensor of the model but the weights of Linears, on the CPU and in the stored type."""
+    parameters = {id(linear.parameter) for linear in linears}
+    quantized = {name for name, own in model.module.named_parameters(remove_duplicate=False) if id(own) in parameters}
     narrowed: dict[int, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.module.state_dict().items():
@@ -74,10 +76,12 @@ def write_safetensors(
     Returns:
         The bytes of the quantized Linears in the files, without their biases.
     """
-    model, modules = bench.model, quantized_modules(bench.blocks, plan)
-    tensors = other_tensors(model, modules)
+    model, names = bench.model, expert_names(bench.model.module, bench.blocks)
+    tensors, modules = other_tensors(model, quantized_linears(bench.blocks, plan)), set()
     for name, weight in module_codes(bench.blocks, plan, codes):
-        tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in layout(weight).items()}
+        stored = names.get(name, name)
+        modules.add(stored)
+        tensors |= {f"{stored}.{part}": tensor.contiguous() for part, tensor in layout(weight).items()}
     with configuration_kept(model.module):
         model.module.save_pretrained(place, state_dict=tensors)
     model.tokenizer.save_pretrained(place)
@@ -152,6 +156,7 @@ def configuration_kept(module: Any) -> Iterator[None]:
 def _whole(linears: Sequence[LinearRole], codes: Mapping[str, IntWeight]) -> IntWeight:
     """Return the codes of a module, of one Linear or of its slices."""
     first = linears[0]
-    if first.rows is None:
+    # Gate and up of an expert are slices of one tensor, and two matrices in files.
+    if first.rows is None or first.expert is not None:
         return codes[first.name]
     return interleaved([(linear.rows.cpu(), codes[linear.name]) for linear in linears if linear.rows is not None])
