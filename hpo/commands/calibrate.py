@@ -42,6 +42,7 @@ def run(parsed: Namespace) -> None:
     """Compute the statistics that the cache lacks."""
     from hpo.study.bench import bench_plan
     from hpo.terminal import progress_display
+    from objectives.calibration.reach import expert_tokens
     from objectives.evaluation import lay_out
     from objectives.model.memory import keep_freed_memory
 
@@ -65,7 +66,7 @@ def run(parsed: Namespace) -> None:
     for size, key in keys.items():
         table.add_row(str(size), key)
     read = f"{computed} samples were read, the others were in the cache"
-    tokens = bench.calibration.expert_tokens(sizes[-1])
+    tokens = expert_tokens(bench.calibration, bench.blocks, sizes[-1])
     if tokens:
         record["expert_tokens"] = tokens
     tables = [table, _expert_table(tokens, sizes[-1])] if tokens else [table]
@@ -75,7 +76,7 @@ def run(parsed: Namespace) -> None:
 def _expert_table(tokens: "Mapping[str, Sequence[int]]", size: int) -> "Table":
     """Show how evenly the tokens of the text reach the experts of each block."""
     table = make_table(
-        f"tokens of {size} samples that reach the experts of", "experts", "least", "median", "most", "none"
+        f"tokens of {size} samples that reach the experts of", "experts", "least", "median", "most", "without any"
     )
     for name, counts in tokens.items():
         figures = (len(counts), min(counts), f"{median(counts):.0f}", max(counts), counts.count(0))

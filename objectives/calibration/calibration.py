@@ -162,7 +162,7 @@ class Calibration:
         Raises:
             DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
         """
-        packed = _stored(self._cache.read(self.first(size).key, _part(block)), block, self._model.device)
+        packed = _stored(self._cache.read(self.first(size).key, part_name(block)), block, self._model.device)
         inputs = shrunk_inputs(block, packed.inputs)
         return BlockStatistics(
             inputs={name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in inputs.items()},
@@ -172,20 +172,6 @@ class Calibration:
     def followed(self, size: int) -> QuantizedPrefix:
         """Return the first `size` samples on their way through the model; InputError where blocks are no chain."""
         return QuantizedPrefix(self._model.module, self._blocks, self._sequences[:size])
-
-    def expert_tokens(self, size: int) -> dict[str, list[int]]:
-        """Return how many tokens each expert read of the first `size` samples, by the name of its module; {} without.
-
-        Raises:
-            DamagedEntryError: If an entry is damaged.
-        """
-        tokens: dict[str, list[int]] = {}
-        for block in self._blocks:
-            for experts in block.experts:
-                parts = [self._cache.window(segment.key, _part(block)) for segment in self.segments(size)]
-                names = [f"{expert.down.name}/tokens" for expert in experts.experts]
-                tokens[experts.name] = [sum(int(part[name]) for part in parts) for name in names]
-        return tokens
 
     def discard(self, damage: DamagedEntryError) -> None:
         """Remove a damaged entry, so that it is computed again."""
@@ -232,9 +218,9 @@ class Calibration:
                 for block, statistics in zip(blocks, recorded, strict=True):
                     means = _with_packed_grams(statistics)
                     if before is not None:
-                        earlier = self._cache.read(before.key, _part(block))
+                        earlier = self._cache.read(before.key, part_name(block))
                         means = _merged(_stored(earlier, block, torch.device("cpu")), means)
-                    entry.write(_part(block), _flattened(means))
+                    entry.write(part_name(block), _flattened(means))
 
     def _key(self, size: int) -> str:
         text = self._sequences[:size].fingerprint()
@@ -267,7 +253,8 @@ def stored_size(blocks: Sequence[Block]) -> int:
     return sum(4 * (site.inputs // 2 + 1) * site.inputs for block in blocks for site in block.sites)
 
 
-def _part(block: Block) -> str:
+def part_name(block: Block) -> str:
+    """Return what the statistics of a block are called in an entry."""
     return f"block-{block.index:03d}"
 
 

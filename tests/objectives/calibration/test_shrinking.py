@@ -20,7 +20,6 @@ from tests.objectives import tiny
 from tests.objectives.tiny import EXPERTS, HIDDEN, MIXTURES, MLP
 
 AWQ = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=5)
-WIDTHS = {"gate_proj": HIDDEN, "up_proj": HIDDEN, "down_proj": MLP}
 NAME = "model.layers.1.mlp.experts"
 
 
@@ -89,21 +88,6 @@ def test_kappa_changes_what_is_measured_and_its_key(tmp_path: Path, monkeypatch:
     second = run_trial(bench, plan, text)
     assert not torch.equal(first.score.nll, second.score.nll)
     assert measurement_key(bench, plan, text) != key
-
-
-def test_the_tokens_of_every_expert_are_counted_from_the_cache(tmp_path: Path) -> None:
-    """Every token of the samples is with two experts of each block; a result says how many each matrix knows of."""
-    bench = tiny.bench(tiny.model(MIXTURES["mixtral"]()), tmp_path)
-    bench.calibration.ensure([8], silent)
-    counts = bench.calibration.expert_tokens(8)
-    tokens = sum(map(len, bench.calibration.text[:8].ids))
-    assert list(counts) == [f"model.layers.{index}.mlp.experts" for index in range(2)]
-    assert all(len(own) == EXPERTS and sum(own) == 2 * tokens for own in counts.values())
-    for layer in run_trial(bench, Plan.uniform(AWQ), tiny.sequences([20], seed=2)).layers:
-        owner, _, name = layer.name.partition(".experts.")
-        expected = counts[f"{owner}.experts"][int(name.partition(".")[0])] if name else None
-        assert layer.tokens == expected
-        assert layer.own_share == (None if expected is None else expected / (expected + WIDTHS[name.partition(".")[2]]))
 
 
 def test_an_expert_without_tokens_is_quantized_as_well(tmp_path: Path) -> None:

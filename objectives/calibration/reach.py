@@ -1,0 +1,24 @@
+"""How many tokens of the calibration text reach each expert.
+
+Responsible for reading these counts, and nothing else, from the cache. May assume that the size was calibrated.
+"""
+
+from collections.abc import Sequence
+
+from objectives.calibration.calibration import Calibration, part_name
+from objectives.model.roles import Block
+
+
+def expert_tokens(calibration: Calibration, blocks: Sequence[Block], size: int) -> dict[str, list[int]]:
+    """Return how many tokens each expert read of the first `size` samples, by the name of its module; {} without.
+
+    Raises:
+        DamagedEntryError: If an entry is damaged.
+    """
+    tokens: dict[str, list[int]] = {}
+    key = calibration.first(size).key
+    for block in blocks:
+        for experts in block.experts:
+            means = calibration.cache.window(key, part_name(block))
+            tokens[experts.name] = [int(means[f"{expert.down.name}/tokens"]) for expert in experts.experts]
+    return tokens
