@@ -20,7 +20,8 @@ from objectives.paired import Difference, distance, paired_difference
 from objectives.plan_files import LinearsSetting, linears_settings
 from objectives.precision import Agreement, check_agreement
 from objectives.progress import Progress, silent
-from objectives.quantization import model_size, rounding_notes, stored_bytes
+from objectives.quantization import model_size, stored_bytes
+from objectives.rounding_notes import rounding_notes
 from objectives.scoring import Score, score_all
 from objectives.suitability import require_suitable
 from objectives.text.sequences import Sequences, TextPlan, prepare_text

@@ -29,10 +29,6 @@ from quant.plan import Plan
 from quant.scheme import IntWeight
 from quant.sizes import ModelSize, input_scale_bits, matrix_bits
 
-MOST_NAMED = 8
-"""Linears that a note names."""
-HALF = 0.5
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerResult:
@@ -98,36 +94,6 @@ class QuantizedBlocks:
     layers: tuple[LayerResult, ...] = ()
     codes: Mapping[str, IntWeight] = field(default_factory=dict)
     folded: Mapping[str, FoldedScales] = field(default_factory=dict)
-
-
-def rounding_notes(layers: Sequence[LayerResult]) -> list[str]:
-    """Name what is not as it was asked for.
-
-    Linears that GPTQ had to damp more, those that kept nearest rounding, and those of experts that read few tokens.
-    """
-    damped = [f"{layer.name} ({layer.damping:g})" for layer in layers if layer.damping is not None]
-    kept = [layer.name for layer in layers if layer.fell_back]
-    notes = []
-    if damped:
-        notes.append(f"more damping was needed than was asked for, by {len(damped)} Linears: {_shortened(damped)}")
-    if kept:
-        notes.append(
-            f"{len(kept)} Linears kept nearest rounding, because the ranges and codes that were asked for lose more: "
-            f"{_shortened(kept)}"
-        )
-    shares = [layer for layer in layers if layer.own_share is not None]
-    leaning = [f"{layer.name} ({layer.tokens} tokens)" for layer in shares if (layer.own_share or 0) < HALF]
-    if leaning:
-        notes.append(
-            f"{len(leaning)} of {len(shares)} matrices of experts count for less in their statistics than what all "
-            f"experts read, because few tokens reach them: {_shortened(leaning)}; calibrate on more or on other text"
-        )
-    return notes
-
-
-def _shortened(names: Sequence[str]) -> str:
-    rest = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @torch.inference_mode()

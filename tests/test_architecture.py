@@ -49,7 +49,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"scoring"},
         {"paired", "precision", "quantization", "beginning"},
         {"refined"},
-        {"trial"},
+        {"trial", "rounding_notes"},
         {"results", "evaluation"},
         {"refinement", "sensitivity"},
         {"export", "budget"},

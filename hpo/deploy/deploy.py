@@ -21,10 +21,10 @@ from objectives.export.writing import write_model
 from objectives.limits import length_note
 from objectives.model.roles import kept_in_16_bit, quantized_part
 from objectives.progress import Progress
-from objectives.quantization import rounding_notes
 from objectives.refinement.options import RefinementText
 from objectives.refinement.refine import forgotten_where_codes_differ, require_refinable
 from objectives.results import load_result, measurement_key
+from objectives.rounding_notes import rounding_notes
 from objectives.sensitivity import every_setting
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench

@@ -13,7 +13,7 @@ from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import flips_text, kl_text, number
 from objectives.export.manifest import Manifest
-from objectives.quantization import rounding_notes
+from objectives.rounding_notes import rounding_notes
 from quant.plan import Plan
 
 # By the name of a format: what transformers needs to load it, and what serves it.

@@ -155,9 +155,7 @@ class Calibration:
         return computed
 
     def read(self, block: Block, size: int) -> BlockStatistics:
-        """Return the statistics of one block over the first `size` samples, on the model's device.
-
-        Those of experts are shrunk towards their pool.
+        """Return a block's statistics of the first `size` samples, on its device; those of experts are shrunk.
 
         Raises:
             DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.

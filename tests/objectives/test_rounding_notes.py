@@ -1,6 +1,7 @@
 """What a person is told of codes that are not what was asked for."""
 
-from objectives.quantization import MOST_NAMED, LayerResult, rounding_notes
+from objectives.quantization import LayerResult
+from objectives.rounding_notes import MOST_NAMED, rounding_notes
 
 
 def layer(number: int, **fields: object) -> LayerResult:
