@@ -16,7 +16,7 @@ from objectives.errors import InputError
 from objectives.export.companions import copy_companions
 from objectives.export.formats import Stored
 from objectives.export.gguf_tokenizer import add_tokenizer, require_tokenizer
-from objectives.export.limits import Limits, quantized_modules
+from objectives.export.limits import Limits, quantized_linears
 from objectives.export.reading import GGUF, GGUF_FILE, installed, versions_of
 from objectives.export.runtime import RuntimeFormat
 from objectives.export.tensors import (
@@ -140,7 +140,7 @@ def _tensors(bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> Iterat
         kind = kinds.Q4_0 if weight.zero is None else kinds.Q4_1
         yield f"{_name(names, module)}.weight", blocks, kind
     tied = config.tie_word_embeddings
-    for name, tensor in other_tensors(bench.model, quantized_modules(bench.blocks, plan)).items():
+    for name, tensor in other_tensors(bench.model, quantized_linears(bench.blocks, plan)).items():
         module, _, part = name.rpartition(".")
         if tied and module == "lm_head":
             continue
