@@ -309,10 +309,9 @@ def test_presets_only_ranks_presets_and_references_as_json(small_study: SmallStu
 
 
 MIXED = ["--space", "original", "--method", "praq-mixed", "--n-calib", "16"]
-MIXED += ["--eval-samples", "16", "--dtype", "float32"]
+MIXED += ["--eval-samples", "16", "--seq-len", "64", "--dtype", "float32"]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_study_of_divergence_goes_by_it_from_the_first_trial_to_the_model(run: Run, tmp_path: Path) -> None:
     """It ranks, prunes and confirms by nats per token, says so everywhere, refuses perplexity, and is written."""
