@@ -347,6 +347,7 @@ def test_a_study_of_divergence_goes_by_it_from_the_first_trial_to_the_model(run:
     assert f"{study['best']['perplexity']:.3f}" in card
 
 
+@pytest.mark.slow
 def test_a_study_of_kept_rows_is_ranked_and_confirmed_at_equal_bits(run: Run, tmp_path: Path) -> None:
     """What the method declares is searched; shares of kept rows are compared with what takes no more memory."""
     result = run("optimize", *MIXED, "--keep-ratio", "0.05,0.1", "--tau-risk=-5..-1", "--trials", "6")
