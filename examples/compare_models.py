@@ -33,7 +33,7 @@ def main() -> None:
         models = {f"my-{method}": Path(place) / method for method in ("gw-praq", "gwh-praq-v2")}
         for directory in models.values():
             setting = Setting(method=directory.name, group_size=64, n_calib=16, n_grid=5)
-            deploy(BENCH, Chosen(plan=Plan.uniform(setting)), directory, "dense", paths, silent)
+            deploy(BENCH, Chosen(plan=Plan.uniform(setting)), {"dense": directory}, paths, silent)
         rounding = Setting(method="rtn", group_size=64, n_calib=16)
         comparison = compare(ComparePlan(bench=BENCH, settings=(rounding,), models=models), paths, silent)
     for entry in comparison.entries:

@@ -22,6 +22,7 @@ from objectives.model.loading import ModelPlan
 from objectives.paired import paired_difference
 from objectives.progress import silent
 from objectives.text.sequences import TextPlan
+from quant.plan import Plan
 from quant.setting import Setting
 from storage.paths import Paths
 from training.evaluation import bits_per_byte
@@ -199,7 +200,8 @@ def test_the_model_is_good_enough_to_tell_settings_apart(tmp_path: Path) -> None
     bench, (text,) = load_bench(plan, Paths(tmp_path))
     settings = [Setting(beta=beta, tau=tau, n_calib=64) for beta, tau in ((0.3, 2.5), (1.0, 0.1), (0.0, 5.0))]
     laid_out = LaidOut(bench=bench, data=[text], agreement=None)
-    _, rounded, *tuned = evaluate(laid_out, [Setting(method="rtn", n_calib=64), *settings], silent)
+    plans = [Plan.uniform(setting) for setting in (Setting(method="rtn", n_calib=64), *settings)]
+    _, rounded, *tuned = evaluate(laid_out, plans, silent)
     assert rounded.difference is not None
     assert rounded.difference.low > 0
     pairs = [paired_difference(a.score, b.score) for a, b in combinations(tuned, 2)]
