@@ -7,10 +7,10 @@ was made of and with the references, by divergence. May assume a study that was 
 from dataclasses import replace
 
 from hpo.deploy.refining import Refining, with_refining_text
-from hpo.study.confirmation import ConfirmedScore, RefinedConfirmation
+from hpo.study.confirmation import RefinedConfirmation
 from hpo.study.objective import KL
 from hpo.study.record import FULL_PRECISION, TrialRecord
-from hpo.verdict.confirmation import compare
+from hpo.verdict.confirmation import compare, confirmed_scores
 from hpo.verdict.recommendation import judge
 from hpo.verdict.snapshot import Study
 from hpo.workers.measuring import measure, measure_all
@@ -86,18 +86,6 @@ def confirm_refined(
         refined=chosen.measured.name,
         tuned=refined.refinement.sentence(),
         sentence=f"On held-out text {name} against {chosen.measured.name}: KL {changes}: {judgement}.",
-        rows=tuple(
-            ConfirmedScore(
-                dataset=sequences.source,
-                name=of,
-                perplexity=score.perplexity,
-                mean_nll=score.mean_nll,
-                tokens=int(score.tokens.sum()),
-                kl=score.mean_kl,
-                flips=score.percent_flips,
-            )
-            for of, on_texts in scores.items()
-            for sequences, score in zip(held_out, on_texts, strict=True)
-        ),
+        rows=confirmed_scores(scores, held_out),
         comparisons=tuple(comparisons),
     )

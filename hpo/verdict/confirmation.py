@@ -52,20 +52,30 @@ def confirm(
         winner=winner.measured.name,
         recommended=ranking.recommended.measured.name,
         sentence=_sentence(winner.measured.name, ranking.best_reference, comparisons, ranking.objective),
-        rows=tuple(
-            ConfirmedScore(
-                dataset=text.source,
-                name=name,
-                perplexity=score.perplexity,
-                mean_nll=score.mean_nll,
-                tokens=int(score.tokens.sum()),
-                kl=score.mean_kl,
-                flips=score.percent_flips,
-            )
-            for name, of_texts in scores.items()
-            for text, score in zip(texts, of_texts, strict=True)
-        ),
+        rows=confirmed_scores(scores, texts),
         comparisons=tuple(comparisons),
+    )
+
+
+def confirmed_scores(scores: Mapping[str, Sequence[Score]], texts: Sequence[Sequences]) -> tuple[ConfirmedScore, ...]:
+    """What is stored of held-out scores: one row for each name and text, by name.
+
+    Args:
+        scores: By name, one for each text.
+        texts: What was scored.
+    """
+    return tuple(
+        ConfirmedScore(
+            dataset=text.source,
+            name=name,
+            perplexity=score.perplexity,
+            mean_nll=score.mean_nll,
+            tokens=int(score.tokens.sum()),
+            kl=score.mean_kl,
+            flips=score.percent_flips,
+        )
+        for name, of_texts in scores.items()
+        for text, score in zip(texts, of_texts, strict=True)
     )
 
 
