@@ -16,6 +16,7 @@ from hpo.search.proposal import presets
 from hpo.search.pruners.registry import Pruning
 from hpo.search.stopping import convergence, noise_of
 from hpo.space.dimension import Value
+from hpo.space.loadable import loadable
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
 from hpo.study.attributes import CONFIRMATION, REFINED, SEARCH, WATERFALL
@@ -126,8 +127,12 @@ def recommended_setting(snapshot: Study) -> Setting:
 
 
 def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
-    """Fit the plan's space: leave out what does not suit the model, the text or the bits that are allowed."""
+    """Fit the plan's space: leave out what does not suit model, text, runtime or the bits that are allowed."""
     bench, space = laid_out.bench, plan.space
+    if plan.deployment is not None:
+        space, notices = loadable(space, plan.deployment, bench)
+        for notice in notices:
+            listen(Notice(text=notice))
     suitable = [size for size in space.sizes("group_size") if bench.allow_partial_groups or divides(bench.blocks, size)]
     unsuitable = UNSUITABLE if suitable else f"{UNSUITABLE}, as {group_sizes_text(bench.blocks)} would"
     samples = len(bench.calibration.text)

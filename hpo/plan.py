@@ -11,6 +11,7 @@ from hpo.deploy.refining import Refining, make_refining, refine_flags
 from hpo.search.pruners.registry import Pruning
 from hpo.search.samplers.registry import SAMPLERS
 from hpo.search.stopping import Stopping
+from hpo.space.loadable import loadable
 from hpo.space.space import Space
 from hpo.study.bench import new_bench_plan
 from hpo.study.contract import require_name
@@ -19,6 +20,7 @@ from hpo.study.options import BenchOptions, RefineOptions, SearchOptions
 from hpo.study.searching import SearchMode
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
+from objectives.export.deployment import Deployment, find_deployment
 from objectives.refinement.refine import require_refinable
 from quant.plan import Plan
 
@@ -36,6 +38,7 @@ class StudyPlan:
         pruning: Who gives trials up, and when.
         stopping: When the study has seen enough.
         max_bits: Most bits per weight a setting may cost; None for any.
+        deployment: The runtime that has to load every setting; None for any.
         presets_only: Measure the presets and nothing else.
         trial_timeout: Seconds without progress after which a trial fails; None for any number.
         refining: How what is recommended is refined in the end; None where it is not.
@@ -49,6 +52,7 @@ class StudyPlan:
     pruning: Pruning = field(default_factory=Pruning)
     stopping: Stopping = field(default_factory=Stopping)
     max_bits: float | None = None
+    deployment: Deployment | None = None
     presets_only: bool = False
     trial_timeout: float | None = None
     refining: Refining | None = None
@@ -60,6 +64,8 @@ class StudyPlan:
             require_refinable(Plan.uniform(self.space.base))
             if self.presets_only:
                 problems.append("--presets-only confirms nothing that --refine could refine; leave one of them out")
+        if self.deployment is not None:
+            loadable(self.space, self.deployment)
         if self.sampler not in SAMPLERS:
             problems.append(f"sampler {self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
         if self.trial_timeout is not None and not self.trial_timeout > 0:
@@ -97,6 +103,7 @@ def plan_study(
         pruning=Pruning(name=search.pruner, error=search.prune_error, first_look=search.first_look),
         stopping=Stopping(converged=search.until == "converged", patience=search.patience),
         max_bits=search.max_bits,
+        deployment=find_deployment(search.for_, search.tensor_parallel),
         presets_only=search.presets_only,
         trial_timeout=search.trial_timeout,
         refining=make_refining(refine or RefineOptions(), bench.seed),
@@ -124,6 +131,8 @@ def search_mode(plan: StudyPlan) -> SearchMode:
         until="converged" if plan.stopping.converged else None,
         patience=plan.stopping.patience,
         presets_only=plan.presets_only,
+        for_=None if plan.deployment is None else plan.deployment.runtime,
+        tensor_parallel=1 if plan.deployment is None else plan.deployment.devices,
         trust_remote_code=plan.bench.model.trust_remote_code,
         allow_partial=plan.bench.allow_partial,
         allow_partial_groups=plan.bench.allow_partial_groups,

@@ -102,8 +102,8 @@ class Parameter:
 
 
 def flag_of(name: str) -> str:
-    """Spell a name as a flag of the command line: `--group-size`."""
-    return f"--{name.replace('_', '-')}"
+    """Spell a name as a flag of the command line: `--group-size`; `for_` is `--for`, which Python keeps for itself."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def bound_text(value: float) -> str:

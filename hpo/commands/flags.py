@@ -170,11 +170,12 @@ def _minus(parameter: Parameter) -> str:
 def _add_option(group: Any, field: "Field[Any]") -> None:
     flag, words = flag_of(field.name), field.metadata
     if field.type is bool:
-        group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=words["help"])
+        group.add_argument(flag, dest=field.name, action="store_true", default=argparse.SUPPRESS, help=words["help"])
         return
     usual = "" if field.default is None else f" (default {field.default})"
     group.add_argument(
         flag,
+        dest=field.name,
         type=_converter(field.type),
         default=argparse.SUPPRESS,
         metavar=words["metavar"],

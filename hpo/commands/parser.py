@@ -20,6 +20,7 @@ COMMANDS = {
     "dashboard": "see every study in a browser",
     "evaluate": "measure perplexity, as it is or quantized",
     "quantize": "write a quantized model directory",
+    "push": "put a proven model directory on the hub",
     "compare": "methods and models side by side",
     "calibrate": "fill the calibration cache in advance",
     "study": "list, remove, move or repair studies",

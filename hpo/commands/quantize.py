@@ -61,6 +61,13 @@ def add_flags(parser: ArgumentParser) -> None:
         "--format", metavar="F[,F...]", default=DEFAULT_FORMAT, help=f"one or several of {formats_help()}"
     )
     group.add_argument(
+        "--tensor-parallel",
+        metavar="N",
+        type=int,
+        default=1,
+        help="refuse what a runtime could not split over N devices (default 1)",
+    )
+    group.add_argument(
         "--output-dir",
         metavar="DIR",
         type=Path,
@@ -82,7 +89,7 @@ def run(parsed: Namespace) -> None:
     refining = make_refining(options_of(parsed, RefineOptions), plan.seed)
     directories = directories_of(parsed.format, parsed.output_dir)
     with progress_display(parsed.quiet) as progress:
-        written = deploy(plan, chosen, directories, paths, progress, refining)
+        written = deploy(plan, chosen, directories, paths, progress, refining, parsed.tensor_parallel)
     notes = list(dict.fromkeys([*notes, *(note for model in written.values() for note in model.notes)]))
     facts = {name: facts_of(model, notes) for name, model in written.items()}
     [first, *others] = written.values()

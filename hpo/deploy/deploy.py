@@ -15,6 +15,7 @@ from hpo.verdict.snapshot import Study
 from objectives.budget import Budget, allocate
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, load_bench
+from objectives.export.deployment import require_devices, require_split
 from objectives.export.formats import Export, Format, Proof, find_format
 from objectives.export.manifest import Manifest
 from objectives.export.writing import write_model
@@ -77,6 +78,7 @@ def deploy(
     paths: Paths,
     progress: Progress,
     refining: Refining | None = None,
+    devices: int = 1,
 ) -> dict[str, Written]:
     """Write the model quantized by a plan, or under a budget, in one format or in several; it is quantized once.
 
@@ -88,6 +90,7 @@ def deploy(
         paths: Where calibration and results are kept.
         progress: Told how far each phase is.
         refining: How its scales, norms and biases are tuned before; None for as they were rounded.
+        devices: How many a runtime has to be able to split every Linear over.
 
     Returns:
         What was written, by the name of the format.
@@ -99,6 +102,7 @@ def deploy(
         StorageError: If something is at a directory already, or the disk is full or refuses.
     """
     forms, store = {name: find_format(name) for name in directories}, ResultStore(paths.results)
+    require_devices(list(forms.values()), devices)
     for name, form in forms.items():
         require_vacant(directories[name], 0)
         if chosen.budget is None:
@@ -113,6 +117,8 @@ def deploy(
     if chosen.study is not None:
         require_same_bench(chosen.study.record, bench)
     settled, notes = _settled(bench, chosen, list(forms.values()), store, progress)
+    for form in forms.values():
+        require_split(form, settled, bench, devices)
     if refining is not None and settled.only is not None:
         for form in forms.values():
             form.require_holds(settled, bench)

@@ -11,6 +11,7 @@ from typing import Any
 from hpo.study.choosing import RECOMMENDED, study_flags
 from hpo.study.contract import Contract
 from hpo.study.record import Measured, StudyRecord, TrialRecord
+from objectives.export.formats import RUNTIMES
 from quant.parameters import PARAMETERS, flag_of
 
 PROGRAM, LINE = "python cli.py", 88
@@ -37,7 +38,12 @@ def repeat_command(record: StudyRecord, trials: int | None, storage: str | None 
 def quantize_command(record: StudyRecord, chosen: Measured, directory: str, storage: str | None = None) -> str:
     """Write the command that makes a model directory of a trial of the study, or of the reference it recommends."""
     selector = chosen.number if isinstance(chosen, TrialRecord) else RECOMMENDED
-    flags = {"study": record.name, "trial": selector, "storage": storage}
+    runtime = record.search.for_
+    form = None if runtime is None else RUNTIMES[runtime]
+    devices = record.search.tensor_parallel if record.search.tensor_parallel > 1 else None
+    flags = {
+        "study": record.name, "trial": selector, "format": form, "tensor_parallel": devices, "storage": storage
+    }  # fmt: skip
     arguments = {name: value for name, value in flags.items() if value is not None}
     return _folded([f"{PROGRAM} quantize", *_words(arguments), f"--output-dir {shlex.quote(directory)}"])
 

@@ -7,6 +7,8 @@ reproduce a study read them here. Light to import, so that help answers at once;
 from dataclasses import dataclass, field
 from typing import Any
 
+from objectives.export.formats import RUNTIMES
+
 
 def option(
     group: str, default: Any, help: str, metavar: str | None = None, choices: tuple[str, ...] | None = None
@@ -80,6 +82,10 @@ class SearchOptions:
     patience: int | None = option("search", None, "stop when N trials in a row improved nothing", metavar="N")
     presets_only: bool = option("search", False, "rank the presets and the references, search nothing")
     max_bits: float | None = option("space", None, "most bits per weight that a setting may cost")
+    for_: str | None = option(
+        "space", None, f"search only what this runtime loads: {', '.join(RUNTIMES)}", metavar="RUNTIME"
+    )
+    tensor_parallel: int = option("space", 1, "devices that the runtime of --for splits every Linear over", metavar="N")
 
 
 @dataclass(frozen=True, kw_only=True)

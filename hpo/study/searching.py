@@ -19,6 +19,8 @@ class SearchMode:
     until: str | None = SearchOptions.until
     patience: int | None = SearchOptions.patience
     presets_only: bool = SearchOptions.presets_only
+    for_: str | None = SearchOptions.for_
+    tensor_parallel: int = SearchOptions.tensor_parallel
     trust_remote_code: bool = BenchOptions.trust_remote_code
     allow_partial: bool = BenchOptions.allow_partial
     allow_partial_groups: bool = BenchOptions.allow_partial_groups

@@ -35,12 +35,13 @@ from quant.packing import packed_tensors
 from quant.plan import Plan
 from quant.scheme import IntWeight, Scheme
 
-LIMITS = Limits(name="compressed-tensors", bits=(4, 8), several_schemes=True, experts=True)
+LIMITS = Limits(name="compressed-tensors", bits=(4, 8), several_schemes=True, experts=True, splits=True)
 
 
 class CompressedTensors:
     """The `pack-quantized` format of compressed-tensors: codes and scales for transformers and vLLM."""
 
+    limits = LIMITS
     proven = True
 
     def require_holds(self, plan: Plan, bench: Bench | None = None) -> None:

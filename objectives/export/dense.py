@@ -24,6 +24,7 @@ from quant.scheme import IntWeight
 class Dense:
     """The format of every model of transformers: it holds whatever can be quantized, and saves no memory."""
 
+    limits = None
     proven = False
 
     def require_holds(self, plan: Plan, bench: Bench | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from objectives.errors import InputError
 
 if TYPE_CHECKING:
+    from objectives.export.limits import Limits
     from objectives.export.manifest import Manifest
     from objectives.model.loading import Model
     from objectives.model.roles import Block
@@ -74,6 +75,10 @@ class Stored:
 
 class Format(Protocol):
     """A way to store a quantized model as a directory."""
+
+    @property
+    def limits(self) -> "Limits | None":
+        """Return what its runtimes load; None where they load anything."""
 
     @property
     def proven(self) -> bool:
@@ -184,6 +189,16 @@ FORMATS: dict[str, RegisteredFormat] = {
     "gguf": RegisteredFormat(summary="Q4_0 or Q4_1 for llama.cpp, Ollama and LM Studio", load=_gguf),
     "mlx": RegisteredFormat(summary="INT4 for MLX", load=_mlx),
 }
+
+
+RUNTIMES: dict[str, str] = {
+    "vllm": "compressed-tensors",
+    "gptq": "gptq",
+    "awq": "awq",
+    "gguf": "gguf",
+    "mlx": "mlx",
+}
+"""What a model can be quantized for, and the format that it is then written in."""
 
 
 def find_format(name: str) -> Format:

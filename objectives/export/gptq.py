@@ -25,7 +25,7 @@ from quant.scheme import IntWeight
 class Gptq(RuntimeFormat):
     """The GPTQ format, whose kernels in vLLM take groups of 32, 64, 128 or rows."""
 
-    limits = Limits(name="gptq", groups=(32, 64, 128), multiple=8)
+    limits = Limits(name="gptq", groups=(32, 64, 128), multiple=8, splits=True)
     specification = "gptq"
     packages = ("transformers", "gptqmodel", "optimum")
 

@@ -31,6 +31,7 @@ class Limits:
         several_schemes: Whether Linears may have different schemes.
         multiple: What inputs and outputs of a Linear have to be multiples of.
         experts: Whether it has matrices of experts one by one, of one scheme with all Linears.
+        splits: Whether runtimes split its Linears over several devices.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Limits:
     several_schemes: bool = False
     multiple: int = 1
     experts: bool = False
+    splits: bool = False
 
 
 def require_plan(limits: Limits, plan: Plan) -> None:

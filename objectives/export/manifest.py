@@ -4,9 +4,10 @@ Responsible for `praqtune.json`, whatever the format of the weights; docs/deploy
 reads the part of it that `objectives.model.provenance` declares. May assume that the bench was laid out for the model.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -76,6 +77,7 @@ class Manifest:
         proof: What the directory scored before it appeared; None where the format is not proven.
         refinement: How its scales, norms and biases were tuned; None where they are as they were rounded.
         notes: What the format could not hold exactly, as counted.
+        files: SHA-256 of every other file that was proven, by its name; none where the format is not proven.
     """
 
     format: int = FORMAT
@@ -95,6 +97,7 @@ class Manifest:
     proof: ProvenScore | None = None
     refinement: Refinement | None = None
     notes: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -104,6 +107,16 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         StorageError: If the disk is full or refuses.
     """
     write_file(directory / RECORD, json.dumps(encode(manifest), indent=1).encode())
+
+
+def file_hashes(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a model directory but its manifest, by its name there."""
+    hashes = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != RECORD:
+            with path.open("rb") as file:
+                hashes[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def make_manifest(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weights: str) -> Manifest:

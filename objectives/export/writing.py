@@ -15,7 +15,7 @@ import torch
 from objectives.errors import RunError
 from objectives.export.formats import Export, Format, Proof, Stored, find_format
 from objectives.export.limits import quantized_linears
-from objectives.export.manifest import Manifest, ProvenScore, make_manifest, write_manifest
+from objectives.export.manifest import Manifest, ProvenScore, file_hashes, make_manifest, write_manifest
 from objectives.model.weights import weights_restored
 from objectives.progress import Progress
 from objectives.refined import owners
@@ -86,6 +86,7 @@ def write_model(export: Export, progress: Progress) -> dict[str, Manifest]:
                 manifest = replace(manifest, stored_bits_per_weight=bits, proof=proven_score)
                 if export.card is not None:
                     write_file(place / CARD, export.card(manifest).encode())
+                manifest = replace(manifest, files=file_hashes(place))
             write_manifest(place, manifest)
             manifests[name] = manifest
     return manifests

@@ -443,9 +443,38 @@ def test_max_bits_leaves_out_group_sizes_that_cost_more(run: Run, small: SmallSt
     assert {trial["bits_per_weight"] for trial in trials if trial["state"] in ENDED} == {4.125}
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_study_for_a_runtime_searches_what_that_loads(run: Run, small: SmallStudy) -> None:
+    """Trials and references alike; whoever joins without saying so is refused, and the report writes its format."""
+    common = ["optimize", "--study", "macs", "--presets-only", *small.space, *small.flags]
+    sizes = ["--group-size", "64,128,256"]
+    result = run(*common, *sizes, "--for", "mlx", "--json", "-")
+    assert result.returncode == 0, result.stderr
+    assert "group_size 256 left out: mlx has no kernel for groups of 256" in result.stderr
+    study = json.loads(result.stdout)
+    assert {trial["params"]["group_size"] for trial in study["trials"]} <= {64, 128}
+    assert {row["setting"]["group_size"] for row in study["references"] if row["setting"]} <= {64, 128}
+    assert "the storage" not in result.stderr
+    refused = run(*common, "--group-size", "256", "--json", "-")
+    assert refused.returncode == 2
+    assert "was begun with another contract: space.group_size is 256" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (
+            ["--for", "gguf", "--group-size", "64"],
+            "--for gguf: gguf has no kernel for groups of 64; use --group-size 32",
+        ),
+        (["--for", "gptq", "--scales", "linear"], "--for gptq: --scales linear divides the inputs of every Linear"),
+        (["--for", "mlx", "--tensor-parallel", "2"], "--tensor-parallel 2 is for runtimes that split packed Linears"),
+        (["--tensor-parallel", "2"], "--tensor-parallel 2 needs the runtime that splits Linears; give --for vllm"),
+        (
+            ["--for", "vllm", "--tensor-parallel", "3"],
+            "4 attention heads with 2 key/value heads cannot be split over 3",
+        ),
+        (["--for", "exllama"], "--for exllama is unknown; choose one of vllm, gptq, awq, gguf, mlx"),
         (["--beta", "0.8..0.2"], "lower bound 0.8 is above the upper bound 0.2"),
         (["--sampler", "cmaes"], "sampler 'cmaes' is unknown; choose one of gp, tpe, random, qmc, grid"),
         (["--pruner", "asha"], "pruner 'asha' is unknown; choose one of paired"),

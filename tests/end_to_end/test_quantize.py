@@ -65,6 +65,20 @@ def test_a_method_is_written_as_it_was_measured(capsys: Any, small_study: SmallS
     assert {row["dataset"]: row["perplexity"] for row in written} == pytest.approx(expected, rel=1e-3)
 
 
+def test_what_could_not_be_split_over_devices_is_refused(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """Before anything is computed: three devices for four heads, and formats that no runtime splits."""
+    common = [*small_study.flags, *METHOD, "--output-dir", str(tmp_path / "out"), "--tensor-parallel"]
+    line = refusal(capsys, *common, "3", "--format", "gptq")
+    assert "4 attention heads with 2 key/value heads cannot be split over 3 devices; give another --tensor" in line
+    line = refusal(capsys, *common, "8", "--format", "awq", "--group-size", "128")
+    assert "attention heads" in line
+    assert "--tensor-parallel 2 is for runtimes that split packed" in refusal(capsys, *common, "2", "--format", "mlx")
+    assert "--tensor-parallel 0 is not at least 1" in refusal(capsys, *common, "0", "--format", "gptq")
+    line = refusal(capsys, *common, "4", "--format", "gptq", "--group-size", "128")
+    assert "groups of 128 do not divide the 256 inputs of model.layers.0.self_attn.o_proj split over 4 devices" in line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_reference_that_wins_is_written_and_the_reason_is_said(capsys: Any, tmp_path: Path) -> None:
     """No trial of this study beats plain AWQ, so that is what the study's name alone gives."""

@@ -39,6 +39,8 @@ class OneFile:
 
     proven = True
 
+    limits = None
+
     def require_holds(self, plan: Plan, bench: Bench | None = None) -> None:
         if any(setting.group_size == 32 for setting in plan.settings):
             raise InputError("one file cannot hold groups of 32")

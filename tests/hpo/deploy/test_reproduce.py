@@ -110,3 +110,15 @@ def test_how_it_searched_is_part_of_the_command() -> None:
     search, bench = options_of(options, SearchOptions), options_of(options, BenchOptions)
     assert (search.sampler, search.pruner, bench.trust_remote_code) == ("tpe", "paired", True)
     assert "--sampler" not in repeat_command(record(), None)
+
+
+def test_the_runtime_of_a_study_is_part_of_its_commands(small: SmallStudy) -> None:
+    """It is searched for again, and what is written is the format that the runtime loads."""
+    study = load("small", home=small.home)
+    best = study.record.best
+    assert best is not None
+    served = replace(study.record, search=SearchMode(for_="vllm", tensor_parallel=2))
+    search = options_of(make_parser().parse_args(words(repeat_command(served, None))), SearchOptions)
+    assert (search.for_, search.tensor_parallel) == ("vllm", 2)
+    options = make_parser().parse_args(words(quantize_command(served, best, "out")))
+    assert (options.format, options.tensor_parallel) == ("compressed-tensors", 2)

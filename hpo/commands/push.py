@@ -1,0 +1,42 @@
+"""`push`: put a model directory that was proven into a repository of the hub.
+
+Responsible for the flags and the table of this command.
+"""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from hpo.commands.command import Command
+from hpo.commands.output import make_table, output
+from storage.typed_json import encode
+
+EXAMPLES = """examples:
+  %(prog)s ./best-int4 me/model-int4
+  %(prog)s ./best/gguf me/model-gguf --private
+"""
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="what `quantize` wrote and proved")
+    parser.add_argument("repository", metavar="REPO", help="on the hub: OWNER/NAME; made where there is none")
+    parser.add_argument("--private", action="store_true", help="a repository that is made is seen by its owner alone")
+
+
+def run(parsed: Namespace) -> None:
+    """Upload it and print where it is."""
+    from hpo.deploy.push import push
+
+    pushed = push(parsed.directory, parsed.repository, parsed.private)
+    table = make_table("", "")
+    for name, text in (
+        ("pushed to", pushed.repository),
+        ("commit", pushed.commit),
+        ("files", str(pushed.files)),
+        ("MB", f"{pushed.bytes / 1e6:.2f}"),
+    ):
+        table.add_row(name, text)
+    output(parsed, encode(pushed), [], table)
+
+
+COMMAND = Command(examples=EXAMPLES, add_flags=add_flags, run=run)

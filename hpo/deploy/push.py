@@ -1,0 +1,129 @@
+"""Put a model directory that was proven into a repository of the hub.
+
+Responsible for pushing what was proven and nothing else - the files of the proof, byte by byte - with the hub's own
+client, in one commit: a repository has all of it or nothing of it. May assume a directory that `quantize` wrote.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from objectives.errors import InputError, RunError
+from objectives.export.manifest import file_hashes
+from objectives.model.provenance import RECORD
+
+REFUSED = (401, 403)
+WRITE_AGAIN = "write the model again with `quantize`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What is in the repository now.
+
+    Attributes:
+        repository: Its name on the hub.
+        commit: Where the commit can be looked at.
+        files: How many there are.
+        bytes: What they take.
+    """
+
+    repository: str
+    commit: str
+    files: int
+    bytes: int
+
+
+def push(directory: Path, repository: str, private: bool = False) -> Pushed:
+    """Upload a proven model directory in one commit; the repository is made where there is none.
+
+    Args:
+        directory: With the `praqtune.json` of `quantize`.
+        repository: `NAME`, or `OWNER/NAME`.
+        private: Whether a repository that is made can be seen by its owner alone.
+
+    Raises:
+        InputError: If the directory is not what was proven, nobody is logged in, or the hub refuses the name or the
+            token.
+        RunError: If the upload ends before its commit.
+    """
+    manifest = proven_manifest(directory)
+    token = get_token()
+    if token is None:
+        raise InputError(
+            "nobody is logged in at the hub; run `hf auth login`, or give a token that may write as HF_TOKEN"
+        )
+    with _errors(repository):
+        api = HfApi(token=token)
+        made = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        message = f"{manifest['method']} as {manifest['weights']}, proven by {manifest['proof']['reader']}"
+        commit = api.upload_folder(repo_id=made, folder_path=directory, commit_message=message)
+    sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
+    return Pushed(repository=made, commit=commit.commit_url, files=len(sizes), bytes=sum(sizes))
+
+
+def proven_manifest(directory: Path) -> Mapping[str, Any]:
+    """Return the manifest of a directory that holds the very files that were proven.
+
+    Raises:
+        InputError: With the first thing that is otherwise.
+    """
+    path = directory / RECORD
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{path} cannot be read, and only what `quantize` wrote is pushed") from None
+    if not isinstance(manifest, dict) or not manifest.get("proof") or not manifest.get("files"):
+        raise InputError(
+            f"{directory} was not proven to score what was measured, and nothing else is pushed; {WRITE_AGAIN} "
+            "--format compressed-tensors, gptq, awq, gguf or mlx"
+        )
+    present, proven = file_hashes(directory), manifest["files"]
+    for name in sorted({*present, *proven}):
+        if present.get(name) != proven.get(name):
+            change = "is missing" if name not in present else "differs" if name in proven else "has appeared"
+            raise InputError(f"{directory / name} {change} since the model was proven; {WRITE_AGAIN}, or undo that")
+    return manifest
+
+
+@contextmanager
+def _errors(repository: str) -> Iterator[None]:
+    """Make one line with the remedy of everything that the hub's client raises."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise InputError(f"{repository!r} is no name of a repository: {_line(error)}") from None
+    except OfflineModeIsEnabled:
+        raise InputError("the hub is switched off by HF_HUB_OFFLINE; unset it to push") from None
+    except (HfHubHTTPError, httpx2.HTTPError, RuntimeError, ValueError, OSError) as error:
+        status = _status(error)
+        if status in REFUSED:
+            raise InputError(
+                f"the hub refused {repository} ({status}); log in with a token that may write there (`hf auth login`, "
+                "HF_TOKEN), or give another name"
+            ) from None
+        raise RunError(
+            f"the upload to {repository} ended before its commit, so nothing of it is there: {_line(error)}; push "
+            "again, and what has arrived is not sent twice"
+        ) from error
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Return the status of the answer that an error, or what caused it, is about."""
+    while error is not None:
+        if isinstance(error, HfHubHTTPError):
+            return int(error.response.status_code)
+        error = error.__cause__
+    return None
+
+
+def _line(error: BaseException) -> str:
+    """Return the first line of an error's words."""
+    words = str(error.__cause__ or error).strip().splitlines()
+    return words[0].rstrip(".") if words else type(error).__name__
