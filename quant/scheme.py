@@ -128,7 +128,7 @@ def quantize(weight: Tensor, scheme: Scheme, ranges: Ranges | None = None) -> In
     """
     groups = grouped(weight, scheme)
     ranges = ranges or group_ranges(groups, scheme)
-    codes = encode_(groups.clone(), ranges, scheme).flatten(1)[:, : weight.shape[1]]
+    codes = encode(groups, ranges, scheme).flatten(1)[:, : weight.shape[1]]
     return stored(codes, ranges, groups.shape[-1], scheme)
 
 
@@ -194,7 +194,8 @@ def group_ranges(groups: Tensor, scheme: Scheme) -> Ranges:
     largest it can, so that no weight is ever divided by zero or infinity. That of an all-zero group is 1.
     """
     if scheme.full_range:
-        low, high = groups.aminmax(dim=-1, keepdim=True)
+        # `aminmax` reads once, and takes five times as long on a processor.
+        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
         return Ranges(scale=_group_scale(torch.where(high > -low, high, low) / scheme.lowest, scheme), zero=None)
     if scheme.symmetric:
         raw = groups.abs().amax(-1, keepdim=True).div_(scheme.highest)
@@ -207,12 +208,21 @@ def group_ranges(groups: Tensor, scheme: Scheme) -> Ranges:
     return Ranges(scale=scale, zero=low.neg_().div_(scale).round_().clamp_(0, scheme.highest))
 
 
+def encode(groups: Tensor, ranges: Ranges, scheme: Scheme) -> Tensor:
+    """Find the nearest codes of `groups`, as whole float32 numbers."""
+    return _codes_(groups / ranges.scale, ranges, scheme)
+
+
 def encode_(groups: Tensor, ranges: Ranges, scheme: Scheme) -> Tensor:
     """Write the nearest codes of `groups` over them, as whole float32 numbers."""
-    groups.div_(ranges.scale).round_()
+    return _codes_(groups.div_(ranges.scale), ranges, scheme)
+
+
+def _codes_(divided: Tensor, ranges: Ranges, scheme: Scheme) -> Tensor:
+    divided.round_()
     if ranges.zero is not None:
-        groups.add_(ranges.zero)
-    return groups.clamp_(scheme.lowest, scheme.highest)
+        divided.add_(ranges.zero)
+    return divided.clamp_(scheme.lowest, scheme.highest)
 
 
 def decode_(codes: Tensor, ranges: Ranges) -> Tensor:

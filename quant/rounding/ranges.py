@@ -6,22 +6,21 @@ inputs, `G` groups.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from quant.rounding.inputs import ScaledInputs
-from quant.scheme import Ranges, Scheme, decode_, encode_, group_ranges, grouped, stored_scale
+from quant.scheme import Ranges, Scheme, decode_, encode, encode_, group_ranges, grouped, stored_scale
 from quant.statistics import InputStatistics
 
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 1.05)
 """Of the range that holds every weight; the first is that range itself, which wins ties."""
-FEW_SHARES = (1.0, 0.9, 0.8)
+FEW_SHARES = (1.0, 0.9)
 """Those that are tried for every input scale that is searched, with the zero point or the sign of the whole range."""
 # Weights tried at a time: what a core's cache holds of them, or what keeps a GPU busy without filling its memory.
-CPU_CHUNK, GPU_CHUNK = 2**16, 2**23
+CPU_CHUNK, GPU_CHUNK = 2**18, 2**23
 
 
 def find_ranges(weight: Tensor, scheme: Scheme, inputs: ScaledInputs, search: str) -> Ranges:
@@ -55,8 +54,7 @@ def effective_in_ranges(weight: Tensor, scale: Tensor, scheme: Scheme, statistic
     curvature = _diagonals(ScaledInputs(statistics=statistics, scale=scale), groups.shape[-1])
     for rows in _chunks(groups):
         whole = group_ranges(rows, scheme)
-        candidates = [replace(whole, scale=stored_scale(whole.scale * share, scheme)) for share in FEW_SHARES]
-        ranges = _search(rows, candidates, scheme, curvature)
+        ranges = _search(rows, Ranges(scale=_shares(whole, FEW_SHARES, scheme), zero=whole.zero), scheme, curvature)
         decode_(encode_(rows, ranges, scheme), ranges)
     return groups.flatten(1)[:, : weight.shape[1]].div_(scale)
 
@@ -67,34 +65,47 @@ def _chunks(groups: Tensor) -> tuple[Tensor, ...]:
     return torch.split(groups, max(1, elements // max(1, groups.shape[1] * groups.shape[2])))
 
 
-def _search(groups: Tensor, candidates: Sequence[Ranges], scheme: Scheme, curvature: Tensor) -> Ranges:
-    """Take the candidate of least loss for each group; the first wins ties, and where no loss is finite."""
-    best = candidates[0]
-    least = torch.full_like(best.scale, torch.inf)
-    for candidate in candidates:
-        codes = encode_(groups.clone(), candidate, scheme)
-        loss = _loss(decode_(codes, candidate).sub_(groups), curvature)
+def _search(groups: Tensor, candidates: Ranges, scheme: Scheme, curvature: Tensor) -> Ranges:
+    """Take the candidate of least loss for each group; the first wins ties, and where no loss is finite.
+
+    `candidates` are stacked: their scales are `[candidates, O, G, 1]`, and so are zero points that are not common.
+    """
+    zeros = None if candidates.zero is None else candidates.zero.expand_as(candidates.scale)
+    best = torch.zeros_like(candidates.scale[0], dtype=torch.int64)
+    least = torch.full_like(candidates.scale[0], torch.inf)
+    for index, scale in enumerate(candidates.scale):
+        candidate = Ranges(scale=scale, zero=None if zeros is None else zeros[index])
+        loss = _loss(decode_(encode(groups, candidate, scheme), candidate).sub_(groups), curvature)
         better = loss < least
         least = torch.where(better, loss, least)
-        zero = None if best.zero is None or candidate.zero is None else torch.where(better, candidate.zero, best.zero)
-        best = Ranges(scale=torch.where(better, candidate.scale, best.scale), zero=zero)
-    return best
+        best.masked_fill_(better, index)
+    picked = best.unsqueeze(0)
+    return Ranges(
+        scale=candidates.scale.gather(0, picked).squeeze(0),
+        zero=None if zeros is None else zeros.gather(0, picked).squeeze(0),
+    )
 
 
-def _candidates(groups: Tensor, scheme: Scheme) -> list[Ranges]:
+def _shares(whole: Ranges, shares: Sequence[float], scheme: Scheme) -> Tensor:
+    """The scales of shares of whole ranges, `[shares, O, G, 1]`."""
+    return stored_scale(torch.stack([whole.scale * share for share in shares]), scheme)
+
+
+def _candidates(groups: Tensor, scheme: Scheme) -> Ranges:
+    """Every range that is tried, stacked as in `_search`."""
     whole = group_ranges(groups, scheme)
-    scales = [stored_scale(whole.scale * share, scheme) for share in SHARES]
+    scales = _shares(whole, SHARES, scheme)
     if scheme.full_range:
         # The longer end of a clipped group may be the other one.
-        return [Ranges(scale=sign * scale, zero=None) for scale in scales for sign in (1, -1)]
+        return Ranges(scale=torch.stack([scales, -scales], dim=1).flatten(0, 1), zero=None)
     if whole.zero is None:
-        return [Ranges(scale=scale, zero=None) for scale in scales]
+        return Ranges(scale=scales, zero=None)
     # Shrinking both ends by one share leaves the exact zero point where it is.
     exact = groups.amin(-1, keepdim=True).clamp_(max=0).neg_().div_(whole.scale)
     # The zero point of the whole range is one of the two whole numbers beside it.
     other = torch.where(whole.zero > exact, exact.floor(), exact.ceil()).clamp_(0, scheme.highest)
-    zeros = (whole.zero, other)
-    return [Ranges(scale=scale, zero=zero) for scale in scales for zero in zeros]
+    zeros = torch.stack([whole.zero, other]).repeat(len(SHARES), 1, 1, 1)
+    return Ranges(scale=scales.repeat_interleave(2, dim=0), zero=zeros)
 
 
 def _loss(errors: Tensor, curvature: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from quant.matmul import fast_dtype
 
 SMALLEST_SCALE = 1e-5
 # Weights tried at a time: what a core's cache holds of them, or what keeps a GPU busy without filling its memory.
-CPU_CHUNK, GPU_CHUNK = 2**17, 2**23
+CPU_CHUNK, GPU_CHUNK = 2**18, 2**23
 # Columns of the Gram matrix multiplied at a time: narrower ones skip more of its lower triangle, at a lower rate.
 PANEL = 384
 

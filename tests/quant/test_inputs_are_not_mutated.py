@@ -75,6 +75,10 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         for number, variant in enumerate(SCHEMES)
     },
     "stored_scale": (scheme.stored_scale, (SALIENCE, SCHEMES[0])),
+    **{
+        f"encode-{number}": (scheme.encode, (WEIGHT[:, None], scheme.group_ranges(WEIGHT[:, None], variant), variant))
+        for number, variant in enumerate(SCHEMES)
+    },
     "grouped": (scheme.grouped, (WEIGHT, SCHEMES[-1])),
     "stored": (
         scheme.stored,
