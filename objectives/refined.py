@@ -16,6 +16,7 @@ from objectives.errors import RunError
 from objectives.model.layouts import norm_offset
 from objectives.model.roles import Block, LinearRole, NormRole
 from objectives.quantization import FoldedScales
+from objectives.refinement_record import Refinement
 from quant.plan import Plan
 from quant.scheme import IntWeight, loaded
 
@@ -31,115 +32,6 @@ class OtherCodesError(RunError):
             "may; give the command again to refine these"
         )
         self.key = key
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldBack:
-    """What text that is held back said after so many steps: KL from full precision, nats per token."""
-
-    step: int
-    kl: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """A measure per target before and after, and the difference with its paired 95 % interval where there is one."""
-
-    before: float
-    after: float
-    difference: float
-    low: float | None
-    high: float | None
-
-    @property
-    def verdict(self) -> str:
-        """Return `better`, `worse` or `not told apart`, for a measure of which less is better."""
-        if self.high is not None and self.high < 0:
-            return "better"
-        return "worse" if self.low is not None and self.low > 0 else "not told apart"
-
-    def __str__(self) -> str:
-        digits = [f"{value:+.4f}" if value is not None else "–" for value in (self.difference, self.low, self.high)]
-        return f"{self.before:.4f} before, {self.after:.4f} after, {digits[0]} [{digits[1]}, {digits[2]}]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gain:
-    """What refining changed on text that it had no part in.
-
-    Attributes:
-        source: Of the text.
-        part: What else the text is for.
-        sequences: How many were scored.
-        tokens: How many targets they have.
-        kl: Nats per token from full precision.
-        nll: Nats per token.
-        flips: Share of targets whose most likely token is another than full precision's.
-    """
-
-    source: str
-    part: str
-    sequences: int
-    tokens: int
-    kl: Change
-    nll: Change
-    flips: Change
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refinement:
-    """How a model was refined: all that a person needs to judge it, and to do it again.
-
-    Attributes:
-        source: Of the text that was learned from.
-        fingerprint: Of its tokens.
-        sequences: How many there were.
-        tokens: How many tokens were read.
-        steps: Of the optimizer.
-        rate: Its highest rate: the relative change of a scale in one step.
-        halvings: How often the rate was halved because a value was not finite.
-        kept_step: The step whose values were kept; 0 where none was better than the start.
-        validation_sequences: Held back from the text to choose that step.
-        looks: What it was on the way.
-        gains: What it changed on text that had no part in it.
-    """
-
-    source: str
-    fingerprint: str
-    sequences: int
-    tokens: int
-    steps: int
-    rate: float
-    halvings: int
-    kept_step: int
-    validation_sequences: int
-    looks: tuple[HeldBack, ...]
-    gains: tuple[Gain, ...] = ()
-
-    @property
-    def before(self) -> float:
-        """Return the KL on what is held back before the first step."""
-        return self.looks[0].kl
-
-    @property
-    def after(self) -> float:
-        """Return the KL on what is held back at the step that was kept: the least."""
-        return min(look.kl for look in self.looks)
-
-    def sentence(self) -> str:
-        """Say what was tuned, on what, and what the text that was held back says of it."""
-        text = f"{self.tokens} tokens of {self.source}"
-        measured = f"KL from full precision on {self.validation_sequences} sequences held back from it"
-        before = f"{self.before:.4f} nats per token before"
-        if not self.kept_step:
-            return (
-                f"refining on {text} improved nothing ({measured}: {before}): "
-                "scales, norms and biases are as they were rounded"
-            )
-        return (
-            f"group scales, norms and biases were tuned for KL from full precision on {text} ({self.kept_step} steps); "
-            f"{measured}: {before}, {self.after:.4f} after"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"cache", "results", "studies"},
     ),
     "objectives": (
-        {"errors", "progress", "stopwatch", "bundled", "divergence"},
+        {"errors", "progress", "stopwatch", "bundled", "divergence", "refinement_record"},
         {"model"},
         {"text", "suitability", "plan_files"},
         {"forward", "calibration", "limits"},

@@ -88,4 +88,6 @@ def confirm_refined(
         sentence=f"On held-out text {name} against {chosen.measured.name}: KL {changes}: {judgement}.",
         rows=confirmed_scores(scores, held_out),
         comparisons=tuple(comparisons),
+        kept_step=refined.refinement.kept_step,
+        looks=refined.refinement.looks,
     )

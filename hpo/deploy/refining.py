@@ -14,10 +14,10 @@ from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from objectives.model.loading import BUNDLED
 from objectives.progress import Progress
-from objectives.refined import Gain
 from objectives.refinement.gains import gain
 from objectives.refinement.options import RefinementOptions, RefinementText
 from objectives.refinement.refine import forgotten_where_codes_differ, refine
+from objectives.refinement_record import Gain
 from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import Bench
 from quant.parameters import flag_of

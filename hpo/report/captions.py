@@ -32,7 +32,7 @@ class Caption:
 
 def captions(data: ChartData) -> list[Caption]:
     """Write one for every figure that a report can have, in its order."""
-    writers = (_forest, _waterfall, _bits, _transfer, _damage, _importances, _surface, _slices, _parallel)
+    writers = (_forest, _waterfall, _bits, _transfer, _refining, _damage, _importances, _surface, _slices, _parallel)
     return [write(data) for write in (*writers, _history, _running, _remaining, _reduction, _alpha, _memory)]
 
 
@@ -100,6 +100,17 @@ def _transfer(data: ChartData) -> Caption:
         alt = f"{named}. {alt}."
     why_not = None if transfer is not None else "nothing was confirmed on other text yet"
     return _caption("elsewhere", "On other text", reading, alt, why_not)
+
+
+def _refining(data: ChartData) -> Caption:
+    refining = data.verdict.refining
+    reading = (
+        "KL from full precision on the text that was held back from refining, by steps of the optimizer: the ring is "
+        "the step that was kept, the dashed line where it began. No text in the rankings is this text."
+    )
+    alt = "" if refining is None else ", ".join(f"{look.kl:.4f} after {look.step} steps" for look in refining.looks)
+    why_not = None if refining is not None else "nothing was refined (--refine)"
+    return _caption("refining", "How refining went", reading, f"{alt}.", why_not)
 
 
 def _damage(data: ChartData) -> Caption:

@@ -16,7 +16,7 @@ from hpo.report.canvas import HEIGHT, blank, hyperparameter_axis, joined, points
 from hpo.report.charts import ChartData, intervals, shown_up_to, value_range
 from hpo.report.layer_map import LayerMap, share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
-from hpo.report.verdict_figures import bits, damage, forest, memory, transfer, waterfall
+from hpo.report.verdict_figures import bits, damage, forest, memory, refining, transfer, waterfall
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon")
 
@@ -279,6 +279,7 @@ DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
     "waterfall": waterfall,
     "bits": bits,
     "elsewhere": transfer,
+    "refining": refining,
     "memory": memory,
     "damage": damage,
     "history": _history,

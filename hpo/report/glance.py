@@ -46,6 +46,7 @@ def glance(study: Study, data: ChartData) -> list[Answer]:
         Answer(question="What won", text=_winner(chosen)),
         Answer(question="By how much", text=_margin(lead, chosen, data)),
         Answer(question="Is it real", text=confirmed_text(study)),
+        *_refining(record),
         Answer(question="What mattered", text=_importance(data)),
         Answer(question="Where the model is hurt", text=_hurt(data)),
         *_next(record, lead, data),
@@ -63,6 +64,13 @@ def confirmed_text(study: Study) -> str:
     if len(study.rankings) == 1:
         return text
     return f"{text} Held-out text was read for {confirmation.size_class} alone: the other sizes are not tested."
+
+
+def _refining(record: StudyRecord) -> Iterator[Answer]:
+    refined = record.refined
+    if refined is not None:
+        tuned = f"{refined.tuned[0].upper()}{refined.tuned[1:]}"
+        yield Answer(question="What refining gained", text=f"{refined.sentence} {tuned}.")
 
 
 def _winner(chosen: Recommendation) -> str:

@@ -22,7 +22,7 @@ from hpo.report.charts import ChartData, heights, intervals, shown_up_to, value_
 from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
 from hpo.report.sheet import WIDTH, blank, heatmap, scale, sheet, ticks, tidy, with_legend
-from hpo.report.verdict_plots import bits, damage, forest, memory, transfer, waterfall
+from hpo.report.verdict_plots import bits, damage, forest, memory, refining, transfer, waterfall
 
 MARKERS = ("o", "D", "s", "^", "*", "p")
 UNDER_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
@@ -256,6 +256,7 @@ DRAWN: dict[str, Callable[[ChartData], Figure]] = {
     "waterfall": waterfall,
     "bits": bits,
     "elsewhere": transfer,
+    "refining": refining,
     "memory": memory,
     "damage": damage,
     "history": _history,

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hpo.report.export import phases
+from hpo.study.confirmation import Confirmation, ConfirmedScore, RefinedConfirmation
+from hpo.study.objective import KL, Objective
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.importance import Importances
 from hpo.verdict.ranking import Ranked, SizeClassRanking
@@ -50,12 +52,21 @@ def ranking_tables(study: Study) -> list[Table]:
 
 
 def confirmation_tables(record: StudyRecord) -> list[Table]:
-    """Tabulate what was measured on other text, and how the winner compares; empty where nothing was confirmed."""
-    confirmation = record.confirmation
-    if confirmation is None:
-        return []
-    measured = Table(
-        title=f"{record.objective.title} on held-out text, {confirmation.size_class}",
+    """Tabulate what was measured on other text, how the winner compares, and the same of what was refined."""
+    confirmation, refined = record.confirmation, record.refined
+    tables = []
+    if confirmation is not None:
+        title = f"{record.objective.title} on held-out text, {confirmation.size_class}"
+        tables += [_held_out(title, confirmation.rows), _compared("Comparisons", record.objective, confirmation)]
+    if refined is not None:
+        title = f"{refined.refined} refined, on held-out text"
+        tables += [_held_out(title, refined.rows), _compared("Comparisons of what was refined", KL, refined)]
+    return [table for table in tables if table.rows]
+
+
+def _held_out(title: str, rows: Sequence[ConfirmedScore]) -> Table:
+    return Table(
+        title=title,
         columns=("text", "name", "perplexity", "mean NLL", "KL, nats", "flips, %", "tokens"),
         rows=tuple(
             (
@@ -67,18 +78,21 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
                 number(row.flips, 1),
                 f"{row.tokens:,}",
             )
-            for row in confirmation.rows
+            for row in rows
         ),
         words=2,
     )
-    compared = Table(
-        title="Comparisons",
-        columns=("text", "compared", f"{record.objective.change_column} [95 %]", "p", "p after Holm"),
+
+
+def _compared(title: str, objective: Objective, confirmation: Confirmation | RefinedConfirmation) -> Table:
+    return Table(
+        title=title,
+        columns=("text", "compared", f"{objective.change_column} [95 %]", "p", "p after Holm"),
         rows=tuple(
             (
                 short_source(row.dataset),
                 f"{row.name} against {row.against}",
-                record.objective.interval_text(row.change),
+                objective.interval_text(row.change),
                 number(row.p_value, 4),
                 number(row.holm, 4),
             )
@@ -87,7 +101,6 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
         words=2,
         note="Negative is better; Holm's correction is for all of these comparisons together.",
     )
-    return [measured, *([compared] if compared.rows else [])]
 
 
 def waterfall_tables(study: Study) -> list[Table]:

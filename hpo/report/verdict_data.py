@@ -11,6 +11,7 @@ from typing import Literal
 
 from hpo.report.damage import Damage, damages
 from hpo.report.tables import is_shown
+from hpo.study.confirmation import RefinedConfirmation
 from hpo.study.objective import Objective
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
@@ -127,6 +128,7 @@ class VerdictData:
     transfer: Transfer | None = None
     waterfall: tuple[Bar, ...] = ()
     damages: tuple[Damage, ...] = ()
+    refining: RefinedConfirmation | None = None
 
 
 def verdict_data(study: Study) -> VerdictData:
@@ -142,6 +144,7 @@ def verdict_data(study: Study) -> VerdictData:
         transfer=_transfer(record, rankings),
         waterfall=tuple(_waterfall(study)),
         damages=damages(study),
+        refining=record.refined if record.refined is not None and record.refined.looks else None,
     )
 
 

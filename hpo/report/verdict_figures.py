@@ -157,6 +157,34 @@ def transfer(data: ChartData) -> Panels:
     return [("", figure)]
 
 
+def refining(data: ChartData) -> Panels:
+    """Draw the divergence on what is held back, step by step."""
+    refined = data.verdict.refining
+    assert refined is not None
+    figure = blank("steps", "KL from full precision, nats per token")
+    steps, divergences = [look.step for look in refined.looks], [look.kl for look in refined.looks]
+    kept = [divergence for step, divergence in zip(steps, divergences, strict=True) if step == refined.kept_step]
+    figure.add_scatter(
+        x=steps,
+        y=divergences,
+        mode="lines+markers",
+        line={"color": palette.BLUE, "width": 2},
+        marker={"size": 8},
+        hovertemplate="%{y:.4f} nats after %{x} steps<extra></extra>",
+        name="held back",
+    )
+    figure.add_scatter(
+        x=[refined.kept_step] * len(kept),
+        y=kept,
+        mode="markers",
+        marker={"color": palette.ORANGE, "symbol": "circle-open", "size": 16, "line": {"width": 3}},
+        hoverinfo="skip",
+        name="kept",
+    )
+    figure.add_hline(divergences[0], line={"dash": "dash", "color": palette.GREY})
+    return [("", figure)]
+
+
 def damage(data: ChartData) -> Panels:
     """Draw mean NLL above full precision against divergence from it, with both intervals."""
     figure = blank("KL from full precision, nats per token", "NLL above full precision, nats per token")

@@ -138,6 +138,21 @@ def transfer(data: ChartData) -> Figure:
     return with_legend(figure, axes)
 
 
+def refining(data: ChartData) -> Figure:
+    """Draw the divergence on what is held back, step by step."""
+    refined = data.verdict.refining
+    assert refined is not None
+    figure, axes = blank("steps", "KL from full precision, nats per token")
+    steps, divergences = [look.step for look in refined.looks], [look.kl for look in refined.looks]
+    kept = [divergence for step, divergence in zip(steps, divergences, strict=True) if step == refined.kept_step]
+    axes.axhline(divergences[0], linestyle="--", color=palette.GREY, linewidth=1)
+    axes.plot(steps, divergences, "o-", color=palette.BLUE, markersize=6, label="held back")
+    rings = axes.plot([refined.kept_step] * len(kept), kept, "o", color=palette.ORANGE, markersize=13, label="kept")
+    rings[0].set(markerfacecolor="none", markeredgewidth=2)
+    axes.margins(x=0.1, y=0.1)
+    return with_legend(figure, axes)
+
+
 def damage(data: ChartData) -> Figure:
     """Draw mean NLL above full precision against divergence from it, with both intervals."""
     figure, axes = blank("KL from full precision, nats per token", "NLL above full precision, nats per token")

@@ -6,6 +6,7 @@ Responsible for its fields; `hpo.verdict.confirmation` makes it.
 from dataclasses import dataclass
 
 from hpo.space.size_class import SizeClass
+from objectives.refinement_record import HeldBack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,8 @@ class RefinedConfirmation:
         sentence: The verdict on other text.
         rows: What was measured there.
         comparisons: The refined model against what it was made of and the references, by divergence.
+        kept_step: The step whose values were kept; 0 where none was better than the start.
+        looks: KL on what was held back, on the way.
     """
 
     refined: str
@@ -120,3 +123,5 @@ class RefinedConfirmation:
     sentence: str
     rows: tuple[ConfirmedScore, ...]
     comparisons: tuple[ConfirmedComparison, ...]
+    kept_step: int = 0
+    looks: tuple[HeldBack, ...] = ()

@@ -15,7 +15,7 @@ from objectives.model.provenance import FORMAT, RECORD, ModelOrigin
 from objectives.model.roles import quantized_part
 from objectives.plan_files import LinearsSetting, linears_settings, parameters
 from objectives.quantization import LayerResult, model_size
-from objectives.refined import Refinement
+from objectives.refinement_record import Refinement
 from objectives.trial import Bench
 from quant.plan import MIXED, Plan
 from quant.sizes import ModelSize

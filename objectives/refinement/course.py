@@ -18,10 +18,10 @@ from objectives.errors import InputError
 from objectives.forward import halves
 from objectives.model.memory import is_out_of_memory, release_cached
 from objectives.progress import Progress
-from objectives.refined import HeldBack
 from objectives.refinement.gradient import pull_back, recomputed
 from objectives.refinement.options import RefinementOptions, RefinementText
 from objectives.refinement.tuned import Tuned
+from objectives.refinement_record import HeldBack
 from objectives.scoring import score
 from objectives.teacher import Teacher
 from objectives.text.batches import batches

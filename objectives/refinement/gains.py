@@ -6,7 +6,7 @@ Responsible for the paired differences of two scores of the same text. May assum
 import math
 
 from objectives.paired import paired_difference
-from objectives.refined import Change, Gain
+from objectives.refinement_record import Change, Gain
 from objectives.scoring import Measure, Score
 
 

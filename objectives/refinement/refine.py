@@ -14,10 +14,11 @@ import xxhash
 from objectives.errors import InputError
 from objectives.model.weights import weights_restored
 from objectives.progress import Progress
-from objectives.refined import OtherCodesError, Refined, Refinement, hash_of_codes, owners, tunable_vectors
+from objectives.refined import OtherCodesError, Refined, hash_of_codes, owners, tunable_vectors
 from objectives.refinement.course import Course, Ended, Subject
 from objectives.refinement.options import RefinementOptions, RefinementText, tokens_of
 from objectives.refinement.tuned import Tuned
+from objectives.refinement_record import Refinement
 from objectives.results import measurement_key
 from objectives.trial import Bench, quantized
 from quant.plan import Plan

@@ -22,6 +22,7 @@ from hpo.space.space import Space
 from hpo.study import confirmation, contract, status
 from hpo.study import event_lines as lines
 from hpo.workers.administration import Listed
+from objectives.refinement_record import HeldBack
 from quant.setting import Setting
 from tests.documents import documented_fields
 
@@ -43,6 +44,7 @@ OBJECTS: dict[str, type] = {
     "dimension": Dimension,
     "confirmation": confirmation.Confirmation,
     "refined": confirmation.RefinedConfirmation,
+    "look of refining": HeldBack,
     "row of the confirmation": confirmation.ConfirmedScore,
     "comparison": confirmation.ConfirmedComparison,
     "importances": PrintedImportances,

@@ -41,6 +41,7 @@ from tests.hpo.made_studies import (
     judged_by_kl,
     kept_study,
     mixed_study,
+    refined_confirmation,
     study_of,
     taken_apart,
 )
@@ -50,6 +51,7 @@ FIGURES = (
     "waterfall",
     "bits",
     "elsewhere",
+    "refining",
     "damage",
     "importances",
     "beta-tau",
@@ -495,6 +497,20 @@ def test_a_study_without_anything_has_a_report(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "report" / "trials.csv").empty
 
 
+def test_what_refining_did_is_told_drawn_and_tabulated(folder: Path, page: Reader) -> None:
+    """The verdict and what was tuned at a glance, KL over steps with the step that was kept, other text in tables."""
+    refined = refined_confirmation()
+    told = page.text[page.text.index("What refining gained") + 1]
+    assert told == f"{refined.sentence} Group scales were tuned on 2048 tokens of some text (3 steps)."
+    [curve], [kept] = traces(page, "held back"), traces(page, "kept")
+    assert (curve["x"], curve["y"]) == ([0, 1, 2, 3], [0.1, 0.09, 0.08, 0.085])
+    assert (kept["x"], kept["y"]) == ([2], [0.08])
+    lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    assert "**trial 7 refined, on held-out text**" in lines
+    [comparison] = [line for line in lines if "trial 7 refined against trial 7 |" in line]
+    assert "-0.0200" in comparison
+
+
 def test_a_fixed_parameter_is_not_drawn(tmp_path: Path) -> None:
     """With beta alone there is one slice and nothing that takes two; pictures of an earlier report are removed."""
     space = make_space(Setting(group_size=64), {"tau": 2, "n_grid": 20, "n_calib": 128, "group_size": 64})
@@ -503,7 +519,7 @@ def test_a_fixed_parameter_is_not_drawn(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "parallel.png").write_bytes(b"of an earlier report")
     page = written(study, tmp_path / "report")
-    left_out = {"waterfall", "elsewhere", "importances", "beta-tau", "parallel"}
+    left_out = {"waterfall", "elsewhere", "refining", "importances", "beta-tau", "parallel"}
     assert pictures(tmp_path / "report") == set(FIGURES) - left_out
     assert "Left out: only beta varies." in page.text
     assert "Left out: β and τ do not both vary." in page.text

@@ -18,7 +18,7 @@ from objectives.export.manifest import (
 )
 from objectives.model.provenance import RECORD, ModelOrigin, Provenance, already_quantized, read_provenance
 from objectives.quantization import LayerResult
-from objectives.refined import Change, Gain, HeldBack, Refinement
+from objectives.refinement_record import Change, Gain, HeldBack, Refinement
 from quant.sizes import ModelSize
 from storage.typed_json import decode, encode
 from tests.documents import documented_fields
