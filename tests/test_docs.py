@@ -19,6 +19,7 @@ OTHERS = {
     "export",
     "apt-get",
     "git",
+    "hf",
     "cp",
     "docker",
     "kubectl",
