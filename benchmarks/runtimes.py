@@ -1,38 +1,66 @@
-"""Score model directories by the runtimes that their formats are for, on the text that they were proven by.
+"""Write one winner in every format, and score each by the runtimes that the format is for.
 
-    python benchmarks/runtimes.py DIRECTORY... [--data bundled:docstrings] [--samples 8] [--length 128]
+    python benchmarks/runtimes.py --out OUT [--model bundled] [--groups 32,64] [--python RUNTIME=INTERPRETER ...]
 
-Every directory has a `praqtune.json`, which says its format, and is scored by the runtime's own kernels: llama.cpp by
-cyllama, MLX by mlx-lm, GPTQ and AWQ by GPTQModel in transformers. Each needs its package, which praqtune does not. A
-line has perplexity, how far the mean NLL is from that of the same values in float32 without the runtime, seconds to
-load, bytes, and whether the runtime's tokenizer gives the tokens of the original.
+The recommended recipe is written at every group size on both grids, unless it lies in OUT already. Every directory is
+scored by the packages of others on the text that it was proven by, each in a process of its own: of INTERPRETER, where
+the runtime is installed, else of this one. A row has perplexity, how far the mean NLL is from what was measured when
+the model was quantized, bytes, seconds to load, and whether all codes are those of the compressed-tensors file as its
+own package unpacks them; or the reason why not. Codes are taken from what a runtime makes of one-hot inputs. All of it
+is written to OUT/runtimes.json as well.
 """
 
 import argparse
 import json
 import math
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
-from objectives.export.reading import GGUF, TRANSFORMERS, load_directory  # noqa: E402
-from objectives.text.sequences import Sequences, TextPlan, prepare_text  # noqa: E402
-from storage.model_directory import disk_bytes  # noqa: E402
+from hpo.study.bench import bench_plan  # noqa: E402
+from hpo.study.options import BenchOptions  # noqa: E402
+from objectives.text.sequences import prepare_text  # noqa: E402
 
-Logits = Callable[[Sequence[int]], np.ndarray]
-TEXT = "def largest(values):\n    return max(values)  # 1234 größer, 'quoted'\n"
+Losses = Callable[[Sequence[int]], Tensor]
+"""Nats of every token of a sequence but the first."""
+Loaded = tuple[Losses, Any, str]
+"""What scores sequences; the model in memory, where its Linears can be called; what it said of itself."""
+RECIPES = {"symmetric": "gw-awq+full+range+alpha+gptq", "asymmetric": "gw-awq+range+alpha+gptq"}
+RUNTIMES = {
+    "compressed-tensors": ("transformers", "vllm"),
+    "gptq": ("gptqmodel", "vllm"),
+    "awq": ("gptqmodel", "vllm"),
+    "gguf": ("transformers", "llama.cpp"),
+    "mlx": ("mlx-lm",),
+}
+COLUMNS = ("group", "grid", "format", "runtime", "perplexity", "NLL - measured", "MB", "s to load", "codes")
+SECONDS = 1200
 
 
-def llama_cpp(directory: Path) -> tuple[Logits, list[int] | None]:
-    """Score by llama.cpp: all of a sequence in one batch, a logit for each position."""
+def from_logits(logits: Callable[[Sequence[int]], Tensor]) -> Losses:
+    """Return losses of a model that puts out `[tokens, vocabulary]`."""
+
+    def losses(ids: Sequence[int]) -> Tensor:
+        rows = logits(ids)[:-1].double().log_softmax(-1)
+        return -rows.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+    return losses
+
+
+def llama_cpp(directory: Path, length: int) -> Loaded:
+    """Load by llama.cpp: all of a sequence in one batch, a logit for each position."""
     from cyllama.llama import llama_cpp as api
 
     api.disable_logging()
@@ -42,85 +70,227 @@ def llama_cpp(directory: Path) -> tuple[Logits, list[int] | None]:
         str(directory / "model.gguf"), api.LlamaModelParams()
     )
     params = api.LlamaContextParams()
-    params.n_ctx, params.n_batch, params.n_ubatch = 512, 512, 512
+    params.n_ctx, params.n_batch, params.n_ubatch = length, length, length
     context = api.LlamaContext(model, params)
-    vocabulary = model.get_vocab()
 
-    def logits(ids: Sequence[int]) -> np.ndarray:
+    def logits(ids: Sequence[int]) -> Tensor:
         context.kv_cache_clear()
         batch = api.LlamaBatch(n_tokens=len(ids), embd=0, n_seq_max=1)
         for position, token in enumerate(ids):
             batch.add(token, position, [0], True)
         context.decode(batch)
-        return np.array([context.get_logits_ith(position) for position in range(len(ids))])
+        return torch.from_numpy(np.array([context.get_logits_ith(position) for position in range(len(ids))]))
 
-    return logits, list(vocabulary.tokenize(TEXT, False, True))
+    return from_logits(logits), None, "llama.cpp by cyllama"
 
 
-def mlx(directory: Path) -> tuple[Logits, list[int] | None]:
-    """Score by mlx-lm, with the kernels that MLX has for this processor."""
+def mlx_lm(directory: Path, length: int) -> Loaded:
+    """Load by mlx-lm, with the kernels that MLX has for this processor."""
     import mlx.core as mx
     from mlx_lm import load
 
-    model, tokenizer = load(str(directory))
+    model, _ = load(str(directory))
 
-    def logits(ids: Sequence[int]) -> np.ndarray:
-        return np.array(model(mx.array([list(ids)]))[0].astype(mx.float32))
+    def logits(ids: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.array(model(mx.array([list(ids)]))[0].astype(mx.float32)))
 
-    return logits, list(tokenizer.encode(TEXT, add_special_tokens=False))
+    def call(name: str, inputs: Tensor) -> Tensor:
+        linear = model
+        for part in name.split("."):
+            linear = linear[int(part)] if part.isdigit() else getattr(linear, part)
+        return torch.from_numpy(np.array(linear(mx.array(inputs.numpy()).astype(mx.bfloat16)).astype(mx.float32)))
+
+    return from_logits(logits), call, "mlx-lm"
 
 
-def transformers(directory: Path, reader: str = TRANSFORMERS) -> tuple[Logits, list[int] | None]:
-    """Score by transformers, with the kernels of GPTQModel where the format is GPTQ or AWQ."""
-    model = load_directory(reader, directory, torch.float32).eval()
+def transformers(directory: Path, length: int) -> Loaded:
+    """Load by transformers, with the kernels that the installed packages have for the format."""
+    from transformers import AutoModelForCausalLM
+
+    gguf = {"gguf_file": "model.gguf"} if (directory / "model.gguf").exists() else {}
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, **gguf).eval()
 
     @torch.inference_mode()
-    def logits(ids: Sequence[int]) -> np.ndarray:
-        return model(torch.tensor([list(ids)])).logits[0].float().numpy()
+    def logits(ids: Sequence[int]) -> Tensor:
+        return model(torch.tensor([list(ids)])).logits[0].float()
 
-    return logits, None
+    @torch.inference_mode()
+    def call(name: str, inputs: Tensor) -> Tensor:
+        return model.get_submodule(name)(inputs.bfloat16()).float()
+
+    return from_logits(logits), call, type(model.model.layers[0].mlp.down_proj).__name__
 
 
-RUNTIMES = {"gguf": llama_cpp, "mlx": mlx}
-# How the values of a format are read in float32 for comparison, without its runtime.
-READ_BY = {"gguf": GGUF, "mlx": "mlx", "gptq": "gptq", "awq": "awq"}
+def vllm(directory: Path, length: int) -> Loaded:
+    """Load by vLLM: the log-probability of every token of the prompt."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from vllm import LLM, SamplingParams
+
+    model = LLM(
+        model=str(directory), dtype="bfloat16", max_model_len=length + 8, enforce_eager=True, max_num_seqs=1
+    )  # fmt: skip
+    wanted = SamplingParams(max_tokens=1, prompt_logprobs=0)
+
+    def losses(ids: Sequence[int]) -> Tensor:
+        (made,) = model.generate([{"prompt_token_ids": list(ids)}], wanted, use_tqdm=False)
+        pairs = zip(ids[1:], made.prompt_logprobs[1:], strict=True)
+        return torch.tensor([-row[token].logprob for token, row in pairs], dtype=torch.float64)
+
+    return losses, None, "vllm"
 
 
-def mean_nll(logits: Logits, text: Sequences) -> float:
-    """Return the nats per target."""
-    total = count = 0.0
-    for ids, scored in zip(text.ids, text.scored, strict=True):
-        rows = torch.from_numpy(logits(ids.tolist()))[:-1].double().log_softmax(-1)
-        losses = -rows.gather(1, ids[1:, None])[:, 0][scored[1:]]
-        total, count = total + float(losses.sum()), count + len(losses)
-    return total / count
+LOADERS = {
+    "transformers": transformers,
+    "gptqmodel": transformers,
+    "vllm": vllm,
+    "llama.cpp": llama_cpp,
+    "mlx-lm": mlx_lm,
+}
+
+
+def differing_codes(directory: Path, call: Callable[[str, Tensor], Tensor]) -> int:
+    """Count the codes that are not those of the compressed-tensors directory beside this one."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+    from safetensors.torch import load_file
+
+    stored = load_file(directory.parent / "compressed-tensors" / "model.safetensors")
+    differing = 0
+    for name in [name.removesuffix(".weight_packed") for name in stored if name.endswith(".weight_packed")]:
+        outputs, inputs = stored[f"{name}.weight_shape"].tolist()
+        codes = unpack_from_int32(stored[f"{name}.weight_packed"], 4, torch.Size((outputs, inputs))).float()
+        scale = stored[f"{name}.weight_scale"].float()
+        values = call(name, torch.eye(inputs)).T
+        packed_zero = stored.get(f"{name}.weight_zero_point")
+        zero = (
+            torch.zeros(scale.shape)
+            if packed_zero is None
+            else unpack_from_int32(packed_zero, 4, scale.shape, packed_dim=0).float()
+        )
+        spread = inputs // scale.shape[1]
+        read = values / scale.repeat_interleave(spread, 1) + zero.repeat_interleave(spread, 1)
+        differing += int((read.round() != codes).sum())
+    return differing
+
+
+def one(parsed: argparse.Namespace) -> None:
+    """Score one directory by one runtime and print a line of JSON."""
+    directory = parsed.out
+    tokenizer = AutoTokenizer.from_pretrained(directory.parent / "compressed-tensors")
+    options = BenchOptions(
+        model=parsed.model,
+        calib_data=parsed.calib_data,
+        eval_data=parsed.eval_data,
+        seq_len=parsed.length,
+        eval_samples=parsed.samples,
+    )
+    plan = bench_plan(options, parsed.n_calib)
+    _, text = prepare_text([plan.calibration, *plan.data], tokenizer, plan.seed)
+    begun = perf_counter()
+    losses, call, kernels = LOADERS[parsed.one](directory, parsed.length)
+    seconds = perf_counter() - begun
+    scored = [losses(ids.tolist())[mask[1:]] for ids, mask in zip(text.ids, text.scored, strict=True)]
+    differing = None if call is None else differing_codes(directory, call)
+    nll = float(torch.cat(scored).double().mean())
+    print(json.dumps({"nll": nll, "seconds": seconds, "differing": differing, "said": kernels}))
+
+
+def cells(parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for every group size, grid, format and runtime."""
+    interpreters = dict(pair.split("=", 1) for pair in parsed.python)
+    for size in parsed.groups.split(","):
+        for grid in RECIPES:
+            made = written(parsed, size, grid)
+            for name, runtimes in RUNTIMES.items():
+                for runtime in runtimes:
+                    row = {"group": size, "grid": grid, "format": name, "runtime": runtime}
+                    if not (made / name).exists():
+                        yield {**row, "reason": "the format has groups of 32 alone"}
+                        continue
+                    manifest = json.loads((made / name / "praqtune.json").read_text())
+                    files = [path.stat().st_size for path in (made / name).iterdir()]
+                    scored = by(parsed, interpreters.get(runtime, sys.executable), runtime, made / name)
+                    measured = math.log(manifest["proof"]["measured"])
+                    yield {**row, "measured": measured, "bytes": sum(files), **scored}
+
+
+def written(parsed: argparse.Namespace, size: str, grid: str) -> Path:
+    """Return where a winner lies in all formats, after writing it where it does not."""
+    place = parsed.out / f"g{size}-{grid}"
+    if not place.exists():
+        names = [name for name in RUNTIMES if name != "gguf" or size == "32"]
+        flags = {
+            "model": parsed.model, "calib-data": parsed.calib_data, "eval-data": parsed.eval_data,
+            "eval-samples": parsed.samples, "seq-len": parsed.length, "n-calib": parsed.n_calib,
+            "method": RECIPES[grid], "group-size": size, "format": ",".join(names), "output-dir": place,
+        }  # fmt: skip
+        words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
+        command = [sys.executable, "cli.py", "quantize", *words, f"--{grid}", "--quiet"]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return place
+
+
+def words_of(parsed: argparse.Namespace) -> list[str]:
+    """Return the flags that say which text it is."""
+    names = ("model", "calib_data", "eval_data", "samples", "length", "n_calib")
+    return [f"--{name.replace('_', '-')}={value}" for name in names if (value := getattr(parsed, name)) is not None]
+
+
+def by(parsed: argparse.Namespace, interpreter: str, runtime: str, directory: Path) -> dict[str, Any]:
+    """Score a directory by a runtime in a process of its own; its last error is the reason of a failure."""
+    command = [interpreter, __file__, *words_of(parsed), "--one", runtime, "--out", str(directory)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        return {"reason": f"not done after {SECONDS} s"}
+    if ended.returncode:
+        lines = [line for line in ended.stderr.splitlines() if "Error" in line] or ended.stderr.splitlines()
+        return {"reason": (lines or ["no reason given"])[-1].strip()}
+    made: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return made
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    head = [row[name] for name in COLUMNS[:4]]
+    if "reason" in row:
+        return f"| {' | '.join([*head, row['reason'], '', '', '', ''])} |"
+    codes = {None: "not shown", 0: "equal"}.get(row["differing"], f"{row['differing']} differ")
+    numbers = (
+        f"{math.exp(row['nll']):.4f}",
+        f"{row['nll'] - row['measured']:+.5f}",
+        f"{row['bytes'] / 1e6:.2f}",
+        f"{row['seconds']:.1f}",
+        codes,
+    )
+    head[3] += f" ({row['said']})"
+    return f"| {' | '.join([*head, *numbers])} |"
 
 
 def main() -> None:
-    """Print a line for every directory."""
+    """Print the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directories", nargs="+", type=Path)
-    parser.add_argument("--data", default="bundled:docstrings")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--groups", default="32,64")
+    parser.add_argument("--calib-data")
+    parser.add_argument("--eval-data", default="bundled:docstrings")
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--n-calib", type=int, default=128)
+    parser.add_argument("--python", action="append", default=[], metavar="RUNTIME=INTERPRETER")
+    parser.add_argument("--one", choices=LOADERS, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
-    plan = TextPlan(source=parsed.data, part="tuning", count=parsed.samples, length=parsed.length)
-    for directory in parsed.directories:
-        manifest = json.loads((directory / "praqtune.json").read_text())
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        [text] = prepare_text([plan], tokenizer)
-        begun = perf_counter()
-        logits, tokens = RUNTIMES.get(manifest["weights"], transformers)(directory)
-        seconds = perf_counter() - begun
-        nll = mean_nll(logits, text)
-        exact = mean_nll(transformers(directory, READ_BY.get(manifest["weights"], TRANSFORMERS))[0], text)
-        same = "-" if tokens is None else tokens == tokenizer.encode(TEXT, add_special_tokens=False)
-        print(
-            f"{directory} {manifest['weights']}: perplexity {math.exp(nll):.4f}, NLL "
-            f"{nll - exact:+.5f} from that of its values in float32, loaded in {seconds:.1f} s, "
-            f"{disk_bytes(directory) / 1e6:.2f} MB, same tokens: {same}",
-            flush=True,
-        )
+    if parsed.one:
+        one(parsed)
+        return
+    rows = []
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    for row in cells(parsed):
+        rows.append(row)
+        print(line(row), flush=True)
+        (parsed.out / "runtimes.json").write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

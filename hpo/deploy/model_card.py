@@ -23,6 +23,7 @@ SERVED_BY = {
     "gptq": "vllm serve DIRECTORY",
     "awq": "vllm serve DIRECTORY",
     "gguf": "llama-server -m DIRECTORY/model.gguf",
+    "gguf-q8": "llama-server -m DIRECTORY/model.gguf",
     "mlx": "mlx_lm.server --model DIRECTORY",
 }
 

@@ -65,6 +65,9 @@ class CompressedTensors:
         configuration = {"quantization_config": quantization_config(bench.model.module, bench.blocks, plan)}
         return Stored(linear_bytes=write_safetensors(bench, plan, codes, packed_tensors, configuration, place))
 
+    def rounded(self, bench: Bench) -> None:
+        """Return None: embeddings and head are stored as they are."""
+
     def reader(self) -> str:
         """Return what `score` reads the files with."""
         return versions_of("transformers", "compressed-tensors")

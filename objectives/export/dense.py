@@ -39,6 +39,9 @@ class Dense:
         copy_companions(model, place)
         return Stored(linear_bytes=None)
 
+    def rounded(self, bench: Bench) -> None:
+        """Return None: embeddings and head are stored as they are."""
+
     def reader(self) -> str:
         """Return what `score` reads the files with."""
         return "transformers"

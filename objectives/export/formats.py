@@ -5,6 +5,7 @@ is imported when it is used. To add one, write a class with these methods and re
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -108,6 +109,12 @@ class Format(Protocol):
             QuantizationError: If the format cannot hold a scale.
         """
 
+    def rounded(self, bench: "Bench") -> AbstractContextManager[None] | None:
+        """Return what puts embeddings and head into the model as they are stored; None where that is as they are.
+
+        Inside it the model scores what the file has to score, and afterwards it is as it was.
+        """
+
     def reader(self) -> str:
         """Return what `score` reads the files with: packages and versions, or the format's specification."""
 
@@ -172,6 +179,12 @@ def _gguf() -> Format:
     return Gguf()
 
 
+def _gguf_q8() -> Format:
+    from objectives.export.gguf_q8 import GgufQ8
+
+    return GgufQ8()
+
+
 def _mlx() -> Format:
     from objectives.export.mlx import Mlx
 
@@ -187,6 +200,7 @@ FORMATS: dict[str, RegisteredFormat] = {
     "gptq": RegisteredFormat(summary="INT4 for vLLM, SGLang and GPTQModel", load=_gptq),
     "awq": RegisteredFormat(summary="INT4 for vLLM, SGLang and GPTQModel", load=_awq),
     "gguf": RegisteredFormat(summary="Q4_0 or Q4_1 for llama.cpp, Ollama and LM Studio", load=_gguf),
+    "gguf-q8": RegisteredFormat(summary="as gguf, with embeddings and head in Q8_0", load=_gguf_q8),
     "mlx": RegisteredFormat(summary="INT4 for MLX", load=_mlx),
 }
 

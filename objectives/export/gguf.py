@@ -7,7 +7,7 @@ the package `gguf`, which is imported once the format is used. May assume codes 
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 PERMUTED = ("llama",)
 """Architectures whose queries and keys have the two halves of a rotation side by side."""
 ROPE_TYPES = ("default",)
+EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 
 class Gguf(RuntimeFormat):
@@ -51,6 +52,8 @@ class Gguf(RuntimeFormat):
     specification = GGUF
     runtime = GGUF
     packages = PACKAGES
+    embeddings: ClassVar[str | None] = None
+    """The type of embeddings and head in the file; None for that of the model."""
 
     def require_holds(self, plan: Plan, bench: Bench | None = None) -> None:
         """Refuse groups of other sizes, and models and tokenizers that GGUF is not written for here."""
@@ -84,7 +87,7 @@ class Gguf(RuntimeFormat):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_tokenizer(writer, model.tokenizer, place, config.vocab_size)
         size = 0
-        for name, data, kind in _tensors(bench, plan, codes):
+        for name, data, kind in _tensors(bench, plan, codes, self.embeddings):
             writer.add_tensor(name, data.numpy(), raw_dtype=kind)
             size += data.nbytes if kind in (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q4_1) else 0
         writer.write_header_to_file()
@@ -128,7 +131,9 @@ def _add_architecture(writer: Any, config: Any, name: str) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def _tensors(bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> Iterator[tuple[str, Tensor, Any]]:
+def _tensors(
+    bench: Bench, plan: Plan, codes: Mapping[str, IntWeight], embeddings: str | None
+) -> Iterator[tuple[str, Tensor, Any]]:
     """Yield every tensor of the file: its name, its values or its bytes, and its type."""
     import gguf
 
@@ -145,7 +150,12 @@ def _tensors(bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> Iterat
         if tied and module == "lm_head":
             continue
         order = row_order(len(tensor), heads.get(module.rpartition(".")[2]) if part == "bias" else None)
-        yield f"{_name(names, module)}.{part}", *_wide(tensor[order], kinds)
+        stored = f"{_name(names, module)}.{part}"
+        if embeddings is not None and stored in EMBEDDINGS:
+            kind = kinds[embeddings]
+            yield stored, torch.from_numpy(gguf.quants.quantize(tensor.float().numpy(), kind)), kind
+        else:
+            yield stored, *_wide(tensor[order], kinds)
 
 
 def _wide(tensor: Tensor, kinds: Any) -> tuple[Tensor, Any]:

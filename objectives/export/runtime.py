@@ -5,6 +5,7 @@ Responsible for everything of a `Format` but its files. May assume that `objecti
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
@@ -46,6 +47,10 @@ class RuntimeFormat(ABC):
     @abstractmethod
     def write(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight], place: Path) -> Stored:
         """Write codes and scales; see `Format.write`."""
+
+    def rounded(self, bench: Bench) -> AbstractContextManager[None] | None:
+        """Return None where embeddings and head are stored as they are; see `Format.rounded`."""
+        return None
 
     def reader(self) -> str:
         """Return what `score` reads the files with."""
