@@ -23,13 +23,14 @@ from torch import Tensor
 
 from hpo.study.bench import bench_plan
 from hpo.study.options import BenchOptions
-from objectives.budget import Budget, allocate
+from objectives.budget import allocate, parse_budget
 from objectives.evaluation import lay_out
 from objectives.paired import Difference, paired_difference
 from objectives.progress import silent
 from objectives.quantization import model_size
 from objectives.results import load_result, measurement_key, save_result
 from objectives.sensitivity import Sensitivities, few_sequences, measure_sensitivities
+from objectives.suitability import suitable_group_sizes
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult, quantized, run_trial
 from quant.allocation import Allocator, Choice, Options
@@ -136,20 +137,61 @@ def interval(difference: Difference) -> str:
     return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 
+def compared(
+    bench: Bench, recipe: Setting, budgets: Sequence[str], text: Sequences, store: ResultStore
+) -> list[dict[str, Any]]:
+    """Hold the plan of each budget against the best uniform setting of no more bits, on held-out text."""
+    uniform = {}
+    for size in suitable_group_sizes(bench.blocks):
+        plan = Plan.uniform(replace(recipe, group_size=size))
+        uniform[size] = (model_size(bench.model, bench.blocks, plan), measured(bench, plan, text, store).score)
+    rows = []
+    for words in budgets:
+        budget = parse_budget(words)
+        allocated = allocate(bench, recipe, budget, store, silent)
+        own = measured(bench, allocated.plan, text, store)
+        affordable = [size for size, (taken, _) in uniform.items() if budget.spare(taken) >= 0]
+        best = min(affordable, key=lambda size: uniform[size][1].mean("kl"), default=None)
+        row = {
+            "budget": words,
+            "bits": round(own.size.bits_per_weight, 3),
+            "MB": round(own.size.model_bytes / 1e6, 2),
+            "predicted KL": round(allocated.allocation.damage, 4),
+            "KL": round(own.score.mean("kl"), 4),
+        }
+        if best is not None:
+            taken, score = uniform[best]
+            row |= {
+                "uniform group": best,
+                "uniform bits": round(taken.bits_per_weight, 3),
+                "uniform MB": round(taken.model_bytes / 1e6, 2),
+                "uniform KL": round(score.mean("kl"), 4),
+                "KL difference": interval(paired_difference(own.score, score, measure="kl")),
+                "NLL difference": interval(paired_difference(own.score, score)),
+            }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--eval-data", default="bundled:docstrings")
+    parser.add_argument("--seq-len", type=int)
     parser.add_argument("--recipe", default="gw-awq+full+range+gptq")
     parser.add_argument("--n-calib", type=int, default=32)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--held-out", type=int, default=48, help="sequences on which plans and uniform settings meet")
     parser.add_argument("--plans", type=int, default=20)
-    parser.add_argument("--budgets", default="4.2,4.35,4.5,4.75")
+    parser.add_argument("--budgets", default="4.2,4.35,4.5,4.75", help="bits per weight, or sizes such as 190MB")
+    parser.add_argument("--fisher", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cache", type=Path, default=Path("additivity-cache"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    options = BenchOptions(model=given.model, eval_data=given.eval_data, eval_samples=given.held_out)
+    options = BenchOptions(
+        model=given.model, eval_data=given.eval_data, seq_len=given.seq_len, eval_samples=given.held_out
+    )
     paths = Paths(given.cache)
     laid_out = lay_out(bench_plan(options, given.n_calib), paths, silent)
     bench, store, (text, *_) = laid_out.bench, ResultStore(paths.results), laid_out.data
@@ -166,9 +208,12 @@ def main() -> None:
         ],
     }
     print(json.dumps(report["sensitivities"]), flush=True)
-    started = perf_counter()
-    by_fisher = fisher(bench, rows, few_sequences(bench.calibration.text))
-    report["fisher seconds"] = round(perf_counter() - started, 1)
+    report["budgets"] = compared(bench, recipe, given.budgets.split(","), text, store)
+    by_fisher = {}
+    if given.fisher:
+        started = perf_counter()
+        by_fisher = fisher(bench, rows, few_sequences(bench.calibration.text))
+        report["fisher seconds"] = round(perf_counter() - started, 1)
 
     weights = sum(row.site.weights for row in rows.sites)
     dice = random.Random(0)
@@ -176,7 +221,8 @@ def main() -> None:
         plans = [
             free_plan(rows, dice) if kind == "free" else equal_plan(rows, dice, weights) for _ in range(given.plans)
         ]
-        truth, predictions = [], {name: [] for name in ("alone x Gram", "Gram", "Fisher", "bits")}  # type: ignore[var-annotated]
+        names = ("alone x Gram", "Gram", "bits", *(["Fisher"] if by_fisher else []))
+        truth, predictions = [], {name: [] for name in names}  # type: ignore[var-annotated]
         for plan in plans:
             score = measured(bench, plan, text[: given.sequences], store).score
             assert score is not None
@@ -184,7 +230,8 @@ def main() -> None:
             ways = [(row, plan.setting_for(row.site.linears[0])) for row in rows.sites]
             predictions["alone x Gram"].append(rows.predicted(plan))
             predictions["Gram"].append(sum(row.losses[row.settings.index(setting)] for row, setting in ways))
-            predictions["Fisher"].append(sum(by_fisher[row.site.name][setting] for row, setting in ways))
+            if by_fisher:
+                predictions["Fisher"].append(sum(by_fisher[row.site.name][setting] for row, setting in ways))
             predictions["bits"].append(-model_size(bench.model, bench.blocks, plan).bits_per_weight)
         ratios = sorted(kl / predicted for kl, predicted in zip(truth, predictions["alone x Gram"], strict=True))
         report[kind] = {
@@ -195,31 +242,6 @@ def main() -> None:
         }
         print(kind, json.dumps({name: report[kind][name] for name in ("Spearman", "measured / predicted")}), flush=True)
 
-    uniform = {}
-    sizes = [size for size in (128, 64, 32) if all(row.site.shapes[0][1] % size == 0 for row in rows.sites)]
-    for size in sizes:
-        plan = Plan.uniform(replace(recipe, group_size=size))
-        uniform[model_size(bench.model, bench.blocks, plan).bits_per_weight] = measured(bench, plan, text, store)
-    report["budgets"] = []
-    for bits in map(float, given.budgets.split(",")):
-        allocated = allocate(bench, recipe, Budget(bits_per_weight=bits), store, silent)
-        own = measured(bench, allocated.plan, text, store)
-        below = max(size for size in uniform if size <= bits + 1e-9)
-        first, second = own.score, uniform[below].score
-        assert first is not None
-        assert second is not None
-        row = {
-            "budget": bits,
-            "bits": round(own.size.bits_per_weight, 3),
-            "predicted KL": round(allocated.allocation.damage, 4),
-            "KL": round(first.mean("kl"), 4),
-            "uniform bits": below,
-            "uniform KL": round(second.mean("kl"), 4),
-            "KL difference": interval(paired_difference(first, second, measure="kl")),
-            "NLL difference": interval(paired_difference(first, second)),
-        }
-        report["budgets"].append(row)
-        print(json.dumps(row), flush=True)
     if given.json is not None:
         given.json.write_text(json.dumps(report, indent=1))
 

@@ -22,7 +22,8 @@ from hpo.verdict.importance import Importances
 from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.recommendation import Recommendation
 from hpo.verdict.snapshot import Study, read
-from hpo.workers.measuring import measure
+from hpo.workers.measuring import measure_all
+from hpo.workers.planning import Planning, plan_of
 from objectives.budget import allocate, parse_budget
 from objectives.evaluation import load_bench
 from objectives.export.formats import DEFAULT_FORMAT
@@ -100,7 +101,8 @@ class LoadedStudy:
         assert best.setting is not None
         bench, tuning = self._bench
         setting = replace(best.setting, **changes)
-        return measure(bench, self.study.store, setting, [tuning], silent)[0]
+        planning = Planning(bench=bench, store=self.study.store, space=self.record.contract.space, progress=silent)
+        return measure_all(bench, self.study.store, [setting], [tuning], silent, planning.plan)[0][0]
 
     def plan(self, budget: str | None = None, trial: str = RECOMMENDED) -> "pd.DataFrame":
         """Make a table of the setting of each Linear, to be changed and handed to `measure_plan` or `quantize`.
@@ -117,9 +119,10 @@ class LoadedStudy:
         chosen, _ = choose(self.study, trial)
         assert chosen.setting is not None
         bench, _ = self._bench
-        plan = Plan.uniform(chosen.setting)
-        if budget is not None:
-            plan = allocate(bench, chosen.setting, parse_budget(budget), self.study.store, silent).plan
+        if budget is None:
+            plan = plan_of(self.record, chosen, bench, self.study.store, silent)
+        else:
+            plan = allocate(bench, chosen.setting.recipe, parse_budget(budget), self.study.store, silent).plan
         linears = [(block.index, linear) for block in bench.blocks for linear in block.linears]
         return pd.DataFrame(plan_rows(plan, linears)).convert_dtypes()
 
@@ -156,7 +159,7 @@ class LoadedStudy:
             return deploy(bench_plan, own, {format: Path(directory)}, self.paths, silent)[format]
         chosen, notes = choose(self.study, trial)
         assert chosen.setting is not None
-        choice = Chosen(plan=Plan.uniform(chosen.setting), study=self.study, measured=chosen)
+        choice = Chosen.of(self.study, chosen)
         written = deploy(bench_plan, choice, {format: Path(directory)}, self.paths, silent)[format]
         return replace(written, notes=[*notes, *written.notes])
 

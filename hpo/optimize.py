@@ -5,7 +5,8 @@ validated when they were made.
 """
 
 import itertools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from optuna.storages import BaseStorage
@@ -26,9 +27,12 @@ from hpo.verdict.confirmation import confirm
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.interrupts import Interrupts
 from hpo.workers.measuring import measure_steps
+from hpo.workers.planning import Planning, probe
 from hpo.workers.preparation import make_contract, open_study, prepare
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
+from objectives.budget import Budget as Size
+from objectives.budget import require_affordable, size_limits
 from objectives.errors import InputError
 from objectives.evaluation import LaidOut, lay_out
 from objectives.progress import Progress
@@ -42,6 +46,8 @@ from storage.paths import Paths
 from storage.results import ResultStore
 from storage.typed_json import encode
 
+TYPED = 3
+"""Decimals of a budget in bits per weight."""
 UNSUITABLE = "it does not divide the input widths of this model"
 
 
@@ -80,6 +86,7 @@ def optimize(
     queue = Queue(study=study, storage=storage, space=space, owner=owner)
     interrupts = Interrupts()
     progress = interrupts.checked(progress)
+    planning = Planning(bench=bench, store=store, space=space, progress=progress)
     with interrupts.watched():
         prepare(study, queue, bench, store, tuning, progress)
         worker = Worker(
@@ -96,6 +103,7 @@ def optimize(
             progress=progress,
             trial_timeout=plan.trial_timeout,
             interrupts=interrupts,
+            planned=planning.plan,
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
         snapshot = read(study, paths)
@@ -105,10 +113,10 @@ def optimize(
             if converged is not None:
                 listen(Notice(text=f"{converged}; --until converged would have ended here or before"))
         if snapshot.lead is not None and held_out and not plan.presets_only:
-            confirmation = confirm(bench, store, snapshot.lead, held_out, progress)
+            confirmation = confirm(bench, store, snapshot.lead, held_out, progress, planning.plan)
             study.set_user_attr(CONFIRMATION, encode(confirmation))
             chosen = recommended_setting(read(study, paths))
-            steps = measure_steps(bench, store, snapshot.record, chosen, tuning, progress)
+            steps = measure_steps(bench, store, snapshot.record, chosen, tuning, progress, planning.plan)
             study.set_user_attr(WATERFALL, encode(steps))
             if plan.refining is not None and learned_from is not None:
                 confirmed = read(study, paths)
@@ -133,6 +141,8 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
         space, notices = loadable(space, plan.deployment, bench)
         for notice in notices:
             listen(Notice(text=notice))
+    if plan.sizes:
+        space = _under(space, bench, plan.sizes, listen)
     suitable = [size for size in space.sizes("group_size") if bench.allow_partial_groups or divides(bench.blocks, size)]
     unsuitable = UNSUITABLE if suitable else f"{UNSUITABLE}, as {group_sizes_text(bench.blocks)} would"
     samples = len(bench.calibration.text)
@@ -149,6 +159,29 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
             used = {getattr(setting, name) for _, setting in presets(space)}
             space, _ = space.limited(name, used, "no preset uses it")
     return space
+
+
+def _under(space: Space, bench: Bench, sizes: Sequence[Size], listen: Listener) -> Space:
+    """Make it a space of plans, and leave out grids whose smallest plan is above the smallest size.
+
+    Raises:
+        InputError: If a size is below the smallest or above the largest plan of every grid, or the sizes are one.
+    """
+    grids = {bool(symmetric): probe(space, bool(symmetric)) for symmetric in space.values("symmetric")}
+    limits = {symmetric: size_limits(bench, recipe) for symmetric, recipe in grids.items()}
+    smallest = min(limits, key=lambda symmetric: limits[symmetric][0].model_bytes)
+    for size in sizes:
+        require_affordable(bench, grids[smallest], size)
+    # In what can be typed; rounded down, so that what is promised is held.
+    bits = [math.floor(size.bits(limits[smallest][0]) * 10**TYPED + 1e-6) / 10**TYPED for size in sizes]
+    if len(set(bits)) < len(sizes) or bits != sorted(bits):
+        raise InputError(f"a front from {sizes[0]} to {sizes[-1]} has no two sizes; give the smaller one first")
+    space = space.under(bits[0], bits[-1])
+    least = min(space.numbers("bit_budget"))
+    fitting = [symmetric for symmetric, (small, _) in limits.items() if small.bits_per_weight <= least]
+    needed = max(small.bits_per_weight for small, _ in limits.values())
+    reason = f"its plans take {needed:.3f} bits per weight or more, and {least:g} are allowed"
+    return _limited(space, "symmetric", fitting, reason, listen)
 
 
 def _within_bits(space: Space, bench: Bench, most: float, listen: Listener) -> Space:

@@ -43,6 +43,13 @@ class Budget:
             return f"{self.bits_per_weight:g} bits per weight"
         return f"{self.model_bytes / 1e6:.2f} MB"
 
+    def bits(self, size: ModelSize) -> float:
+        """Return it as bits per weight of a model of which this is some size."""
+        if self.bits_per_weight is not None:
+            return self.bits_per_weight
+        assert self.model_bytes is not None
+        return size.bits_per_weight + 8 * (self.model_bytes - size.model_bytes) / size.weights
+
     def spare(self, size: ModelSize) -> int:
         """Return how many bits a model of this size leaves of the budget; negative where it exceeds it."""
         if self.bits_per_weight is not None:
@@ -102,11 +109,7 @@ def allocate(bench: Bench, recipe: Setting, budget: Budget, store: ResultStore, 
             be allocated bits or does not suit the model or the text.
         RunError: If sites cannot be measured.
     """
-    smallest, largest = size_limits(bench, recipe)
-    if budget.spare(smallest) < 0 or budget.spare(largest) > 0:
-        raise InputError(
-            f"{budget} cannot be allocated: plans take from {_size(smallest)} to {_size(largest)}; {WORDS}"
-        )
+    smallest = require_affordable(bench, recipe, budget)
     sensitivities = measure_sensitivities(bench, recipe, store, progress)
     allocator = Allocator(sensitivities.options)
     allocation = allocator.at(allocator.smallest + budget.spare(smallest))
@@ -116,6 +119,21 @@ def allocate(bench: Bench, recipe: Setting, budget: Budget, store: ResultStore, 
         sensitivities=sensitivities,
         front=allocator.front(),
     )
+
+
+def require_affordable(bench: Bench, recipe: Setting, budget: Budget) -> ModelSize:
+    """Return the size of the smallest plan of a recipe, which a budget has to hold.
+
+    Raises:
+        InputError: If the budget is below it or above the largest plan, naming both, or if the recipe cannot be
+            allocated bits.
+    """
+    smallest, largest = size_limits(bench, recipe)
+    if budget.spare(smallest) < 0 or budget.spare(largest) > 0:
+        raise InputError(
+            f"{budget} cannot be allocated: plans take from {size_text(smallest)} to {size_text(largest)}; {WORDS}"
+        )
+    return smallest
 
 
 def size_limits(bench: Bench, recipe: Setting) -> tuple[ModelSize, ModelSize]:
@@ -132,5 +150,6 @@ def size_limits(bench: Bench, recipe: Setting) -> tuple[ModelSize, ModelSize]:
     return model_size(bench.model, bench.blocks, smallest), model_size(bench.model, bench.blocks, largest)
 
 
-def _size(size: ModelSize) -> str:
+def size_text(size: ModelSize) -> str:
+    """Write a size in both of the units that budgets have."""
     return f"{size.bits_per_weight:.3f} bits per weight ({size.model_bytes / 1e6:.2f} MB)"

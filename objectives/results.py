@@ -59,7 +59,8 @@ def _said(plan: Plan) -> object:
 def _fields(setting: Setting) -> dict[str, object]:
     """Return the canonical fields; the usual bits go unsaid, so that results from before there were others count."""
     canonical = setting.canonical()
-    return {name: value for name, value in canonical.as_dict().items() if name != "bits" or name in canonical.reads}
+    unsaid = {"bits", "bit_budget"} - canonical.reads
+    return {name: value for name, value in canonical.as_dict().items() if name not in unsaid}
 
 
 @dataclass(frozen=True, kw_only=True)

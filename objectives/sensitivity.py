@@ -92,11 +92,19 @@ class Sensitivities:
             for row in self.sites
         ]
 
-    def plan(self, choices: Mapping[str, Choice]) -> Plan:
-        """Return the plan that stores each site as it was chosen."""
+    def plan(self, choices: Mapping[str, Choice], recipe: Setting | None = None) -> Plan:
+        """Return the plan that stores each site as it was chosen.
+
+        Args:
+            choices: By the name of the site.
+            recipe: Another one of the same grid to quantize them by, in the same ways; None for the one that was
+                measured.
+        """
         return Plan(
             named={
-                linear: row.settings[int(choices[row.site.name].name)]
+                linear: (row.settings if recipe is None else site_settings(recipe, row.site))[
+                    int(choices[row.site.name].name)
+                ]
                 for row in self.sites
                 for linear in row.site.linears
             }

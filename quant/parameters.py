@@ -175,6 +175,16 @@ class Parameters:
         legal=(1, LARGEST_COUNT),
         search=Range(low=32, high=256, scale="log2"),
     )
+    # Between the smallest plans of groups of 128 and where published gains end; a study gives its own.
+    bit_budget: float = row(
+        0.0,
+        "bit budget",
+        "bits per weight that a plan may take, each Linear those that count there; 0 stores all alike",
+        symbol="budget",
+        unit="bits",
+        legal=(0.0, 16.0),
+        search=Range(low=4.2, high=5.0, step=0.1),
+    )
     symmetric: bool = row(
         True,
         "symmetric",

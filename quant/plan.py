@@ -22,7 +22,7 @@ class Plan:
         others: The setting of every Linear that is not named; None where each has to be named.
 
     Raises:
-        QuantizationError: If there is no setting at all.
+        QuantizationError: If there is no setting at all, or one with a bit budget, which stands for a plan itself.
     """
 
     named: Mapping[str, Setting] = field(default_factory=dict)
@@ -31,6 +31,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.settings:
             raise QuantizationError("a plan needs at least one setting")
+        if any(setting.is_allocated for setting in self.settings):
+            raise QuantizationError("a setting with a bit budget stands for a plan; allocate its bits first")
 
     @classmethod
     def uniform(cls, setting: Setting) -> "Plan":

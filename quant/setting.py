@@ -52,7 +52,7 @@ class Setting(Parameters):
         """Every field that the quantized weights depend on: the method's own, and what its ingredients read.
 
         Bits and prefix are among them where they are not the usual ones, so that what is stored without them keeps its
-        meaning.
+        meaning. A bit budget decides about the groups of each Linear itself.
         """
         if self.is_unquantized:
             return frozenset({"bits"})
@@ -64,12 +64,23 @@ class Setting(Parameters):
         if self.range_search != "none" and self.definition.salience is not None:
             by_ranges |= {"alpha_proxy"}
         by_grid = {"full_range"} if self.symmetric else set()
-        return self.definition.reads | by_bits | by_rounding | by_ranges | by_grid
+        reads = self.definition.reads | by_bits | by_rounding | by_ranges | by_grid
+        return reads - {"group_size"} | {"bit_budget"} if self.is_allocated else reads
 
     @property
     def is_unquantized(self) -> bool:
         """Whether weights stay as they are, in 16 bit; they still take the scales of what reads their outputs."""
         return self.bits == UNQUANTIZED
+
+    @property
+    def is_allocated(self) -> bool:
+        """Whether it stands for a plan, in which Linears are stored in different ways under a budget of bits."""
+        return self.bit_budget > 0
+
+    @property
+    def recipe(self) -> "Setting":
+        """The setting that quantizes a Linear, whatever it is stored as: itself without a budget."""
+        return replace(self, bit_budget=0.0)
 
     @property
     def follows_prefix(self) -> bool:
@@ -118,7 +129,8 @@ class Setting(Parameters):
         """The recipe with the parameters it reads, for tables: `gw-awq+range+gptq n_grid=20 damping=0.05`."""
         if self.is_unquantized:
             return f"{self.bits} bit"
-        names = [*self.definition.parameters, *(name for name in ("damping", "bits") if name in self.reads)]
+        others = (name for name in ("damping", "bits", "bit_budget") if name in self.reads)
+        names = [*self.definition.parameters, *others]
         return " ".join([recipe_name(self), *(f"{name}={getattr(self, name):g}" for name in names)])
 
     def read_values(self) -> dict[str, object]:

@@ -16,8 +16,8 @@ from quant.parameters import PARAMETERS, Choices, Parameter, Range, bound_text, 
 Options = TypeVar("Options")
 
 STORAGE_HELP = "sqlite:///FILE, postgresql://..., @FILE with it, ... ($PRAQTUNE_STORAGE)"
-PARAMETER_FLAGS = tuple(name for name in PARAMETERS if name != "method")
-"""What a setting has beside its method."""
+PARAMETER_FLAGS = tuple(name for name in PARAMETERS if name not in ("method", "bit_budget"))
+"""What a setting has beside its method; the budget of a plan is given as `--budget`, in bits or in bytes."""
 SPACE_WORDS = "0.3 fixes a hyperparameter, 0.2..0.8 is a range, 32,64 are sizes, nearest,gptq are choices"
 ORIGINAL = "original"
 """The space without ingredients: input scales, error weights, calibration and group sizes."""

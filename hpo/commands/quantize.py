@@ -35,6 +35,7 @@ EXAMPLES = """examples:
   %(prog)s --study mine --format awq,gptq --output-dir ./best    into ./best/awq and ./best/gptq
   %(prog)s --study mine --format awq --refine --output-dir ./refined    scales and norms tuned after rounding
   %(prog)s --method gw-awq+full+range+gptq --budget 4.4 --format compressed-tensors --output-dir ./4.4    bits
+  %(prog)s --study mine --budget 4.3 --format compressed-tensors --output-dir ./4.3    of a front, as it was measured
   %(prog)s --plan plan.csv --output-dir ./mine    a setting for each Linear
   %(prog)s --study mine --trial 17 --storage sqlite:///study.db --output-dir ./trial-17
 """
@@ -119,7 +120,7 @@ def facts_of(written: "Written", notes: list[str]) -> dict[str, Any]:
 
 def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPlan", list[str]]:
     """What is quantized, with which model and text, and what a person should know of it."""
-    from hpo.deploy.choosing import choose
+    from hpo.deploy.choosing import choose, front_member
     from hpo.deploy.deploy import Chosen
     from hpo.study.bench import bench_plan, stored_bench_plan
     from hpo.study.choosing import RECOMMENDED
@@ -131,12 +132,15 @@ def what_to_write(parsed: Namespace, paths: "Paths") -> tuple["Chosen", "BenchPl
         return Chosen(plan=own, budget=budget), bench_plan(options_of(parsed, BenchOptions), own.n_calib), []
     with opened_study(parsed) as stored:
         study = read_ranked_if_possible(stored, paths)
+    plan = stored_bench_plan(study.record.contract, **given(parsed, BenchOptions))
+    if budget is not None and parsed.trial is None and study.record.contract.space.is_front:
+        measured, notes = front_member(study, budget)
+        return Chosen.of(study, measured), plan, notes
     measured, notes = choose(study, parsed.trial or RECOMMENDED)
     assert measured.setting is not None
-    plan = stored_bench_plan(study.record.contract, **given(parsed, BenchOptions))
     if budget is None:
-        return Chosen(plan=Plan.uniform(measured.setting), study=study, measured=measured), plan, notes
-    return Chosen(plan=Plan.uniform(measured.setting), budget=budget), plan, [*notes, ALLOCATED]
+        return Chosen.of(study, measured), plan, notes
+    return Chosen(plan=Plan.uniform(measured.setting.recipe), budget=budget), plan, [*notes, ALLOCATED]
 
 
 def written_table(written: "Written") -> Table:

@@ -30,11 +30,12 @@ class Board:
 
     def name_metric(self, name: str) -> None:
         """Call the value what it is."""
-        if self.study.metric_names != [name]:
+        names = ["bytes of the model", name][-len(self.study.directions) :]
+        if self.study.metric_names != names:
             with warnings.catch_warnings():
                 # That Optuna may still change how values are named is no news.
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self.study.set_metric_names([name])
+                self.study.set_metric_names(names)
 
     def attributes(self, values: Mapping[str, str]) -> None:
         """Show a few facts among the study's attributes."""

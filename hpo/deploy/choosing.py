@@ -5,8 +5,10 @@ Responsible for which one is meant, and for saying in one line why it is that on
 
 from hpo.study.choosing import BEST, RECOMMENDED, chosen_trial
 from hpo.study.record import Measured
+from hpo.verdict.ranking import frontier
 from hpo.verdict.recommendation import Recommendation
 from hpo.verdict.snapshot import Study
+from objectives.budget import Budget, size_text
 from objectives.errors import InputError
 
 
@@ -28,6 +30,29 @@ def choose(study: Study, selector: str = RECOMMENDED) -> tuple[Measured, list[st
             f"per sequence are missing; give --trial best, {least}, or a number"
         )
     return chosen_trial(study.record, BEST)
+
+
+def front_member(study: Study, budget: Budget) -> tuple[Measured, list[str]]:
+    """The best that a study of a front measured within a budget, and what a person should know of it.
+
+    Raises:
+        InputError: If nothing that it measured to the end is as small, naming the sizes of its front, or if its values
+            are not known here.
+    """
+    front = [row.measured for row in frontier(study.rankings)]
+    sizes = [(measured, measured.size) for measured in front if measured.size is not None]
+    if not sizes:
+        raise InputError(
+            f"study {study.record.name!r}: its front is not known here, because no trial is complete or its values per "
+            "sequence are missing; give --trial best or a number"
+        )
+    within = [measured for measured, size in sizes if budget.spare(size) >= 0]
+    if not within:
+        least, most = size_text(sizes[0][1]), size_text(sizes[-1][1])
+        raise InputError(f"{budget} is below the front of study {study.record.name!r}, from {least} to {most}")
+    chosen = within[-1]
+    note = f"of the study's front, {chosen.full_name} is the best of at most {budget}, on the text that it was tuned on"
+    return chosen, [note]
 
 
 def _reason(chosen: Recommendation, study: Study) -> str:

@@ -12,6 +12,7 @@ from hpo.deploy.refining import Refining, gain_lines, refined_bench, with_refini
 from hpo.study.choosing import require_same_bench, require_same_text
 from hpo.study.record import Measured
 from hpo.verdict.snapshot import Study
+from hpo.workers.planning import plan_of
 from objectives.budget import Budget, allocate
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, load_bench
@@ -50,6 +51,14 @@ class Chosen:
     budget: Budget | None = None
     study: Study | None = None
     measured: Measured | None = None
+
+    @classmethod
+    def of(cls, study: Study, measured: Measured) -> "Chosen":
+        """Choose what a study measured, uniform or under a budget."""
+        setting = measured.setting
+        assert setting is not None
+        budget = Budget(bits_per_weight=setting.bit_budget) if setting.is_allocated else None
+        return cls(plan=Plan.uniform(setting.recipe), budget=budget, study=study, measured=measured)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +176,8 @@ def _settled(
     possible = enumerate(every_setting(recipe, bench.blocks))
     for form in forms:
         form.require_holds(Plan(named={str(number): setting for number, setting in possible}))
+    if chosen.study is not None and chosen.measured is not None:
+        return plan_of(chosen.study.record, chosen.measured, bench, store, progress), []
     allocated = allocate(bench, recipe, chosen.budget, store, progress)
     return allocated.plan, [allocated.note]
 

@@ -54,6 +54,10 @@ def _space_flags(contract: Contract) -> dict[str, Any]:
     truths = {name for name in space.reads if PARAMETERS[name].opposite is not None}
     typed = {dimension.name: dimension.typed for dimension in space.dimensions if dimension.name not in truths}
     flags = {**space.fixed, **typed}
+    budget = flags.pop("bit_budget", None)
+    if budget is not None:
+        budgets = space.numbers("bit_budget")
+        flags |= {"front": f"{budgets[0]:g}..{budgets[-1]:g}"} if space.is_front else {"budget": f"{budget:g}"}
     if "n_calib" in flags:
         flags["n_calib"] = _asked_for(space.sizes("n_calib"), contract.calibration.sequences)
     return flags

@@ -7,15 +7,16 @@ assume that at least one trial has a value.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo.search.front import expected_hypervolume, least
 from hpo.search.surrogate import Surrogate, expected_improvement, fit
 from hpo.search.twins import Noise, are_twins, unknown
-from hpo.space.size_class import SizeClass, size_class_of
+from hpo.space.size_class import size_class_of
 from hpo.space.space import Space
 from hpo.study.record import TrialRecord
 from quant.setting import Setting
@@ -31,6 +32,8 @@ MOST_TRIALS = 150
 class Candidate:
     """A setting and the improvement that is expected of it, in nats per token of what the objective is a mean of.
 
+    On a front they are summed over its budgets.
+
     `twin` says that it cannot be told from a measured one.
     """
 
@@ -45,7 +48,8 @@ def best_candidates(
     """Sort the considered settings by their expected improvement, the largest first; then twins of measured ones.
 
     An improvement is one on the best completed trial of the same size class; where there is none yet, on the best that
-    is expected there. A setting that cannot be told from a measured one beyond the noise is its twin; what is measured
+    is expected there. On a front it is what the front gains at the setting's budget and at every larger one (`front`).
+    A setting that cannot be told from a measured one beyond the noise is its twin; what is measured
     elsewhere counts as much and teaches more. Twins come by what is not known of them, the least known first.
     """
     if not considered:
@@ -53,19 +57,22 @@ def best_candidates(
     chosen = most_informative([trial for trial in trials if is_informative(trial)], MOST_TRIALS)
     surrogate = _fitted(space, chosen)
     running = [trial for trial in trials if trial.state == "RUNNING" and trial.setting is not None]
-    bests = _least(
+    bests = least(
         (trial.size_class, nats_of(trial)) for trial in trials if trial.state == "COMPLETE" and is_informative(trial)
     )
     if running:
         expected, _ = surrogate.predict(_trial_points(space, running))
-        bests = _least([*bests.items(), *zip((trial.size_class for trial in running), expected, strict=True)])
+        bests = least([*bests.items(), *zip((trial.size_class for trial in running), expected, strict=True)])
         surrogate = surrogate.fantasized(_trial_points(space, running))
     points = _points(space, considered)
     size_classes = [size_class_of(setting) for setting in considered]
     mean, deviation = surrogate.predict(points)
-    expected_bests = _least(zip(size_classes, mean, strict=True))
-    best = np.array([bests.get(size_class, expected_bests[size_class]) for size_class in size_classes])
-    gain = expected_improvement(mean, deviation, best)
+    if space.is_front:
+        gain = expected_hypervolume(space.numbers("bit_budget"), bests, size_classes, mean, deviation)
+    else:
+        expected_bests = least(zip(size_classes, mean, strict=True))
+        best = np.array([bests.get(size_class, expected_bests[size_class]) for size_class in size_classes])
+        gain = expected_improvement(mean, deviation, best)
     measured = [*chosen, *running]
     classes = [trial.size_class for trial in measured]
     twins = are_twins(surrogate, points, size_classes, _trial_points(space, measured), classes, noise)
@@ -103,14 +110,6 @@ def winsorized(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cap values that are far worse than most (winsorize them): how bad they are tells nothing of the best ones."""
     best, middle = values.min(), np.median(values)
     return np.asarray(np.minimum(values, middle + 2 * (middle - best)))
-
-
-def _least(values: Iterable[tuple[SizeClass | None, float]]) -> dict[SizeClass | None, float]:
-    """Find the least value of every size class."""
-    least: dict[SizeClass | None, float] = {}
-    for size_class, value in values:
-        least[size_class] = min(float(value), least.get(size_class, math.inf))
-    return least
 
 
 def most_informative(trials: Sequence[TrialRecord], most: int) -> list[TrialRecord]:

@@ -6,6 +6,7 @@ study that was interrupted goes on as if it had not been. Pruned trials count wi
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hpo.search.acquisition import is_informative
 from hpo.search.samplers.registry import SAMPLERS, START_UP
@@ -47,7 +48,7 @@ def presets(space: Space) -> list[tuple[str, Setting]]:
     """List the presets as the space allows them, each once, with the origin that their trials carry.
 
     Those of the original method are known by name; any other method has its defaults. The recommended recipe is not
-    in a space without its ingredients.
+    in a space without its ingredients. On a front the last one is there at several budgets.
     """
     method = space.base.method
     named = PRESETS if method == Setting().method else {"defaults": Setting(method=method)}
@@ -58,6 +59,11 @@ def presets(space: Space) -> list[tuple[str, Setting]]:
         # Without one of its ingredients it is another recipe.
         if label != RECIPE or not set(changed) & {"range_search", "rounding"}:
             origins.setdefault(projected, f"preset {label}" + (" (projected)" if changed else ""))
+    for dimension in space.dimensions:
+        if dimension.name == "bit_budget" and origins:
+            # A front is known at its ends and between them before anything is searched.
+            setting, origin = list(origins.items())[-1]
+            origins |= {replace(setting, bit_budget=level): origin for level in dimension.levels()}  # type: ignore[arg-type]
     return [(origin, setting) for setting, origin in origins.items()]
 
 

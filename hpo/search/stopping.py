@@ -101,15 +101,18 @@ def edges(space: Space, setting: Setting) -> str:
 
 
 def without_improvement(trials: Sequence[TrialRecord]) -> int:
-    """Count the trials that have ended since one was better than all before it of its size class."""
-    bests: dict[object, float] = {}
+    """Count the trials that have ended since one was better than all before it that its size class holds."""
+    bests: dict[SizeClass, float] = {}
     count = 0
     for trial in trials:
         if trial.state not in ENDED:
             continue
         count += 1
-        if trial.value is not None and trial.value < bests.get(trial.size_class, math.inf):
-            bests[trial.size_class] = trial.value
+        own = trial.size_class
+        if trial.value is None or own is None:
+            continue
+        if all(trial.value < value for size_class, value in bests.items() if own.holds(size_class)):
+            bests[own] = trial.value
             count = 0
     return count
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
+from hpo.space.budgets import budgets_between
 from hpo.space.dimension import DIMENSIONS, Dimension, Number, Value
 from hpo.space.given import CHOICES, parse, several
 from objectives.errors import InputError
@@ -44,7 +45,28 @@ class Space:
     @property
     def reads(self) -> frozenset[str]:
         """Every field that some setting of the space reads."""
-        return _read(self.base, [dimension for dimension in self.dimensions if dimension.choices])
+        numbers = {dimension.name: dimension.low for dimension in self.dimensions if not dimension.choices}
+        # A base holds nothing that varies, and whether there is a budget decides what is read.
+        base = replace(self.base, **numbers)  # type: ignore[arg-type]
+        return _read(base, [dimension for dimension in self.dimensions if dimension.choices])
+
+    @property
+    def is_front(self) -> bool:
+        """Whether the size varies by budgets: then plans of all sizes are sought, each as good as it can be."""
+        return any(dimension.name == "bit_budget" for dimension in self.dimensions)
+
+    def under(self, low: float, high: float) -> "Space":
+        """The space of plans instead of uniform settings, at a budget or, where they differ, at several between two.
+
+        Args:
+            low: Bits per weight.
+            high: Bits per weight, not below `low`.
+        """
+        usual = PARAMETERS["group_size"].default
+        base = replace(self.base, group_size=usual, bit_budget=low if low == high else 0.0)  # type: ignore[arg-type]
+        others = tuple(dimension for dimension in self.dimensions if dimension.name != "group_size")
+        space = replace(self, base=base, dimensions=others)
+        return space if low == high else space._with("bit_budget", budgets_between(low, high))
 
     def setting(self, params: Mapping[str, Value]) -> Setting:
         """The setting that Optuna's parameters stand for."""

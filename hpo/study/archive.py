@@ -20,8 +20,8 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.study.attributes import CONTRACT
-from hpo.study.contract import require_format, require_name
+from hpo.study.attributes import BYTES, CONTRACT, value_of
+from hpo.study.contract import Contract, require_format, require_name, stored_contract
 from hpo.study.record import read_study
 from objectives.errors import InputError
 from objectives.results import text_key
@@ -143,9 +143,10 @@ def import_study(storage: BaseStorage, store: ResultStore, source: Path, name: s
 def _written(described: ArchivedStudy, storage: BaseStorage, name: str) -> optuna.Study:
     """Make the study in a storage."""
     require_format(described.contract, name)
-    study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
+    contract = stored_contract(described.contract, name)
+    study = optuna.create_study(storage=storage, study_name=name, directions=contract.directions)
     for trial in described.trials:
-        study.add_trial(_trial(trial))
+        study.add_trial(_trial(trial, contract))
     # Written last: without its contract nobody takes half of a study for a whole one.
     for key, value in sorted(described.attributes.items(), key=lambda item: item[0] == CONTRACT):
         study.set_user_attr(key, value)
@@ -170,7 +171,7 @@ def _described(trial: FrozenTrial) -> dict[str, Any]:
     system = trial.system_attrs
     return {
         "state": state.name,
-        "value": trial.value,
+        "value": value_of(trial),
         "params": {} if waits else trial.params,
         "distributions": {}
         if waits
@@ -183,11 +184,12 @@ def _described(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _trial(values: ArchivedTrial) -> FrozenTrial:
+def _trial(values: ArchivedTrial, contract: Contract) -> FrozenTrial:
     """The inverse of `_described`."""
+    every = [values.user_attributes.get(BYTES), values.value][-len(contract.directions) :]
     trial = create_trial(
         state=TrialState[values.state],
-        value=values.value,
+        values=None if values.value is None else every,  # type: ignore[arg-type]
         params=dict(values.params),
         distributions={name: json_to_distribution(text) for name, text in values.distributions.items()},
         user_attrs=dict(values.user_attributes),

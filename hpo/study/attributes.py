@@ -95,6 +95,14 @@ class TrialAttributes:
     retry_of: int | None = None
 
 
+def value_of(trial: FrozenTrial) -> float | None:
+    """Return a trial's value; None where it has none.
+
+    On a front Optuna has the bytes of the model before it, so that both are minimised.
+    """
+    return trial.values[-1] if trial.values else None
+
+
 def trial_attributes(trial: FrozenTrial) -> TrialAttributes:
     """Read the attributes of one trial.
 

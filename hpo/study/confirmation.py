@@ -77,6 +77,7 @@ class Confirmation:
         group_size: Of the size class it won; None for one scale per row.
         keep_ratio: Of the size class it won; None where no rows are kept.
         symmetric: Of the size class it won.
+        bit_budget: Of the size class it won; 0 where all Linears are stored alike.
         winner: The trial's name.
         recommended: What was recommended before.
         sentence: The verdict.
@@ -92,11 +93,17 @@ class Confirmation:
     rows: tuple[ConfirmedScore, ...]
     comparisons: tuple[ConfirmedComparison, ...]
     symmetric: bool = True
+    bit_budget: float = 0.0
 
     @property
     def size_class(self) -> SizeClass:
         """Return the size class that was won."""
-        return SizeClass(group_size=self.group_size, keep_ratio=self.keep_ratio or 0.0, symmetric=self.symmetric)
+        return SizeClass(
+            group_size=self.group_size,
+            keep_ratio=self.keep_ratio or 0.0,
+            symmetric=self.symmetric,
+            bit_budget=self.bit_budget,
+        )
 
     @property
     def datasets(self) -> list[str]:

@@ -6,7 +6,7 @@ contract differs. Imports little: whoever asks where a study stands reads its co
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hpo.space.space import Space
 from hpo.study.objective import Name
@@ -102,6 +102,11 @@ class Contract:
     second_confirmation: TextContract | None = None
     space: Space
     seed: int
+
+    @property
+    def directions(self) -> "list[Literal['minimize']]":
+        """Return Optuna's: the value is minimised, and on a front the bytes of the model before it."""
+        return ["minimize"] * (2 if self.space.is_front else 1)
 
     @property
     def parts(self) -> dict[str, object]:

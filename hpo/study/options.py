@@ -81,6 +81,12 @@ class SearchOptions:
     )
     patience: int | None = option("search", None, "stop when N trials in a row improved nothing", metavar="N")
     presets_only: bool = option("search", False, "rank the presets and the references, search nothing")
+    budget: str | None = option(
+        "space", None, "plans of so many bits per weight, 4.25, or of so large a model, 110MB", metavar="BITS|SIZE"
+    )
+    front: str | None = option(
+        "space", None, "plans of all sizes between two, 4.25..5: bytes and damage are both minimised", metavar="A..B"
+    )
     max_bits: float | None = option("space", None, "most bits per weight that a setting may cost")
     for_: str | None = option(
         "space", None, f"search only what this runtime loads: {', '.join(RUNTIMES)}", metavar="RUNTIME"

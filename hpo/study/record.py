@@ -26,6 +26,7 @@ from hpo.study.attributes import (
     WATERFALL,
     Beat,
     trial_attributes,
+    value_of,
 )
 from hpo.study.confirmation import Confirmation, RefinedConfirmation
 from hpo.study.contract import Contract, stored_contract
@@ -266,7 +267,7 @@ def trial_record(trial: FrozenTrial, objective: Objective = PERPLEXITY) -> Trial
     """
     stored = trial_attributes(trial)
     preset = stored.origin.startswith("preset ")
-    value = trial.value if trial.state.name == "COMPLETE" else None
+    value = value_of(trial) if trial.state.name == "COMPLETE" else None
     values = {"perplexity": stored.perplexity, "kl": stored.kl, objective.name: value}
     return TrialRecord(
         name=stored.origin.removeprefix("preset ") if preset else f"trial {trial.number}",

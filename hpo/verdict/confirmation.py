@@ -11,18 +11,24 @@ from hpo.study.objective import KL, PERPLEXITY, Objective
 from hpo.study.record import FULL_PRECISION, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.recommendation import judge
-from hpo.workers.measuring import measure_all
+from hpo.workers.measuring import Planned, measure_all
 from objectives.paired import holm
 from objectives.progress import Progress
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
+from quant.plan import Plan
 from quant.setting import Setting
 from storage.results import ResultStore
 
 
 def confirm(
-    bench: Bench, store: ResultStore, ranking: SizeClassRanking, texts: Sequence[Sequences], progress: Progress
+    bench: Bench,
+    store: ResultStore,
+    ranking: SizeClassRanking,
+    texts: Sequence[Sequences],
+    progress: Progress,
+    planned: Planned = Plan.uniform,
 ) -> Confirmation:
     """Score the best trial of a ranking, what is recommended there, and its references on every text.
 
@@ -31,6 +37,8 @@ def confirm(
         store: Where results are read from, and where new ones are kept.
         ranking: Whose winner is confirmed; it has a completed trial.
         texts: Held-out text: the tuning text's own kind first.
+        progress: Told how far it is.
+        planned: How a setting becomes a plan.
 
     Returns:
         What is stored with the study.
@@ -38,7 +46,7 @@ def confirm(
     winner = ranking.best_trial
     assert winner is not None
     settings = _settings(ranking, winner)
-    results = measure_all(bench, store, list(settings.values()), texts, progress)
+    results = measure_all(bench, store, list(settings.values()), texts, progress, planned)
     scores = {
         name: [result.score for result in of_texts if result.score is not None]
         for name, of_texts in zip(settings, results, strict=True)
@@ -49,6 +57,7 @@ def confirm(
         group_size=ranking.size_class.group_size,
         keep_ratio=ranking.size_class.keep_ratio or None,
         symmetric=ranking.size_class.symmetric,
+        bit_budget=ranking.size_class.bit_budget,
         winner=winner.measured.name,
         recommended=ranking.recommended.measured.name,
         sentence=_sentence(winner.measured.name, ranking.best_reference, comparisons, ranking.objective),

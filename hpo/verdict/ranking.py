@@ -209,12 +209,15 @@ def recommend(
 
 
 def _group_references(references: Sequence[Measured], members: Sequence[Measured]) -> list[Measured]:
-    """Choose of each reference method in groups the one of most bits among those that take no more than `members`."""
-    most = max(_bits(member) for member in members)
-    best: dict[str, Measured] = {}
+    """Choose of each reference method in groups, on each grid, the one of most bits that takes no more than `members`.
+
+    Members under a budget may take all of it.
+    """
+    most = max(max(_bits(member), member.size_class.bit_budget if member.size_class else 0.0) for member in members)
+    best: dict[tuple[str, bool], Measured] = {}
     for reference in sorted(references, key=_bits):
         if reference.setting is not None and reference.group_size is not None and _bits(reference) <= most:
-            best[reference.setting.method] = reference
+            best[reference.setting.method, reference.setting.symmetric] = reference
     return list(best.values())
 
 

@@ -13,7 +13,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
-from hpo.study.attributes import CONTRACT, ORIGIN, RETRY_OF, SETTING
+from hpo.study.attributes import CONTRACT, ORIGIN, RETRY_OF, SETTING, value_of
 from hpo.study.objective import PERPLEXITY
 from hpo.study.owner import Owner
 from hpo.study.record import read_study
@@ -43,7 +43,8 @@ def list_studies(storage: BaseStorage) -> list[Listed]:
     for name in sorted(optuna.get_all_study_names(storage)):
         study = optuna.load_study(storage=storage, study_name=name)
         contract, trials = study.user_attrs.get(CONTRACT, {}), study.get_trials(deepcopy=False)
-        values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        values = [value for trial in complete if (value := value_of(trial)) is not None]
         listed.append(
             Listed(
                 name=name,

@@ -34,6 +34,7 @@ from hpo.study.attributes import (
     SETTING,
     SIZE,
     TOKENS,
+    value_of,
 )
 from hpo.study.events import Listener, Notice
 from hpo.study.objective import Objective
@@ -78,12 +79,17 @@ class Ledger:
         return not self.pruning.pruner.should_prune(case, self.pruning)
 
     def incumbent(self, setting: Setting) -> Incumbent | None:
-        """Find the best completed trial that a trial of this setting is compared with; None before there is one."""
+        """Find the best completed trial that a trial of this setting is compared with; None before there is one.
+
+        It is of equal bits; on a front of no larger a budget, so that whoever is behind it is dominated by it.
+        """
         study, size_class = self.queue.study, size_class_of(setting)
         # Not the whole record: most of a large study's trials have other bits, or were given up.
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        comparable = [trial for trial in complete if RESULT in trial.user_attrs and _size_class(trial) == size_class]
-        best_first = sorted(comparable, key=lambda trial: (trial.value, trial.number))[: 1 + MOST_OTHERS]
+        comparable = [
+            trial for trial in complete if RESULT in trial.user_attrs and size_class.holds(_size_class(trial))
+        ]
+        best_first = sorted(comparable, key=lambda trial: (value_of(trial), trial.number))[: 1 + MOST_OTHERS]
         scored = self.scores.readable(trial_record(trial, self.objective) for trial in best_first)
         if not scored:
             return None
@@ -99,7 +105,8 @@ class Ledger:
         for step, value in self.pruning.pruner.reports(look, len(self.tuning), self.objective).items():
             if step not in reported and math.isfinite(value):
                 try:
-                    trial.report(value, step)
+                    # Optuna's own way refuses studies of several values.
+                    self.queue.storage.set_trial_intermediate_value(trial._trial_id, step, value)
                 except UpdateFinishedTrialError:
                     # Someone else ended the trial; what this worker measures is kept all the same.
                     return
@@ -118,7 +125,8 @@ class Ledger:
             self.write(trial, PERPLEXITY, score.perplexity)
             self.write(trial, KL, score.mean_kl)
             self.write(trial, FLIPS, score.percent_flips)
-            self.queue.study.tell(trial, self.objective.value(score), skip_if_finished=True)
+            values = [result.size.model_bytes, self.objective.value(score)]
+            self.queue.study.tell(trial, values[-len(self.queue.study.directions) :], skip_if_finished=True)
             return
         incumbent = self.incumbent(setting)
         if incumbent is not None:

@@ -5,13 +5,14 @@ result store has is not measured again, and several processes share the work out
 out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from time import sleep
 
 from hpo.space.size_class import size_class_of
 from hpo.space.space import Space
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord
+from hpo.workers.planning import probe
 from objectives.errors import InputError, RunError
 from objectives.model.memory import peak_bytes, reset_peak
 from objectives.progress import Progress
@@ -29,10 +30,13 @@ from storage.lease import Lease
 from storage.results import ResultStore
 
 REFERENCE_METHODS = ("rtn", "gw-awq", "gwh-praq-v1")
+UNIFORM_METHODS = ("rtn", "gw-awq")
 ROW_REFERENCES, KEEPING_REFERENCE = ("rtn-channel", "awq"), "awq-mixed"
 CHECKED_SEQUENCES = 16
 MOST_DRIFT = 0.002
 POLL_SECONDS = 1.0
+Planned = Callable[[Setting], Plan]
+"""How a setting becomes a plan: `Plan.uniform`, where none has a bit budget."""
 
 
 def measure(
@@ -53,6 +57,7 @@ def measure_all(
     settings: Sequence[Setting | None],
     texts: Sequence[Sequences],
     progress: Progress,
+    planned: Planned = Plan.uniform,
 ) -> list[list[TrialResult]]:
     """Measure every setting on every text; processes that ask for the same share the work out among them.
 
@@ -60,11 +65,13 @@ def measure_all(
         InputError: If a setting does not suit the model or the text.
         RunError: If a value is not finite.
     """
-    keys = {setting: [measurement_key(bench, _plan(setting), text) for text in texts] for setting in settings}
+    plans = {setting: None if setting is None else planned(setting) for setting in settings}
+    keys = {setting: [measurement_key(bench, plan, text) for text in texts] for setting, plan in plans.items()}
     leases = {setting: store.lease(keys[setting][0]) for setting in keys}
     while missing := [setting for setting in keys if any(key not in store for key in keys[setting])]:
         measured_here = [
-            _measured(bench, store, leases[setting], setting, keys[setting], texts, progress) for setting in missing
+            _measured(bench, store, leases[setting], plans[setting], keys[setting], texts, progress)
+            for setting in missing
         ]
         if not any(measured_here):
             progress("measuring in other processes", len(keys) - len(missing), len(keys))
@@ -76,7 +83,7 @@ def _measured(
     bench: Bench,
     store: ResultStore,
     lease: Lease,
-    setting: Setting | None,
+    plan: Plan | None,
     keys: Sequence[str],
     texts: Sequence[Sequences],
     progress: Progress,
@@ -86,15 +93,14 @@ def _measured(
         if free:
             missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in store}
             if missing:
-                _measure_missing(bench, store, setting, missing, progress)
+                _measure_missing(bench, store, plan, missing, progress)
     return free
 
 
 def _measure_missing(
-    bench: Bench, store: ResultStore, setting: Setting | None, missing: dict[str, Sequences], progress: Progress
+    bench: Bench, store: ResultStore, plan: Plan | None, missing: dict[str, Sequences], progress: Progress
 ) -> None:
-    name = setting.label() if setting else FULL_PRECISION
-    plan = _plan(setting)
+    name = plan.label() if plan else FULL_PRECISION
     reset_peak(bench.model.device)
     teachers = {key: bench.teacher(text, progress) for key, text in missing.items()}
     with quantized(bench, plan, progress) as made:
@@ -119,10 +125,6 @@ def _measure_missing(
             keep_measured(store, bench, text, key, result)
 
 
-def _plan(setting: Setting | None) -> Plan | None:
-    return None if setting is None else Plan.uniform(setting)
-
-
 def measure_references(
     bench: Bench, store: ResultStore, space: Space, tuning: Sequences, progress: Progress
 ) -> list[Measured]:
@@ -131,7 +133,13 @@ def measure_references(
 
 
 def measure_steps(
-    bench: Bench, store: ResultStore, record: StudyRecord, setting: Setting, tuning: Sequences, progress: Progress
+    bench: Bench,
+    store: ResultStore,
+    record: StudyRecord,
+    setting: Setting,
+    tuning: Sequences,
+    progress: Progress,
+    planned: Planned = Plan.uniform,
 ) -> list[Measured]:
     """Measure the settings from nearest rounding to this one on the tuning text, those that the study has not.
 
@@ -142,7 +150,7 @@ def measure_steps(
     # Their calibration sizes may differ where nothing reads them, and results are kept by them.
     by_effect = {other.canonical(): other for other in measured}
     named = [(name, by_effect.get(step.canonical(), step)) for name, step in recipe_steps(setting)]
-    return _measure_named(bench, store, named, tuning, progress)
+    return _measure_named(bench, store, named, tuning, progress, planned)
 
 
 def _measure_named(
@@ -151,10 +159,11 @@ def _measure_named(
     named: Sequence[tuple[str, Setting | None]],
     tuning: Sequences,
     progress: Progress,
+    planned: Planned = Plan.uniform,
 ) -> list[Measured]:
-    results = measure_all(bench, store, [setting for _, setting in named], [tuning], progress)
+    results = measure_all(bench, store, [setting for _, setting in named], [tuning], progress, planned)
     return [
-        _reference(name, setting, result, measurement_key(bench, _plan(setting), tuning))
+        _reference(name, setting, result, measurement_key(bench, result.plan, tuning))
         for (name, setting), (result,) in zip(named, results, strict=True)
     ]
 
@@ -167,11 +176,39 @@ def references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
     groups at the smallest group size that takes no more bits: what else the memory could be spent on. Their ingredients
     are off: nearest rounding, ranges that hold every weight.
     """
+    if "bit_budget" in space.reads:
+        return _uniform_references(bench, space)
     base, defaults = space.base, Setting()
     n_calib = min(space.sizes("n_calib"), key=lambda size: abs(size - defaults.n_calib))
     plain = replace(defaults, n_calib=n_calib, scales=base.scales, placement=base.placement, bits=base.bits)
     grids = [replace(plain, symmetric=bool(symmetric)) for symmetric in space.values("symmetric")]
     return [named for grid in grids for named in _references_on(grid, bench, space)]
+
+
+def _uniform_references(bench: Bench, space: Space) -> list[tuple[str, Setting]]:
+    """List what plans have to beat: on every grid and at every group size the largest budget holds, all Linears alike.
+
+    Nearest rounding, plain AWQ, and the recipe by which the study's sites are measured.
+    """
+    most = max(space.numbers("bit_budget"))
+    grids = [probe(space, bool(symmetric)) for symmetric in space.values("symmetric")]
+    named = [
+        (name, replace(recipe, group_size=size))
+        for grid in grids
+        for size in suitable_group_sizes(bench.blocks)
+        for name, recipe in (*((method, _plain(grid, method)) for method in UNIFORM_METHODS), ("uniform recipe", grid))
+    ]
+    return [
+        (f"{name} {size_class_of(setting).short}", setting)
+        for name, setting in named
+        if model_size(bench.model, bench.blocks, Plan.uniform(setting)).bits_per_weight <= most
+    ]
+
+
+def _plain(recipe: Setting, method: str) -> Setting:
+    """The method by its defaults, on a recipe's grid, scale sharing and calibration."""
+    kept = ("n_calib", "scales", "placement", "bits", "symmetric")
+    return Setting(method=method, **{name: getattr(recipe, name) for name in kept})
 
 
 def _references_on(plain: Setting, bench: Bench, space: Space) -> list[tuple[str, Setting]]:

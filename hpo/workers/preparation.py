@@ -107,7 +107,7 @@ def open_study(storage: BaseStorage, name: str, contract: Contract) -> optuna.St
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
+        study = optuna.create_study(storage=storage, study_name=name, directions=contract.directions)
         study.set_user_attr(CONTRACT, encode(contract))
     except DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=name)

@@ -28,6 +28,7 @@ from hpo.workers.failures import failure_in, failure_of, require_some_success
 from hpo.workers.heartbeat import Heartbeat
 from hpo.workers.interrupts import Interrupts
 from hpo.workers.ledger import Ledger, versions
+from hpo.workers.measuring import Planned
 from hpo.workers.queue import Queue
 from objectives.errors import InputError
 from objectives.progress import Progress
@@ -87,6 +88,7 @@ class Worker:
         trial_timeout: Seconds without progress after which a trial fails and the process ends.
         interrupts: Of the process.
         objective: What a trial's value is.
+        planned: How a setting becomes a plan.
     """
 
     queue: Queue
@@ -102,6 +104,7 @@ class Worker:
     trial_timeout: float | None = None
     interrupts: Interrupts = field(default_factory=Interrupts)
     objective: Objective = PERPLEXITY
+    planned: Planned = Plan.uniform
 
     @property
     def study(self) -> optuna.Study:
@@ -237,12 +240,12 @@ class Worker:
         listening = heartbeat.listening(self.progress)
         twin = partial(score_of_weights, self.store, self.bench, self.tuning)
         return run_trial(
-            self.bench, Plan.uniform(setting), self.tuning, go_on, listening, self.pruning.first_look, twin
+            self.bench, self.planned(setting), self.tuning, go_on, listening, self.pruning.first_look, twin
         )
 
     def _recalled(self, setting: Setting) -> TrialResult | None:
         """Recall a setting that was measured to the end: by a worker that died before it told, or for another study."""
-        key = measurement_key(self.bench, Plan.uniform(setting), self.tuning)
+        key = measurement_key(self.bench, self.planned(setting), self.tuning)
         if key not in self.store:
             return None
         try:
@@ -257,7 +260,7 @@ class Worker:
             self._patiently(lambda: self.ledger.fail(trial, failure, result))
             return
         assert result.score is not None
-        key = measurement_key(self.bench, Plan.uniform(setting), self.tuning[: len(result.score.nll)])
+        key = measurement_key(self.bench, result.plan, self.tuning[: len(result.score.nll)])
         keep_measured(self.store, self.bench, self.tuning, key, result)
         self._patiently(lambda: self.ledger.tell(trial, setting, result, key))
 
