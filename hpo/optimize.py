@@ -20,7 +20,7 @@ from hpo.space.dimension import Value
 from hpo.space.loadable import loadable
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
-from hpo.study.attributes import CONFIRMATION, REFINED, SEARCH, WATERFALL
+from hpo.study.attributes import CONFIRMATION, REFINED, SEARCH, SITE_DAMAGES, WATERFALL
 from hpo.study.events import Listener, Notice
 from hpo.study.owner import Owner
 from hpo.verdict.confirmation import confirm
@@ -35,9 +35,11 @@ from objectives.budget import Budget as Size
 from objectives.budget import require_affordable, size_limits
 from objectives.errors import InputError
 from objectives.evaluation import LaidOut, lay_out
+from objectives.export.deployment import Deployment
 from objectives.progress import Progress
 from objectives.quantization import model_size
 from objectives.results import pin
+from objectives.sensitivity import every_setting
 from objectives.suitability import divides, group_sizes_text
 from objectives.trial import Bench
 from quant.plan import Plan
@@ -107,6 +109,9 @@ def optimize(
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
         snapshot = read(study, paths)
+        best = None if snapshot.record.best is None else snapshot.record.best.setting
+        if best is not None and best.is_allocated:
+            study.set_user_attr(SITE_DAMAGES, planning.site_damages(best))
         if not (plan.presets_only or plan.stopping.converged):
             noise = noise_of(snapshot.record, snapshot.scores)
             converged = convergence(space, snapshot.record, noise, plan.bench.seed)
@@ -142,6 +147,8 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
         for notice in notices:
             listen(Notice(text=notice))
     if plan.sizes:
+        if plan.deployment is not None:
+            require_plans_load(plan.deployment, space, bench)
         space = _under(space, bench, plan.sizes, listen)
     suitable = [size for size in space.sizes("group_size") if bench.allow_partial_groups or divides(bench.blocks, size)]
     unsuitable = UNSUITABLE if suitable else f"{UNSUITABLE}, as {group_sizes_text(bench.blocks)} would"
@@ -182,6 +189,17 @@ def _under(space: Space, bench: Bench, sizes: Sequence[Size], listen: Listener) 
     needed = max(small.bits_per_weight for small, _ in limits.values())
     reason = f"its plans take {needed:.3f} bits per weight or more, and {least:g} are allowed"
     return _limited(space, "symmetric", fitting, reason, listen)
+
+
+def require_plans_load(deployment: Deployment, space: Space, bench: Bench) -> None:
+    """Refuse to seek plans of which a runtime does not load every way to store a Linear.
+
+    Raises:
+        InputError: With the reason.
+    """
+    for symmetric in space.values("symmetric"):
+        ways = enumerate(every_setting(probe(space, bool(symmetric)), bench.blocks))
+        deployment.require_loads(Plan(named={str(number): setting for number, setting in ways}))
 
 
 def _within_bits(space: Space, bench: Bench, most: float, listen: Listener) -> Space:

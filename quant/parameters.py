@@ -67,6 +67,7 @@ class Parameter:
         choices: The allowed names, or the allowed ones of a few numbers; empty where a range or its type says it.
         search: What is searched; None for what no study varies.
         opposite: Of what is true by default: the name and the help of the flag that makes it false.
+        option: The name of its flag, where that is not its own.
     """
 
     name: str
@@ -80,11 +81,12 @@ class Parameter:
     choices: tuple[str | int, ...] = ()
     search: Range | Choices | None = None
     opposite: tuple[str, str] | None = None
+    option: str = ""
 
     @property
     def flag(self) -> str:
         """How it is given on the command line."""
-        return flag_of(self.name)
+        return flag_of(self.option or self.name)
 
     def problem(self, value: Any) -> str | None:
         """Say in one line why `value` is not allowed; None where it is."""
@@ -130,34 +132,26 @@ class Parameters:
 
     method: str = row("gwh-praq-v2", "method", "where input scales come from and how errors are weighted")
     beta: float = row(
-        0.5,
-        "β, blend of saliences",
-        "blend of saliences: 0 is AWQ's, 1 is PRAQ's",
+        *(0.5, "β, blend of saliences", "blend of saliences: 0 is AWQ's, 1 is PRAQ's"),
         symbol="β",
         legal=(0.0, 1.0),
         search=Range(low=0.0, high=1.0),
     )
     tau: float = row(
-        2.0,
-        "τ, temperature of the error weights",
-        "temperature of the error weights; large values make them equal",
+        *(2.0, "τ, temperature of the error weights", "temperature of the error weights; large values make them equal"),
         symbol="τ",
         legal=(SMALLEST, math.inf),
         search=Range(low=0.1, high=5.0, scale="log"),
     )
     n_grid: int = row(
-        20,
-        "steps of the α grid",
-        "steps of the search over the exponent alpha",
+        *(20, "steps of the α grid", "steps of the search over the exponent alpha"),
         symbol="α steps",
         unit="steps",
         legal=(1, LARGEST_COUNT),
         search=Range(low=5, high=40),
     )
     n_calib: int = row(
-        128,
-        "calibration samples",
-        "calibration samples whose statistics are used",
+        *(128, "calibration samples", "calibration samples whose statistics are used"),
         symbol="samples",
         unit="sequences",
         legal=(1, LARGEST_COUNT),
@@ -167,28 +161,14 @@ class Parameters:
         4, "bits", "of a weight; 16 leaves weights as they are", symbol="bits", unit="bits", choices=(*range(2, 9), 16)
     )
     group_size: int = row(
-        128,
-        "group size",
-        "inputs that share a scale",
+        *(128, "group size", "inputs that share a scale"),
         symbol="group",
         unit="inputs",
         legal=(1, LARGEST_COUNT),
         search=Range(low=32, high=256, scale="log2"),
     )
-    # Between the smallest plans of groups of 128 and where published gains end; a study gives its own.
-    bit_budget: float = row(
-        0.0,
-        "bit budget",
-        "bits per weight that a plan may take, each Linear those that count there; 0 stores all alike",
-        symbol="budget",
-        unit="bits",
-        legal=(0.0, 16.0),
-        search=Range(low=4.2, high=5.0, step=0.1),
-    )
     symmetric: bool = row(
-        True,
-        "symmetric",
-        "codes around zero",
+        *(True, "symmetric", "codes around zero"),
         symbol="sym.",
         opposite=("asymmetric", "codes with a zero point"),
         search=Choices(values=(True, False)),
@@ -219,15 +199,11 @@ class Parameters:
         search=Choices(values=("nearest", "range")),
     )
     rounding: str = row(
-        "nearest",
-        "rounding",
-        "how codes are chosen once input scales and ranges are: nearest or gptq",
+        *("nearest", "rounding", "how codes are chosen once input scales and ranges are: nearest or gptq"),
         search=Choices(values=("nearest", "gptq")),
     )
     damping: float = row(
-        0.05,
-        "λ, damping of GPTQ",
-        "share of its mean that GPTQ adds to the diagonal of the Gram matrix",
+        *(0.05, "λ, damping of GPTQ", "share of its mean that GPTQ adds to the diagonal of the Gram matrix"),
         symbol="λ",
         legal=(1e-6, LARGEST),
         search=Range(low=0.005, high=0.5, scale="log"),
@@ -244,18 +220,14 @@ class Parameters:
         choices=get_args(Scales),
     )
     placement: Placement = row(
-        "original",
-        "placement of the activation",
-        "where the activation enters the importances of MLP outputs",
+        *("original", "placement of the activation", "where the activation enters the importances of MLP outputs"),
         choices=get_args(Placement),
     )
     # A row in 16 bit costs 12 bits per weight more than one in 4: 5 % of the rows make 4.6 bits, just above groups of
     # 32, and 30 % make 7.6; beyond a third, 8-bit weights are smaller. In steps, as group sizes are: only trials of
     # equal bits can be compared, so there must be several of each.
     keep_ratio: float = row(
-        0.2,
-        "share of rows in 16 bit",
-        "share of rows that mixed methods keep in 16 bit",
+        *(0.2, "share of rows in 16 bit", "share of rows that mixed methods keep in 16 bit"),
         symbol="kept",
         unit="of the rows",
         legal=(0.0, 1.0),
@@ -263,9 +235,7 @@ class Parameters:
     )
     # sigmoid(beta_risk (upper - tau_risk)): from nearly flat to a hard threshold, a decade around the default 3.
     beta_risk: float = row(
-        3.0,
-        "β of the risk, its steepness",
-        "steepness of the risk that an output is active",
+        *(3.0, "β of the risk, its steepness", "steepness of the risk that an output is active"),
         symbol="β risk",
         legal=(-LARGEST, LARGEST),
         search=Range(low=0.3, high=30.0, scale="log"),
@@ -280,9 +250,7 @@ class Parameters:
     # In products of a mean weight and a mean input: rounding to 4 bits errs by about 0.15 of one for each of I inputs,
     # and independent errors add up to 0.15 sqrt(I) of them, 4 at 576 inputs and 10 at 4096.
     noise_factor: float = row(
-        0.2,
-        "weight of the rounding noise",
-        "weight of the noise of rounding in that bound",
+        *(0.2, "weight of the rounding noise", "weight of the noise of rounding in that bound"),
         symbol="noise",
         legal=(0.0, LARGEST),
         search=Range(low=0.0, high=10.0),
@@ -295,6 +263,17 @@ class Parameters:
         symbol="penalty",
         legal=(0.0, 100.0),
         search=Range(low=0.0, high=1.0),
+    )
+    # Between the smallest plans of groups of 128 and where published gains end; a study gives its own.
+    bit_budget: float = row(
+        0.0,
+        "bit budget",
+        "bits per weight that a plan may take, each Linear those that count there; 0 stores all alike",
+        symbol="budget",
+        unit="bits",
+        option="budget",
+        legal=(0.0, 16.0),
+        search=Range(low=4.2, high=5.0, step=0.1),
     )
 
 

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from hpo.report import palette
 from hpo.report.axes import Axis
 from hpo.report.charts import Point, Running, heights
+from hpo.report.layer_map import LayerMap
 from hpo.study.objective import Objective
 
 CLEAR, GRID = "rgba(0,0,0,0)", "rgba(128,128,128,0.25)"
@@ -85,3 +87,23 @@ def hyperparameter_axis(axis: Axis) -> dict[str, object]:
         "tickvals": axis.ticks,
         "ticktext": [f"{tick:g}" for tick in axis.ticks],
     }
+
+
+def heatmap(layer_map: LayerMap, unit: str, ends: tuple[float, float], digits: str) -> go.Figure:
+    """Draw one cell per depth and role."""
+    figure = blank("depth", "", height=150 + 34 * len(layer_map.roles))
+    figure.add_heatmap(
+        x=layer_map.depths,
+        y=layer_map.roles,
+        z=layer_map.values,
+        zmin=ends[0],
+        zmax=ends[1],
+        colorscale=palette.SEQUENTIAL,
+        xgap=1,
+        ygap=1,
+        colorbar={"title": {"text": unit}, "thickness": 12},
+        hovertemplate=f"block %{{x}}, %{{y}}: %{{z{digits}}} {unit}<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    figure.update_xaxes(showgrid=False, dtick=max(1, len(layer_map.depths) // 10))
+    return figure

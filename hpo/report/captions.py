@@ -33,7 +33,8 @@ class Caption:
 def captions(data: ChartData) -> list[Caption]:
     """Write one for every figure that a report can have, in its order."""
     writers = (_forest, _waterfall, _bits, _transfer, _refining, _damage, _importances, _surface, _slices, _parallel)
-    return [write(data) for write in (*writers, _history, _running, _remaining, _reduction, _alpha, _memory)]
+    plans = () if data.plans is None else (_stored, _contributed, *((_volume,) if data.plans.volume else ()))
+    return [write(data) for write in (*writers, *plans, _history, _running, _remaining, _reduction, _alpha, _memory)]
 
 
 def _caption(key: str, title: str, reading: str, alt: str, why_not: str | None) -> Caption:
@@ -75,8 +76,8 @@ def _waterfall(data: ChartData) -> Caption:
 def _bits(data: ChartData) -> Caption:
     costs = data.verdict.costs
     reading = (
-        "The references and the best trial of every group size: lower is better, further left is smaller. Only points "
-        "above each other cost the same; the dashed line is full precision."
+        "The references and the best trial of every group size or budget, with 95 % intervals: lower is better, "
+        "further left is smaller. Only points above each other cost the same; the dashed line is full precision."
     )
     alt = ", ".join(f"{cost.name} {data.objective.number(cost.value)} at {cost.bits:.3f} bits" for cost in costs)
     title = f"{data.objective.title} against bits"
@@ -256,6 +257,38 @@ def _reduction(data: ChartData) -> Caption:
     elif reason is None:
         reason = "nearest rounding loses nothing"
     return _caption("loss", "What the scale search avoids", reading, alt, reason)
+
+
+def _stored(data: ChartData) -> Caption:
+    plans = data.plans
+    name, bits = (plans.name, plans.bits) if plans else ("", None)
+    reading = (
+        f"Bits per weight, scales included, in which {name} stores every Linear: more where the model is hurt more."
+    )
+    alt = f"from {min(bits.numbers):.3f} to {max(bits.numbers):.3f} bits." if bits and bits.numbers else ""
+    why_not = None if bits and bits.numbers else f"the kept result of {name} is damaged or missing"
+    return _caption("stored", "Where the plan puts its bits", reading, alt, why_not)
+
+
+def _contributed(data: ChartData) -> Caption:
+    plans = data.plans
+    name, damages = (plans.name, plans.damages) if plans else ("", None)
+    reading = (
+        f"Divergence from full precision, in nats per token, that each site of {name} is predicted to add in the bits "
+        "that it got; Linears of one site show the same number, which is that of the site."
+    )
+    alt = f"up to {max(damages.numbers):.2g} nats per token at one site." if damages and damages.numbers else ""
+    why_not = None if damages and max(damages.numbers, default=0.0) > 0 else "what sites lose is not known"
+    return _caption("contributed", "What each site of the plan loses", reading, alt, why_not)
+
+
+def _volume(data: ChartData) -> Caption:
+    volume = data.plans.volume if data.plans else ()
+    reading = (
+        "The area between the front and the worst trial, over all budgets: where the line is flat, trials found "
+        "nothing that is smaller or better than what was known."
+    )
+    return _caption("volume", "How the front grew", reading, f"{volume[-1][1]:.4g} nats times bits at the end.", None)
 
 
 def _why_no_trials(data: ChartData, fewest_axes: int) -> str | None:

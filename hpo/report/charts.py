@@ -13,6 +13,7 @@ import numpy as np
 
 from hpo.report.axes import Axis, varied_axes
 from hpo.report.layer_map import LayerChoices, layer_choices
+from hpo.report.plan_data import PlanData, plan_data
 from hpo.report.verdict_data import Forest, VerdictData, verdict_data
 from hpo.space.size_class import SIZE_CLASS_FIELDS, SizeClass
 from hpo.study.objective import PERPLEXITY, Objective
@@ -87,6 +88,7 @@ class ChartData:
         layers: Of the best trial.
         verdict: What the figures of the verdict show.
         objective: What is a value.
+        plans: What plans store and lose; None where all Linears are stored alike.
     """
 
     axes: tuple[Axis, ...]
@@ -100,6 +102,7 @@ class ChartData:
     layers: LayerChoices
     verdict: VerdictData = field(default_factory=VerdictData)
     objective: Objective = PERPLEXITY
+    plans: PlanData | None = None
 
     @property
     def best(self) -> Point | None:
@@ -138,6 +141,7 @@ def chart_data(study: Study) -> ChartData:
         layers=layer_choices(record.best, study.store),
         verdict=verdict_data(study),
         objective=record.objective,
+        plans=plan_data(study),
     )
 
 

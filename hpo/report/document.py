@@ -100,6 +100,7 @@ class PrintedSizeClass:
     group_size: int | None
     keep_ratio: float | None
     symmetric: bool
+    bit_budget: float | None
     verdict: str
     recommended: str
     rows: tuple[PrintedRow, ...]
@@ -189,6 +190,7 @@ def printed_size_class(ranking: SizeClassRanking, confirmation: Confirmation | N
         group_size=ranking.size_class.group_size,
         keep_ratio=ranking.size_class.keep_ratio or None,
         symmetric=ranking.size_class.symmetric,
+        bit_budget=ranking.size_class.bit_budget or None,
         verdict=chosen.verdict,
         recommended=chosen.measured.name,
         rows=tuple(_row(ranking, row) for row in ranking.rows),

@@ -12,10 +12,11 @@ from plotly.colors import sample_colorscale
 
 from hpo.report import palette
 from hpo.report.axes import Axis
-from hpo.report.canvas import HEIGHT, blank, hyperparameter_axis, joined, points, texts
+from hpo.report.canvas import HEIGHT, blank, heatmap, hyperparameter_axis, joined, points, texts
 from hpo.report.charts import ChartData, intervals, shown_up_to, value_range
-from hpo.report.layer_map import LayerMap, share_ends
+from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
+from hpo.report.plan_figures import contributed, stored, volume
 from hpo.report.verdict_figures import bits, damage, forest, memory, refining, transfer, waterfall
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon")
@@ -230,7 +231,7 @@ def _parallel(data: ChartData) -> list[tuple[str, go.Figure]]:
 
 def _alpha(data: ChartData) -> list[tuple[str, go.Figure]]:
     assert data.layers.alpha is not None
-    return [("", _heatmap(data.layers.alpha, "α", (0.0, 1.0), ":.2f"))]
+    return [("", heatmap(data.layers.alpha, "α", (0.0, 1.0), ":.2f"))]
 
 
 def _remaining(data: ChartData) -> list[tuple[str, go.Figure]]:
@@ -238,7 +239,7 @@ def _remaining(data: ChartData) -> list[tuple[str, go.Figure]]:
     assert layer_map is not None
     low, high = share_ends(layer_map)
     logs = [[None if cell is None else math.log10(max(cell, low)) for cell in row] for row in layer_map.values]
-    figure = _heatmap(layer_map, "%", (math.log10(low), math.log10(high)), ":.3g")
+    figure = heatmap(layer_map, "%", (math.log10(low), math.log10(high)), ":.3g")
     ticks = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
     figure.update_traces(
         z=logs,
@@ -252,26 +253,7 @@ def _remaining(data: ChartData) -> list[tuple[str, go.Figure]]:
 def _reduction(data: ChartData) -> list[tuple[str, go.Figure]]:
     layer_map = data.layers.reduction
     assert layer_map is not None
-    return [("", _heatmap(layer_map, "%", (min(0.0, *layer_map.numbers), max(layer_map.numbers)), ":.1f"))]
-
-
-def _heatmap(layer_map: LayerMap, unit: str, ends: tuple[float, float], digits: str) -> go.Figure:
-    figure = blank("depth", "", height=150 + 34 * len(layer_map.roles))
-    figure.add_heatmap(
-        x=layer_map.depths,
-        y=layer_map.roles,
-        z=layer_map.values,
-        zmin=ends[0],
-        zmax=ends[1],
-        colorscale=palette.SEQUENTIAL,
-        xgap=1,
-        ygap=1,
-        colorbar={"title": {"text": unit}, "thickness": 12},
-        hovertemplate=f"block %{{x}}, %{{y}}: %{{z{digits}}} {unit}<extra></extra>",
-    )
-    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
-    figure.update_xaxes(showgrid=False, dtick=max(1, len(layer_map.depths) // 10))
-    return figure
+    return [("", heatmap(layer_map, "%", (min(0.0, *layer_map.numbers), max(layer_map.numbers)), ":.1f"))]
 
 
 DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
@@ -291,4 +273,7 @@ DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
     "alpha": _alpha,
     "remaining": _remaining,
     "loss": _reduction,
+    "stored": stored,
+    "contributed": contributed,
+    "volume": volume,
 }

@@ -11,6 +11,7 @@ from hpo.deploy.reproduce import repeat_command
 from hpo.report.captions import Caption
 from hpo.report.charts import ChartData
 from hpo.report.glance import Answer, confirmed_text, glance
+from hpo.report.plan_data import step_tables
 from hpo.report.tables import (
     Table,
     confirmation_tables,
@@ -84,7 +85,11 @@ def make_page(study: Study, data: ChartData) -> Page:
         ),
         confirmed=confirmed_text(study),
         confirmation=tuple(confirmation_tables(record)),
-        beside={"importances": importance_tables(data.importances), "waterfall": waterfall_tables(study)},
+        beside={
+            "bits": step_tables(study),
+            "importances": importance_tables(data.importances),
+            "waterfall": waterfall_tables(study),
+        },
         cost=cost_table(study),
         failures=failure_table(record),
         contract=contract_table(record.contract.parts),

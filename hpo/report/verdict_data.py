@@ -17,6 +17,7 @@ from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import short_source
+from objectives.scoring import Score
 
 Kind = Literal["reference", "trial", "recommended"]
 BEST_TRIAL = "best trial"
@@ -48,7 +49,7 @@ class Forest:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one setting costs and gives: bits per weight of the blocks, and its value.
+    """What one setting costs and gives: bits per weight of the blocks, and its value with a 95 % interval.
 
     `series` is what its line is called: the method of a reference, or that it was searched.
     """
@@ -58,6 +59,8 @@ class Cost:
     size_class: str
     bits: float
     value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,7 @@ def verdict_data(study: Study) -> VerdictData:
     full = record.full_precision
     return VerdictData(
         forests=tuple(forest for ranking in ordered if len((forest := _forest(ranking)).rows) > 1),
-        costs=tuple(_costs(rankings)),
+        costs=tuple(_costs(study)),
         full=record.objective.of_full(full),
         memory=tuple(_memory(full, rankings)) if full else (),
         transfer=_transfer(record, rankings),
@@ -180,8 +183,11 @@ def _kind(ranking: SizeClassRanking, row: Ranked) -> Kind:
     return "trial" if isinstance(row.measured, TrialRecord) else "reference"
 
 
-def _costs(rankings: Sequence[SizeClassRanking]) -> list[Cost]:
-    """Collect references and the best trial of every size class."""
+def _costs(study: Study) -> list[Cost]:
+    """Collect references and the best trial of every size class, each with what full precision tells of its error."""
+    record, rankings = study.record, study.rankings
+    scored = study.scores.readable([] if record.full_precision is None else [record.full_precision])
+    exact = scored[0][1] if scored else None
     return [
         Cost(
             name=row.measured.name,
@@ -189,6 +195,7 @@ def _costs(rankings: Sequence[SizeClassRanking]) -> list[Cost]:
             size_class=str(ranking.size_class),
             bits=row.measured.bits_per_weight,
             value=ranking.objective.value(row.score),
+            **_ends(row.score, exact, ranking.objective),
         )
         for ranking in rankings
         for row in ranking.rows
@@ -196,6 +203,18 @@ def _costs(rankings: Sequence[SizeClassRanking]) -> list[Cost]:
         and math.isfinite(ranking.objective.value(row.score))
         and (row is ranking.best_trial or not isinstance(row.measured, TrialRecord))
     ]
+
+
+def _ends(score: Score, exact: Score | None, objective: Objective) -> dict[str, float]:
+    """Return the ends of a value's interval, from its paired difference to full precision; itself where unknown."""
+    value = objective.value(score)
+    if exact is None:
+        return {"low": value, "high": value}
+    difference, mean = objective.difference(score, exact), score.mean(objective.measure)
+    if not math.isfinite(difference.low):
+        return {"low": value, "high": value}
+    around = (mean + end - difference.value for end in (difference.low, difference.high))
+    return dict(zip(("low", "high"), map(objective.from_nats, around), strict=True))
 
 
 def _waterfall(study: Study) -> list[Bar]:

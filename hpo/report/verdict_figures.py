@@ -100,6 +100,12 @@ def bits(data: ChartData) -> Panels:
             mode="lines+markers",
             line={"color": colour, "width": 1, "dash": "dot"},
             marker={"color": colour, "symbol": symbol, "size": 11},
+            error_y={
+                "array": [cost.high - cost.value for cost in costs],
+                "arrayminus": [cost.value - cost.low for cost in costs],
+                "thickness": 1,
+                "width": 3,
+            },
             text=[
                 f"{cost.name}, {cost.size_class}: {data.objective.number(cost.value)} at {cost.bits:.3f} bits"
                 for cost in costs

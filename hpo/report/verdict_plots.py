@@ -96,6 +96,8 @@ def bits(data: ChartData) -> Figure:
         members = [cost for cost in costs if cost.series == label]
         x, y = [cost.bits for cost in members], [cost.value for cost in members]
         axes.plot(x, y, marker, color=colour, markersize=8, linestyle=":", linewidth=1, label=label)
+        for cost in members:
+            axes.plot([cost.bits, cost.bits], [cost.low, cost.high], color=colour, linewidth=1)
     if data.verdict.full is not None:
         axes.axhline(data.verdict.full, linestyle="--", color=palette.GREY, label="full precision")
     axes.margins(x=0.1, y=0.1)

@@ -7,7 +7,8 @@ their own beside them.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from optuna.trial import FrozenTrial
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.study.estimate import Estimate
 from hpo.study.owner import Owner
@@ -16,7 +17,7 @@ from quant.sizes import ModelSize
 from storage.typed_json import decode_known
 
 CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
-SEARCH, WATERFALL, REFINED = "search", "waterfall", "refined"
+SEARCH, WATERFALL, REFINED, SITE_DAMAGES = "search", "waterfall", "refined", "site_damages"
 SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
 BITS, BYTES, SIZE, PEAK = "bits_per_weight", "model_bytes", "size", "peak_bytes"
 SECONDS, TOKENS = "seconds", "tokens"
@@ -110,3 +111,14 @@ def trial_attributes(trial: FrozenTrial) -> TrialAttributes:
         StoredValueError: Naming one that is of another type.
     """
     return decode_known(TrialAttributes, trial.user_attrs, f"trial {trial.number}")
+
+
+def write_failure(storage: BaseStorage, trial_id: int, outcome: str, reason: str) -> None:
+    """End a trial without a value.
+
+    Raises:
+        UpdateFinishedTrialError: If it had ended already.
+    """
+    storage.set_trial_user_attr(trial_id, OUTCOME, outcome)
+    storage.set_trial_user_attr(trial_id, REASON, reason)
+    storage.set_trial_state_values(trial_id, TrialState.FAIL)

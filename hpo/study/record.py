@@ -9,20 +9,18 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import optuna
-from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from hpo.space.dimension import Value
 from hpo.space.size_class import SizeClass, size_class_of
 from hpo.study.attributes import (
     CONFIRMATION,
     CONTRACT,
-    OUTCOME,
-    REASON,
     REFERENCES,
     REFINED,
     RETRY_OF,
     SEARCH,
+    SITE_DAMAGES,
     WATERFALL,
     Beat,
     trial_attributes,
@@ -149,6 +147,8 @@ class StudyRecord:
     `retried` are the numbers of failed trials whose settings were queued again. `search` is how it was begun, beyond
     its contract; as usual before that is written. `waterfall` are the settings from nearest rounding to what was
     recommended when it was measured; `refined` is what tuning its scales, norms and biases gained, where that was done.
+    `site_damages` are, of the plan of the best trial, the nats per token that each site is predicted to lose, by its
+    Linears; empty where all are stored alike.
     """
 
     name: str
@@ -160,6 +160,7 @@ class StudyRecord:
     retried: frozenset[int] = frozenset()
     search: SearchMode = field(default_factory=SearchMode)
     waterfall: tuple[Measured, ...] = ()
+    site_damages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def objective(self) -> Objective:
@@ -212,17 +213,6 @@ class StudyRecord:
         return 1 - sum(trial.tokens for trial in ended) / (full * len(ended)) if ended and full else 0.0
 
 
-def write_failure(storage: BaseStorage, trial_id: int, outcome: str, reason: str) -> None:
-    """End a trial without a value.
-
-    Raises:
-        UpdateFinishedTrialError: If it had ended already.
-    """
-    storage.set_trial_user_attr(trial_id, OUTCOME, outcome)
-    storage.set_trial_user_attr(trial_id, REASON, reason)
-    storage.set_trial_state_values(trial_id, TrialState.FAIL)
-
-
 def read_study(study: optuna.Study) -> StudyRecord:
     """What the storage knows of a study of ours now.
 
@@ -242,6 +232,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         retried=frozenset(trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs),
         search=decode_known(SearchMode, attributes.get(SEARCH, {}), f"how study {study.study_name!r} searches"),
         waterfall=_measured(study, WATERFALL),
+        site_damages=_stored(study, SITE_DAMAGES, dict[str, float]) or {},
     )
 
 

@@ -17,8 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 
 from hpo.standard_error import say
-from hpo.study.attributes import BEAT, Beat
-from hpo.study.record import write_failure
+from hpo.study.attributes import BEAT, Beat, write_failure
 from objectives.progress import Progress
 from storage.typed_json import encode
 

@@ -35,10 +35,11 @@ from hpo.study.attributes import (
     SIZE,
     TOKENS,
     value_of,
+    write_failure,
 )
 from hpo.study.events import Listener, Notice
 from hpo.study.objective import Objective
-from hpo.study.record import read_references, trial_record, write_failure
+from hpo.study.record import read_references, trial_record
 from hpo.study.scores import Scores
 from hpo.workers.failures import Failure
 from hpo.workers.queue import Queue

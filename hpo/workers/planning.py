@@ -14,7 +14,7 @@ from hpo.study.record import Measured, StudyRecord
 from objectives.budget import Budget, size_limits
 from objectives.progress import Progress
 from objectives.results import load_result
-from objectives.sensitivity import Sensitivities, measure_sensitivities
+from objectives.sensitivity import Sensitivities, measure_sensitivities, site_settings
 from objectives.trial import Bench
 from quant.allocation import Allocator
 from quant.plan import Plan
@@ -54,6 +54,15 @@ class Planning:
         budget = Budget(bits_per_weight=setting.bit_budget)
         allocation = allocator.at(allocator.smallest + budget.spare(smallest))
         return sensitivities.plan(allocation.choices, setting.recipe)
+
+    def site_damages(self, setting: Setting) -> dict[str, float]:
+        """Return what each site of a setting's plan is predicted to lose, nats per token, by each of its Linears."""
+        plan, (sensitivities, _) = self.plan(setting), self.solved(setting.symmetric)
+        return {
+            linear: row.damage(site_settings(setting.recipe, row.site).index(plan.setting_for(linear)))
+            for row in sensitivities.sites
+            for linear in row.site.linears
+        }
 
     def solved(self, symmetric: bool) -> tuple[Sensitivities, Allocator]:
         """Return what sites lose on a grid, and every allocation of it, measured and solved when first asked for."""

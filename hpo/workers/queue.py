@@ -16,9 +16,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from hpo.space.space import Space
-from hpo.study.attributes import BEAT, ORIGIN, OWNER, SETTING, TAKEOVERS, trial_attributes
+from hpo.study.attributes import BEAT, ORIGIN, OWNER, SETTING, TAKEOVERS, trial_attributes, write_failure
 from hpo.study.owner import Owner
-from hpo.study.record import write_failure
 from hpo.workers.heartbeat import GRACE_SECONDS
 from quant.setting import Setting
 from storage.studies.exclusive import exclusive

@@ -17,10 +17,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import cli  # noqa: E402
 from hpo.study.archive import STUDY  # noqa: E402
+from hpo.study.attributes import write_failure  # noqa: E402
 from hpo.study.contract import FORMAT  # noqa: E402
 from hpo.study.finding import find_study  # noqa: E402
 from hpo.study.owner import Owner  # noqa: E402
-from hpo.study.record import read_study, write_failure  # noqa: E402
+from hpo.study.record import read_study  # noqa: E402
 from hpo.workers.queue import Queue  # noqa: E402
 from storage.studies.opening import open_storage  # noqa: E402
 

@@ -87,6 +87,7 @@ def test_what_a_method_reads(method: str) -> None:
     assert set(found.parameters) == READS[method] - {"group_size", "n_calib", "scales", "placement"}
     assert {field.name for field in fields(Setting)} == found.reads | set(OTHER) | {
         "alpha_proxy",
+        "bit_budget",
         "bits",
         "damping",
         "full_range",

@@ -1,0 +1,39 @@
+"""The figures of plans on a report's page, in plotly: bits and damage by block and role, the hypervolume.
+
+Responsible for drawing `PlanData`. May assume that captions say which figures can be drawn.
+"""
+
+import plotly.graph_objects as go
+
+from hpo.report import palette
+from hpo.report.canvas import blank, heatmap
+from hpo.report.charts import ChartData
+
+Panels = list[tuple[str, go.Figure]]
+
+
+def stored(data: ChartData) -> Panels:
+    """Draw the bits of every Linear."""
+    assert data.plans is not None
+    assert data.plans.bits is not None
+    bits = data.plans.bits
+    return [("", heatmap(bits, "bits", (min(bits.numbers), max(bits.numbers)), ":.3f"))]
+
+
+def contributed(data: ChartData) -> Panels:
+    """Draw the predicted damage of every site."""
+    assert data.plans is not None
+    assert data.plans.damages is not None
+    damages = data.plans.damages
+    return [("", heatmap(damages, "nats", (0.0, max(damages.numbers)), ":.2g"))]
+
+
+def volume(data: ChartData) -> Panels:
+    """Draw the hypervolume after each trial."""
+    assert data.plans is not None
+    numbers, volumes = zip(*data.plans.volume, strict=True)
+    figure = blank("trial", "hypervolume, nats times bits")
+    figure.add_scatter(
+        x=numbers, y=volumes, mode="lines+markers", line={"shape": "hv", "color": palette.BEST}, name="hypervolume"
+    )
+    return [("", figure)]
