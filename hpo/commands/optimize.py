@@ -25,6 +25,7 @@ from hpo.commands.flags import (
 from hpo.commands.ranking import conclude, report_directory
 from hpo.commands.stores import paths_of, storage_url
 from hpo.study.options import BenchOptions, RefineOptions, SearchOptions, WorkerOptions
+from objectives.errors import InputError
 from quant.parameters import PARAMETERS, SEARCHED
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ EXAMPLES = """examples:
   %(prog)s --model ./dir --eval-data eval.txt --beta 0.1..0.6 --tau 2 --n-calib 128 --storage sqlite:///study.db
   %(prog)s --method praq-mixed --keep-ratio 0.05..0.2 --tau-risk=-5..-1 --beta-risk 3
   %(prog)s --presets-only --json presets.json     the four presets and the references, ranked
+  %(prog)s --budget 4.3                           plans of 4.3 bits per weight; --budget 110MB of the whole model
+  %(prog)s --front 4.2..5 --objective kl          the best plan of every size between two
   %(prog)s --devices auto --trials 200 --storage @/run/secrets/storage     one worker per GPU
 """
 FIXED = tuple(name for name in PARAMETERS if name not in SEARCHED)
@@ -108,6 +111,8 @@ def searched_space(parsed: Namespace) -> "Space":
     if parsed.space not in (None, ORIGINAL):
         values |= read_space_file(Path(parsed.space))
     given = recipe_fields(given_parameters(parsed))
+    if "group_size" in {**values, **given} and (hasattr(parsed, "budget") or hasattr(parsed, "front")):
+        raise InputError("under a budget every Linear has a group size of its own; leave --group-size out")
     fixed = Setting(**{name: value for name, value in given.items() if name in FIXED})
     return make_space(fixed, {**values, **{name: value for name, value in given.items() if name in SEARCHED}})
 

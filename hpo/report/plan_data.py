@@ -112,5 +112,5 @@ def _volume(record: StudyRecord) -> list[tuple[int, float]]:
     trials = sorted(record.complete, key=lambda trial: trial.number)
     worst = max(map(nats_of, trials), default=0.0)
     seen = [[(trial.size_class, nats_of(trial)) for trial in trials[: place + 1]] for place, _ in enumerate(trials)]
-    volumes = [width * hypervolume(budgets, least(known), worst) for known in seen]
+    volumes = [width * hypervolume(budgets, least(values), worst) for values in seen]
     return [(trial.number, volume) for trial, volume in zip(trials, volumes, strict=True)]

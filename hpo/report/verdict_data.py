@@ -191,7 +191,7 @@ def _costs(study: Study) -> list[Cost]:
     return [
         Cost(
             name=row.measured.name,
-            series=BEST_TRIAL if row is ranking.best_trial else row.measured.name,
+            series=BEST_TRIAL if row is ranking.best_trial else _series(row.measured),
             size_class=str(ranking.size_class),
             bits=row.measured.bits_per_weight,
             value=ranking.objective.value(row.score),
@@ -203,6 +203,12 @@ def _costs(study: Study) -> list[Cost]:
         and math.isfinite(ranking.objective.value(row.score))
         and (row is ranking.best_trial or not isinstance(row.measured, TrialRecord))
     ]
+
+
+def _series(measured: Measured) -> str:
+    """Name what is measured in several sizes without its size."""
+    size = "" if measured.size_class is None else measured.size_class.short
+    return measured.name.removesuffix(f" {size}")
 
 
 def _ends(score: Score, exact: Score | None, objective: Objective) -> dict[str, float]:

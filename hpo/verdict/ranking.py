@@ -209,7 +209,7 @@ def recommend(
 
 
 def _group_references(references: Sequence[Measured], members: Sequence[Measured]) -> list[Measured]:
-    """Choose of each reference method in groups, on each grid, the one of most bits that takes no more than `members`.
+    """Choose of each reference in groups, on each grid, the one of most bits that takes no more than `members`.
 
     Members under a budget may take all of it.
     """
@@ -217,7 +217,7 @@ def _group_references(references: Sequence[Measured], members: Sequence[Measured
     best: dict[tuple[str, bool], Measured] = {}
     for reference in sorted(references, key=_bits):
         if reference.setting is not None and reference.group_size is not None and _bits(reference) <= most:
-            best[reference.setting.method, reference.setting.symmetric] = reference
+            best[reference.setting.label(), reference.setting.symmetric] = reference
     return list(best.values())
 
 

@@ -1,0 +1,171 @@
+"""Studies of plans, through the command line: one budget, a front of several, and the models that they become."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import cli
+import objectives.sensitivity
+
+SMALL = [
+    "--seq-len",
+    "32",
+    "--eval-samples",
+    "16",
+    "--eval-data",
+    "bundled:docstrings",
+    "--confirm-data",
+    "bundled:topics",
+]
+FLAGS = [*SMALL, "--dtype", "float32", "--quiet", "--first-look", "4"]
+SPACE = ["--method", "gw-awq", "--n-calib", "4", "--n-grid", "2..4", "--rounding", "nearest", "--range-search", "none"]
+GRID = ["--symmetric", "--no-full-range", "--alpha-proxy", "nearest"]
+STUDY = [*FLAGS, *SPACE, *GRID]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fronts")
+
+
+@pytest.fixture(autouse=True)
+def _small(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRAQTUNE_HOME", str(home / "home"))
+    monkeypatch.setattr(objectives.sensitivity, "TOKENS", 60)
+    monkeypatch.chdir(home)
+
+
+def printed(capsys: Any, *arguments: str) -> dict[str, Any]:
+    """What a command prints as JSON."""
+    capsys.readouterr()
+    assert cli.main([*arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def refusal(capsys: Any, *arguments: str) -> str:
+    """The one line with which a command line is refused."""
+    capsys.readouterr()
+    assert cli.main([*arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("praqtune: ")]
+    return line
+
+
+def storage(home: Path) -> list[str]:
+    return ["--storage", f"sqlite:///{home}/studies.db"]
+
+
+@pytest.mark.slow
+def test_a_study_under_a_budget_beats_or_names_what_is_uniform(capsys: Any, home: Path) -> None:
+    """Every trial is a plan within the budget, references are uniform, and going on measures no site again."""
+    arguments = ["optimize", *STUDY, "--study", "one", *storage(home), "--budget", "4.4"]
+    study = printed(capsys, *arguments, "--trials", "2")
+    trials = study["trials"]
+    assert [trial["state"] for trial in trials] == ["COMPLETE", "COMPLETE"]
+    assert all(4.3 < trial["bits_per_weight"] <= 4.4 for trial in trials)
+    assert all(trial["params"]["bit_budget"] == 4.4 for trial in trials)
+    (ranking,) = study["ranking"]
+    assert ranking["bit_budget"] == 4.4
+    references = [row for row in ranking["rows"] if row["kind"] == "reference"]
+    assert {row["name"] for row in references} == {"rtn g64", "gw-awq g64", "uniform recipe g64"}
+    assert all(row["setting"]["bit_budget"] == 0 for row in references)
+    assert study["confirmation"]["bit_budget"] == 4.4
+    more = printed(capsys, *arguments, "--trials", "3")
+    assert [trial["bits_per_weight"] for trial in more["trials"][:2]] == [trial["bits_per_weight"] for trial in trials]
+    page = (home / "reports" / "one" / "report.md").read_text()
+    assert "Where the plan puts its bits" in page
+    assert "What each site of the plan loses" in page
+    assert "--budget 4.4" in page
+    other = refusal(capsys, *arguments[:-1], "4.5", "--trials", "3")
+    assert "was begun with another contract: space.bit_budget is 4.5, in the study 4.4" in other
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("same_process")
+def test_a_front_is_a_study_of_bytes_and_damage_and_its_members_are_models(capsys: Any, home: Path) -> None:
+    """Optuna minimises both, budgets in between have plans of their own, and a budget chooses what was measured."""
+    arguments = ["optimize", *STUDY, "--objective", "kl", "--study", "two", *storage(home), "--front", "4.2..4.7"]
+    study = printed(capsys, *arguments, "--trials", "8")
+    stored = optuna.load_study(study_name="two", storage=storage(home)[1])
+    assert [direction.name for direction in stored.directions] == ["MINIMIZE", "MINIMIZE"]
+    complete = [trial for trial in study["trials"] if trial["state"] == "COMPLETE"]
+    told = {trial.number: trial.values for trial in stored.trials if trial.values}
+    assert told == {trial["number"]: [trial["model_bytes"], trial["kl"]] for trial in complete}
+    assert len({trial["params"]["bit_budget"] for trial in study["trials"]}) >= 4
+    assert all(trial["bits_per_weight"] <= trial["params"]["bit_budget"] + 1e-9 for trial in complete)
+    page = (home / "reports" / "two" / "report.md").read_text()
+    assert "What one more bit, or one MB less, costs" in page
+    assert "How the front grew" in page
+    assert "--front 4.2..4.7" in page
+    written = printed(
+        capsys,
+        "quantize",
+        "--study",
+        "two",
+        *storage(home),
+        "--budget",
+        "4.45",
+        "--output-dir",
+        str(home / "member"),
+        "--format",
+        "compressed-tensors",
+        "--quiet",
+    )
+    assert written["bits_per_weight"] <= 4.45
+    measured = [*complete, *study["references"]]
+    (member,) = [row for row in measured if row["perplexity"] == written["proof"]["measured"]]
+    within = [row for row in measured if row["bits_per_weight"] <= 4.45 and row["name"] != "full precision"]
+    assert member["kl"] == min(row["kl"] for row in within)
+    assert written["proof"]["packed"] == pytest.approx(written["proof"]["measured"], rel=1e-3)
+    below = refusal(
+        capsys, "quantize", "--study", "two", *storage(home), "--budget", "3", "--output-dir", str(home / "none")
+    )
+    assert "3 bits per weight is below the front of study 'two', from 4.1" in below
+    assert not (home / "none").exists()
+    # Exported and imported it is a study of two values still.
+    archive = str(home / "two.praqtune")
+    assert cli.main(["study", "export", "two", archive, *storage(home), "--quiet"]) == 0
+    assert cli.main(["study", "import", archive, "--as", "again", *storage(home), "--quiet"]) == 0
+    again = optuna.load_study(study_name="again", storage=storage(home)[1])
+    assert {trial.number: trial.values for trial in again.trials if trial.values} == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--budget", "3"], "3 bits per weight cannot be allocated: plans take from 4.125 bits per weight ("),
+        (["--budget", "1GB"], "1000.00 MB cannot be allocated: plans take from 4.125 bits per weight ("),
+        (["--front", "4.2..99"], "99 bits per weight cannot be allocated: plans take from 4.125 bits per weight ("),
+        (["--front", "4.5..4.5"], "a front from 4.5 bits per weight to 4.5 bits per weight has no two sizes"),
+        (["--front", "5..4.5"], "a front from 5 bits per weight to 4.5 bits per weight has no two sizes"),
+    ],
+)
+def test_sizes_that_a_model_has_no_plans_of_are_one_line(
+    capsys: Any, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    """With both limits, before anything is measured."""
+    assert said in refusal(capsys, "optimize", *STUDY, *storage(tmp_path), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--front", "4.3"], "the front '4.3' has no two sizes; give both ends, such as 4.25..5 or 110MB..120MB"),
+        (["--front", "4.3..much"], "the budget 'much' cannot be read"),
+        (["--budget", "4.3", "--front", "4.3..5"], "--budget is one size and --front several; give one of them"),
+        (["--budget", "4.3", "--refine"], "--refine tunes what one setting gives; leave it out"),
+        (["--budget", "4.3", "--max-bits", "5"], "--max-bits is for settings that store all Linears alike"),
+        (["--front", "4.3..5", "--presets-only"], "--presets-only searches nothing, and a front is searched"),
+        (["--front", "4.3..5", "--sampler", "tpe"], "--sampler tpe seeks one value; with --front give gp, random"),
+        (["--front", "4.3..5", "--pruner", "median"], "--pruner median compares one value; with --front give paired"),
+        (["--budget", "4.3", "--group-size", "64"], "--group-size"),
+    ],
+)
+def test_what_cannot_be_together_with_plans_is_one_line(capsys: Any, arguments: list[str], said: str) -> None:
+    """Before the model is loaded."""
+    assert said in refusal(capsys, "optimize", "--model", "absent", *arguments)
