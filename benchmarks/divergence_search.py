@@ -222,11 +222,24 @@ def main() -> None:
                 )
                 print(f"| {pruner} | {columns['tokens'].mean():.2f} | {shares} |", flush=True)
         if "surrogates" in parts:
-            print("\n| surrogate | regret at 10, mean, median | at 20 |\n|---|---|---|")
+            print("\n| surrogate | regret at 10, mean, median, against NLL | at 20 |\n|---|---|---|")
+            of_nll: Array | None = None
             for surrogate in SURROGATES:
                 regrets = np.array([search(surrogate, truth, seed) for seed in range(options.replicates)])
-                cells = [f"{regrets[:, at - 1].mean():.3f}, {np.median(regrets[:, at - 1]):.3f}" for at in SHOWN]
+                of_nll = regrets if of_nll is None else of_nll
+                cells = [_regret_text(regrets[:, at - 1], of_nll[:, at - 1]) for at in SHOWN]
                 print(f"| {surrogate} | {' | '.join(cells)} |", flush=True)
+
+
+def _regret_text(regrets: Array, of_nll: Array) -> str:
+    """Mean, median, and the paired difference of means to searches by NLL from the same start, 95 % interval."""
+    text = f"{regrets.mean():.3f}, {np.median(regrets):.3f}"
+    if regrets is of_nll or np.array_equal(regrets, of_nll):
+        return text
+    difference = regrets - of_nll
+    half_width = float(stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference))
+    low, high = difference.mean() - half_width, difference.mean() + half_width
+    return f"{text}, {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _print_told(truth: Truth) -> None:
