@@ -74,6 +74,11 @@ class FoldedScales:
     inputs: Tensor | None
     outputs: Tensor | None
 
+    def done(self, weight: Tensor) -> Tensor:
+        """Return what is rounded of the original weight `[O, I]`, float32 `[O, I]`."""
+        scaled = weight.float() if self.inputs is None else weight.float() * self.inputs
+        return scaled if self.outputs is None else scaled / self.outputs[:, None]
+
     def undone(self, stored: Tensor) -> Tensor:
         """Return the weight that does without the scales what `stored` `[O, I]` does with them, float32 `[O, I]`."""
         weight = stored.float()

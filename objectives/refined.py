@@ -5,7 +5,7 @@ that the value was made for these codes, which is checked. Shape letters: `O` ou
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,12 +36,13 @@ class OtherCodesError(RunError):
 
 @dataclass(frozen=True, kw_only=True)
 class Refined:
-    """A plan's codes with other scales, and the vectors beside them.
+    """A plan's codes, of which some moved, with other scales, and the vectors beside them.
 
     Attributes:
         plan: Whose codes they are; to any other plan nothing of this applies.
         key: Says which refinement it is.
         codes: Hash of the codes.
+        moves: Which codes moved by a step (`moves_between`), by name of the Linear; only those where some did.
         scales: `[O, G]` in the type they are stored in, by name of the Linear, on the CPU.
         vectors: Norm weights and biases, `[N]` in the type they are stored in, by name of the parameter, on the CPU.
         refinement: How they came about.
@@ -53,6 +54,7 @@ class Refined:
     scales: Mapping[str, Tensor]
     vectors: Mapping[str, Tensor]
     refinement: Refinement
+    moves: Mapping[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def put_into(self, module: Any, blocks: Sequence[Block], codes: Mapping[str, IntWeight]) -> dict[str, IntWeight]:
@@ -63,8 +65,11 @@ class Refined:
         """
         if hash_of_codes(codes) != self.codes:
             raise OtherCodesError(self.key)
-        refined = {name: replace(weight, scale=self.scales[name]) for name, weight in codes.items()}
-        for linear in _coded(blocks, codes):
+        refined = {
+            name: moved(replace(weight, scale=self.scales[name]), self.moves.get(name))
+            for name, weight in codes.items()
+        }
+        for linear in coded(blocks, codes):
             linear.set_weight(loaded(refined[linear.name]).to(linear.parameter.device))
         for name, vector in self.vectors.items():
             module.get_parameter(name).copy_(vector)
@@ -81,7 +86,7 @@ class Refined:
                 vectors[weight] = (producer.offset + vectors[weight]) * scale.cpu() - producer.offset
                 if bias in vectors:
                     vectors[bias] *= scale.cpu()
-        for linear in _coded(blocks, folded):
+        for linear in coded(blocks, folded):
             bias, divisor = _bias_name(linear), folded[linear.name].outputs
             if divisor is not None and bias in vectors:
                 rows = slice(None) if linear.rows is None else linear.rows.cpu()
@@ -89,13 +94,30 @@ class Refined:
         return vectors
 
 
-def _coded(blocks: Sequence[Block], named: Container[str]) -> Iterator[LinearRole]:
+def coded(blocks: Sequence[Block], named: Container[str]) -> Iterator[LinearRole]:
     """Yield the Linears that are stored as codes; others may stay in 16 bit."""
     return (linear for block in blocks for linear in block.linears if linear.name in named)
 
 
 def _bias_name(linear: LinearRole) -> str:
     return f"{linear.name.partition(':')[0]}.bias"
+
+
+def moves_between(before: IntWeight, after: IntWeight) -> Tensor:
+    """Return which codes differ by a step, int64 `[M]`: places in the matrix from 1 on, negative where it is down."""
+    change = after.codes.flatten().short() - before.codes.flatten().short()
+    places = change.nonzero()[:, 0]
+    return (places + 1) * change[places].long()
+
+
+def moved(weight: IntWeight, moves: Tensor | None) -> IntWeight:
+    """Return a weight with codes moved as `moves_between` says; None moves none."""
+    if moves is None:
+        return weight
+    codes = weight.codes.flatten().clone()
+    places = moves.abs() - 1
+    codes[places] = (codes[places].short() + moves.sign().short()).to(codes.dtype)
+    return replace(weight, codes=codes.view_as(weight.codes))
 
 
 def hash_of_codes(codes: Mapping[str, IntWeight]) -> str:

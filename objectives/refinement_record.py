@@ -5,6 +5,8 @@ Responsible for these as values that are stored and printed. Needs no tensors, s
 
 from dataclasses import dataclass
 
+TUNED = "group scales, norms and biases were tuned for KL from full precision"
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldBack:
@@ -60,6 +62,35 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodeMoves:
+    """How codes moved before scales were tuned.
+
+    Attributes:
+        steps: For each block.
+        sequences: How many were read for them.
+        share: Of the codes that moved by a step.
+        before: KL on what is held back, nats per token, with the codes as they were rounded.
+        after: The same with those that moved.
+    """
+
+    steps: int
+    sequences: int
+    share: float
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        """Return whether they were kept: they are only where they are nearer to full precision."""
+        return self.after < self.before
+
+    @property
+    def best(self) -> float:
+        """Return the KL on what is held back with the codes that were kept."""
+        return min(self.after, self.before)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refinement:
     """How a model was refined: all that a person needs to judge it, and to do it again.
 
@@ -75,6 +106,7 @@ class Refinement:
         validation_sequences: Held back from the text to choose that step.
         looks: What it was on the way.
         gains: What it changed on text that had no part in it.
+        moves: How codes moved before; None where they stayed.
     """
 
     source: str
@@ -88,11 +120,12 @@ class Refinement:
     validation_sequences: int
     looks: tuple[HeldBack, ...]
     gains: tuple[Gain, ...] = ()
+    moves: CodeMoves | None = None
 
     @property
     def before(self) -> float:
-        """Return the KL on what is held back before the first step."""
-        return self.looks[0].kl
+        """Return the KL on what is held back before anything was changed."""
+        return self.looks[0].kl if self.moves is None else self.moves.before
 
     @property
     def after(self) -> float:
@@ -104,12 +137,18 @@ class Refinement:
         text = f"{self.tokens} tokens of {self.source}"
         measured = f"KL from full precision on {self.validation_sequences} sequences held back from it"
         before = f"{self.before:.4f} nats per token before"
-        if not self.kept_step:
+        changed = [*self._moved(), *([] if not self.kept_step else [f"{TUNED} on {text} ({self.kept_step} steps)"])]
+        if not changed:
             return (
                 f"refining on {text} improved nothing ({measured}: {before}): "
-                "scales, norms and biases are as they were rounded"
+                "codes, scales, norms and biases are as they were rounded"
             )
-        return (
-            f"group scales, norms and biases were tuned for KL from full precision on {text} ({self.kept_step} steps); "
-            f"{measured}: {before}, {self.after:.4f} after"
-        )
+        return f"{', and '.join(changed)}; {measured}: {before}, {self.after:.4f} after"
+
+    def _moved(self) -> list[str]:
+        if self.moves is None or not self.moves.kept:
+            return []
+        return [
+            f"{100 * self.moves.share:.1f} % of the codes were moved by a step for the outputs of blocks "
+            f"({self.moves.steps} steps each on {self.moves.sequences} sequences)"
+        ]

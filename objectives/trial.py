@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from objectives.calibration.calibration import Calibration
 from objectives.model.folding import changed_modules
@@ -84,6 +84,7 @@ class Quantized:
             folded, by name of the parameter.
         seconds: Per phase: calibrate, quantize.
         fingerprint: Of everything that was changed; None of a model that is as it was.
+        originals: What was in the parameters that were changed.
     """
 
     layers: tuple[LayerResult, ...] = ()
@@ -92,6 +93,7 @@ class Quantized:
     unfolded_vectors: Mapping[str, Tensor] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str | None = None
+    originals: Mapping[nn.Parameter, Tensor] = field(default_factory=dict)
 
 
 class QuantizingOutOfMemoryError(MemoryError):
@@ -248,7 +250,7 @@ def quantized(
     while True:
         with _within_memory(watch, "calibrate"):
             bench.calibration.ensure(plan.calibration_sizes, progress)
-        with weights_restored(modules):
+        with weights_restored(modules) as originals:
             try:
                 with _within_memory(watch, "quantize"):
                     made = _quantize(bench, plan, progress, with_codes)
@@ -258,7 +260,7 @@ def quantized(
                 repaired.add(damage.key)
                 bench.calibration.discard(damage)
                 continue
-            yield replace(made, seconds=watch.seconds, fingerprint=fingerprint(modules))
+            yield replace(made, seconds=watch.seconds, fingerprint=fingerprint(modules), originals=originals)
             return
 
 

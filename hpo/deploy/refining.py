@@ -61,7 +61,11 @@ def make_refining(given: RefineOptions, seed: int) -> Refining | None:
     if given.refine_samples < 1:
         raise InputError(f"--refine-samples {given.refine_samples} is less than 1")
     options = RefinementOptions(
-        rate=given.refine_rate, passes=given.refine_passes, seed=seed, timeout=given.refine_timeout
+        rate=given.refine_rate,
+        passes=given.refine_passes,
+        code_steps=given.refine_codes,
+        seed=seed,
+        timeout=given.refine_timeout,
     )
     return Refining(source=given.refine_data, samples=given.refine_samples, options=options)
 
@@ -72,6 +76,7 @@ def refine_flags(refining: Refining) -> dict[str, Any]:
         "refine": True,
         "refine_data": refining.source,
         "refine_samples": refining.samples,
+        "refine_codes": refining.options.code_steps,
         "refine_passes": refining.options.passes,
         "refine_rate": refining.options.rate,
     }

@@ -99,12 +99,15 @@ class RefineOptions:
     """How what was rounded is refined; no part of a study's contract."""
 
     refine: bool = option(
-        "refining", False, "tune scales, norms and biases for KL from full precision; codes stay as they are"
+        "refining", False, "tune codes, scales, norms and biases towards full precision; the file is as large"
     )
     refine_data: str | None = option(
         "refining", None, "text to learn from (default: documents of the calibration text that nothing else reads)"
     )
     refine_samples: int = option("refining", 512, "sequences to learn from; a tenth as many more choose the best step")
+    refine_codes: int = option(
+        "refining", 50, "steps per block in which codes may move by one, for its outputs; 0 leaves them", metavar="N"
+    )
     refine_passes: int = option("refining", 1, "how often they are read")
     refine_rate: float = option("refining", 1e-3, "highest relative change of a scale in a step", metavar="R")
     refine_timeout: float | None = option(

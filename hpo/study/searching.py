@@ -27,6 +27,7 @@ class SearchMode:
     refine: bool = RefineOptions.refine
     refine_data: str | None = RefineOptions.refine_data
     refine_samples: int = RefineOptions.refine_samples
+    refine_codes: int = RefineOptions.refine_codes
     refine_passes: int = RefineOptions.refine_passes
     refine_rate: float = RefineOptions.refine_rate
 

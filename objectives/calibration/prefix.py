@@ -57,13 +57,16 @@ class _Passage:
 class QuantizedPrefix:
     """Calibration text on its way through the blocks, in full precision and in the model that is being quantized."""
 
-    def __init__(self, model: Any, blocks: Sequence[Block], sequences: Sequences) -> None:
+    def __init__(
+        self, model: Any, blocks: Sequence[Block], sequences: Sequences, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
         """Read the embeddings of the text.
 
         Args:
             model: A `PreTrainedModel` with its original weights.
             blocks: All of its blocks, in order.
             sequences: The text; its hidden states are kept in the model's type, twice.
+            batch_tokens: How many of them are run at a time.
 
         Raises:
             InputError: If the model cannot be run block by block, or has experts: quantizing changes which of them a
@@ -72,8 +75,9 @@ class QuantizedPrefix:
         if any(site.pool is not None or site.linears[0].expert is not None for block in blocks for site in block.sites):
             raise InputError("the quantized prefix of a mixture of experts cannot be followed; use --prefix full")
         self._modules = [model.get_submodule(block.name) for block in blocks]
-        with torch.inference_mode():
-            text = list(batches(sequences, range(len(sequences)), BATCH_TOKENS, model.device))
+        # What inference mode makes could take part in no gradient.
+        with torch.no_grad():
+            text = list(batches(sequences, range(len(sequences)), batch_tokens, model.device))
             wrapped = self._answers(model, text[0])
             self._passages = [self._begin(model, batch, wrapped) for batch in text]
 
@@ -104,6 +108,29 @@ class QuantizedPrefix:
             exact = exact if scale is None else exact / scale
             drift += ((exact - rows.float()).T @ rows.float()).double()
         return PrefixStatistics(inputs=sums.means(), drift=(drift / max(1, sums.tokens)).float())
+
+    @property
+    def batches(self) -> int:
+        """Return how many batches the text is run in."""
+        return len(self._passages)
+
+    def follow(self, block: Block) -> None:
+        """Run a block as it is, which has to be full precision, on what full precision gives before it."""
+        for passage in self._passages:
+            passage.full = _run(self._modules[block.index], passage.calls[block.index], passage.full)
+
+    def difference(self, block: Block, number: int) -> Tensor:
+        """Run a block as it is on one batch, behind what is quantized; returns its outputs minus full precision's.
+
+        float32 `[N, I]`, of a block that was followed.
+        """
+        passage = self._passages[number]
+        outputs = _run(self._modules[block.index], passage.calls[block.index], passage.quantized)
+        return passage.rows(outputs).float() - passage.rows(passage.full).float()
+
+    def loss(self, block: Block) -> float:
+        """Return the sum of squares of all differences."""
+        return sum(float(self.difference(block, number).square().sum()) for number in range(self.batches))
 
     def advance(self, block: Block) -> None:
         """Go on to the next block, through the one that has been quantized."""

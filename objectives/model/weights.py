@@ -3,7 +3,7 @@
 Responsible for weights, biases and norms in memory. May assume room for a copy of those that may change.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,15 +18,15 @@ MOST_HASHED = 2**24
 
 
 @contextmanager
-def weights_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Undo whatever the block does to the weights and biases of these modules; holds a copy of each.
+def weights_restored(modules: Sequence[nn.Module]) -> Iterator[Mapping[nn.Parameter, Tensor]]:
+    """Undo whatever the block does to the weights and biases of these modules; yields the copy it holds of each.
 
     A module may be named more than once: a fused Linear for every role it plays.
     """
     parameters = _parameters(modules)
     originals = {parameter: parameter.detach().clone() for parameter in parameters}
     try:
-        yield
+        yield originals
     finally:
         for parameter, original in originals.items():
             parameter.copy_(original)

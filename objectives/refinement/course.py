@@ -17,12 +17,12 @@ from torch import Tensor
 from objectives.errors import InputError
 from objectives.forward import halves
 from objectives.model.memory import is_out_of_memory, release_cached
-from objectives.progress import Progress
+from objectives.progress import Progress, silent
 from objectives.refinement.gradient import pull_back, recomputed
 from objectives.refinement.options import RefinementOptions, RefinementText
 from objectives.refinement.tuned import Tuned
 from objectives.refinement_record import HeldBack
-from objectives.scoring import score
+from objectives.scoring import score_all
 from objectives.teacher import Teacher
 from objectives.text.batches import batches
 from objectives.trial import Bench
@@ -61,6 +61,12 @@ class Ended:
     halvings: int
     looks: Sequence[HeldBack]
 
+    @classmethod
+    def at_once(cls, start: Tensor, kl: float) -> "Ended":
+        """Return the end of a course that no time was left for; `start` is `[P]`."""
+        look = HeldBack(step=0, kl=kl)
+        return cls(best=start, kept_step=0, steps=0, finished=False, halvings=0, looks=[look])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -95,8 +101,25 @@ class Course:
     """One refinement from its first step, or from where it was saved as `key`, to its end."""
 
     def __init__(
-        self, subject: Subject, options: RefinementOptions, store: ResultStore, key: str, progress: Progress
+        self,
+        subject: Subject,
+        options: RefinementOptions,
+        store: ResultStore,
+        key: str,
+        progress: Progress,
+        left: float | None,
     ) -> None:
+        """Begin, or go on.
+
+        Args:
+            subject: What is refined, on what.
+            options: How.
+            store: Where it is kept how far this is.
+            key: There.
+            progress: Told of every step.
+            left: Seconds after which no step begins; None for as long as it takes.
+        """
+        self._left = left
         self._subject, self._options, self._progress = subject, options, progress
         self._store, self._key = store, key
         self._steps = options.steps(subject.text.training)
@@ -135,7 +158,8 @@ class Course:
         if not finished:
             # Before the look that is out of turn: whoever goes on sees what it would have seen.
             self._save()
-            self._look()
+            if self._looks[-1].step != self._step:
+                self._look()
         return Ended(
             best=self._best,
             kept_step=self._kept_step,
@@ -193,8 +217,7 @@ class Course:
         """Score what is held back where the changes are, and keep them if they are the best."""
         self._subject.tuned.write(self._changes.detach())
         text, module = self._subject.text.validation, self._subject.bench.model.module
-        for look in score(module, text, teacher=self._subject.validation):
-            kl = look.mean("kl")
+        kl = score_all(module, text, "", silent, self._subject.validation).mean("kl")
         if self._looks and not math.isfinite(kl):
             self._fall_back()
             return
@@ -227,13 +250,14 @@ class Course:
 
     def _late(self, began: float, taken: int) -> bool:
         """Whether another step would end after the time that there is."""
-        if self._options.timeout is None or not taken:
+        if self._left is None:
             return False
-        return (monotonic() - began) * (taken + 1) / taken > self._options.timeout
+        return self._left <= 0 or (taken > 0 and (monotonic() - began) * (taken + 1) / taken > self._left)
 
     def _require_time(self, elapsed: float, taken: int) -> None:
         timeout = self._options.timeout
-        if taken == 1 and timeout is not None and elapsed > timeout:
+        # Where codes have moved, a step that takes longer is not all that there was time for.
+        if taken == 1 and timeout is not None and elapsed > timeout and not self._options.code_steps:
             raise InputError(
                 f"--refine-timeout {timeout:g} is less than one of {len(self._steps)} steps takes ({elapsed:.1f} "
                 f"seconds); give {math.ceil(elapsed * len(self._steps))} for all of them, or leave it out"

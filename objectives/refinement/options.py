@@ -12,7 +12,7 @@ import torch
 from objectives.errors import InputError
 from objectives.text.sequences import Sequences
 
-RATE, BATCH_TOKENS, PASSES = 1e-3, 2048, 1
+RATE, BATCH_TOKENS, PASSES, CODE_STEPS = 1e-3, 2048, 1, 50
 WARM_UP = 0.1
 """Of all steps: so long does the rate rise."""
 
@@ -38,6 +38,7 @@ class RefinementOptions:
         rate: The highest relative change of a scale in one step.
         batch_tokens: Tokens of a step, in whole sequences.
         passes: How often the text is read.
+        code_steps: In which the codes of a block may move; 0 leaves them as they are.
         seed: Of the order of the sequences.
         timeout: Seconds after which no step begins; None for as long as it takes.
     """
@@ -45,6 +46,7 @@ class RefinementOptions:
     rate: float = RATE
     batch_tokens: int = BATCH_TOKENS
     passes: int = PASSES
+    code_steps: int = CODE_STEPS
     seed: int = 0
     timeout: float | None = None
 
@@ -56,6 +58,8 @@ class RefinementOptions:
             problems.append(
                 f"{self.passes} passes in steps of {self.batch_tokens} tokens read nothing; give 1 at least"
             )
+        if self.code_steps < 0:
+            problems.append(f"--refine-codes {self.code_steps} is less than 0")
         if self.timeout is not None and not self.timeout > 0:
             problems.append(f"--refine-timeout {self.timeout:g} is not above 0")
         if problems:

@@ -1,32 +1,48 @@
-"""Refine a quantized model: tune its scales, norms and biases so that it predicts what full precision predicts.
+"""Refine a quantized model: change what it stores so that it predicts what full precision predicts.
 
-Responsible for the course of it: steps, looks at text that is held back, the best of them, and going on where an
-earlier call was ended. The same weights, text, options and device give the same values, ended or not. May assume that
-the model has its original weights when it is called; it has them afterwards.
+Responsible for the order of it - codes that may move, then scales, norms and biases -, for keeping only what text that
+is held back finds nearer, and for going on where an earlier call was ended. The same weights, text, options and device
+give the same values, ended or not. May assume that the model has its original weights when it is called; it has them
+afterwards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from time import monotonic
 
+import torch
 import xxhash
+from torch import Tensor
 
 from objectives.errors import InputError
 from objectives.model.weights import weights_restored
-from objectives.progress import Progress
-from objectives.refined import OtherCodesError, Refined, hash_of_codes, owners, tunable_vectors
+from objectives.progress import Progress, silent
+from objectives.refined import (
+    OtherCodesError,
+    Refined,
+    coded,
+    hash_of_codes,
+    moves_between,
+    owners,
+    tunable_vectors,
+)
+from objectives.refinement.codes import MOST_SEQUENCES, move_codes
 from objectives.refinement.course import Course, Ended, Subject
 from objectives.refinement.options import RefinementOptions, RefinementText, tokens_of
 from objectives.refinement.tuned import Tuned
-from objectives.refinement_record import Refinement
+from objectives.refinement_record import CodeMoves, Refinement
 from objectives.results import measurement_key
-from objectives.trial import Bench, quantized
+from objectives.scoring import score_all
+from objectives.teacher import Teacher
+from objectives.trial import Bench, Quantized, quantized
 from quant.plan import Plan
+from quant.scheme import IntWeight, loaded
 from storage.results import ResultStore
 from storage.typed_json import decode, encode
 
-FORMAT = 1
-SCALES, VECTORS = "scales/", "vectors/"
+FORMAT = 2
+SCALES, VECTORS, MOVES = "scales/", "vectors/", "moves/"
 
 
 def require_refinable(plan: Plan) -> None:
@@ -124,27 +140,75 @@ def _refine(
         weights_restored(owners(model.module, vectors)),
         quantized(replace(bench, refined=None), plan, progress, with_codes=True) as result,
     ):
-        tuned = Tuned(model.module, bench.blocks, result.codes, plan, model.stored_dtype)
+        began = monotonic()
+        codes, moves, through = _moved(bench, plan, result, text, validation, options, store, f"{key}-codes", progress)
+        tuned = Tuned(model.module, bench.blocks, codes, plan, model.stored_dtype)
         subject = Subject(bench=bench, tuned=tuned, text=text, training=training, validation=validation)
-        course = Course(subject, options, store, f"{key}-begun", progress)
-        ended = course.run()
+        spent = monotonic() - began if options.code_steps else 0.0
+        left = None if options.timeout is None else options.timeout - spent
+        course = Course(subject, options, store, f"{key}-begun", progress, left)
+        ended = course.run() if moves is None or through else Ended.at_once(tuned.changes, moves.best)
         scales, changed = tuned.stored(ended.best)
         refined = Refined(
             plan=plan,
-            key=key if ended.finished else f"{key}-{ended.steps}",
+            key=key if ended.finished else f"{key}-{hash_of_codes(codes)}-{ended.steps}",
             codes=hash_of_codes(result.codes),
             scales=scales,
             vectors=changed,
-            refinement=_refinement(text, options, ended),
+            refinement=_refinement(text, options, ended, moves),
+            moves=_moves(result.codes, codes),
         )
     if not ended.finished:
         return refined
     _write(store, refined)
     course.forget()
+    store.remove(f"{key}-codes")
     return None
 
 
-def _refinement(text: RefinementText, options: RefinementOptions, ended: Ended) -> Refinement:
+def _moved(
+    bench: Bench,
+    plan: Plan,
+    rounded: Quantized,
+    text: RefinementText,
+    validation: Teacher,
+    options: RefinementOptions,
+    store: ResultStore,
+    key: str,
+    progress: Progress,
+) -> tuple[Mapping[str, IntWeight], CodeMoves | None, bool]:
+    """Move codes where that brings what is held back nearer; returns them, how, and whether all blocks were reached.
+
+    The model is left with what is returned.
+    """
+    if not options.code_steps:
+        return rounded.codes, None, True
+
+    def kl() -> float:
+        return score_all(bench.model.module, text.validation, "", silent, validation).mean("kl")
+
+    before = kl()
+    result = move_codes(bench, plan, rounded, text.training, options, store, key, progress)
+    moves = CodeMoves(
+        steps=options.code_steps,
+        sequences=min(MOST_SEQUENCES, len(text.training)),
+        share=result.share,
+        before=before,
+        after=kl(),
+    )
+    codes = result.codes if moves.kept else rounded.codes
+    with torch.no_grad():
+        for linear in coded(bench.blocks, codes):
+            linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
+    return codes, moves, result.blocks == len(bench.blocks)
+
+
+def _moves(before: Mapping[str, IntWeight], after: Mapping[str, IntWeight]) -> dict[str, Tensor]:
+    moves = {name: moves_between(weight, after[name]) for name, weight in before.items()}
+    return {name: places for name, places in moves.items() if len(places)}
+
+
+def _refinement(text: RefinementText, options: RefinementOptions, ended: Ended, moves: CodeMoves | None) -> Refinement:
     steps = options.steps(text.training)[: ended.steps]
     return Refinement(
         source=text.training.source,
@@ -157,12 +221,14 @@ def _refinement(text: RefinementText, options: RefinementOptions, ended: Ended) 
         kept_step=ended.kept_step,
         validation_sequences=len(text.validation),
         looks=tuple(ended.looks),
+        moves=moves,
     )
 
 
 def _write(store: ResultStore, refined: Refined) -> None:
     tensors = {f"{SCALES}{name}": tensor for name, tensor in refined.scales.items()}
     tensors |= {f"{VECTORS}{name}": tensor for name, tensor in refined.vectors.items()}
+    tensors |= {f"{MOVES}{name}": tensor for name, tensor in refined.moves.items()}
     store.save(refined.key, {"codes": refined.codes, "refinement": encode(refined.refinement)}, tensors)
 
 
@@ -174,5 +240,6 @@ def _read(store: ResultStore, key: str, plan: Plan) -> Refined:
         codes=str(record["codes"]),
         scales={name.removeprefix(SCALES): tensor for name, tensor in tensors.items() if name.startswith(SCALES)},
         vectors={name.removeprefix(VECTORS): tensor for name, tensor in tensors.items() if name.startswith(VECTORS)},
+        moves={name.removeprefix(MOVES): tensor for name, tensor in tensors.items() if name.startswith(MOVES)},
         refinement=decode(Refinement, record["refinement"], f"the refinement {key}"),
     )

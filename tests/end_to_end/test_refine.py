@@ -1,4 +1,4 @@
-"""`quantize --refine` through the command line: a directory whose scales were tuned, and what it says of that."""
+"""`quantize --refine` through the command line: a directory whose codes and scales changed, and what it tells of it."""
 
 import json
 from pathlib import Path
@@ -36,16 +36,28 @@ def stored(target: Path) -> dict[str, Tensor]:
     return tensors
 
 
+@pytest.mark.parametrize(
+    ("code_steps", "changes", "told_of_it"),
+    [
+        ("0", {"weight_scale", "weight"}, "tokens of bundled:docstrings (1 steps)"),
+        ("10", {"weight_packed"}, "% of the codes were moved by a step for the outputs of blocks (10 steps each on 24"),
+    ],
+    ids=["scales", "codes"],
+)
 @pytest.mark.usefixtures("same_process")
-def test_a_refined_model_is_proven_like_any_other(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
-    """The same codes with other scales and norms; manifest, card and notes say what was tuned, on what and what for."""
+def test_a_refined_model_is_proven_like_any_other(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, code_steps: str, changes: set[str], told_of_it: str
+) -> None:
+    """Codes, or scales and norms, are others; manifest, card and notes say what was changed, on what and what for."""
     plain = written(capsys, tmp_path / "plain", *small_study.flags, *METHOD)
-    refined = written(capsys, tmp_path / "refined", *small_study.flags, *METHOD, *REFINE)
+    refined = written(capsys, tmp_path / "refined", *small_study.flags, *METHOD, *REFINE, "--refine-codes", code_steps)
     before, after = stored(tmp_path / "plain"), stored(tmp_path / "refined")
-    codes = [name for name in before if name.endswith(("packed", "zero_point"))]
-    assert same_bits({name: before[name] for name in codes}, {name: after[name] for name in codes})
+    zeros = [name for name in before if name.endswith("zero_point")]
+    assert same_bits({name: before[name] for name in zeros}, {name: after[name] for name in zeros})
     changed = {name.rpartition(".")[2] for name in before if not same_bits({name: before[name]}, {name: after[name]})}
-    assert changed == {"weight_scale", "weight"}
+    assert changed >= changes
+    assert changed <= {"weight_packed", "weight_scale", "weight"}
+    assert ("weight_packed" in changed) is (code_steps != "0")
     assert {name: tensor.dtype for name, tensor in before.items()} == {name: t.dtype for name, t in after.items()}
     assert plain["refinement"] is None
     assert (plain["stored_bits_per_weight"], plain["model_bytes"]) == (
@@ -55,6 +67,12 @@ def test_a_refined_model_is_proven_like_any_other(capsys: Any, small_study: Smal
     told = refined["refinement"]
     assert (told["source"], told["sequences"], told["steps"]) == ("bundled:docstrings", 24, 1)
     assert told["looks"][0]["step"] == 0
+    if code_steps == "0":
+        assert told["moves"] is None
+    else:
+        assert 0 < told["moves"]["share"] < 0.1
+        assert told["looks"][0]["kl"] == pytest.approx(told["moves"]["after"], rel=1e-9)
+        assert told["moves"]["after"] < told["moves"]["before"]
     assert [gain["source"] for gain in told["gains"]] == ["bundled:docstrings", "bundled:topics"]
     assert told["gains"][0]["kl"]["low"] <= told["gains"][0]["kl"]["difference"] <= told["gains"][0]["kl"]["high"]
     proof = refined["proof"]
@@ -62,7 +80,7 @@ def test_a_refined_model_is_proven_like_any_other(capsys: Any, small_study: Smal
     assert proof["packed"] != plain["proof"]["packed"]
     card = (tmp_path / "refined" / "README.md").read_text()
     assert "## Refined" in card
-    assert "tokens of bundled:docstrings" in card
+    assert told_of_it in card
     assert "| bundled:topics (tuning) | KL, nats | " in card
     assert "## Refined" not in (tmp_path / "plain" / "README.md").read_text()
     assert any("KL on 8 sequences of bundled:topics (tuning) is " in note for note in refined["notes"])
@@ -74,6 +92,9 @@ def test_a_refined_model_is_proven_like_any_other(capsys: Any, small_study: Smal
         (["--refine-rate", "0.01"], "--refine-rate given without --refine; add it, or leave them out"),
         (["--refine", "--refine-rate", "2"], "a refining rate of 2 is not between 0 and 1"),
         (["--refine", "--refine-samples", "0"], "--refine-samples 0 is less than 1"),
+        (["--refine", "--refine-codes", "-1"], "--refine-codes -1 is less than 0"),
+        (["--refine-codes", "5"], "--refine-codes given without --refine; add it, or leave them out"),
+        (["--refine", "--refine-samples", "2", "--refine-timeout", "1e-6"], "--refine-timeout 1e-06 is less than"),
         (["--refine", "--refine-timeout", "-1"], "--refine-timeout -1 is not above 0"),
         (["--refine", "--scales", "linear", "--format", "dense"], "use --scales foldable"),
         (
@@ -102,7 +123,7 @@ def test_what_a_study_recommends_is_refined_and_confirmed(
     monkeypatch.setattr("hpo.commands.optimize.report_directory", lambda *_: None)
     space = ["--space", "original", "--group-size", "64", "--tau", "2", "--beta", "0.3..0.4"]
     where = ["--study", "refined", "--storage", f"sqlite:///{tmp_path}/studies.db"]
-    refine = [*REFINE[:-1], "bundled:training", "--refine-passes", "3"]
+    refine = [*REFINE[:-1], "bundled:training", "--refine-passes", "3", "--refine-codes", "5"]
     begun = ["optimize", "--trials", "5", *small_study.flags, *space, *where, *refine]
     capsys.readouterr()
     assert cli.main([*begun, "--json"]) == 0

@@ -18,7 +18,7 @@ from objectives.export.manifest import (
 )
 from objectives.model.provenance import RECORD, ModelOrigin, Provenance, already_quantized, read_provenance
 from objectives.quantization import LayerResult
-from objectives.refinement_record import Change, Gain, HeldBack, Refinement
+from objectives.refinement_record import Change, CodeMoves, Gain, HeldBack, Refinement
 from quant.sizes import ModelSize
 from storage.typed_json import decode, encode
 from tests.documents import documented_fields
@@ -50,6 +50,7 @@ MANIFEST = Manifest(
         kept_step=4,
         validation_sequences=4,
         looks=(HeldBack(step=0, kl=0.2), HeldBack(step=4, kl=0.1)),
+        moves=CodeMoves(steps=50, sequences=24, share=0.01, before=0.25, after=0.2),
         gains=(Gain(source="c4", part="confirmation", sequences=8, tokens=4088, kl=CHANGE, nll=CHANGE, flips=CHANGE),),
     ),
 )
@@ -62,6 +63,7 @@ TABLES: dict[str, type] = {
     "layer": LayerResult,
     "proof": ProvenScore,
     "refinement": Refinement,
+    "moves of codes": CodeMoves,
     "look": HeldBack,
     "gain": Gain,
     "change of a measure": Change,

@@ -26,7 +26,7 @@ from tests.objectives import tiny
 
 AWQ = Setting(method="gw-awq", group_size=32, symmetric=False, n_calib=8, n_grid=3)
 PLAN = Plan.uniform(AWQ)
-OPTIONS = RefinementOptions(rate=1e-2, batch_tokens=64, passes=2)
+OPTIONS = RefinementOptions(rate=1e-2, batch_tokens=64, passes=2, code_steps=0)
 STEPS = 10
 OTHERS = ("gemma2", "opt", "gpt-neox")
 TEXT = RefinementText(
@@ -243,6 +243,7 @@ def test_what_has_no_codes_is_refused(bench: Bench, store: ResultStore, setting:
         ({"rate": 0.0}, "a refining rate of 0 is not between 0 and 1"),
         ({"passes": 0}, "0 passes in steps of 2048 tokens read nothing"),
         ({"timeout": 0.0}, "--refine-timeout 0 is not above 0"),
+        ({"code_steps": -1}, "--refine-codes -1 is less than 0"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], reason: str) -> None:
