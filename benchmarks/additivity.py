@@ -27,17 +27,18 @@ from objectives.budget import allocate, parse_budget
 from objectives.evaluation import lay_out
 from objectives.paired import Difference, paired_difference
 from objectives.progress import silent
-from objectives.quantization import model_size
 from objectives.results import load_result, measurement_key, save_result
+from objectives.scoring import Score
 from objectives.sensitivity import Sensitivities, few_sequences, measure_sensitivities
 from objectives.suitability import suitable_group_sizes
 from objectives.text.sequences import Sequences
-from objectives.trial import Bench, TrialResult, quantized, run_trial
+from objectives.trial import Bench, quantized, run_trial
 from quant.allocation import Allocator, Choice, Options
 from quant.plan import Plan
 from quant.recipes import recipe_fields
 from quant.scheme import loaded
 from quant.setting import Setting
+from quant.sizes import ModelSize
 from storage.paths import Paths
 from storage.results import ResultStore
 
@@ -46,11 +47,13 @@ SAMPLES = 4
 """Draws of labels for each sequence of the backward passes."""
 
 
-def measured(bench: Bench, plan: Plan, text: Sequences, store: ResultStore) -> TrialResult:
+def measured(bench: Bench, plan: Plan, text: Sequences, store: ResultStore) -> tuple[ModelSize, Score]:
     key = measurement_key(bench, plan, text)
     if key not in store:
         save_result(store, key, run_trial(bench, plan, text))
-    return load_result(store, key)
+    result = load_result(store, key)
+    assert result.score is not None
+    return result.size, result.score
 
 
 def free_plan(rows: Sensitivities, dice: random.Random) -> Plan:
@@ -144,20 +147,20 @@ def compared(
     uniform = {}
     for size in suitable_group_sizes(bench.blocks):
         plan = Plan.uniform(replace(recipe, group_size=size))
-        uniform[size] = (model_size(bench.model, bench.blocks, plan), measured(bench, plan, text, store).score)
+        uniform[size] = measured(bench, plan, text, store)
     rows = []
     for words in budgets:
         budget = parse_budget(words)
         allocated = allocate(bench, recipe, budget, store, silent)
-        own = measured(bench, allocated.plan, text, store)
+        own_size, own = measured(bench, allocated.plan, text, store)
         affordable = [size for size, (taken, _) in uniform.items() if budget.spare(taken) >= 0]
         best = min(affordable, key=lambda size: uniform[size][1].mean("kl"), default=None)
         row = {
             "budget": words,
-            "bits": round(own.size.bits_per_weight, 3),
-            "MB": round(own.size.model_bytes / 1e6, 2),
+            "bits": round(own_size.bits_per_weight, 3),
+            "MB": round(own_size.model_bytes / 1e6, 2),
             "predicted KL": round(allocated.allocation.damage, 4),
-            "KL": round(own.score.mean("kl"), 4),
+            "KL": round(own.mean("kl"), 4),
         }
         if best is not None:
             taken, score = uniform[best]
@@ -166,8 +169,8 @@ def compared(
                 "uniform bits": round(taken.bits_per_weight, 3),
                 "uniform MB": round(taken.model_bytes / 1e6, 2),
                 "uniform KL": round(score.mean("kl"), 4),
-                "KL difference": interval(paired_difference(own.score, score, measure="kl")),
-                "NLL difference": interval(paired_difference(own.score, score)),
+                "KL difference": interval(paired_difference(own, score, measure="kl")),
+                "NLL difference": interval(paired_difference(own, score)),
             }
         rows.append(row)
         print(json.dumps(row), flush=True)
@@ -224,15 +227,14 @@ def main() -> None:
         names = ("alone x Gram", "Gram", "bits", *(["Fisher"] if by_fisher else []))
         truth, predictions = [], {name: [] for name in names}  # type: ignore[var-annotated]
         for plan in plans:
-            score = measured(bench, plan, text[: given.sequences], store).score
-            assert score is not None
+            own_size, score = measured(bench, plan, text[: given.sequences], store)
             truth.append(score.mean("kl"))
             ways = [(row, plan.setting_for(row.site.linears[0])) for row in rows.sites]
             predictions["alone x Gram"].append(rows.predicted(plan))
             predictions["Gram"].append(sum(row.losses[row.settings.index(setting)] for row, setting in ways))
             if by_fisher:
                 predictions["Fisher"].append(sum(by_fisher[row.site.name][setting] for row, setting in ways))
-            predictions["bits"].append(-model_size(bench.model, bench.blocks, plan).bits_per_weight)
+            predictions["bits"].append(-own_size.bits_per_weight)
         ratios = sorted(kl / predicted for kl, predicted in zip(truth, predictions["alone x Gram"], strict=True))
         report[kind] = {
             "Spearman": correlations(predictions, truth),

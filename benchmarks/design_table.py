@@ -4,8 +4,7 @@ Protocol: documents of the evaluation file in file order, joined by two newlines
 last 48 of them scored; calibration on the first 64 blocks of the calibration file. Differences to full precision are
 paired; standard errors count blocks of one document as one cluster. The expected figures are a prototype's on
 SmolLM2-135M-Instruct (mean NLL above full precision, standard error). The prototype kept its scales in float32;
-`--float32-scales` does so too, which is what its figures can be compared with. Without it scales are rounded to the
-16-bit type they are stored in, which is what ships.
+here they are rounded to the 16-bit type they are stored in, which is what ships.
 
     python benchmarks/design_table.py --model DIR --eval-text c4.jsonl.gz --calib-text wikitext2.test.raw
 """
@@ -25,7 +24,6 @@ from objectives.paired import paired_difference
 from objectives.text.sequences import Sequences, TextPlan, tokenize
 from objectives.text.sources import read_documents
 from objectives.trial import Bench, run_trial
-from quant import scheme
 from quant.plan import Plan
 from quant.setting import Setting
 from storage.cache import TensorCache
@@ -78,15 +76,12 @@ def protocol_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True)
     parser.add_argument("--eval-text", required=True)
     parser.add_argument("--calib-text", required=True)
-    parser.add_argument("--float32-scales", action="store_true")
     return parser
 
 
 def laid_out(options: argparse.Namespace) -> tuple[Bench, Sequences]:
     """The model with its calibration, and the blocks that are scored."""
     keep_freed_memory()
-    if options.float32_scales:
-        scheme._stored = lambda scale, _: scale.clamp_(min=1e-30)  # type: ignore[assignment]
     model = load_model(ModelPlan(name=options.model))
     blocks = find_blocks(model.module)
     scored = blocks_of(options.eval_text, model.tokenizer, "tuning")[-SCORED:]

@@ -17,6 +17,7 @@ from objectives.model.loading import ModelPlan
 from objectives.model.memory import keep_freed_memory
 from objectives.paired import paired_difference
 from objectives.progress import silent
+from objectives.scoring import Score
 from objectives.text.sequences import TextPlan
 from quant.setting import Setting
 from storage.paths import Paths
@@ -43,10 +44,12 @@ def main() -> None:
     bench, data = load_bench(plan, paths)
     store = ResultStore(paths.results)
     for size, symmetric in product(options.group_sizes, (False, True)):
-        scores = {}
+        scores: dict[str, Score] = {}
         for scales in ("linear", "foldable"):
             setting = Setting(method="gw-awq", group_size=size, symmetric=symmetric, scales=scales, n_calib=CALIBRATED)
-            scores[scales] = measure(bench, store, setting, data, silent)[0].score
+            score = measure(bench, store, setting, data, silent)[0].score
+            assert score is not None
+            scores[scales] = score
         cost = paired_difference(scores["foldable"], scores["linear"])
         values = ", ".join(f"{scales} {score.perplexity:.3f}" for scales, score in scores.items())
         grid = "symmetric" if symmetric else "asymmetric"

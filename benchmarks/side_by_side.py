@@ -21,7 +21,7 @@ PROMPTS = (
 
 def generated(directory: Path, prompts: tuple[str, ...], tokens: int) -> list[str]:
     """What the model in `directory` answers to each prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
     answers = []
     for prompt in prompts:

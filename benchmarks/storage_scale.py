@@ -88,9 +88,10 @@ def result_of(setting: Setting, seed: int) -> TrialResult:
 def made_contract() -> Contract:
     """The contract of a study of which nothing is measured."""
     fingerprint = TEXT.fingerprint()
-    model = {"name": MADE, "commit": None, "fingerprint": MADE, "dtype": "float32", "stored_as": "float32"}
     return Contract(
-        model=ModelContract(**model, input_scales=MADE),
+        model=ModelContract(
+            name=MADE, commit=None, fingerprint=MADE, dtype="float32", stored_as="float32", input_scales=MADE
+        ),
         calibration=SequencesContract(source=TEXT.source, sequences=SEQUENCES, fingerprint=fingerprint),
         tuning=TextContract(
             source=TEXT.source, sequences=SEQUENCES, fingerprint=fingerprint, protocol="packed", seq_len=TOKENS + 1

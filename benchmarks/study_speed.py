@@ -24,7 +24,7 @@ def opponent_seconds(cost: dict[str, Any], setting: dict[str, int], sequences: i
     phases = cost["opponent"][largest]
     calibrating = (phases["keep inputs"] + phases["importances"]) * setting["n_calib"] / int(largest)
     searching = phases["search"] * (setting["n_grid"] + 1) / (MEASURED_GRID + 1)
-    return calibrating + searching + phases["score"] * sequences / cost["scored"]
+    return float(calibrating + searching + phases["score"] * sequences / cost["scored"])
 
 
 def main() -> None:

@@ -139,9 +139,9 @@ def opponent(model: Model, blocks: list[Block], calibrated: Sequences, scored: S
 def our_operations(blocks: list[Block], model: Model, scored: Sequences) -> dict[str, int]:
     """Floating-point operations of the products of a trial: the search's (as if none was skipped) and the score's."""
     linears = [linear for block in blocks for linear in block.linears]
-    search = sum(2 * linear.weight().numel() * linear.module.in_features for linear in linears) * (SETTING.n_grid + 1)
+    search = sum(2 * linear.weight().numel() * linear.weight().shape[1] for linear in linears) * (SETTING.n_grid + 1)
     tokens = sum(map(len, scored.ids))
-    head = model.module.get_output_embeddings().weight.numel()
+    head = model.module.get_output_embeddings().get_parameter("weight").numel()
     per_token = 2 * (head + sum(linear.weight().numel() for linear in linears))
     config = model.module.config
     # Scores and values of causal attention: half of all pairs of positions.
@@ -178,7 +178,7 @@ def main() -> None:
     counted = our_operations(blocks, model, scored)
     results: dict[int, TrialResult] = {}
     for size in sizes:
-        setting = Setting(**{**SETTING.as_dict(), "n_calib": size})  # type: ignore[arg-type]
+        setting = Setting(**{**SETTING.as_dict(), "n_calib": size})
         run_trial(bench, Plan.uniform(setting), scored[:2])
         results[size] = run_trial(bench, Plan.uniform(setting), scored)
         parts = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in results[size].seconds.items())

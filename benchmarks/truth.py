@@ -40,7 +40,7 @@ from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
 
-DIRECTORY = Path(__file__).resolve().parent / "truth"
+DIRECTORY = Path(__file__).resolve().parent / "tables"
 SEARCHED = ("beta", "tau", "n_grid", "n_calib")
 MEASURES: tuple[Measure, ...] = ("nll", "kl")
 SUMS = ("nll", "references", "kl", "kl_references")
@@ -84,9 +84,15 @@ class Text:
 
     def ordered(self, order: NDArray[np.int64]) -> "Text":
         """With its sequences in another order, or with some of them."""
-        values = {name: getattr(self, name) for name in SUMS}
-        chosen = {name: None if array is None else array[:, order] for name, array in values.items()}
-        return replace(self, tokens=self.tokens[order], clusters=self.clusters[order], **chosen)
+        return replace(
+            self,
+            tokens=self.tokens[order],
+            clusters=self.clusters[order],
+            nll=self.nll[:, order],
+            references=self.references[:, order],
+            kl=None if self.kl is None else self.kl[:, order],
+            kl_references=None if self.kl_references is None else self.kl_references[:, order],
+        )
 
     def _score(self, nll: NDArray[np.float64], kl: NDArray[np.float64] | None) -> Score:
         tokens, clusters = torch.from_numpy(self.tokens), torch.from_numpy(self.clusters)

@@ -111,7 +111,7 @@ def studies(
     generator = np.random.default_rng(seed)
     chosen = min(trials, len(text.nll))
     return [
-        study(text, generator.choice(len(text.nll), chosen, replace=False), *parts(text, generator))
+        study(text, generator.choice(len(text.nll), chosen, replace=False).tolist(), *parts(text, generator))
         for _ in range(count)
     ]
 

@@ -49,7 +49,7 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
 )
 LARGEST = 20_000_000
-WIDTH, WHOLE = 120, {"break_long_words": False, "break_on_hyphens": False}
+WIDTH = 120
 TOKENS, SEED = 24, 0
 
 
@@ -79,7 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             rows.append(judged(family, module))
         print(rows[-1] if module is not None else f"{family}: cannot be built this small", file=sys.stderr, flush=True)
-    folded = (line if line.startswith("|") else fill(line, WIDTH, **WHOLE) for line in page(rows, unbuilt))
+    folded = (
+        line if line.startswith("|") else fill(line, WIDTH, break_long_words=False, break_on_hyphens=False)
+        for line in page(rows, unbuilt)
+    )
     text = "\n".join(folded) + "\n"
     if options.out:
         options.out.write_text(text)

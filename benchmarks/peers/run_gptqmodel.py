@@ -10,6 +10,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
@@ -32,7 +33,7 @@ if not linears:
     sys.exit("GPTQModel wrote no quantized Linear")
 with torch.no_grad():
     for name, layer in linears.items():
-        dense.get_submodule(name).weight.copy_(layer.dequantize_weight().T)
+        dense.get_parameter(f"{name}.weight").copy_(cast(Any, layer).dequantize_weight().T)
 dense.save_pretrained(job["written"])
 tokenizer.save_pretrained(job["written"])
 facts = {"seconds": seconds, "version": version("gptqmodel")}
