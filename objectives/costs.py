@@ -11,7 +11,8 @@ from math import prod
 
 from torch import nn
 
-from objectives.calibration.calibration import sizes_to, stored_size
+from objectives.calibration.calibration import sizes_to
+from objectives.calibration.entries import stored_size
 from objectives.calibration.recording import statistics_bytes
 from objectives.model.roles import Block
 from quant.setting import Setting

@@ -8,6 +8,7 @@ plans were validated when they were made.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 
 from objectives.beginning import beginning_note
@@ -143,7 +144,8 @@ def load_bench(plan: BenchPlan, paths: Paths, progress: Progress = silent) -> tu
     Raises:
         InputError: If the model or the text cannot be used.
     """
-    model = load_model(plan.model, progress)
+    offload = Path(plan.model.offload or paths.offload)
+    model = load_model(plan.model, progress, offload)
     require_length(model.module, [plan.calibration, *plan.data])
     sources = ", ".join(dict.fromkeys(text.source for text in (plan.calibration, *plan.data)))
     progress(f"reading and tokenizing {sources}", 0, 1)
@@ -151,11 +153,11 @@ def load_bench(plan: BenchPlan, paths: Paths, progress: Progress = silent) -> tu
     require_readable(model.module, texts, model.tokenizer)
     progress(f"asking the blocks of {model.name} what they compute", 0, 1)
     # Of a model that is already quantized nothing is asked but its scores.
-    blocks = [] if model.quantized is not None else find_blocks(model.module, plan.allow_partial)
+    blocks = [] if model.quantized is not None else find_blocks(model.module, plan.allow_partial, model.weights)
     bench = Bench(
         model=model,
         blocks=blocks,
-        calibration=Calibration(model, blocks, calibration, TensorCache(paths), plan.max_memory),
+        calibration=Calibration(model, blocks, calibration, TensorCache(paths), plan.max_memory, offload),
         allow_partial_groups=plan.allow_partial_groups,
     )
     return bench, data

@@ -19,6 +19,7 @@ from objectives.model.layouts import UNUSABLE
 from objectives.model.memory import is_out_of_memory, release_cached
 from objectives.text.batches import Batch, batches
 from objectives.text.sequences import Sequences
+from storage.errors import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ def halves(model: Any, sequences: Sequences) -> Halves:
             # Each row's logits must be its own: in another order they are the same, but for rounding.
             same = torch.equal(head(features), logits)
             same = same and torch.allclose(head(features.flip(0)).flip(0), logits, rtol=ROUNDING, atol=ROUNDING)
+        except StorageError:
+            raise
         except UNUSABLE:
             same = False
         if same:

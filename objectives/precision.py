@@ -6,7 +6,6 @@ divergences. May assume a model whose weights are original. The answer is kept, 
 the text.
 """
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,10 @@ import torch
 import xxhash
 
 from objectives.model.finding import find_blocks
-from objectives.model.loading import Model, available_bytes
+from objectives.model.loading import Model
+from objectives.model.memory import available_bytes
 from objectives.model.roles import Block
-from objectives.model.weights import weights_restored
+from objectives.model.weights import Weights
 from objectives.progress import Progress
 from objectives.scoring import score, score_all
 from objectives.teacher import compute_teacher
@@ -87,7 +87,8 @@ def check_agreement(
     stored = _stored_agreement(store, key)
     if stored is not None:
         return stored
-    if 4 * sum(parameter.numel() for parameter in model.module.parameters()) > available_bytes(model.device):
+    wide_bytes = 4 * sum(parameter.numel() for parameter in model.module.parameters())
+    if not model.weights.streamed and wide_bytes > available_bytes(model.device):
         log.warning("no memory for a float32 copy of the model: its %s results are not checked", model.dtype)
         return None
 
@@ -112,15 +113,15 @@ def _stored_agreement(store: ResultStore, key: str) -> Agreement | None:
 def _compared(model: Model, blocks: Sequence[Block], sequences: Sequences, progress: Progress) -> Agreement:
     # Of the float32 copy, too: it is the other half of the same comparison.
     phase = f"comparing {model.dtype} with float32".replace("torch.", "")
-    wide = copy.deepcopy(model.module).float()
+    wide, wide_weights = model.weights.wide(model.module)
     own = score_all(model.module, sequences, phase, progress, compute_teacher(wide, sequences, phase, progress))
     itself = compute_teacher(model.module, sequences, phase, progress)
     *_, alone = score(model.module, sequences, batch_tokens=1, teacher=itself)
     reference = score_all(wide, sequences, phase, progress)
     scheme = Scheme(group_size=GROUP_SIZE, scale_dtype=scale_type(model.dtype))
-    with _rounded(blocks, scheme):
+    with _rounded(blocks, scheme, model.weights):
         own_rounded = score_all(model.module, sequences, phase, progress)
-    with _rounded(find_blocks(wide, allow_partial=True), scheme):
+    with _rounded(find_blocks(wide, allow_partial=True, weights=wide_weights), scheme, wide_weights):
         reference_rounded = score_all(wide, sequences, phase, progress)
     return Agreement(
         dtype=str(model.dtype).removeprefix("torch."),
@@ -133,10 +134,12 @@ def _compared(model: Model, blocks: Sequence[Block], sequences: Sequences, progr
 
 
 @contextmanager
-def _rounded(blocks: Sequence[Block], scheme: Scheme) -> Iterator[None]:
-    linears = [linear for block in blocks for linear in block.linears]
-    with weights_restored([linear.module for linear in linears]), torch.inference_mode():
-        for linear in linears:
-            weight = linear.weight().float()
-            linear.set_weight(effective_weight(weight, torch.ones_like(weight[0]), scheme))
+def _rounded(blocks: Sequence[Block], scheme: Scheme, weights: Weights) -> Iterator[None]:
+    modules = [linear.module for block in blocks for linear in block.linears]
+    with weights.restored(modules), torch.inference_mode():
+        for block in blocks:
+            with weights.changing(block.name):
+                for linear in block.linears:
+                    weight = linear.weight().float()
+                    linear.set_weight(effective_weight(weight, torch.ones_like(weight[0]), scheme))
         yield

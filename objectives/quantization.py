@@ -103,20 +103,20 @@ class QuantizedBlocks:
 
 @torch.inference_mode()
 def quantize_model(
+    model: Model,
     blocks: Sequence[Block],
     calibration: Calibration,
     plan: Plan,
-    stored: torch.dtype,
     progress: Progress,
     with_codes: bool = False,
 ) -> QuantizedBlocks:
     """Replace the weights of every covered Linear by their quantized values, and fold the scales that fold.
 
     Args:
-        blocks: The model's roles.
+        model: With its original weights, where they are put back (`Weights.restored`).
+        blocks: Its roles.
         calibration: Its statistics.
         plan: How to quantize; it suits the blocks (`require_suitable`).
-        stored: The type the model is stored in.
         progress: Told how far it is.
         with_codes: Give the codes, too.
 
@@ -132,12 +132,15 @@ def quantize_model(
         layers: dict[str, LayerResult] = {}
         statistics = _read_statistics(block, calibration, plan)
         tokens = {size: expert_tokens(block, read.inputs) for size, read in statistics.items()}
-        for linear, quantized, divisor in _quantize_following(block, statistics, prefixes, plan, stored):
-            own = tokens.get(plan.setting_for(linear.name).n_calib, {})
-            layers[linear.name] = _layer_result(block, linear, quantized, own.get(linear.name))
-            if with_codes and quantized.codes is not None:
-                codes[linear.name] = quantized.codes.cpu()
-                folded[linear.name] = FoldedScales(inputs=quantized.scale, outputs=divisor)
+        with model.weights.changing(block.name):
+            for linear, quantized, divisor in _quantize_following(
+                block, statistics, prefixes, plan, model.stored_dtype
+            ):
+                own = tokens.get(plan.setting_for(linear.name).n_calib, {})
+                layers[linear.name] = _layer_result(block, linear, quantized, own.get(linear.name))
+                if with_codes and quantized.codes is not None:
+                    codes[linear.name] = quantized.codes.cpu()
+                    folded[linear.name] = FoldedScales(inputs=quantized.scale, outputs=divisor)
         results += [layers[linear.name] for linear in block.linears]
         progress(f"quantizing {plan.label()}", done, len(blocks))
     return QuantizedBlocks(layers=tuple(results), codes=codes, folded=folded)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from objectives.errors import RunError
 from objectives.model.layouts import norm_offset
+from objectives.model.loading import Model
 from objectives.model.roles import Block, LinearRole, NormRole
 from objectives.quantization import FoldedScales
 from objectives.refinement_record import Refinement
@@ -57,8 +58,8 @@ class Refined:
     moves: Mapping[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
-    def put_into(self, module: Any, blocks: Sequence[Block], codes: Mapping[str, IntWeight]) -> dict[str, IntWeight]:
-        """Change a model in memory that holds the codes with the scales they were rounded with; returns them with ours.
+    def put_into(self, model: Model, blocks: Sequence[Block], codes: Mapping[str, IntWeight]) -> dict[str, IntWeight]:
+        """Change a model that holds the codes with the scales they were rounded with; returns them with ours.
 
         Raises:
             OtherCodesError: If the codes are others than those that were refined.
@@ -69,10 +70,15 @@ class Refined:
             name: moved(replace(weight, scale=self.scales[name]), self.moves.get(name))
             for name, weight in codes.items()
         }
-        for linear in coded(blocks, codes):
-            linear.set_weight(loaded(refined[linear.name]).to(linear.parameter.device))
-        for name, vector in self.vectors.items():
-            module.get_parameter(name).copy_(vector)
+        left = dict(self.vectors)
+        for block in blocks:
+            with model.weights.changing(block.name):
+                for linear in coded([block], codes):
+                    linear.set_weight(loaded(refined[linear.name]).to(linear.parameter.device))
+                for name in [name for name in left if name.startswith(f"{block.name}.")]:
+                    model.module.get_parameter(name).copy_(left.pop(name))
+        for name, vector in left.items():
+            model.module.get_parameter(name).copy_(vector)
         return refined
 
     def unfolded(self, blocks: Sequence[Block], folded: Mapping[str, FoldedScales]) -> dict[str, Tensor]:

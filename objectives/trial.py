@@ -17,7 +17,6 @@ from objectives.model.folding import changed_modules
 from objectives.model.loading import Model
 from objectives.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from objectives.model.roles import Block
-from objectives.model.weights import fingerprint, weights_restored
 from objectives.progress import Progress, silent
 from objectives.quantization import FoldedScales, LayerResult, model_size, quantize_model
 from objectives.refined import Refined, owners
@@ -250,7 +249,7 @@ def quantized(
     while True:
         with _within_memory(watch, "calibrate"):
             bench.calibration.ensure(plan.calibration_sizes, progress)
-        with weights_restored(modules) as originals:
+        with bench.model.weights.restored(modules) as originals:
             try:
                 with _within_memory(watch, "quantize"):
                     made = _quantize(bench, plan, progress, with_codes)
@@ -260,19 +259,20 @@ def quantized(
                 repaired.add(damage.key)
                 bench.calibration.discard(damage)
                 continue
-            yield replace(made, seconds=watch.seconds, fingerprint=fingerprint(modules), originals=originals)
+            fingerprint = bench.model.weights.fingerprint(modules)
+            yield replace(made, seconds=watch.seconds, fingerprint=fingerprint, originals=originals)
             return
 
 
 def _quantize(bench: Bench, plan: Plan, progress: Progress, with_codes: bool) -> Quantized:
     model, refined = bench.model, bench.refinement_of(plan)
     with_codes = with_codes or refined is not None
-    made = quantize_model(bench.blocks, bench.calibration, plan, model.stored_dtype, progress, with_codes)
+    made = quantize_model(model, bench.blocks, bench.calibration, plan, progress, with_codes)
     if refined is None:
         return Quantized(layers=made.layers, codes=made.codes, folded=made.folded)
     return Quantized(
         layers=made.layers,
-        codes=refined.put_into(model.module, bench.blocks, made.codes),
+        codes=refined.put_into(model, bench.blocks, made.codes),
         folded=made.folded,
         unfolded_vectors=refined.unfolded(bench.blocks, made.folded),
     )

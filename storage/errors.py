@@ -23,3 +23,7 @@ class StoredValueError(StorageError):
 
 class LeaseLostError(StorageError):
     """Another process took over the computation because this one showed no sign of life for too long."""
+
+
+class ChangedFileError(StorageError):
+    """A file that is in use was written to: what is read from it now is not what was read before."""

@@ -50,6 +50,11 @@ class Paths:
         return self.home / "artifacts"
 
     @property
+    def offload(self) -> Path:
+        """Return the directory of what is written of weights that are not in memory: files without names."""
+        return self.home / "offload"
+
+    @property
     def studies(self) -> Path:
         """Return the default study storage."""
         return self.home / "studies.db"

@@ -37,7 +37,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "storage": (
         {"errors", "strict_json"},
         {"files", "paths", "typed_json"},
-        {"lease", "model_directory", "artifacts"},
+        {"lease", "model_directory", "artifacts", "tensor_files"},
         {"cache", "results", "studies"},
     ),
     "objectives": (

@@ -48,6 +48,8 @@ def bench_plan(options: BenchOptions, samples: int) -> BenchPlan:
             dtype=options.dtype,
             device=options.device,
             trust_remote_code=options.trust_remote_code,
+            device_memory=None if options.device_memory is None else int(options.device_memory * 1e9),
+            offload=options.offload,
         ),
         calibration=text(options.calib_data or sources[0], "calibration", samples),
         data=tuple(text(source, "tuning", options.eval_samples) for source in dict.fromkeys(sources)),

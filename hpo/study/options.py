@@ -37,6 +37,12 @@ class BenchOptions:
     allow_partial: bool = option("model", False, "accept block weights that stay in 16 bit")
     allow_partial_groups: bool = option("model", False, "accept a partial last group")
     max_memory: float | None = option("model", None, "for calibration sums; more passes below it", metavar="GB")
+    device_memory: float | None = option(
+        "model", None, "for the weights on the device; blocks beyond it are read whenever they are used", metavar="GB"
+    )
+    offload: str | None = option(
+        "model", None, "for what becomes of such blocks (default: in the cache)", metavar="DIR"
+    )
     calib_data: str | None = option("text", None, "calibration text (default: other documents of the evaluation text)")
     eval_data: str | None = option("text", None, "evaluation text: c4, wikitext2, hub:..., or files, by commas")
     protocol: str = option("text", "packed", "packed or documents")

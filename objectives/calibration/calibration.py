@@ -7,24 +7,28 @@ trial reads one entry whatever its size. May assume a model with its original we
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import xxhash
-from torch import Tensor
 
+from objectives.calibration.carrying import CarriedStates, can_begin_at
+from objectives.calibration.entries import flattened, merged, part_name, restored, stored_size, with_packed_grams
 from objectives.calibration.prefix import QuantizedPrefix
 from objectives.calibration.recording import BlockStatistics, record, statistics_bytes
 from objectives.calibration.shrinking import shrunk_inputs, shrunk_outputs
 from objectives.errors import InputError, RunError
-from objectives.model.loading import Model, available_bytes
+from objectives.model.loading import Model
+from objectives.model.memory import available_bytes
 from objectives.model.roles import Block
 from objectives.progress import Progress
 from objectives.text.sequences import Sequences
-from quant.statistics import InputStatistics, OutputStatistics, Statistics, merge, pack_symmetric, unpack_symmetric
+from quant.statistics import unpack_symmetric
 from storage.cache import TensorCache
 from storage.errors import DamagedEntryError, LeaseLostError
 
@@ -72,6 +76,7 @@ class Calibration:
         sequences: Sequences,
         cache: TensorCache,
         max_memory: int | None = None,
+        offload: Path | None = None,
     ) -> None:
         """Prepare; nothing is computed yet.
 
@@ -81,12 +86,14 @@ class Calibration:
             sequences: All the calibration text, in its fixed order.
             cache: Where statistics are kept.
             max_memory: Bytes that sums may take on the device; blocks are recorded in several passes beyond it.
+            offload: A directory for what goes from pass to pass; None for the system's place of temporary files.
         """
         self._model = model
         self._blocks = blocks
         self._sequences = sequences
         self._cache = cache
         self._max_memory = max_memory
+        self._offload = offload or Path(tempfile.gettempdir())
 
     @property
     def text(self) -> Sequences:
@@ -160,7 +167,7 @@ class Calibration:
         Raises:
             DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
         """
-        packed = _stored(self._cache.read(self.first(size).key, part_name(block)), block, self._model.device)
+        packed = restored(self._cache.read(self.first(size).key, part_name(block)), block, self._model.device)
         inputs = shrunk_inputs(block, packed.inputs)
         return BlockStatistics(
             inputs={name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in inputs.items()},
@@ -211,14 +218,22 @@ class Calibration:
             progress(f"calibrating on samples {start + 1}-{step.size}", done, total)
 
         with self._cache.new_entry(step.key, about) as entry:
+            carried = self._carried(passes)
             for blocks in passes:
-                recorded = record(self._model.module, blocks, sequences, advance)
+                recorded = record(self._model.module, blocks, sequences, advance, carried)
                 for block, statistics in zip(blocks, recorded, strict=True):
-                    means = _with_packed_grams(statistics)
+                    means = with_packed_grams(statistics)
                     if before is not None:
                         earlier = self._cache.read(before.key, part_name(block))
-                        means = _merged(_stored(earlier, block, torch.device("cpu")), means)
-                    entry.write(part_name(block), _flattened(means))
+                        means = merged(restored(earlier, block, torch.device("cpu")), means)
+                    entry.write(part_name(block), flattened(means))
+
+    def _carried(self, passes: Sequence[Sequence[Block]]) -> CarriedStates | None:
+        """Return what spares passes the blocks before them; None where one is enough, or the model cannot be so run."""
+        names, starts = [block.name for block in self._blocks], [blocks[0].index for blocks in passes[1:]]
+        if not starts or not can_begin_at(self._model.module, names, starts):
+            return None
+        return CarriedStates(self._model.module, names, self._offload)
 
     def _key(self, size: int) -> str:
         text = self._sequences[:size].fingerprint()
@@ -244,55 +259,3 @@ def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
         group.append(block)
         group_bytes += size
     yield group
-
-
-def stored_size(blocks: Sequence[Block]) -> int:
-    """Return the bytes of one entry on the disk, but for vectors: packed float32 Gram matrices."""
-    return sum(4 * (site.inputs // 2 + 1) * site.inputs for block in blocks for site in block.sites)
-
-
-def part_name(block: Block) -> str:
-    """Return what the statistics of a block are called in an entry."""
-    return f"block-{block.index:03d}"
-
-
-def _flattened(statistics: BlockStatistics) -> dict[str, Tensor]:
-    """Name the tensors of statistics whose Gram matrices are packed."""
-    named: list[tuple[str, InputStatistics | OutputStatistics]] = [
-        *statistics.inputs.items(),
-        *statistics.outputs.items(),
-    ]
-    # Cloned: the format refuses tensors that share memory, as importances of two placements may.
-    return {
-        f"{name}/{field.name}": torch.as_tensor(getattr(means, field.name)).clone()
-        for name, means in named
-        for field in fields(means)
-    }
-
-
-def _merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
-    """Merge the statistics of two consecutive runs of samples."""
-    return BlockStatistics(
-        inputs={name: merge([means, second.inputs[name]]) for name, means in first.inputs.items()},
-        outputs={name: merge([means, second.outputs[name]]) for name, means in first.outputs.items()},
-    )
-
-
-def _with_packed_grams(statistics: BlockStatistics) -> BlockStatistics:
-    """Pack the Gram matrices: half the memory, and half the arithmetic where they are merged."""
-    inputs = {name: replace(means, gram=pack_symmetric(means.gram)) for name, means in statistics.inputs.items()}
-    return replace(statistics, inputs=inputs)
-
-
-def _stored(part: Mapping[str, Tensor], block: Block, device: torch.device) -> BlockStatistics:
-    """Restore statistics as they were stored, Gram matrices still packed."""
-    return BlockStatistics(
-        inputs={site.name: _restored(InputStatistics, site.name, part, device) for site in block.sites},
-        outputs={linear.name: _restored(OutputStatistics, linear.name, part, device) for linear in block.linears},
-    )
-
-
-def _restored(kind: type[Statistics], name: str, part: Mapping[str, Tensor], device: torch.device) -> Statistics:
-    tensors = {field.name: part[f"{name}/{field.name}"] for field in fields(kind)}
-    tokens = int(tensors.pop("tokens"))
-    return kind(tokens=tokens, **{field: tensor.to(device) for field, tensor in tensors.items()})

@@ -5,7 +5,8 @@ Responsible for reading these counts, and nothing else, from the cache. May assu
 
 from collections.abc import Sequence
 
-from objectives.calibration.calibration import Calibration, part_name
+from objectives.calibration.calibration import Calibration
+from objectives.calibration.entries import part_name
 from objectives.model.roles import Block
 
 

@@ -5,7 +5,7 @@ batch, whatever the number of sequences. May assume that the model is in full pr
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from objectives.calibration.carrying import CarriedStates
 from objectives.model.experts import routed, site_name, trace
 from objectives.model.roles import Block, FusedExperts, InputSite, LinearRole
 from objectives.text.batches import batches
@@ -36,7 +37,11 @@ def statistics_bytes(block: Block) -> int:
 
 
 def record(
-    model: Any, blocks: Sequence[Block], sequences: Sequences, advance: Callable[[int], None]
+    model: Any,
+    blocks: Sequence[Block],
+    sequences: Sequences,
+    advance: Callable[[int], None],
+    carried: CarriedStates | None = None,
 ) -> Iterator[BlockStatistics]:
     """Run the sequences through the model once and yield the statistics of `blocks`, on the CPU, in order.
 
@@ -45,10 +50,15 @@ def record(
         blocks: Which of its blocks to watch; nothing after the last of them is computed.
         sequences: What to read; padding counts nowhere.
         advance: Told how many more sequences were read.
+        carried: The same sequences before the first of these blocks, and then after the last; None to run the model
+            from its beginning.
     """
     recorders = [_BlockRecorder(block, model.device) for block in blocks]
-    with _watching(model, recorders), torch.inference_mode():
-        for batch in batches(sequences, range(len(sequences)), BATCH_TOKENS, model.device):
+    passing = nullcontext() if carried is None else carried.passing(blocks[0].index, blocks[-1].index)
+    with passing, _watching(model, recorders), torch.inference_mode():
+        for number, batch in enumerate(batches(sequences, range(len(sequences)), BATCH_TOKENS, model.device)):
+            if carried is not None:
+                carried.begin(number)
             for recorder in recorders:
                 recorder.tokens = None if batch.attention is None else batch.attention.flatten()
             with suppress(_BlocksDone):

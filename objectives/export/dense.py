@@ -10,6 +10,7 @@ from pathlib import Path
 from objectives.export.companions import copy_companions
 from objectives.export.formats import Stored
 from objectives.export.rescoring import rescore
+from objectives.export.shards import save_in_shards
 from objectives.export.tensors import configuration_kept
 from objectives.model.loading import Model
 from objectives.model.roles import Block
@@ -33,8 +34,11 @@ class Dense:
     def write(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight], place: Path) -> Stored:
         """Write the quantized weights in the model's own type; see `Format.write`."""
         model = bench.model
-        with configuration_kept(model.module):
-            model.module.save_pretrained(place)
+        if model.weights.streamed:
+            save_in_shards(model, bench.blocks, place)
+        else:
+            with configuration_kept(model.module):
+                model.module.save_pretrained(place)
         model.tokenizer.save_pretrained(place)
         copy_companions(model, place)
         return Stored(linear_bytes=None)

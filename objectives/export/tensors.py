@@ -45,13 +45,17 @@ def other_tensors(model: Model, linears: Iterable[LinearRole]) -> dict[str, Tens
     """Return every tensor of the model but the weights of Linears, on the CPU and in the stored type."""
     parameters = {id(linear.parameter) for linear in linears}
     quantized = {name for name, own in model.module.named_parameters(remove_duplicate=False) if id(own) in parameters}
-    narrowed: dict[int, Tensor] = {}
+    narrowed: dict[int | str, Tensor] = {}
+    elsewhere = {name for name, own in model.module.named_parameters() if own.is_meta}
     tensors: dict[str, Tensor] = {}
-    for name, tensor in model.module.state_dict().items():
+    for name, read in model.weights.state(model.module):
         if name not in quantized:
-            # Tied weights stay one tensor: that is how whoever saves them knows.
+            tensor = read()
             kept = tensor.to(model.stored_dtype) if tensor.dtype == model.dtype else tensor
-            tensors[name] = narrowed.setdefault(tensor.data_ptr(), kept.cpu().clone())
+            # Tied weights stay one tensor: that is how whoever saves them knows. One that was read has no name but its
+            # own, and its memory may be that of the one before.
+            owner = name if name in elsewhere else tensor.data_ptr()
+            tensors[name] = narrowed.setdefault(owner, kept.cpu().clone())
     return tensors
 
 

@@ -16,7 +16,6 @@ from objectives.errors import RunError
 from objectives.export.formats import Export, Format, Proof, Stored, find_format
 from objectives.export.limits import quantized_linears
 from objectives.export.manifest import Manifest, ProvenScore, file_hashes, make_manifest, write_manifest
-from objectives.model.weights import weights_restored
 from objectives.progress import Progress
 from objectives.refined import owners
 from objectives.scoring import score_all
@@ -148,13 +147,17 @@ def unfolded_perplexity(bench: Bench, plan: Plan, result: Quantized, text: Seque
     What folding broke is broken in the trial and in the directory alike, and here it is not.
     """
     linears, module = quantized_linears(bench.blocks, plan), bench.model.module
-    vectors = result.unfolded_vectors
-    with weights_restored([*(linear.module for linear in linears), *owners(module, list(vectors))]):
-        for name, vector in vectors.items():
+    weights, left = bench.model.weights, dict(result.unfolded_vectors)
+    with weights.restored([*(linear.module for linear in linears), *owners(module, list(left))]):
+        for block in bench.blocks:
+            with weights.changing(block.name):
+                for name in [name for name in left if name.startswith(f"{block.name}.")]:
+                    module.get_parameter(name).copy_(left.pop(name))
+                for linear in quantized_linears([block], plan):
+                    weight = loaded(result.codes[linear.name]).to(bench.model.device)
+                    linear.set_weight(result.folded[linear.name].undone(weight))
+        for name, vector in left.items():
             module.get_parameter(name).copy_(vector)
-        for linear in linears:
-            weight = loaded(result.codes[linear.name]).to(bench.model.device)
-            linear.set_weight(result.folded[linear.name].undone(weight))
         phase = f"scoring without folded scales on {text.source}"
         return score_all(bench.model.module, text, phase, progress).perplexity
 

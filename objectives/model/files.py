@@ -5,6 +5,7 @@ read at all. May assume nothing; a name that is no local path is the hub's busin
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ TOKENIZER_FILES = (
 )
 HEADER_LENGTH_BYTES = 8
 LARGEST_HEADER = 100 * 2**20
+LISTED = 3
+COUNTS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""What configurations call how many experts a block has."""
+EXPERT_TENSOR = re.compile(r"(.*\bexperts)\.(\d+)\.(.+)")
 TYPES_OF_WEIGHTS = ("F64", "F32", "F16", "BF16")
 
 
@@ -74,6 +79,31 @@ def ignored_files(path: Path) -> list[str]:
     if not (path / ADAPTER).is_file():
         return []
     return [f"{path / ADAPTER} is ignored: the base weights beside it are used; merge the adapter into them to use it"]
+
+
+def require_experts(name: str, path: Path, config: Any) -> None:
+    """Refuse a local mixture whose files have other experts than its configuration describes.
+
+    Raises:
+        InputError: Naming the tensor, which experts there are, and how many there should be.
+    """
+    counts = (getattr(config.get_text_config(), key, None) for key in COUNTS_OF_EXPERTS)
+    count = next((count for count in counts if isinstance(count, int) and count > 0), None)
+    numbers: dict[str, set[int]] = {}
+    for file in sorted(path.glob("*.safetensors")) if count is not None else ():
+        for key in _header(file):
+            match = EXPERT_TENSOR.fullmatch(key)
+            if match:
+                numbers.setdefault(f"{match[1]}.*.{match[3]}", set()).add(int(match[2]))
+    for key, present in sorted(numbers.items()):
+        wrong = sorted(present ^ set(range(count or 0)))
+        if wrong:
+            what = "lacks" if wrong[0] not in present else "has, beyond that,"
+            listed = ", ".join(map(str, wrong[:LISTED]))
+            raise InputError(
+                f"model {name} should have {count} experts by its config.json and {what} {len(wrong)} of {key} (first: "
+                f"{listed}); get its files again, or the config.json that belongs to them"
+            )
 
 
 def _starts_as_pointer(file: Path) -> bool:

@@ -41,6 +41,7 @@ from objectives.model.roles import (
     largest_uncovered,
     uncovered_share,
 )
+from objectives.model.weights import HeldWeights, Weights
 
 log = logging.getLogger(__name__)
 
@@ -48,23 +49,26 @@ MOST_UNCOVERED = 0.05
 LONGEST_REASON = 200
 
 
-def find_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
+def find_blocks(module: Any, allow_partial: bool = False, weights: Weights | None = None) -> list[Block]:
     """Return the decoder blocks of a causal language model.
 
     Args:
         module: A `PreTrainedModel`.
         allow_partial: Accept blocks of which more than 5 % of the weights stay in 16 bit.
+        weights: Where its weights are; None for all of them in memory.
 
     Raises:
         InputError: If the layout is not known, naming what is in the way.
     """
     config, prefix, layers = _decoder(module)
     calls = read_calls(module, list(layers))
-    shared = _shared_parameters(module)
-    blocks = [
-        _block(index, f"{prefix}.{index}", layer, call, config, shared)
-        for index, (layer, call) in enumerate(zip(layers, calls, strict=True))
-    ]
+    shared = shared_parameters(module)
+    weights = weights or HeldWeights()
+    blocks = []
+    for index, (layer, call) in enumerate(zip(layers, calls, strict=True)):
+        name = f"{prefix}.{index}"
+        with weights.at_hand(name):
+            blocks.append(_block(index, name, layer, call, config, shared))
     _require_coverage(module, blocks, allow_partial)
     return blocks
 
@@ -80,18 +84,28 @@ def named_blocks(module: Any, allow_partial: bool = False) -> list[Block]:
         InputError: If the layout is not known, naming what is in the way.
     """
     config, prefix, layers = _decoder(module)
-    shared = _shared_parameters(module)
+    shared = shared_parameters(module)
     blocks = [_asked(index, f"{prefix}.{index}", layer, None, config, shared) for index, layer in enumerate(layers)]
     _require_coverage(module, blocks, allow_partial)
     return blocks
 
 
-def _decoder(module: Any) -> tuple[Any, str, nn.ModuleList]:
-    """Return a model's text configuration, and its decoder blocks with the name of their list."""
+def decoder_layers(module: Any) -> tuple[str, nn.ModuleList]:
+    """Return a model's decoder blocks, with the name of their list.
+
+    Raises:
+        InputError: If it has none that are known.
+    """
     config = module.config.get_text_config()
     if not getattr(config, "num_attention_heads", None):
         raise InputError(f"{type(module).__name__} has no attention heads; {SUPPORTED}")
-    prefix, layers = _decoder_layers(module, config.num_hidden_layers)
+    return _decoder_layers(module, config.num_hidden_layers)
+
+
+def _decoder(module: Any) -> tuple[Any, str, nn.ModuleList]:
+    """Return a model's text configuration, and its decoder blocks with the name of their list."""
+    prefix, layers = decoder_layers(module)
+    config = module.config.get_text_config()
     for index, layer in enumerate(layers):
         _require_linears(f"{prefix}.{index}", layer)
     activation(config)
@@ -115,7 +129,7 @@ def _require_linears(name: str, layer: nn.Module) -> None:
         raise InputError(f"{name}.{conv[0]} is a Conv1D (GPT-2 layout), which is not supported; {SUPPORTED}")
 
 
-def _shared_parameters(module: nn.Module) -> set[int]:
+def shared_parameters(module: nn.Module) -> set[int]:
     """Return the ids of parameters that stand in several places: changing one place would change the others."""
     places = Counter(
         id(parameter)

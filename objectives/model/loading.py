@@ -5,12 +5,12 @@ hub's libraries honour HF_TOKEN and HF_HUB_OFFLINE themselves.
 """
 
 import json
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import xxhash
 from torch import nn
@@ -18,17 +18,24 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.errors import InputError
-from objectives.model.files import coded_weights, ignored_files, require_model_directory, require_tokenizer_files
+from objectives.model.files import (
+    coded_weights,
+    ignored_files,
+    require_experts,
+    require_model_directory,
+    require_tokenizer_files,
+)
 from objectives.model.hub import hub_errors
+from objectives.model.memory import available_bytes
+from objectives.model.offloading import WORKING_BYTES, Room, load_streamed, require_room
 from objectives.model.provenance import AlreadyQuantized, already_quantized
+from objectives.model.weights import HeldWeights, Weights
 from objectives.progress import Progress, silent
 from quant.matmul import fast_dtype
 from quant.scheme import SCALE_TYPES
 
 BUNDLED = "bundled"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Beyond the weights and one copy of them: activations of a batch, a block in float32, its statistics.
-WORKING_BYTES = 512 * 2**20
 # Names that say where a model came from, not what it computes.
 # What transformers, or a model's own code, raises on values of a configuration that it does not check.
 FAULTS_OF_VALUES = (ImportError, ArithmeticError, AttributeError, TypeError, LookupError)
@@ -56,6 +63,9 @@ class ModelPlan:
         device: A torch device.
         trust_remote_code: Run Python code that comes with the model.
         accept_quantized: Load a model that is already quantized, to measure it as it is.
+        device_memory: Bytes that its weights may take on the device, and what becomes of them; None for what is
+            available.
+        offload: Directory for what is written of blocks that are not in memory; None for a place in the cache.
     """
 
     name: str = BUNDLED
@@ -64,6 +74,8 @@ class ModelPlan:
     device: str = "cpu"
     trust_remote_code: bool = False
     accept_quantized: bool = False
+    device_memory: int | None = None
+    offload: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in DTYPES:
@@ -81,6 +93,7 @@ class Model:
         tokenizer: Its tokenizer.
         device: Where it runs.
         fingerprint: 128 bits of its configuration and of every weight and buffer as loaded.
+        weights: Where those of its decoder blocks are.
         file_dtype: The type its files have its weights in; None where there are no files.
         quantized: How it is already quantized; None in full precision.
         notes: What a person should know of its files.
@@ -92,6 +105,7 @@ class Model:
     tokenizer: Any
     device: torch.device
     fingerprint: str
+    weights: Weights = field(default_factory=HeldWeights)
     file_dtype: torch.dtype | None = None
     quantized: AlreadyQuantized | None = None
     notes: tuple[str, ...] = ()
@@ -107,14 +121,21 @@ class Model:
         return self.file_dtype if self.dtype == torch.float32 and self.file_dtype in SCALE_TYPES else self.dtype
 
 
-def load_model(plan: ModelPlan, progress: Progress = silent) -> Model:
-    """Load a model and its tokenizer.
+def load_model(plan: ModelPlan, progress: Progress = silent, offload: Path | None = None) -> Model:
+    """Load a model and its tokenizer; of one that is too large for the memory its blocks stay in files.
+
+    Args:
+        plan: Which model and how.
+        progress: Told what is done.
+        offload: For what is written of blocks that are not in memory, unless the plan says another; None for the
+            system's place of temporary files.
 
     Raises:
         InputError: If it is absent, gated, without weights, of an unknown kind, already quantized, or will not fit.
     """
     path = str(MODEL_DIRECTORY) if plan.name == BUNDLED else plan.name
     device = _device(plan.device)
+    offload = Path(plan.offload or offload or tempfile.gettempdir())
     common = {"revision": plan.revision, "trust_remote_code": plan.trust_remote_code}
     progress(f"loading {plan.name}", 0, 1)
     local = Path(path)
@@ -124,22 +145,32 @@ def load_model(plan: ModelPlan, progress: Progress = silent) -> Model:
     quantized = already_quantized(config, local)
     if quantized is not None:
         _require_measurable(plan, quantized)
+    require_experts(plan.name, local, config)
     require_tokenizer_files(plan.name, local)
     with hub_errors(f"the tokenizer of model {plan.name}", ImportError):
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
     how = f", which is {quantized}," if quantized else ""
     with hub_errors(f"model {plan.name}{how}", *FAULTS_OF_VALUES):
         file_dtype, dtype = config.dtype, _dtype(plan.dtype, config, device)
-        _require_fit(plan, config, dtype, device)
+        skeleton = _skeleton(plan, config)
+        room = _room(plan, skeleton, dtype, device)
+        if room is not None and quantized is not None:
+            raise InputError(
+                f"model {plan.name} is {quantized} and does not fit into the memory of {device}, and only models in "
+                "full precision can be read block by block; use another --device"
+            )
         # Weights that are absent or of another shape are made up by the library; asked for, it says which.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **common
-        )
-    module, report = loaded
+        ways: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, **common}
+        weights: Weights = HeldWeights()
+        if room is None:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **ways)
+            module, report = loaded
+        else:
+            module, report, weights = load_streamed(path, plan.name, room, skeleton, device, offload, ways)
     _require_complete(plan, report)
     if quantized is None:
         _require_weights_of_numbers(plan, report, local)
-    module = module.to(device).eval().requires_grad_(False)
+    module = module.to(device).eval().requires_grad_(False) if room is None else module
     progress(f"reading the weights of {plan.name}", 0, 1)
     return Model(
         name=plan.name,
@@ -147,10 +178,11 @@ def load_model(plan: ModelPlan, progress: Progress = silent) -> Model:
         module=module,
         tokenizer=tokenizer,
         device=device,
-        fingerprint=_fingerprint(module),
+        fingerprint=_fingerprint(module, weights),
+        weights=weights,
         file_dtype=file_dtype,
         quantized=quantized,
-        notes=tuple(ignored_files(local)),
+        notes=(*ignored_files(local), *([] if room is None else [str(room)])),
     )
 
 
@@ -185,19 +217,19 @@ def _dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
     return own if device.type != "cpu" or own == fast_dtype("cpu") else torch.float32
 
 
-def _require_fit(plan: ModelPlan, config: Any, dtype: torch.dtype, device: torch.device) -> None:
+def _skeleton(plan: ModelPlan, config: Any) -> nn.Module:
+    """Return the model without data."""
     with torch.device("meta"):
-        skeleton: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call, no-any-return]
             config, trust_remote_code=plan.trust_remote_code
         )
-    weights = sum(parameter.numel() for parameter in skeleton.parameters()) * dtype.itemsize
-    needed = 2 * weights + WORKING_BYTES
-    available = available_bytes(device)
-    if needed > available:
-        raise InputError(
-            f"model {plan.name} needs {needed / 1e9:.1f} GB on {device} (weights in {dtype}, one copy and working "
-            f"space) and {available / 1e9:.1f} GB are available; use another --device or a 16-bit --dtype"
-        )
+
+
+def _room(plan: ModelPlan, skeleton: nn.Module, dtype: torch.dtype, device: torch.device) -> Room | None:
+    given = plan.device_memory
+    if given is None:
+        given = available_bytes(device) - WORKING_BYTES
+    return require_room(plan.name, skeleton, dtype, device, given)
 
 
 def _require_complete(plan: ModelPlan, report: Mapping[str, Any]) -> None:
@@ -220,17 +252,11 @@ def _require_weights_of_numbers(plan: ModelPlan, report: Mapping[str, Any], path
         )
 
 
-def available_bytes(device: torch.device) -> int:
-    """Return the memory that can be allocated on `device` now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
-
-
-def _fingerprint(module: nn.Module) -> str:
+def _fingerprint(module: nn.Module, weights: Weights) -> str:
     config = {k: v for k, v in module.config.to_dict().items() if k not in IRRELEVANT_CONFIG}  # type: ignore[operator, union-attr]
     digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in module.state_dict().items():
+    for name, read in weights.state(module):
+        tensor: Any = read()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return str(digest.hexdigest())

@@ -7,12 +7,21 @@ that one piece of work is measured at a time in a process.
 import ctypes
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
+GROUPS = Path("/sys/fs/cgroup")
+CONTROL_GROUPS = (
+    (GROUPS / "memory.max", GROUPS / "memory.current"),
+    (GROUPS / "memory/memory.limit_in_bytes", GROUPS / "memory/memory.usage_in_bytes"),
+)
+"""Where a container sees its limit and what it uses, in both versions."""
 # Parameters of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 2**30
@@ -30,6 +39,29 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the memory that can be allocated on `device` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(int(psutil.virtual_memory().available), *_left_by_limits())
+
+
+def _left_by_limits() -> Iterator[int]:
+    """Yield what each limit of this process leaves it: of its data, of its addresses, of its control group."""
+    process = psutil.Process().memory_info()
+    for limit, used in ((resource.RLIMIT_DATA, process.data), (resource.RLIMIT_AS, process.vms)):
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            yield max(0, soft - used)
+    for most, now in CONTROL_GROUPS:
+        # A group without a limit says so in a word.
+        with suppress(OSError, ValueError):
+            limit, used = int(most.read_text()), int(now.read_text())
+            about = dict(line.split() for line in (now.parent / "memory.stat").read_text().splitlines())
+            # What was read from files is given up when room is needed.
+            yield max(0, limit - used + int(about.get("file", about.get("cache", 0))))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

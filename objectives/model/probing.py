@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from objectives.errors import InputError
 from objectives.model.layouts import UNUSABLE, Rows
+from storage.errors import StorageError
 
 TOKENS = 16
 SEED = 1
@@ -75,6 +76,8 @@ def read_calls(module: Any, layers: Sequence[nn.Module]) -> list[Call | None]:
     try:
         with torch.no_grad():
             module.base_model(input_ids=ids.to(module.device), use_cache=False)
+    except StorageError:
+        raise
     except UNUSABLE as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"{type(module).__name__} cannot be run on {TOKENS} tokens: {reason}") from error

@@ -1,10 +1,14 @@
 """Put the weights of a model back after they were changed, and tell whether two changes are the same.
 
-Responsible for weights, biases and norms in memory. May assume room for a copy of those that may change.
+Responsible for weights, biases and norms in memory, and for what is asked of weights wherever they are. May assume room
+for a copy of those that may change.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -17,13 +21,69 @@ MOST_HASHED = 2**24
 """Values that are hashed at a time: they take eight bytes each meanwhile."""
 
 
+class Weights(Protocol):
+    """Where the weights of a model's decoder blocks are, and how they are changed and put back."""
+
+    streamed: bool
+    """Whether they are in memory only while they are used."""
+
+    def at_hand(self, block: str) -> AbstractContextManager[None]:
+        """Have the weights of the block of this name in its modules while the context lasts."""
+
+    def changing(self, block: str) -> AbstractContextManager[None]:
+        """Have them there, and keep what is done to them until `restored` ends."""
+
+    def restored(self, modules: Sequence[nn.Module]) -> AbstractContextManager[Mapping[nn.Parameter, Tensor]]:
+        """Undo whatever is done to the weights and biases of these modules meanwhile; gives the copies it holds."""
+
+    def fingerprint(self, modules: Sequence[nn.Module]) -> str:
+        """Return 128 bits of the weights and biases of these modules; see `fingerprint`."""
+
+    def state(self, module: Any) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        """Yield the name of every tensor of the model, in its order, and what reads it."""
+
+    def wide(self, module: Any) -> "tuple[Any, Weights]":
+        """Return a copy of the model in float32, with its weights."""
+
+
+class HeldWeights:
+    """Weights that are in memory all the time."""
+
+    streamed = False
+
+    def at_hand(self, block: str) -> AbstractContextManager[None]:
+        """See `Weights`."""
+        return nullcontext()
+
+    def changing(self, block: str) -> AbstractContextManager[None]:
+        """See `Weights`."""
+        return nullcontext()
+
+    def restored(self, modules: Sequence[nn.Module]) -> AbstractContextManager[Mapping[nn.Parameter, Tensor]]:
+        """Hold a copy of each of these weights meanwhile; see `Weights`."""
+        return weights_restored(modules)
+
+    def fingerprint(self, modules: Sequence[nn.Module]) -> str:
+        """See `Weights`."""
+        return fingerprint(modules)
+
+    def state(self, module: Any) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        """See `Weights`."""
+        for name, tensor in module.state_dict().items():
+            yield name, partial(tensor.view_as, tensor)
+
+    def wide(self, module: Any) -> tuple[Any, Weights]:
+        """See `Weights`."""
+        return copy.deepcopy(module).float(), self
+
+
 @contextmanager
 def weights_restored(modules: Sequence[nn.Module]) -> Iterator[Mapping[nn.Parameter, Tensor]]:
     """Undo whatever the block does to the weights and biases of these modules; yields the copy it holds of each.
 
     A module may be named more than once: a fused Linear for every role it plays.
     """
-    parameters = _parameters(modules)
+    parameters = parameters_of(modules)
     originals = {parameter: parameter.detach().clone() for parameter in parameters}
     try:
         yield originals
@@ -32,21 +92,30 @@ def weights_restored(modules: Sequence[nn.Module]) -> Iterator[Mapping[nn.Parame
             parameter.copy_(original)
 
 
+def _itself(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach()
+
+
 @torch.inference_mode()
-def fingerprint(modules: Sequence[nn.Module]) -> str:
+def fingerprint(modules: Sequence[nn.Module], value: Callable[[nn.Parameter], Tensor] = _itself) -> str:
     """Return 128 bits of the weights and biases of these modules, as hexadecimal: equal ones compute the same.
 
     Each tensor is hashed where it lies, and all hashes are read at once.
+
+    Args:
+        modules: What has them.
+        value: Reads a parameter that is elsewhere.
     """
-    parameters = _parameters(modules)
+    parameters = parameters_of(modules)
     if not parameters:
         return str(xxhash.xxh3_128_hexdigest(b""))
     shapes = [f"{parameter.dtype} {tuple(parameter.shape)}" for parameter in parameters]
-    hashes = torch.stack([_hash(parameter.detach()) for parameter in parameters]).tolist()
+    hashes = torch.stack([_hash(value(parameter)) for parameter in parameters]).tolist()
     return str(xxhash.xxh3_128_hexdigest(repr((shapes, hashes)).encode()))
 
 
-def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+def parameters_of(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Return the weights and biases of these modules themselves, each once."""
     return list(dict.fromkeys(parameter for module in modules for parameter in module.parameters(recurse=False)))
 
 

@@ -132,6 +132,11 @@ def _refine(
 ) -> Refined | None:
     """Refine and store; returns what there was by then where time ran out, which is not stored."""
     model = bench.model
+    if model.weights.streamed:
+        raise InputError(
+            f"--refine needs model {model.name} in memory, and it is read block by block there; use another --device, "
+            "a larger --device-memory or leave --refine out"
+        )
     training, validation = (bench.teacher(part, progress) for part in (text.training, text.validation))
     if training is None or validation is None:
         raise InputError(f"model {model.name} is quantized already: there is no full precision to refine it towards")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.calibration.calibration import Calibration
+from objectives.calibration.carrying import can_begin_at
 from objectives.calibration.recording import BlockStatistics, record, statistics_bytes
 from objectives.errors import InputError, RunError
 from objectives.model.finding import find_blocks
@@ -34,6 +36,7 @@ from quant.setting import Setting
 from storage.cache import TensorCache
 from storage.errors import DamagedEntryError, StorageError
 from storage.paths import Paths
+from tests.objectives import tiny
 
 COUNT, LENGTH = 24, 64
 SETTING = Setting(n_calib=COUNT, n_grid=3, group_size=64)
@@ -84,6 +87,10 @@ def reading(model: Model) -> Iterator[list[int]]:
         yield counts
     finally:
         handle.remove()
+
+
+def count(runs: dict[str, int], name: str, *_: object) -> None:
+    runs[name] += 1
 
 
 def assert_close(found: BlockStatistics, expected: BlockStatistics, tolerance: float) -> None:
@@ -215,17 +222,52 @@ def one_by_one(model: Model, block: Block, sequences: Sequence[Tensor]) -> Block
 def test_block_by_block_gives_the_same_statistics(
     bundled: Model, blocks: list[Block], text: Sequences, filled: Path, tmp_path: Path
 ) -> None:
-    """Little memory costs passes over the text, and changes neither statistics nor progress."""
+    """Little memory costs passes over the text, and changes neither statistics nor progress; each runs its blocks."""
     reports: list[tuple[str, int, int]] = []
     tight = Calibration(bundled, blocks, text, cache_of(tmp_path), max_memory=2 * statistics_bytes(blocks[0]))
-    with reading(bundled) as counts:
-        assert tight.ensure([COUNT], lambda *step: reports.append(step)) == COUNT
+    runs = dict.fromkeys((block.name for block in blocks), 0)
+    handles = [
+        bundled.module.get_submodule(name).input_layernorm.register_forward_hook(partial(count, runs, name))
+        for name in runs
+    ]
+    assert tight.ensure([COUNT], lambda *step: reports.append(step)) == COUNT
+    for handle in handles:
+        handle.remove()
     passes = len(blocks) // 2
-    assert sum(counts) == passes * COUNT
+    # Once for all sequences of a step, and a few tokens to see whether the model can begin at a block.
+    assert set(runs.values()) == {times * len(tight.steps_to(COUNT)) for times in (3, 4)}
     assert reports[-1] == (f"calibrating on samples 17-{COUNT}", 8 * passes, 8 * passes)
     roomy = Calibration(bundled, blocks, text, cache_of(filled))
     for block in blocks:
-        assert_close(tight.read(block, COUNT), roomy.read(block, COUNT), 1e-6)
+        own, expected = tight.read(block, COUNT), roomy.read(block, COUNT)
+        for site, means in expected.inputs.items():
+            assert torch.equal(own.inputs[site].gram, means.gram)
+        for linear, seen in expected.outputs.items():
+            assert torch.equal(own.outputs[linear].square, seen.square)
+
+
+def test_a_model_that_cannot_begin_at_a_block_is_run_from_its_beginning(text: Sequences, tmp_path: Path) -> None:
+    """A block that reads more than the one before it gives has the same statistics in several passes, too."""
+    made = tiny.model(tiny.LAYOUTS["llama"]())
+    first, second = made.module.model.layers
+    seen: list[Tensor] = []
+    first.mlp.register_forward_hook(lambda _, __, output: seen.append(output))
+    # Its input has something of the first block's MLP, as blocks have that share keys and values.
+    second.self_attn.q_proj.register_forward_pre_hook(lambda _, args: (args[0] + seen[-1],))
+    blocks = find_blocks(made.module)
+    read = tiny.sequences([24, 17, 24], seed=1)
+    names = [block.name for block in blocks]
+    assert not can_begin_at(made.module, names, [1])
+    assert can_begin_at(tiny.model(tiny.LAYOUTS["llama"]()).module, names, [1])
+    calibrations = [
+        Calibration(made, blocks, read, cache_of(tmp_path / str(most)), most)
+        for most in (statistics_bytes(blocks[0]), None)
+    ]
+    for calibration in calibrations:
+        calibration.ensure([3], silent)
+    own, expected = (calibration.read(blocks[1], 3) for calibration in calibrations)
+    for site, means in expected.inputs.items():
+        assert torch.equal(own.inputs[site].gram, means.gram)
 
 
 def test_a_block_that_exceeds_the_memory_alone_is_refused(
