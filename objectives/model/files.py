@@ -98,10 +98,10 @@ def require_experts(name: str, path: Path, config: Any) -> None:
     for key, present in sorted(numbers.items()):
         wrong = sorted(present ^ set(range(count or 0)))
         if wrong:
-            what = "lacks" if wrong[0] not in present else "has, beyond that,"
+            verb = "lacks" if wrong[0] not in present else "has, beyond that,"
             listed = ", ".join(map(str, wrong[:LISTED]))
             raise InputError(
-                f"model {name} should have {count} experts by its config.json and {what} {len(wrong)} of {key} (first: "
+                f"model {name} should have {count} experts by its config.json and {verb} {len(wrong)} of {key} (first: "
                 f"{listed}); get its files again, or the config.json that belongs to them"
             )
 

@@ -49,12 +49,10 @@ class Room:
 
     def __str__(self) -> str:
         count, kept = len(self.blocks), len(self.kept)
-        what = "all blocks stay in memory, and are put back from their files instead of a copy"
+        sentence = "all blocks stay in memory, and are put back from their files instead of a copy"
         if kept < count:
-            what = f"{count - kept} of {count} blocks are read from their files whenever they are used"
-        return (
-            f"{what}: weights take {self.resident / 1e9:.2f} GB instead of {2 * self.total / 1e9:.2f}, which do not fit"
-        )
+            sentence = f"{count - kept} of {count} blocks are read from their files whenever they are used"
+        return f"{sentence}: weights take {self.resident / 1e9:.2f} GB instead of {2 * self.total / 1e9:.2f}, which do not fit"
 
     @property
     def resident(self) -> int:
@@ -125,6 +123,7 @@ def load_streamed(
     for owner in module.modules():
         # What is left of the hooks.
         vars(owner).pop("forward", None)
+        vars(owner).pop("hf_device_map", None)
     absent = {key: tensor for key, tensor in module.state_dict().items() if tensor.is_meta}
     wrong = sorted(
         key for key, tensor in absent.items() if key not in originals or originals[key].shape != tuple(tensor.shape)
@@ -171,7 +170,7 @@ def _places(skeleton: nn.Module, room: Room, device: torch.device) -> dict[str, 
 def _originals(module: nn.Module) -> dict[str, StoredTensor]:
     """Return where transformers found, or put, what is not in memory, by the name of the parameter."""
     maps = (getattr(getattr(owner, "_hf_hook", None), "weights_map", None) for owner in module.modules())
-    index: Mapping[str, Any] = next((found.dataset.index for found in maps if found is not None), {})
+    index: Mapping[str, Any] = next((weights_map.dataset.index for weights_map in maps if weights_map is not None), {})
     files: dict[str, dict[str, StoredTensor]] = {}
     originals = {}
     for name, where in index.items():

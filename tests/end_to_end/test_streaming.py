@@ -77,7 +77,5 @@ def test_a_study_with_little_memory_has_the_same_trials(capsys: Any, tmp_path: P
         for name, memory in (("whole", []), ("parts", TIGHT))
     ]
     assert studies[0]["trials"]
-    first, second = (
-        [(row["number"], row["value"], row["state"]) for row in study["trials"]] for study in studies
-    )
+    first, second = ([(row["number"], row["value"], row["state"]) for row in study["trials"]] for study in studies)
     assert first == second
