@@ -52,7 +52,8 @@ class Room:
         sentence = "all blocks stay in memory, and are put back from their files instead of a copy"
         if kept < count:
             sentence = f"{count - kept} of {count} blocks are read from their files whenever they are used"
-        return f"{sentence}: weights take {self.resident / 1e9:.2f} GB instead of {2 * self.total / 1e9:.2f}, which do not fit"
+        usual = 2 * self.total / 1e9
+        return f"{sentence}: weights take {self.resident / 1e9:.2f} GB instead of {usual:.2f}, which do not fit"
 
     @property
     def resident(self) -> int:
