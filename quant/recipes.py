@@ -18,16 +18,18 @@ JOINT = "+"
 class Ingredient:
     """Says which field of a setting takes which value; in a named method it has its default.
 
-    `needs` are the ingredients of which it takes one: without them it would do nothing.
+    `needs` are the ingredients of which it takes one: without them it would do nothing. Nor would it on a grid with
+    zero points where it is `symmetric_only`.
     """
 
     field: str
     value: str | bool
     needs: tuple[str, ...] = ()
+    symmetric_only: bool = False
 
 
 INGREDIENTS = {
-    "full": Ingredient(field="full_range", value=True),
+    "full": Ingredient(field="full_range", value=True, symmetric_only=True),
     "range": Ingredient(field="range_search", value="diagonal"),
     "block": Ingredient(field="range_search", value="block"),
     "alpha": Ingredient(field="alpha_proxy", value="range", needs=("range", "block")),
@@ -43,8 +45,8 @@ def recipe_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         values: Fields of a setting.
 
     Raises:
-        QuantizationError: If an ingredient is unknown, does nothing without another, or says something else than
-            another one or than a field.
+        QuantizationError: If an ingredient is unknown, does nothing without another or on the grid, or says something
+            else than another one or than a field.
     """
     if "method" not in values:
         return dict(values)
@@ -70,6 +72,11 @@ def recipe_fields(values: Mapping[str, Any]) -> dict[str, Any]:
             raise QuantizationError(
                 f"{name} of {values['method']} does nothing without {' or '.join(needs)}; add {JOINT}{needs[0]}, or "
                 "leave it out"
+            )
+        if INGREDIENTS[name].symmetric_only and fields.get("symmetric") is False:
+            raise QuantizationError(
+                f"{name} of {values['method']} does nothing on codes with zero points (--asymmetric), which use their "
+                "full range as it is; leave it out, or give --symmetric"
             )
     return fields
 

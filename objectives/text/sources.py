@@ -94,7 +94,8 @@ def _file(path: Path) -> Iterable[str]:
     try:
         return list(itertools.islice(reader(path), POOL))
     except (UnicodeDecodeError, EOFError, OSError, zlib.error, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as {path.suffix}: {' '.join(str(error).split())}") from error
+        remedy = "; convert it to UTF-8, as with `iconv -t utf-8`" if isinstance(error, UnicodeDecodeError) else ""
+        raise InputError(f"{path} cannot be read as {path.suffix}: {' '.join(str(error).split())}{remedy}") from error
 
 
 def _plain(path: Path) -> Iterator[str]:

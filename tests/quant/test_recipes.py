@@ -62,6 +62,7 @@ def test_every_ingredient_of_a_recipe_is_a_step() -> None:
             "ingredient 'clip' of gw-awq.clip is unknown; choose some of full,",
         ),
         ({"method": "rtn+range+block"}, "means --range-search block, and diagonal is asked for, too"),
+        ({"method": "gw-awq+full", "symmetric": False}, "full of gw-awq.full does nothing on codes with zero points"),
         ({"method": "rtn+gptq", "rounding": "nearest"}, "means --rounding gptq, and nearest is asked for, too"),
     ],
 )

@@ -240,6 +240,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path, name: str) -> None:
     message = refusal(path)
     assert f"{path} cannot be read as {path.suffix}" in message
     assert "utf-8" in message
+    assert message.endswith("convert it to UTF-8, as with `iconv -t utf-8`")
 
 
 @pytest.mark.parametrize("damage", ["no header", "cut off", "changed"])
