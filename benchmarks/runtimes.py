@@ -29,9 +29,14 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
+from hpo.deploy.deploy import Chosen, deploy  # noqa: E402
 from hpo.study.bench import bench_plan  # noqa: E402
 from hpo.study.options import BenchOptions  # noqa: E402
 from objectives.text.sequences import prepare_text  # noqa: E402
+from quant.plan import Plan  # noqa: E402
+from quant.recipes import recipe_fields  # noqa: E402
+from quant.setting import Setting  # noqa: E402
+from storage.paths import Paths  # noqa: E402
 
 Losses = Callable[[Sequence[int]], Tensor]
 """Nats of every token of a sequence but the first."""
@@ -177,14 +182,7 @@ def one(parsed: argparse.Namespace) -> None:
     """Score one directory by one runtime and print a line of JSON."""
     directory = parsed.out
     tokenizer = AutoTokenizer.from_pretrained(directory.parent / "compressed-tensors")
-    options = BenchOptions(
-        model=parsed.model,
-        calib_data=parsed.calib_data,
-        eval_data=parsed.eval_data,
-        seq_len=parsed.length,
-        eval_samples=parsed.samples,
-    )
-    plan = bench_plan(options, parsed.n_calib)
+    plan = bench_plan(options_of(parsed), parsed.n_calib)
     _, text = prepare_text([plan.calibration, *plan.data], tokenizer, plan.seed)
     begun = perf_counter()
     losses, call, kernels = LOADERS[parsed.one](directory, parsed.length)
@@ -215,19 +213,45 @@ def cells(parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def written(parsed: argparse.Namespace, size: str, grid: str) -> Path:
-    """Return where a winner lies in all formats, after writing it where it does not."""
+    """Return where a winner lies in all formats, after writing it where it does not; say how long that took."""
     place = parsed.out / f"g{size}-{grid}"
     if not place.exists():
         names = [name for name in RUNTIMES if name != "gguf" or size == "32"]
-        flags = {
-            "model": parsed.model, "calib-data": parsed.calib_data, "eval-data": parsed.eval_data,
-            "eval-samples": parsed.samples, "seq-len": parsed.length, "n-calib": parsed.n_calib,
-            "method": RECIPES[grid], "group-size": size, "format": ",".join(names), "output-dir": place,
-        }  # fmt: skip
-        words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
-        command = [sys.executable, "cli.py", "quantize", *words, f"--{grid}", "--quiet"]
-        subprocess.run(command, cwd=ROOT, check=True)
+        fields = recipe_fields({"method": RECIPES[grid], "symmetric": grid == "symmetric"})
+        setting = Setting(**fields, group_size=int(size), n_calib=parsed.n_calib)
+        begun: dict[str, float] = {}
+
+        def progress(phase: str, done: int, total: int) -> None:
+            begun.setdefault(phase, perf_counter())
+
+        chosen, paths = Chosen(plan=Plan.uniform(setting)), Paths.default()
+        deploy(
+            bench_plan(options_of(parsed), parsed.n_calib),
+            chosen,
+            {name: place / name for name in names},
+            paths,
+            progress,
+        )
+        first = min(moment for phase, moment in begun.items() if phase.startswith("writing"))
+        proofs = min(moment for phase, moment in begun.items() if phase.endswith("in a fresh process"))
+        seconds = [moment - first for moment in (proofs, perf_counter())]
+        print(
+            f"{place.name}: {len(names)} formats took {seconds[1]:.1f} s beyond quantizing, {seconds[0]:.1f} s of it "
+            "before the first fresh process scored one",
+            file=sys.stderr,
+        )
     return place
+
+
+def options_of(parsed: argparse.Namespace) -> BenchOptions:
+    """Return which model and text it is."""
+    return BenchOptions(
+        model=parsed.model,
+        calib_data=parsed.calib_data,
+        eval_data=parsed.eval_data,
+        seq_len=parsed.length,
+        eval_samples=parsed.samples,
+    )
 
 
 def words_of(parsed: argparse.Namespace) -> list[str]:

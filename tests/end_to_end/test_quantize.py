@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from transformers import AutoModelForCausalLM
 
 import cli
 import objectives.export.compressed_tensors
+import objectives.export.gguf
+from objectives.bundled.text import MODEL_DIRECTORY
+from objectives.model.finding import find_blocks
 from objectives.model.loading import ModelPlan, load_model
 from objectives.progress import silent
 from objectives.results import pinned
@@ -307,3 +311,63 @@ def test_a_packed_model_that_scores_otherwise_fails(
     line = refusal(capsys, *arguments, code=1)
     assert re.search(r"perplexity of [\d.]+ in a fresh process and [\d.]+ was measured", line)
     assert list((tmp_path / "made").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--format", "awq", "--group-size", "256"], "awq has no kernel for groups of 256; use --group-size 32 or 64"),
+        (["--format", "gguf", "--group-size", "64"], "gguf has no kernel for groups of 64; use --group-size 32"),
+        (
+            ["--format", "mlx", "--method", "awq"],
+            "awq has one scale per row, which mlx has no kernel for; choose a meth",
+        ),
+        (["--format", "gptq", "--scales", "linear"], "--scales linear divides the inputs of every Linear where the mo"),
+        (
+            ["--format", "awq", "--method", "praq-mixed"],
+            "praq-mixed keeps rows in 16 bit, which awq cannot hold; write",
+        ),
+        (["--format", "gptq", "--bits", "8"], "gptq has weights of 4 bits, not of 8; give --bits so, or write it with"),
+        (["--format", "mlx", "--plan", "mixed.csv"], "mlx has one scheme for all Linears, and there are 2 here; give"),
+        (
+            ["--format", "gptq", "--plan", "head.csv"],
+            "the plan has settings for lm_head, which this model does not hav",
+        ),
+        (
+            ["--format", "gguf", "--model", "words"],
+            "splits text as no tokenizer does that llama.cpp knows; use --format",
+        ),
+    ],
+    ids=["group", "gguf group", "rows", "linear", "kept rows", "bits", "mixed plan", "head", "tokenizer"],
+)
+def test_what_a_runtime_does_not_load_is_refused(
+    flags: list[str], said: str, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line with the remedy; nothing is written. The head is in 16 bit in every format, tied or not."""
+    monkeypatch.chdir(tmp_path)
+    names = [
+        linear.name for block in find_blocks(load_model(ModelPlan(name="bundled")).module) for linear in block.linears
+    ]
+    for name, rows in (
+        ("mixed.csv", [f"{linear},gw-awq,{64 if 'mlp' in linear else 32}" for linear in names]),
+        ("head.csv", [f"{linear},gw-awq,64" for linear in [*names, "lm_head"]]),
+    ):
+        (tmp_path / name).write_text("\n".join(["linear,method,group_size", *rows]))
+    copied = shutil.copytree(MODEL_DIRECTORY, tmp_path / "words")
+    described = json.loads((copied / "tokenizer.json").read_text(encoding="utf-8"))
+    described["pre_tokenizer"]["add_prefix_space"] = True
+    (copied / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    usual = [] if "--plan" in flags else ["--method", "gw-awq", "--group-size", "32", "--n-calib", "8"]
+    common = ["--eval-samples", "8", "--seq-len", "64", "--calib-data", "bundled:topics"]
+    line = refusal(capsys, *common, "--eval-data", "bundled:docstrings", *usual, *flags, "--output-dir", "out")
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named_with_what_installs_it(
+    capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a model is loaded."""
+    monkeypatch.setattr(objectives.export.gguf, "installed", lambda *_: False)
+    line = refusal(capsys, "--format", "gguf", *METHOD[:2], "--group-size", "32", "--output-dir", str(tmp_path / "out"))
+    assert line.endswith("gguf needs the packages gguf and accelerate; pip install 'praqtune[gguf]'")

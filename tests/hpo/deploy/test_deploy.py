@@ -132,6 +132,6 @@ def test_the_help_of_the_command_lists_it(capsys: pytest.CaptureFixture[str]) ->
     assert "one-file" in capsys.readouterr().out
     assert cli.main(["quantize", "--method", "rtn", "--format", "exl2", "--output-dir", "out"]) == 2
     assert (
-        "format 'exl2' is unknown; choose dense or compressed-tensors or gptq or awq or gguf or mlx or one-file"
-        in capsys.readouterr().err
+        "format 'exl2' is unknown; choose dense or compressed-tensors or gptq or awq or gguf or gguf-q8 or mlx "
+        "or one-file" in capsys.readouterr().err
     )
