@@ -14,7 +14,6 @@ from hpo.study.record import Measured
 from hpo.verdict.snapshot import Study
 from hpo.workers.planning import plan_of
 from objectives.budget import Budget, allocate
-from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.export.deployment import require_devices, require_split
 from objectives.export.formats import Export, Format, Proof, find_format
@@ -118,8 +117,6 @@ def deploy(
             form.require_holds(chosen.plan)
     if refining is not None:
         require_refinable(chosen.plan)
-        if chosen.budget is not None or chosen.plan.only is None:
-            raise InputError("--refine tunes what one setting gives; leave it out, or --plan and --budget")
     data = plan.data
     bench, texts = load_bench(plan if refining is None else with_refining_text(plan, refining), paths, progress)
     tuning = texts[0]
@@ -128,13 +125,13 @@ def deploy(
     settled, notes = _settled(bench, chosen, list(forms.values()), store, progress)
     for form in forms.values():
         require_split(form, settled, bench, devices)
-    if refining is not None and settled.only is not None:
+    if refining is not None:
         for form in forms.values():
             form.require_holds(settled, bench)
         *_, training, validation = texts
         text = RefinementText(training=training, validation=validation)
         judged = list(zip(data, texts, strict=False))
-        bench = refined_bench(bench, settled.only, refining, text, judged, store, progress)
+        bench = refined_bench(bench, settled, refining, text, judged, store, progress)
     export = Export(bench=bench, plan=settled, directories=directories)
     if any(form.proven for form in forms.values()):
         export = _with_proof(export, chosen, tuning, store, plan.model.trust_remote_code)

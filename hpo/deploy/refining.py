@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hpo.study.options import RefineOptions
-from hpo.workers.measuring import measure
+from hpo.workers.measuring import measure_plan
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from objectives.model.loading import BUNDLED
@@ -22,7 +22,6 @@ from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import Bench
 from quant.parameters import flag_of
 from quant.plan import Plan
-from quant.setting import Setting
 from storage.results import ResultStore
 
 BUNDLED_TEXT = "bundled:training"
@@ -97,18 +96,18 @@ def with_refining_text(plan: BenchPlan, refining: Refining) -> BenchPlan:
 
 def refined_bench(
     bench: Bench,
-    setting: Setting,
+    plan: Plan,
     refining: Refining,
     text: RefinementText,
     judged: Sequence[tuple[TextPlan, Sequences]],
     store: ResultStore,
     progress: Progress,
 ) -> Bench:
-    """Refine what a setting gives, and return the bench on which it is quantized so.
+    """Refine what a plan gives, and return the bench on which it is quantized so.
 
     Args:
         bench: Model, roles and calibration.
-        setting: Whose codes are refined.
+        plan: Whose codes are refined.
         refining: How.
         text: What is read.
         judged: Texts that had no part in it; where some are for confirmation, these alone are.
@@ -116,30 +115,30 @@ def refined_bench(
         progress: Told how far it is.
 
     Raises:
-        InputError: If the setting has nothing to tune, or the time is less than a step's.
+        InputError: If the plan has nothing to tune, or the time is less than a step's.
     """
-    refined = refine(bench, Plan.uniform(setting), text, refining.options, store, progress)
+    refined = refine(bench, plan, text, refining.options, store, progress)
     made = replace(bench, refined=refined)
     held_out = [named for named in judged if named[0].part == "confirmation"] or list(judged)
-    gains = tuple(_gains(bench, made, setting, held_out, store, progress))
+    gains = tuple(_gains(bench, made, plan, held_out, store, progress))
     return replace(made, refined=replace(refined, refinement=replace(refined.refinement, gains=gains)))
 
 
 def _gains(
     before: Bench,
     after: Bench,
-    setting: Setting,
+    plan: Plan,
     judged: Sequence[tuple[TextPlan, Sequences]],
     store: ResultStore,
     progress: Progress,
 ) -> Iterator[Gain]:
     texts = [sequences for _, sequences in judged]
     with forgotten_where_codes_differ(store):
-        plain, refined = (measure(bench, store, setting, texts, progress) for bench in (before, after))
-    for (plan, _), first, second in zip(judged, plain, refined, strict=True):
+        plain, refined = (measure_plan(bench, store, plan, texts, progress) for bench in (before, after))
+    for (of, _), first, second in zip(judged, plain, refined, strict=True):
         assert first.score is not None
         assert second.score is not None
-        yield gain(plan.source, plan.part, first.score, second.score)
+        yield gain(of.source, of.part, first.score, second.score)
 
 
 def gain_lines(gains: Sequence[Gain]) -> list[str]:

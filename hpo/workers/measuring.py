@@ -51,6 +51,18 @@ def measure(
     return measure_all(bench, store, [setting], texts, progress)[0]
 
 
+def measure_plan(
+    bench: Bench, store: ResultStore, plan: Plan, texts: Sequence[Sequences], progress: Progress
+) -> list[TrialResult]:
+    """Measure what may have several settings on every text.
+
+    Raises:
+        InputError: If the plan does not suit the model or the text.
+        RunError: If a value is not finite.
+    """
+    return measure_all(bench, store, [plan.settings[0]], texts, progress, planned=lambda _: plan)[0]
+
+
 def measure_all(
     bench: Bench,
     store: ResultStore,

@@ -58,7 +58,12 @@ class QuantizedPrefix:
     """Calibration text on its way through the blocks, in full precision and in the model that is being quantized."""
 
     def __init__(
-        self, model: Any, blocks: Sequence[Block], sequences: Sequences, batch_tokens: int = BATCH_TOKENS
+        self,
+        model: Any,
+        blocks: Sequence[Block],
+        sequences: Sequences,
+        batch_tokens: int = BATCH_TOKENS,
+        instead: str = "--prefix full",
     ) -> None:
         """Read the embeddings of the text.
 
@@ -67,18 +72,19 @@ class QuantizedPrefix:
             blocks: All of its blocks, in order.
             sequences: The text; its hidden states are kept in the model's type, twice.
             batch_tokens: How many of them are run at a time.
+            instead: What a person may use where this cannot be done.
 
         Raises:
             InputError: If the model cannot be run block by block, or has experts: quantizing changes which of them a
                 token reaches.
         """
         if any(site.pool is not None or site.linears[0].expert is not None for block in blocks for site in block.sites):
-            raise InputError("the quantized prefix of a mixture of experts cannot be followed; use --prefix full")
+            raise InputError(f"the quantized prefix of a mixture of experts cannot be followed; use {instead}")
         self._modules = [model.get_submodule(block.name) for block in blocks]
         # What inference mode makes could take part in no gradient.
         with torch.no_grad():
             text = list(batches(sequences, range(len(sequences)), batch_tokens, model.device))
-            wrapped = self._answers(model, text[0])
+            wrapped = self._answers(model, text[0], instead)
             self._passages = [self._begin(model, batch, wrapped) for batch in text]
 
     def enter(self, block: Block) -> None:
@@ -138,7 +144,7 @@ class QuantizedPrefix:
             call = passage.calls[block.index]
             passage.quantized = _run(self._modules[block.index], call, passage.quantized)
 
-    def _answers(self, model: Any, batch: Batch) -> list[bool]:
+    def _answers(self, model: Any, batch: Batch, instead: str) -> list[bool]:
         """Ask one sequence which blocks answer with a tuple, and whether each reads what the one before it gives."""
         before: list[Tensor] = []
         after: list[Any] = []
@@ -158,7 +164,7 @@ class QuantizedPrefix:
         if not chained:
             raise InputError(
                 "the blocks of this model do not read what the blocks before them give, so that it cannot be run block "
-                "by block; use --prefix full"
+                f"by block; use {instead}"
             )
         return [isinstance(output, tuple) for output in after]
 

@@ -35,6 +35,7 @@ MOST_SEQUENCES = 128
 DRIFT = 0.1
 """Of a step: so far does what is rounded move at most, so that no code moves that was not near its boundary."""
 EDGE = 0.499
+INSTEAD = "--refine-codes 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def move_codes(
     """
     began = monotonic()
     codes = dict(rounded.codes)
-    prefix = QuantizedPrefix(bench.model.module, bench.blocks, text[:MOST_SEQUENCES], options.batch_tokens)
+    prefix = QuantizedPrefix(bench.model.module, bench.blocks, text[:MOST_SEQUENCES], options.batch_tokens, INSTEAD)
     finished = _read(store, key)
     done = taken = 0
     for block in bench.blocks:

@@ -1,6 +1,7 @@
 """`quantize --refine` through the command line: a directory whose codes and scales changed, and what it tells of it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,25 @@ def test_a_refined_model_is_proven_like_any_other(
     assert "| bundled:topics (tuning) | KL, nats | " in card
     assert "## Refined" not in (tmp_path / "plain" / "README.md").read_text()
     assert any("KL on 8 sequences of bundled:topics (tuning) is " in note for note in refined["notes"])
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_plan_of_several_settings_is_refined(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
+    """Each Linear by its own bits; what is told of it before is what the plan scores without refining."""
+    table = tmp_path / "plan.csv"
+    roles = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+    roles += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    bits = {role: 8 if "down" in role else 4 for role in roles}
+    lines = [f"model.layers.{block}.{role},gw-awq,{bits[role]},16,5" for block in range(6) for role in roles]
+    table.write_text("\n".join(["linear,method,bits,n_calib,n_grid", *lines]) + "\n")
+    made = [*small_study.flags[:4], "--plan", str(table), "--format", "compressed-tensors"]
+    plain = written(capsys, tmp_path / "plain", *made)
+    refined = written(capsys, tmp_path / "refined", *made, *REFINE, "--refine-codes", "5")
+    assert (refined["method"], refined["bits_per_weight"]) == ("mixed", plain["bits_per_weight"])
+    assert refined["refinement"]["moves"]["after"] < refined["refinement"]["moves"]["before"]
+    assert refined["proof"]["packed"] == pytest.approx(refined["proof"]["measured"], rel=1e-6)
+    before = refined["refinement"]["gains"][0]["nll"]["before"]
+    assert math.exp(before) == pytest.approx(plain["proof"]["measured"], rel=1e-6)
 
 
 @pytest.mark.parametrize(

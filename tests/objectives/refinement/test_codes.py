@@ -207,3 +207,13 @@ def test_a_state_that_is_damaged_is_begun_anew(
     path.write_bytes(path.read_bytes()[:-100])
     assert tiny.same_bits(usual.moves, refined_by(bench, store).moves)
     assert any("codes are moved anew" in record.message for record in caplog.records)
+
+
+def test_codes_of_a_mixture_of_experts_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    """Which experts a token reaches changes with the codes; without moving codes it is refined."""
+    bench = tiny.bench(tiny.model(tiny.MIXTURES["mixtral"](), dtype=torch.bfloat16), tmp_path / "home")
+    store = ResultStore(Paths(tmp_path / "home").results)
+    with pytest.raises(InputError, match="mixture of experts cannot be followed; use --refine-codes 0"):
+        refined_by(bench, store)
+    fixed = refined_by(bench, store, replace(OPTIONS, code_steps=0))
+    assert fixed.refinement.moves is None
