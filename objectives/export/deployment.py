@@ -5,7 +5,7 @@ formats; the kernels of runtimes that read several stand here. May assume valida
 the outputs of what heads and the MLP's first matrices compute, and the inputs of what reads them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,11 @@ from objectives.model.roles import LinearRole
 from objectives.trial import Bench
 from quant.plan import Plan
 
-VLLM_GROUPS = (32, 64, 128, 256)
-"""Group sizes that vLLM has a kernel for on GPUs (docs/deploy.md)."""
+FEWER: Mapping[str, Mapping[str, Any]] = {
+    "vllm": {"name": "vllm", "groups": (32, 64, 128, 256)},
+    "gptq": {"name": "vLLM for gptq", "zero_points": False},
+}
+"""What a runtime loads less than its format holds: vLLM's kernels on GPUs, and GPTQ there (docs/deploy.md)."""
 WORD_BITS = 32
 SPLIT_INPUTS: frozenset[Role] = frozenset({"o", "down", "fc2"})
 SPLIT_OUTPUTS: frozenset[Role] = frozenset({"gate", "up", "fc1"})
@@ -56,8 +59,8 @@ class Deployment:
             InputError: With the reason and what to do instead.
         """
         limits = self.form.limits
-        if limits is not None and self.runtime == "vllm":
-            require_plan(replace(limits, name=self.runtime, groups=VLLM_GROUPS), plan)
+        if limits is not None and self.runtime in FEWER:
+            require_plan(replace(limits, **FEWER[self.runtime]), plan)
         self.form.require_holds(plan, bench)
         if bench is not None:
             require_split(self.form, plan, bench, self.devices)

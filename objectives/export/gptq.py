@@ -21,6 +21,8 @@ from quant.packing import pack
 from quant.plan import Plan
 from quant.scheme import IntWeight
 
+ZERO_POINTS = "GPTQModel loads GPTQ with zero points and vLLM does not; for that give --symmetric, or --format awq"
+
 
 class Gptq(RuntimeFormat):
     """The GPTQ format, whose kernels in vLLM take groups of 32, 64, 128 or rows."""
@@ -33,7 +35,10 @@ class Gptq(RuntimeFormat):
         """Write codes, zero points and scales; see `Format.write`."""
         configuration = {"quantization_config": configuration_of(bench, plan)}
         size = write_safetensors(bench, plan, codes, gptq_tensors, configuration, place)
-        return Stored(linear_bytes=size, notes=half_scales_note(codes.values()))
+        notes = half_scales_note(codes.values())
+        if any(weight.zero is not None for weight in codes.values()):
+            notes += (ZERO_POINTS,)
+        return Stored(linear_bytes=size, notes=notes)
 
 
 def gptq_tensors(weight: IntWeight) -> dict[str, Tensor]:

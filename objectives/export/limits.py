@@ -28,6 +28,7 @@ class Limits:
         bits: Of a code.
         groups: Group sizes that its runtimes have kernels for; None for any.
         per_row: Whether it has one scale per row.
+        zero_points: Whether codes may count from zero, with a zero point per group.
         several_schemes: Whether Linears may have different schemes.
         multiple: What inputs and outputs of a Linear have to be multiples of.
         experts: Whether it has matrices of experts one by one, of one scheme with all Linears.
@@ -38,6 +39,7 @@ class Limits:
     bits: tuple[int, ...] = (4,)
     groups: tuple[int, ...] | None = None
     per_row: bool = True
+    zero_points: bool = True
     several_schemes: bool = False
     multiple: int = 1
     experts: bool = False
@@ -106,6 +108,8 @@ def _require_setting(limits: Limits, setting: Setting) -> None:
             f"{limits.name} has weights of {' or '.join(map(str, limits.bits))} bits, not of {setting.bits}; give "
             f"--bits so, or {DENSE}"
         )
+    if not setting.symmetric and not limits.zero_points:
+        raise InputError(f"{limits.name} has no kernel for zero points; use --symmetric, or another format or runtime")
     if setting.definition.keeps_rows:
         raise InputError(f"{setting.method} keeps rows in 16 bit, which {limits.name} cannot hold; {DENSE}")
     if setting.scales_at_run_time:

@@ -39,6 +39,15 @@ def test_vllm_has_kernels_for_fewer_groups_than_its_format_holds() -> None:
     Deployment(runtime="vllm").require_loads(Plan.uniform(replace(AWQ, group_size=256)))
 
 
+def test_gptq_with_zero_points_is_written_and_not_searched_for() -> None:
+    """GPTQModel reads it, vLLM refuses it."""
+    asymmetric = Plan.uniform(replace(AWQ, symmetric=False))
+    find_format("gptq").require_holds(asymmetric)
+    with pytest.raises(InputError, match="vLLM for gptq has no kernel for zero points; use --symmetric"):
+        Deployment(runtime="gptq").require_loads(asymmetric)
+    Deployment(runtime="awq").require_loads(asymmetric)
+
+
 @pytest.mark.parametrize(
     ("setting", "devices", "said"),
     [

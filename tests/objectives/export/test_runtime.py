@@ -112,6 +112,16 @@ def test_every_grid_comes_back_bit_by_bit(name: str, bench: Bench, tmp_path: Pat
         assert -0.01 < manifest.stored_bits_per_weight - manifest.bits_per_weight < 1.0
 
 
+@pytest.mark.usefixtures("same_process")
+def test_what_vllm_does_not_load_is_noted(bench: Bench, tmp_path: Path) -> None:
+    """It refuses GPTQ with zero points, and nothing else."""
+    names = ("gptq", "awq")
+    noted = write(bench, SETTINGS["asymmetric"], tmp_path / "asymmetric", names)
+    plain = write(bench, SETTINGS["symmetric"], tmp_path / "symmetric", names)
+    said = [any("vLLM does not" in note for note in manifest.notes) for manifest in (*noted.values(), *plain.values())]
+    assert said == [True, False, False, False]
+
+
 @GGUF
 @pytest.mark.usefixtures("same_process")
 @pytest.mark.parametrize("name", ["symmetric", "asymmetric", "full range"])
