@@ -16,6 +16,7 @@ import xxhash
 from torch import Tensor
 
 from objectives.errors import InputError
+from objectives.model.memory import is_out_of_memory
 from objectives.model.weights import weights_restored
 from objectives.progress import Progress, silent
 from objectives.refined import (
@@ -91,8 +92,8 @@ def refine(
     """Tune what a plan stores beside its codes; what was begun before is gone on with, what was finished is read.
 
     Raises:
-        InputError: If the plan has nothing to tune, there is too little calibration text, or the time is less than
-            one step's.
+        InputError: If the plan has nothing to tune, there is too little calibration text or memory, the time is less
+            than one step's, or the model cannot be run block by block.
         QuantizationError: If a weight is not finite.
         StorageError: If the store cannot be written.
     """
@@ -105,7 +106,8 @@ def refine(
     if key not in store:
         with store.lease(key).held(waiting):
             if key not in store:
-                unfinished = _refine(bench, plan, text, options, store, key, progress)
+                with _within_memory(bench):
+                    unfinished = _refine(bench, plan, text, options, store, key, progress)
                 if unfinished is not None:
                     return unfinished
     return _read(store, key, plan)
@@ -119,6 +121,20 @@ def forgotten_where_codes_differ(store: ResultStore) -> Iterator[None]:
     except OtherCodesError as error:
         store.remove(error.key)
         raise
+
+
+@contextmanager
+def _within_memory(bench: Bench) -> Iterator[None]:
+    """Refuse a model whose gradients do not fit beside it, one sequence at a time."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"refining {bench.model.name} ran out of memory on {bench.model.device}; give shorter sequences "
+            "(--seq-len), leave codes as they are (--refine-codes 0), or take a larger device"
+        ) from error
 
 
 def _refine(

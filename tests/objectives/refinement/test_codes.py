@@ -10,7 +10,7 @@ import torch
 from objectives.errors import InputError
 from objectives.progress import silent
 from objectives.refined import Refined, moved, moves_between
-from objectives.refinement import codes
+from objectives.refinement import codes, course
 from objectives.refinement.options import RefinementOptions, RefinementText
 from objectives.refinement.refine import refine
 from objectives.scoring import score_all
@@ -217,3 +217,21 @@ def test_codes_of_a_mixture_of_experts_are_refused_with_the_remedy(tmp_path: Pat
         refined_by(bench, store)
     fixed = refined_by(bench, store, replace(OPTIONS, code_steps=0))
     assert fixed.refinement.moves is None
+
+
+@pytest.mark.parametrize("code_steps", [20, 0], ids=["codes", "scales"])
+def test_a_model_whose_gradients_do_not_fit_is_refused_with_the_remedy(
+    bench: Bench, store: ResultStore, monkeypatch: pytest.MonkeyPatch, code_steps: int
+) -> None:
+    """After batches were halved down to one sequence; the model is as it was."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("not enough")
+
+    monkeypatch.setattr(codes.QuantizedPrefix, "difference", full)
+    monkeypatch.setattr(course, "pull_back", full)
+    before = tiny.state(bench.model.module)
+    with pytest.raises(InputError, match=r"refining tiny ran out of memory on cpu; give shorter sequences"):
+        refined_by(bench, store, replace(OPTIONS, code_steps=code_steps))
+    assert tiny.same_bits(before, tiny.state(bench.model.module))
+    assert not any(parameter.requires_grad for parameter in bench.model.module.parameters())
