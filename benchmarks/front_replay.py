@@ -1,9 +1,9 @@
 """Is it valid to prune on a front? A study that measured every trial to its end, replayed in other orders.
 
-Every replay has its own order of trials and of sequences. A trial is given up by the product's rule: after 8, 16, 32
-sequences, when it is behind the best completed trial of no larger a budget by more than chance. Counted are members of
-the true front, which are better on all text than everything of no larger a budget, that were given up; and tokens that
-were not read.
+Every replay has its own order of sequences, and of trials after the presets. A trial is given up by the product's rule:
+after 8, 16, 32 sequences, when it is behind the best completed trial of no larger a budget by more than chance. Counted
+are members of the true front, which are better on all text than everything of no larger a budget, that were given up;
+and tokens that were not read.
 
     python cli.py optimize --front 4.2..5 --pruner none --objective kl --trials 60 --study all --storage sqlite:///all.db
     python benchmarks/front_replay.py --study all --storage sqlite:///all.db --json front_replay.json
@@ -62,10 +62,12 @@ def holds(trial: TrialRecord, other: TrialRecord) -> bool:
 
 
 def replay(scored: Sequence[tuple[TrialRecord, Score]], rule: Rule, objective: Objective, seed: int) -> Replayed:
-    """Measure the trials in another order, and give up what the rule gives up."""
+    """Measure the trials in another order, presets first as a study does, and give up what the rule gives up."""
     dice = random.Random(seed)
-    order = list(scored)
-    dice.shuffle(order)
+    first = [pair for pair in scored if pair[0].origin.startswith("preset ")]
+    others = [pair for pair in scored if not pair[0].origin.startswith("preset ")]
+    dice.shuffle(others)
+    order = sorted(first, key=lambda pair: pair[0].number) + others
     total = len(order[0][1].nll)
     places = torch.tensor(dice.sample(range(total), total))
     complete: list[tuple[TrialRecord, Score]] = []
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("--storage", required=True)
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("PRAQTUNE_HOME", "")))
     parser.add_argument("--replays", type=int, default=500)
-    parser.add_argument("--errors", default="0.01,0.05,0.1,0.25")
+    parser.add_argument("--errors", default="0.01,0.05")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     paths = Paths(given.home) if given.home != Path() else Paths.default()

@@ -154,3 +154,34 @@ def test_a_plan_or_a_method_or_a_study(capsys: Any, tmp_path: Path) -> None:
     assert said in refusal(capsys, "quantize", "--study", "small", "--plan", "plan.csv", *target)
     assert "--budget needs a recipe" in refusal(capsys, "evaluate", "--model", "x", "--budget", "5")
     assert "give --method NAME, --plan FILE or --study NAME" in refusal(capsys, "quantize", "--budget", "5", *target)
+
+
+@pytest.mark.parametrize(
+    ("linear", "values", "said"),
+    [
+        (
+            "self_attn.q_proj",
+            "rtn,8,128",
+            "make one matrix of model.layers.0.self_attn.q_proj, model.layers.0.self_attn.",
+        ),
+        (
+            "self_attn.o_proj",
+            "rtn,4,80",
+            "cannot hold the partial last group that a group size of 80 leaves of 256 inputs",
+        ),
+        ("mlp.down_proj", "rtn,3,128", "has weights of 4 or 8 bits, not of 3"),
+    ],
+)
+def test_a_plan_that_cannot_be_stored_is_one_line(
+    capsys: Any, linear: str, values: str, said: str, tmp_path: Path
+) -> None:
+    """Linears that runtimes fuse and that differ, groups that do not divide the inputs, bits that no runtime reads."""
+    roles = [f"self_attn.{role}_proj" for role in "qkvo"] + [f"mlp.{role}_proj" for role in ("gate", "up", "down")]
+    names = [f"model.layers.{depth}.{role}" for depth in range(6) for role in roles]
+    rows = [f"{name},{values if name == f'model.layers.0.{linear}' else 'rtn,4,128'}" for name in names]
+    table, target = tmp_path / "plan.csv", tmp_path / "out"
+    table.write_text("\n".join(["linear,method,bits,group_size", *rows]))
+    arguments = [*FLAGS, "--plan", str(table), "--format", "compressed-tensors", "--output-dir", str(target)]
+    line = refusal(capsys, "quantize", *arguments)
+    assert said in line
+    assert not target.exists()

@@ -9,6 +9,9 @@ import pytest
 
 import cli
 import objectives.sensitivity
+from hpo.dashboard.serve import ArtifactFiles, Refresher
+from storage.paths import Paths
+from storage.studies.opening import open_storage
 
 SMALL = [
     "--seq-len",
@@ -127,6 +130,15 @@ def test_a_front_is_a_study_of_bytes_and_damage_and_its_members_are_models(capsy
     )
     assert "3 bits per weight is below the front of study 'two', from 4.1" in below
     assert not (home / "none").exists()
+    # The dashboard knows both values by their names, and everything of the study can be shown.
+    said: list[str] = []
+    opened, paths = open_storage(storage(home)[1]), Paths(home / "home")
+    Refresher(opened, ArtifactFiles(paths.artifacts), paths, storage(home)[1], said.append).refresh()
+    assert said == []
+    assert optuna.load_study(study_name="two", storage=storage(home)[1]).metric_names == [
+        "bytes of the model",
+        "KL, nats per token",
+    ]
     # Exported and imported it is a study of two values still.
     archive = str(home / "two.praqtune")
     assert cli.main(["study", "export", "two", archive, *storage(home), "--quiet"]) == 0
