@@ -14,7 +14,7 @@ from torch import nn
 from objectives.calibration.calibration import sizes_to
 from objectives.calibration.entries import stored_size
 from objectives.calibration.recording import statistics_bytes
-from objectives.model.roles import Block
+from objectives.model.roles import Block, LinearRole
 from quant.setting import Setting
 
 
@@ -69,10 +69,31 @@ def count(
         entries=len(sizes_to(setting.n_calib)),
         recording_bytes=sum(memory),
         block_recording_bytes=max(memory),
-        calibrating=2.0 * calibration_tokens * (weights + sum(inputs**2 for inputs in sites)),
+        calibrating=2.0 * calibration_tokens * _each_token(module, blocks),
         quantizing=_quantizing(setting, shapes, sites),
-        scoring=2.0 * scored_tokens * (weights + 2 * head),
+        scoring=2.0 * scored_tokens * (_run(module, blocks) + 2 * head),
     )
+
+
+def _run(module: nn.Module, blocks: Sequence[Block]) -> float:
+    """Count the weights that a token meets: of experts those that it is routed to."""
+    linears = (linear for block in blocks for linear in block.linears)
+    return sum(prod(linear.shape) * _share(module, linear) for linear in linears)
+
+
+def _each_token(module: nn.Module, blocks: Sequence[Block]) -> float:
+    """Count what calibration multiplies for a token: the weights, and the Gram matrix of each input that reads it."""
+    sites = (site for block in blocks for site in block.sites)
+    return _run(module, blocks) + sum(site.inputs**2 * _share(module, site.linears[0]) for site in sites)
+
+
+def _share(module: nn.Module, linear: LinearRole) -> float:
+    """Return the share of the tokens that reach a Linear, where all experts get as many."""
+    if linear.expert is None:
+        return 1.0
+    count = len(getattr(linear.module, linear.expert.weight))
+    chosen = getattr(module.config.get_text_config(), "num_experts_per_tok", count)  # type: ignore[operator, union-attr]
+    return float(chosen) / count
 
 
 def _quantizing(setting: Setting, shapes: Sequence[tuple[int, int]], sites: Sequence[int]) -> float:

@@ -87,8 +87,7 @@ def check_agreement(
     stored = _stored_agreement(store, key)
     if stored is not None:
         return stored
-    wide_bytes = 4 * sum(parameter.numel() for parameter in model.module.parameters())
-    if not model.weights.streamed and wide_bytes > available_bytes(model.device):
+    if model.weights.wide_bytes(model.module) > available_bytes(model.device):
         log.warning("no memory for a float32 copy of the model: its %s results are not checked", model.dtype)
         return None
 

@@ -226,10 +226,10 @@ def _skeleton(plan: ModelPlan, config: Any) -> nn.Module:
 
 
 def _room(plan: ModelPlan, skeleton: nn.Module, dtype: torch.dtype, device: torch.device) -> Room | None:
-    given = plan.device_memory
-    if given is None:
-        given = available_bytes(device) - WORKING_BYTES
-    return require_room(plan.name, skeleton, dtype, device, given)
+    if plan.device_memory is not None:
+        return require_room(plan.name, skeleton, dtype, device, plan.device_memory)
+    given = available_bytes(device) - WORKING_BYTES
+    return require_room(plan.name, skeleton, dtype, device, given, spare=WORKING_BYTES)
 
 
 def _require_complete(plan: ModelPlan, report: Mapping[str, Any]) -> None:

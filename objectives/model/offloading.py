@@ -62,8 +62,12 @@ class Room:
         return self.outside + (streamed + len(self.kept)) * self.block
 
 
-def require_room(name: str, skeleton: nn.Module, dtype: torch.dtype, device: torch.device, given: int) -> Room | None:
+def require_room(
+    name: str, skeleton: nn.Module, dtype: torch.dtype, device: torch.device, given: int, spare: int = 0
+) -> Room | None:
     """Return what of a model fits into `given` bytes for its weights; None where all of it does, and a copy.
+
+    Blocks stay in memory only where they leave `spare` of these bytes.
 
     Raises:
         InputError: If not even one block does.
@@ -82,7 +86,8 @@ def require_room(name: str, skeleton: nn.Module, dtype: torch.dtype, device: tor
             f"{WORKING_BYTES / 1e9:.1f} GB to work in; use another --device or a 16-bit --dtype"
         )
     names = tuple(f"{prefix}.{index}" for index in range(len(layers)))
-    kept = names[: (given - least) // block]
+    # Allocators hold on to what blocks had that came and went.
+    kept = names[: max(0, given - least - spare) // block]
     return Room(blocks=names, kept=frozenset(kept), outside=outside, block=block, total=total, given=given)
 
 

@@ -6,7 +6,7 @@ value, and of gate and up, and have one kernel for all experts of a block. May a
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -52,28 +52,39 @@ def find_sites(blocks: Sequence[Block]) -> tuple[Site, ...]:
 
 
 def _together(block: Block) -> list[list[LinearRole]]:
-    """Join the Linears of a block that must be stored alike."""
-    groups: list[list[LinearRole]] = []
-    for linear in block.linears:
-        joined = [group for group in groups if any(_alike(block, linear, other) for other in group)]
-        for group in joined[1:]:
-            joined[0].extend(group)
-            groups.remove(group)
-        if joined:
-            joined[0].append(linear)
-        else:
-            groups.append([linear])
-    return groups
+    """Join the Linears of a block that must be stored alike: those with a reason in common, directly or by others."""
+    sharing: dict[str, list[Hashable]] = {}
+    for number, group in enumerate(scale_groups(block.sites)):
+        for member in (member for site in group for member in site.linears):
+            sharing.setdefault(member.name, []).append(("scale", number))
+    linears = list(block.linears)
+    first: dict[Hashable, int] = {}
+    # The place of one that each is joined with, itself for the first of a site.
+    joined = list(range(len(linears)))
+
+    def root(place: int) -> int:
+        while joined[place] != place:
+            joined[place] = joined[joined[place]]
+            place = joined[place]
+        return place
+
+    for place, linear in enumerate(linears):
+        for reason in [*sharing[linear.name], *_reasons(linear)]:
+            others = root(first.setdefault(reason, place))
+            joined[max(others, root(place))] = min(others, root(place))
+    groups: dict[int, list[LinearRole]] = {}
+    for place, linear in enumerate(linears):
+        groups.setdefault(root(place), []).append(linear)
+    return list(groups.values())
 
 
-def _alike(block: Block, linear: LinearRole, other: LinearRole) -> bool:
-    sharing = ({member.name for site in group for member in site.linears} for group in scale_groups(block.sites))
-    if linear.module is other.module or any({linear.name, other.name} <= names for names in sharing):
-        return True
-    if linear.owner == other.owner:
-        return any({linear.role, other.role} <= roles for roles in FUSED)
-    experts = [EXPERT.fullmatch(member.owner) for member in (linear, other)]
-    return all(experts) and len({match[1] for match in experts if match}) == 1
+def _reasons(linear: LinearRole) -> Iterator[Hashable]:
+    """Yield what a Linear must be stored like, beside what shares its scale."""
+    yield "module", linear.module
+    yield from (("fused", linear.owner, number) for number, roles in enumerate(FUSED) if linear.role in roles)
+    expert = EXPERT.fullmatch(linear.owner)
+    if expert:
+        yield "experts", expert[1]
 
 
 def _site(block: Block, linears: Sequence[LinearRole]) -> Site:

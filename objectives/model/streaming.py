@@ -146,6 +146,12 @@ class StreamedWeights:
             copied = copy.deepcopy(module).float()
         return copied, StreamedWeights(copied, list(self._slots), self._originals, self._device, self._offload)
 
+    def wide_bytes(self, module: Any) -> int:
+        """See `Weights`."""
+        blocks = [sum(slot.absent.numel() for slot in slots) for slots in self._slots.values()]
+        everything = sum(int(parameter.numel()) for parameter in module.parameters())
+        return 4 * (everything - sum(blocks) + 2 * max(blocks))
+
     def _before(self, block: str, layer: nn.Module) -> Callable[..., None]:
         def bring(module: nn.Module, _: object) -> None:
             if _runs(module, layer):

@@ -45,6 +45,9 @@ class Weights(Protocol):
     def wide(self, module: Any) -> "tuple[Any, Weights]":
         """Return a copy of the model in float32, with its weights."""
 
+    def wide_bytes(self, module: Any) -> int:
+        """Return how many bytes that takes in memory."""
+
 
 class HeldWeights:
     """Weights that are in memory all the time."""
@@ -75,6 +78,10 @@ class HeldWeights:
     def wide(self, module: Any) -> tuple[Any, Weights]:
         """See `Weights`."""
         return copy.deepcopy(module).float(), self
+
+    def wide_bytes(self, module: Any) -> int:
+        """See `Weights`."""
+        return 4 * sum(int(parameter.numel()) for parameter in module.parameters())
 
 
 @contextmanager

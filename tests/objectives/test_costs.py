@@ -69,6 +69,22 @@ def test_operations_are_those_of_the_products() -> None:
     assert costs.quantizing == (10 + 1 + 2) * product
 
 
+@pytest.mark.parametrize("layout", ["mixtral", "qwen3-moe", "gpt-oss"])
+def test_a_token_meets_the_experts_that_it_is_routed_to(layout: str) -> None:
+    """Another expert for each token costs as much as its weights; more experts to choose from cost nothing."""
+
+    def scoring(chosen: int, experts: int) -> float:
+        config = tiny.MIXTURES[layout]()
+        config.num_hidden_layers, config.num_experts_per_tok = 1, chosen
+        setattr(config, "num_experts" if hasattr(config, "num_experts") else "num_local_experts", experts)
+        module = tiny.module(config)
+        return count(module, named_blocks(module), SETTING, 1, 1).scoring
+
+    inner = tiny.MLP if layout != "qwen3-moe" else tiny.EXPERT_MLP
+    assert scoring(2, 4) - scoring(1, 4) == pytest.approx(2 * 3 * tiny.HIDDEN * inner)
+    assert scoring(2, 8) == scoring(2, 4)
+
+
 def test_gptq_costs_its_factor_and_one_more_product() -> None:
     """What spreads errors over the inputs is counted beside the search."""
     module = tiny.module(tiny.LAYOUTS["llama"]())

@@ -1,9 +1,11 @@
 """Linears that must be stored alike are one site, whatever the layout."""
 
+from dataclasses import replace
+
 import pytest
 
-from objectives.model.finding import find_blocks
-from objectives.model.roles import Block
+from objectives.model.finding import find_blocks, named_blocks
+from objectives.model.roles import Block, LinearRole
 from objectives.model.sites import find_sites
 from tests.objectives import tiny
 
@@ -53,3 +55,30 @@ def test_experts_of_a_block_are_one_site(layout: str) -> None:
         ("o",),
         *([("down",)] if shared else []),
     ]
+
+
+def test_many_experts_take_as_many_times_longer() -> None:
+    """Each Linear is looked at a few times, not once for each of the others."""
+    config = tiny.MIXTURES["qwen3-moe"]()
+    config.num_experts, config.moe_intermediate_size = 128, 16
+    found = named_blocks(tiny.module(config))
+    asked: list[str] = []
+
+    class Counting(LinearRole):
+        @property
+        def owner(self) -> str:
+            asked.append(self.name)
+            return super().owner
+
+    counted = [
+        replace(
+            block,
+            sites=tuple(
+                replace(site, linears=tuple(Counting(**vars(linear)) for linear in site.linears))
+                for site in block.sites
+            ),
+        )
+        for block in found
+    ]
+    assert len(find_sites(counted)) == len(find_sites(found)) == 3 * tiny.LAYERS
+    assert len(asked) <= 3 * sum(1 for block in found for _ in block.linears)
