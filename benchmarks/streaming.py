@@ -40,8 +40,8 @@ def main() -> None:
         print(way, done.stdout.strip() or f"failed: {done.stderr.strip().splitlines()[-1][:200]}", flush=True)
 
 
-def _resident(what: str = "VmRSS") -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{what}:"))
+def _resident(mark: str = "VmRSS") -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{mark}:"))
     return int(line.split()[1]) * 1024
 
 
