@@ -1,9 +1,9 @@
 """Is it valid to prune on a front? A study that measured every trial to its end, replayed in other orders.
 
 Every replay has its own order of sequences, and of trials after the presets. A trial is given up by the product's rule:
-after 8, 16, 32 sequences, when it is behind the best completed trial of no larger a budget by more than chance. Counted
-are members of the true front, which are better on all text than everything of no larger a budget, that were given up;
-and tokens that were not read.
+at looks, when it is behind the best completed trial of no larger a budget by more than chance. Counted are members of
+the true front, which are better on all text than everything of no larger a budget, that were given up; and tokens that
+were not read.
 
     python cli.py optimize --front 4.2..5 --pruner none --objective kl --trials 60 --study all --storage sqlite:///all.db
     python benchmarks/front_replay.py --study all --storage sqlite:///all.db --json front_replay.json
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("PRAQTUNE_HOME", "")))
     parser.add_argument("--replays", type=int, default=500)
     parser.add_argument("--errors", default="0.01,0.05")
+    parser.add_argument("--first-look", type=int, default=Rule.first_look)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     paths = Paths(given.home) if given.home != Path() else Paths.default()
@@ -121,7 +122,10 @@ def main() -> None:
     scored = Scores(ResultStore(paths.results)).readable(record.complete)
     rows = []
     for error in map(float, given.errors.split(",")):
-        results = [replay(scored, Rule(error=error), record.objective, seed) for seed in range(given.replays)]
+        results = [
+            replay(scored, Rule(error=error, first_look=given.first_look), record.objective, seed)
+            for seed in range(given.replays)
+        ]
         hit, count = sum(result.lost > 0 for result in results), len(results)
         rows.append(
             {

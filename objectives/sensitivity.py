@@ -8,7 +8,7 @@ the bench was laid out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter
+from time import perf_counter, sleep
 
 from objectives.errors import InputError, RunError
 from objectives.model.roles import Block
@@ -30,6 +30,7 @@ FINE_BITS = 8
 """Of the choice between these and 16 bit, in the largest group that divides the inputs."""
 TOKENS = 2048
 """On which a site alone is scored."""
+POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +177,7 @@ def measure_sensitivities(bench: Bench, recipe: Setting, store: ResultStore, pro
         for place in range(max(map(len, settings.values())) - 1)
     ]
     alone = [Plan(named=dict.fromkeys(site.linears, settings[site.name][0]), others=left) for site in sites]
-    results = []
-    for done, plan in enumerate((*together, *alone)):
-        progress("measuring what each site loses", done, len(together) + len(alone))
-        results.append(measured_plan(bench, plan, store, text))
+    results = measured_plans(bench, [*together, *alone], store, text, progress)
     losses = [{layer.name: layer.final_loss for layer in result.layers} for result in results[: len(together)]]
     rows = [
         Sensitivity(
@@ -215,6 +213,30 @@ def site_bits(site: Site, setting: Setting, bench: Bench) -> int:
 def _way(ways: Sequence[Setting], place: int) -> Setting:
     """Return the way at a place; a site with fewer ways has its last quantized one there."""
     return ways[min(place, len(ways) - 2)]
+
+
+def measured_plans(
+    bench: Bench, plans: Sequence[Plan], store: ResultStore, text: Sequences, progress: Progress
+) -> list[TrialResult]:
+    """Return the trials of plans; processes that ask for the same share the work out among them.
+
+    Raises:
+        InputError: If a plan does not suit the model or the text.
+        RunError: If one cannot be measured, for lack of memory or finite numbers.
+    """
+    keys = [measurement_key(bench, plan, text) for plan in plans]
+    leases = [store.lease(key) for key in keys]
+    while missing := [place for place, key in enumerate(keys) if key not in store]:
+        measured_here = False
+        for place in missing:
+            progress("measuring what each site loses", sum(key in store for key in keys), len(keys))
+            with leases[place].if_free() as free:
+                if free:
+                    measured_plan(bench, plans[place], store, text)
+                    measured_here = True
+        if not measured_here:
+            sleep(POLL_SECONDS)
+    return [measured_plan(bench, plan, store, text) for plan in plans]
 
 
 def measured_plan(bench: Bench, plan: Plan, store: ResultStore, text: Sequences) -> TrialResult:

@@ -309,7 +309,7 @@ class Maker:
 
     def _keep(self, key: str, setting: Setting | None, score: Score) -> None:
         result = TrialResult(
-            plan=Plan.uniform(setting) if setting else None,
+            plan=Plan.uniform(setting.recipe) if setting else None,
             outcome="complete",
             score=score,
             size=_size(setting),

@@ -12,7 +12,15 @@ from objectives.errors import InputError
 from objectives.model.sites import Site, find_sites
 from objectives.progress import silent
 from objectives.quantization import model_size
-from objectives.sensitivity import Sensitivities, few_sequences, measure_sensitivities, site_settings
+from objectives.results import load_result, measurement_key, save_result
+from objectives.sensitivity import (
+    Sensitivities,
+    few_sequences,
+    measure_sensitivities,
+    measured_plan,
+    measured_plans,
+    site_settings,
+)
 from objectives.trial import Bench, run_trial
 from quant.plan import Plan
 from quant.setting import Setting
@@ -206,3 +214,26 @@ def test_a_budget_outside_is_refused_before_anything_is_measured(budget: Budget,
     ):
         allocate(bench, RECIPE, budget, ResultStore(tmp_path / "results"), silent)
     assert not (tmp_path / "results").exists()
+
+
+def test_what_another_process_measures_is_waited_for_and_not_measured_twice(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one holds the lease of a plan; meanwhile this one measures the rest."""
+    text = few_sequences(bench.calibration.text)
+    plans = [Plan.uniform(replace(RECIPE, method="rtn", group_size=size)) for size in (64, 32)]
+    shared, apart = ResultStore(tmp_path / "shared"), ResultStore(tmp_path / "apart")
+    measured_plan(bench, plans[0], apart, text)
+    key = measurement_key(bench, plans[0], text)
+    slept: list[float] = []
+
+    def other_ends(seconds: float) -> None:
+        slept.append(seconds)
+        save_result(shared, key, load_result(apart, key))
+
+    monkeypatch.setattr(objectives.sensitivity, "sleep", other_ends)
+    with shared.lease(key).if_free() as free:
+        assert free
+        results = measured_plans(bench, plans, shared, text, silent)
+    assert [result.plan for result in results] == plans
+    assert len(slept) == 1
