@@ -8,7 +8,6 @@ matters less, and the median of some turns. A teacher is computed once for a mod
 """
 
 import argparse
-import resource
 import sys
 from pathlib import Path
 from statistics import median
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from objectives.model.loading import ModelPlan, load_model
+from objectives.model.memory import peak_bytes, reset_peak
 from objectives.progress import silent
 from objectives.scoring import score_all
 from objectives.teacher import cached_teacher
@@ -28,11 +28,6 @@ from storage.cache import TensorCache
 from storage.paths import Paths
 
 TURNS = 3
-
-
-def peak_mb() -> float:
-    """Most memory that this process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def main() -> None:
@@ -58,10 +53,11 @@ def main() -> None:
         peaks: dict[str, float] = {}
         for _ in range(TURNS):
             for name, of_turn in turns.items():
+                reset_peak(model.device)
                 started = process_time()
                 measured = score_all(model.module, text, "", silent, of_turn)
                 seconds[name].append(process_time() - started)
-                peaks.setdefault(name, peak_mb())
+                peaks[name] = max(peaks.get(name, 0.0), peak_bytes(model.device) / 1e6)
     without, beside = (median(seconds[name]) for name in turns)
     print(f"scoring: {without:.1f} s without, {beside:.1f} s with, ratio {beside / without:.2f}")
     print(f"peak memory: {peaks['without']:.0f} MB without, {peaks['with']:.0f} MB with")
