@@ -269,10 +269,16 @@ def by(parsed: argparse.Namespace, interpreter: str, runtime: str, directory: Pa
     except subprocess.TimeoutExpired:
         return {"reason": f"not done after {SECONDS} s"}
     if ended.returncode:
-        lines = [line for line in ended.stderr.splitlines() if "Error" in line] or ended.stderr.splitlines()
-        return {"reason": (lines or ["no reason given"])[-1].strip()}
+        return {"reason": reason_of(ended.stderr)}
     made: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return made
+
+
+def reason_of(errors: str) -> str:
+    """Return the last error and what follows it, which may be its words, on one line."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()] or ["no reason given"]
+    last = max((number for number, line in enumerate(lines) if "Error" in line), default=len(lines) - 1)
+    return " ".join(lines[last : last + 3]).replace("|", "/")
 
 
 def line(row: dict[str, Any]) -> str:
