@@ -31,9 +31,10 @@ def keep_freed_memory() -> None:
     """Let the C library reuse freed memory instead of returning it to the operating system after every operation.
 
     Tensors of a few megabytes come and go thousands of times in a trial; fetched anew, each of their pages costs a
-    fault. Call it once, when a process starts. Elsewhere than on Linux with glibc it does nothing.
+    fault. Call it once, when a process starts. Elsewhere than on Linux with glibc it does nothing, nor in a process
+    whose memory is limited: what is kept there is missing elsewhere.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or any(True for _ in _left_by_process_limits()):
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
@@ -45,16 +46,21 @@ def available_bytes(device: torch.device) -> int:
     """Return the memory that can be allocated on `device` now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(int(psutil.virtual_memory().available), *_left_by_limits())
+    return min([int(psutil.virtual_memory().available), *_left_by_limits()])
 
 
-def _left_by_limits() -> Iterator[int]:
-    """Yield what each limit of this process leaves it: of its data, of its addresses, of its control group."""
+def _left_by_process_limits() -> Iterator[int]:
+    """Yield what each limit of this process leaves it: of its data, of its addresses."""
     process = psutil.Process().memory_info()
     for limit, used in ((resource.RLIMIT_DATA, process.data), (resource.RLIMIT_AS, process.vms)):
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY:
             yield max(0, soft - used)
+
+
+def _left_by_limits() -> Iterator[int]:
+    """Yield what each limit leaves: those of this process, and that of its control group."""
+    yield from _left_by_process_limits()
     for most, now in CONTROL_GROUPS:
         # A group without a limit says so in a word.
         with suppress(OSError, ValueError):
