@@ -16,7 +16,7 @@ import xxhash
 
 from objectives.model.finding import find_blocks
 from objectives.model.loading import Model
-from objectives.model.memory import available_bytes
+from objectives.model.memory import available_bytes, is_out_of_memory
 from objectives.model.roles import Block
 from objectives.model.weights import Weights
 from objectives.progress import Progress
@@ -94,7 +94,13 @@ def check_agreement(
     def waiting() -> None:
         progress("comparing in another process", 0, 1)
 
-    store.once(key, lambda: store.save(key, encode(_compared(model, blocks, sequences, progress)), {}), waiting)
+    try:
+        store.once(key, lambda: store.save(key, encode(_compared(model, blocks, sequences, progress)), {}), waiting)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("memory ran out beside a float32 copy of the model: its %s results are not checked", model.dtype)
+        return None
     return _stored_agreement(store, key)
 
 

@@ -25,6 +25,8 @@ CONTROL_GROUPS = (
 # Parameters of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 2**30
+# The allocator, and oneDNN where it finds no room for what a product needs beside its operands.
+NO_MEMORY = ("can't allocate memory", "could not create a primitive")
 
 
 def keep_freed_memory() -> None:
@@ -72,7 +74,7 @@ def _left_by_limits() -> Iterator[int]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out; PyTorch has an error type of its own for GPUs, but none for processors."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def release_cached(device: torch.device) -> None:

@@ -121,6 +121,29 @@ def test_no_memory_for_a_float32_copy(
     assert "bfloat16" in caplog.text
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("could not create a primitive")])
+def test_memory_that_runs_out_in_the_comparison_leaves_the_type_unchecked(
+    text: Sequences, store: ResultStore, monkeypatch: pytest.MonkeyPatch, caplog: Any, error: Exception
+) -> None:
+    """A warning says so, and the study goes on; any other failure is one."""
+
+    def fails(raised: Exception) -> None:
+        def score(*args: object) -> None:
+            raise raised
+
+        monkeypatch.setattr(precision, "score_all", score)
+
+    model = tiny.model(tiny.LAYOUTS["llama"](), dtype=torch.bfloat16)
+    fails(error)
+    assert check(model, text, store) is None
+    assert (
+        "memory ran out beside a float32 copy of the model: its torch.bfloat16 results are not checked" in caplog.text
+    )
+    fails(RuntimeError("a mistake"))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        check(model, text, store)
+
+
 @pytest.mark.parametrize(
     ("mean_nll", "rounding", "good"),
     [
