@@ -160,6 +160,7 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
     assert row["setting"] == {
         "method": "gwh-praq-v2",
         "bits": 4,
+        "bit_budget": 0.0,
         "beta": 0.25,
         "tau": 0.7,
         "n_grid": 3,
