@@ -9,7 +9,8 @@ from hpo.report.figures import DRAWN as FIGURES_OF_A_REPORT
 from tests.browser.conftest import watched
 
 pytestmark = pytest.mark.slow
-FIGURES = len(FIGURES_OF_A_REPORT)
+# The study of the report has settings alone; those of plans have three figures more.
+FIGURES = len(FIGURES_OF_A_REPORT.keys() - {"stored", "contributed", "volume"})
 PLOTS = "document.querySelectorAll('.plot').length"
 # What a figure consists of when plotly has drawn it: an SVG of some size with marks on it.
 DRAWN = """[...document.querySelectorAll('.plot')].filter(plot => {
