@@ -1,7 +1,8 @@
 """Matrix products of bfloat16 values at the device's full rate.
 
-Responsible for the two products that dominate the run time: Gram matrices and quadratic losses. May assume nothing
-about the device: where it has no fast bfloat16 product, float32 is used and the result is the same or better.
+Responsible for the two products that dominate the run time, Gram matrices and quadratic losses, and for the size of
+the pieces in which weights are tried. May assume nothing about the device: where it has no fast bfloat16 product,
+float32 is used and the result is the same or better.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,14 @@ from functools import cache
 
 import torch
 from torch import Tensor
+
+# Weights tried at a time: what a core's cache holds of them, or what keeps a GPU busy without filling its memory.
+CPU_PIECE, GPU_PIECE = 2**18, 2**23
+
+
+def piece_elements(device_type: str) -> int:
+    """Return how many weights are tried at a time on this kind of device."""
+    return CPU_PIECE if device_type == "cpu" else GPU_PIECE
 
 
 @cache

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from quant.matmul import piece_elements
 from quant.rounding.inputs import ScaledInputs
 from quant.scheme import Ranges, Scheme, decode_, encode, encode_, group_ranges, grouped, stored_scale
 from quant.statistics import InputStatistics
@@ -19,8 +20,6 @@ SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 1.05)
 """Of the range that holds every weight; the first is that range itself, which wins ties."""
 FEW_SHARES = (1.0, 0.9)
 """Those that are tried for every input scale that is searched, with the zero point or the sign of the whole range."""
-# Weights tried at a time: what a core's cache holds of them, or what keeps a GPU busy without filling its memory.
-CPU_CHUNK, GPU_CHUNK = 2**18, 2**23
 
 
 def find_ranges(weight: Tensor, scheme: Scheme, inputs: ScaledInputs, search: str) -> Ranges:
@@ -61,7 +60,7 @@ def effective_in_ranges(weight: Tensor, scale: Tensor, scheme: Scheme, statistic
 
 def _chunks(groups: Tensor) -> tuple[Tensor, ...]:
     """Split `[O, G, group]` into rows that stay in a processor's cache; what is written to them is written to it."""
-    elements = CPU_CHUNK if groups.device.type == "cpu" else GPU_CHUNK
+    elements = piece_elements(groups.device.type)
     return torch.split(groups, max(1, elements // max(1, groups.shape[1] * groups.shape[2])))
 
 

@@ -12,11 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from quant.matmul import fast_dtype
+from quant.matmul import fast_dtype, piece_elements
 
 SMALLEST_SCALE = 1e-5
-# Weights tried at a time: what a core's cache holds of them, or what keeps a GPU busy without filling its memory.
-CPU_CHUNK, GPU_CHUNK = 2**18, 2**23
 # Columns of the Gram matrix multiplied at a time: narrower ones skip more of its lower triangle, at a lower rate.
 PANEL = 384
 
@@ -99,6 +97,6 @@ def _losses(problem: Problem, form: QuadraticForm, scales: Sequence[Tensor], rou
 
 def _row_chunks(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield rows in pieces that stay in a processor's cache while every candidate is tried on them."""
-    elements = CPU_CHUNK if problem.weight.device.type == "cpu" else GPU_CHUNK
+    elements = piece_elements(problem.weight.device.type)
     size = max(32, elements // problem.weight.shape[1])
     return zip(torch.split(problem.weight, size), torch.split(problem.error_weights, size), strict=True)

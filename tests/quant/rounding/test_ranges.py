@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quant import matmul
 from quant.rounding import ranges as module
 from quant.rounding.ranges import SHARES, find_ranges
 from quant.scheme import Ranges, Scheme, dequantize, group_ranges, grouped, quantize
@@ -84,7 +85,7 @@ def test_pieces_change_nothing(search: str, monkeypatch: pytest.MonkeyPatch) -> 
     """They are a matter of speed."""
     inputs, scheme = scaled_inputs(activations(400, INPUTS, 1)), SCHEMES[3]
     usual = find_ranges(weight(), scheme, inputs, search)
-    monkeypatch.setattr(module, "CPU_CHUNK", 1)
+    monkeypatch.setattr(matmul, "CPU_PIECE", 1)
     other = find_ranges(weight(), scheme, inputs, search)
     assert torch.equal(quantize(weight(), scheme, usual).codes, quantize(weight(), scheme, other).codes)
 
