@@ -1,6 +1,5 @@
 """Bits where they count, through the command line: a budget becomes a plan, a plan a model, and files are plans."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 import cli
 import objectives.sensitivity
+from tests.commands import printed, refusal
 
 SMALL = ["--seq-len", "32", "--eval-samples", "9", "--eval-data", "bundled:docstrings", "--quiet"]
 FLAGS = [*SMALL, "--dtype", "float32"]
@@ -23,24 +23,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _small(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRAQTUNE_HOME", str(home / "home"))
     monkeypatch.setattr(objectives.sensitivity, "TOKENS", 60)
-
-
-def printed(capsys: Any, *arguments: str) -> dict[str, Any]:
-    """What a command prints as JSON."""
-    capsys.readouterr()
-    assert cli.main([*arguments, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
-
-
-def refusal(capsys: Any, *arguments: str) -> str:
-    """The one line with which a command line is refused."""
-    capsys.readouterr()
-    assert cli.main([*arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("praqtune: ")]
-    return line
 
 
 @pytest.mark.slow

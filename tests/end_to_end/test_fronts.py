@@ -1,6 +1,5 @@
 """Studies of plans, through the command line: one budget, a front of several, and the models that they become."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import objectives.sensitivity
 from hpo.dashboard.serve import ArtifactFiles, Refresher
 from storage.paths import Paths
 from storage.studies.opening import open_storage
+from tests.commands import printed, refusal
 
 SMALL = [
     "--seq-len",
@@ -39,24 +39,6 @@ def _small(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRAQTUNE_HOME", str(home / "home"))
     monkeypatch.setattr(objectives.sensitivity, "TOKENS", 60)
     monkeypatch.chdir(home)
-
-
-def printed(capsys: Any, *arguments: str) -> dict[str, Any]:
-    """What a command prints as JSON."""
-    capsys.readouterr()
-    assert cli.main([*arguments, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
-
-
-def refusal(capsys: Any, *arguments: str) -> str:
-    """The one line with which a command line is refused."""
-    capsys.readouterr()
-    assert cli.main([*arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("praqtune: ")]
-    return line
 
 
 def storage(home: Path) -> list[str]:

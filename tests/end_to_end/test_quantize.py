@@ -20,6 +20,7 @@ from objectives.results import pinned
 from objectives.scoring import score_all
 from storage.paths import Paths
 from storage.results import ResultStore
+from tests.commands import printed
 from tests.conftest import SmallStudy
 
 METHOD = ["--method", "gw-awq", "--group-size", "64"]
@@ -28,14 +29,6 @@ METHOD = ["--method", "gw-awq", "--group-size", "64"]
 @pytest.fixture(autouse=True)
 def _home(small_study: SmallStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
-
-
-def printed(capsys: Any, *arguments: str) -> dict[str, Any]:
-    """What a command prints as JSON."""
-    capsys.readouterr()
-    assert cli.main([*arguments, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def refusal(capsys: Any, *arguments: str, code: int = 2) -> str:

@@ -33,24 +33,8 @@ TEXT = RefinementText(
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def bench(home: Path) -> Bench:
-    """Every refinement leaves its model as it was."""
-    return tiny.bench(tiny.complete("qwen2", torch.bfloat16), home)
-
-
-@pytest.fixture(scope="module")
 def usual(bench: Bench, home: Path) -> Refined:
     return refined_by(bench, ResultStore(Paths(home).results))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ResultStore:
-    return ResultStore(Paths(tmp_path / "home").results)
 
 
 def refined_by(bench: Bench, store: ResultStore, options: RefinementOptions = OPTIONS, plan: Plan = PLAN) -> Refined:

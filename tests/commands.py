@@ -1,0 +1,27 @@
+"""What command lines print, for tests: their JSON, or the one line with which they are refused.
+
+May assume that pytest captures both outputs.
+"""
+
+import json
+from typing import Any
+
+import cli
+
+
+def printed(capsys: Any, *arguments: str) -> dict[str, Any]:
+    """What a command prints as JSON."""
+    capsys.readouterr()
+    assert cli.main([*arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def refusal(capsys: Any, *arguments: str) -> str:
+    """The one line with which a command line is refused."""
+    capsys.readouterr()
+    assert cli.main([*arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("praqtune: ")]
+    return line
