@@ -91,6 +91,29 @@ class CodeMoves:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefinementTrial:
+    """One of several refinements that were tried.
+
+    Attributes:
+        rate: The highest relative change of a scale in a step.
+        passes: How often the text was to be read.
+        code_steps: In which the codes of a block could move.
+        steps: Of the optimizer that were taken.
+        kl: Its least KL on what is held back, nats per token.
+        finished: Whether all steps were taken.
+        given_up: Whether they were not because others were nearer.
+    """
+
+    rate: float
+    passes: int
+    code_steps: int
+    steps: int
+    kl: float
+    finished: bool
+    given_up: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refinement:
     """How a model was refined: all that a person needs to judge it, and to do it again.
 
@@ -107,6 +130,7 @@ class Refinement:
         looks: What it was on the way.
         gains: What it changed on text that had no part in it.
         moves: How codes moved before; None where they stayed.
+        trials: All that were tried where this is the nearest of several.
     """
 
     source: str
@@ -121,6 +145,7 @@ class Refinement:
     looks: tuple[HeldBack, ...]
     gains: tuple[Gain, ...] = ()
     moves: CodeMoves | None = None
+    trials: tuple[RefinementTrial, ...] = ()
 
     @property
     def before(self) -> float:
@@ -143,7 +168,13 @@ class Refinement:
                 f"refining on {text} improved nothing ({measured}: {before}): "
                 "codes, scales, norms and biases are as they were rounded"
             )
-        return f"{', and '.join(changed)}; {measured}: {before}, {self.after:.4f} after"
+        return f"{', and '.join(changed)}; {measured}: {before}, {self.after:.4f} after{self._chosen()}"
+
+    def _chosen(self) -> str:
+        if not self.trials:
+            return ""
+        given_up = sum(trial.given_up for trial in self.trials)
+        return f", the nearest of {len(self.trials)} refinements ({given_up} given up on the way; rate {self.rate:.2g})"
 
     def _moved(self) -> list[str]:
         if self.moves is None or not self.moves.kept:

@@ -22,7 +22,7 @@ BELOW = {
 # The rooms of a layer, the lowest first: a room imports those below it and none beside it.
 ORDER: dict[str, tuple[set[str], ...]] = {
     "hpo": (
-        {"space", "standard_error"},
+        {"quiet", "space", "standard_error"},
         {"study"},
         {"search"},
         {"workers"},

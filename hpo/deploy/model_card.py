@@ -94,6 +94,15 @@ def _refinement(manifest: Manifest) -> Iterator[str]:
         return
     sentence = refinement.sentence()
     yield from ("## Refined", "", f"{sentence[0].upper()}{sentence[1:]}.", "")
+    if refinement.trials:
+        yield from (
+            "| rate | passes | steps for codes | steps | KL held back |",
+            "|---|---|---|---|---|",
+        )
+        for trial in refinement.trials:
+            taken = f"{trial.steps}, given up" if trial.given_up else f"{trial.steps}"
+            yield f"| {trial.rate:.2g} | {trial.passes} | {trial.code_steps} | {taken} | {trial.kl:.4f} |"
+        yield ""
     if refinement.gains:
         yield "On text that had no part in it, per token, with paired 95 % intervals:"
         yield ""

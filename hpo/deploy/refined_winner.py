@@ -6,7 +6,8 @@ was made of and with the references, by divergence. May assume a study that was 
 
 from dataclasses import replace
 
-from hpo.deploy.refining import Refining, with_refining_text
+from hpo.deploy.refinement_trials import refine_best
+from hpo.deploy.refining import Refining, stage_of, with_refining_text
 from hpo.study.confirmation import RefinedConfirmation
 from hpo.study.objective import KL
 from hpo.study.record import FULL_PRECISION, TrialRecord
@@ -17,7 +18,7 @@ from hpo.workers.measuring import measure, measure_all
 from objectives.evaluation import BenchPlan
 from objectives.progress import Progress
 from objectives.refinement.options import RefinementText
-from objectives.refinement.refine import forgotten_where_codes_differ, refine
+from objectives.refinement.refine import forgotten_where_codes_differ
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences, prepare_text
 from objectives.trial import Bench
@@ -66,7 +67,7 @@ def confirm_refined(
     assert lead is not None
     setting = chosen.measured.setting
     assert setting is not None
-    refined = refine(bench, Plan.uniform(setting), text, refining.options, store, progress)
+    refined = refine_best(stage_of(bench, Plan.uniform(setting), text, refining, store), progress)
     references = [row.measured for row in lead.rows if not isinstance(row.measured, TrialRecord)]
     plain = {measured.name: measured.setting for measured in (chosen.measured, *references)}
     settings = {name: other for name, other in plain.items() if name != FULL_PRECISION}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hpo.deploy.refinement_trials import Stage, refine_best
 from hpo.study.options import RefineOptions
 from hpo.workers.measuring import measure_plan
 from objectives.errors import InputError
@@ -16,7 +17,7 @@ from objectives.model.loading import BUNDLED
 from objectives.progress import Progress
 from objectives.refinement.gains import gain
 from objectives.refinement.options import RefinementOptions, RefinementText
-from objectives.refinement.refine import forgotten_where_codes_differ, refine
+from objectives.refinement.refine import forgotten_where_codes_differ
 from objectives.refinement_record import Gain
 from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import Bench
@@ -28,6 +29,7 @@ BUNDLED_TEXT = "bundled:training"
 HELD_BACK = 0.1
 FEWEST_HELD_BACK, MOST_HELD_BACK = 4, 32
 FEWEST = 16
+MOST_TRIALS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +39,13 @@ class Refining:
     Attributes:
         source: Of the text; None for the calibration text's.
         samples: Sequences to learn from.
+        trials: How many refinements are tried.
         options: The rest.
     """
 
     source: str | None
     samples: int
+    trials: int
     options: RefinementOptions
 
 
@@ -59,6 +63,8 @@ def make_refining(given: RefineOptions, seed: int) -> Refining | None:
         return None
     if given.refine_samples < 1:
         raise InputError(f"--refine-samples {given.refine_samples} is less than 1")
+    if not 1 <= given.refine_trials <= MOST_TRIALS:
+        raise InputError(f"--refine-trials {given.refine_trials} is not from 1 to {MOST_TRIALS}")
     options = RefinementOptions(
         rate=given.refine_rate,
         passes=given.refine_passes,
@@ -66,7 +72,7 @@ def make_refining(given: RefineOptions, seed: int) -> Refining | None:
         seed=seed,
         timeout=given.refine_timeout,
     )
-    return Refining(source=given.refine_data, samples=given.refine_samples, options=options)
+    return Refining(source=given.refine_data, samples=given.refine_samples, trials=given.refine_trials, options=options)
 
 
 def refine_flags(refining: Refining) -> dict[str, Any]:
@@ -78,6 +84,7 @@ def refine_flags(refining: Refining) -> dict[str, Any]:
         "refine_codes": refining.options.code_steps,
         "refine_passes": refining.options.passes,
         "refine_rate": refining.options.rate,
+        "refine_trials": refining.trials,
     }
 
 
@@ -92,6 +99,11 @@ def with_refining_text(plan: BenchPlan, refining: Refining) -> BenchPlan:
     training = replace(like, part="refinement", count=refining.samples, minimum=min(FEWEST, refining.samples))
     validation = replace(like, part="validation", count=held_back, minimum=FEWEST_HELD_BACK)
     return replace(plan, data=(*plan.data, training, validation))
+
+
+def stage_of(bench: Bench, plan: Plan, text: RefinementText, refining: Refining, store: ResultStore) -> Stage:
+    """Return what is refined, as often as was asked for."""
+    return Stage(bench=bench, plan=plan, text=text, given=refining.options, trials=refining.trials, store=store)
 
 
 def refined_bench(
@@ -117,7 +129,7 @@ def refined_bench(
     Raises:
         InputError: If the plan has nothing to tune, or the time is less than a step's.
     """
-    refined = refine(bench, plan, text, refining.options, store, progress)
+    refined = refine_best(stage_of(bench, plan, text, refining, store), progress)
     made = replace(bench, refined=refined)
     held_out = [named for named in judged if named[0].part == "confirmation"] or list(judged)
     gains = tuple(_gains(bench, made, plan, held_out, store, progress))

@@ -116,6 +116,12 @@ class RefineOptions:
     )
     refine_passes: int = option("refining", 1, "how often they are read")
     refine_rate: float = option("refining", 1e-3, "highest relative change of a scale in a step", metavar="R")
+    refine_trials: int = option(
+        "refining",
+        1,
+        "refinements that are tried, of other rates, passes and steps for codes; what is held back chooses one",
+        metavar="N",
+    )
     refine_timeout: float | None = option(
         "refining", None, "begin no step after this; calling it again goes on", metavar="SECONDS"
     )

@@ -30,6 +30,7 @@ class SearchMode:
     refine_codes: int = RefineOptions.refine_codes
     refine_passes: int = RefineOptions.refine_passes
     refine_rate: float = RefineOptions.refine_rate
+    refine_trials: int = RefineOptions.refine_trials
 
     def unusual(self) -> dict[str, object]:
         """Return by name what differs from the defaults, in their order."""

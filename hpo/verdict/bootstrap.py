@@ -4,9 +4,7 @@ Responsible for the numbers and for how sure they are; which trials they are ove
 parameters or more, and values that differ.
 """
 
-import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -19,6 +17,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.quiet import quiet_optuna
 from hpo.verdict.fanova import Floats, fanova
 
 # PED-ANOVA asks what the best trials have in common. A tenth of few trials is chance: over 40 synthetic studies of 20
@@ -79,7 +78,7 @@ def evaluate(
     """
     names = [name for name, _ in space]
     everything = np.arange(len(values))
-    with _quiet_optuna():
+    with quiet_optuna():
         sample = _Sample(points, values, space)
         shares = sample.shares(everything, TREES, SEED)
         assert shares is not None, "values differ"
@@ -149,17 +148,3 @@ class _Shown(InMemoryStorage):
     ) -> list[FrozenTrial]:
         """Return those that are shown; before any is, those that were added."""
         return super().get_all_trials(study_id, deepcopy, states) if self.trials is None else self.trials
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Silence notices of the study in memory and of experimental evaluators; afterwards everything is as it was."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            warnings.filterwarnings("ignore", "Target and region quantiles", UserWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)

@@ -19,7 +19,7 @@ from objectives.forward import halves
 from objectives.model.memory import is_out_of_memory, release_cached
 from objectives.progress import Progress, silent
 from objectives.refinement.gradient import pull_back, recomputed
-from objectives.refinement.options import RefinementOptions, RefinementText
+from objectives.refinement.options import GoesOn, RefinementOptions, RefinementText
 from objectives.refinement.tuned import Tuned
 from objectives.refinement_record import HeldBack
 from objectives.scoring import score_all
@@ -108,6 +108,7 @@ class Course:
         key: str,
         progress: Progress,
         left: float | None,
+        goes_on: GoesOn,
     ) -> None:
         """Begin, or go on.
 
@@ -118,8 +119,9 @@ class Course:
             key: There.
             progress: Told of every step.
             left: Seconds after which no step begins; None for as long as it takes.
+            goes_on: Asked after each look.
         """
-        self._left = left
+        self._left, self._goes_on = left, goes_on
         self._subject, self._options, self._progress = subject, options, progress
         self._store, self._key = store, key
         self._steps = options.steps(subject.text.training)
@@ -133,7 +135,7 @@ class Course:
         self._looks: list[HeldBack] = []
 
     def run(self) -> Ended:
-        """Take all steps, or those that there is time for.
+        """Take all steps, or those that there is time for, or those until it is given up.
 
         Raises:
             InputError: If the time is less than the first step takes.
@@ -144,7 +146,7 @@ class Course:
             self._look()
         began = saved = monotonic()
         taken = 0
-        while not self._over and not self._late(began, taken):
+        while not self._over and not self._late(began, taken) and self._goes_on(self._looks):
             self._take_step()
             taken += 1
             self._require_time(monotonic() - began, taken)
@@ -168,10 +170,6 @@ class Course:
             halvings=self._halvings,
             looks=self._looks,
         )
-
-    def forget(self) -> None:
-        """Remove what was saved on the way."""
-        self._store.remove(self._key)
 
     @property
     def _over(self) -> bool:

@@ -4,17 +4,26 @@ Responsible for checking these, and for an order that depends on the seed alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from objectives.errors import InputError
+from objectives.refinement_record import HeldBack
 from objectives.text.sequences import Sequences
 
 RATE, BATCH_TOKENS, PASSES, CODE_STEPS = 1e-3, 2048, 1, 50
 WARM_UP = 0.1
 """Of all steps: so long does the rate rise."""
+
+GoesOn = Callable[[Sequence[HeldBack]], bool]
+"""Says after each look, from all until then, whether a refinement is worth more steps."""
+
+
+def to_the_end(_: Sequence[HeldBack]) -> bool:
+    """Give nothing up."""
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

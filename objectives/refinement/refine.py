@@ -30,7 +30,7 @@ from objectives.refined import (
 )
 from objectives.refinement.codes import MOST_SEQUENCES, move_codes
 from objectives.refinement.course import Course, Ended, Subject
-from objectives.refinement.options import RefinementOptions, RefinementText, tokens_of
+from objectives.refinement.options import GoesOn, RefinementOptions, RefinementText, to_the_end, tokens_of
 from objectives.refinement.tuned import Tuned
 from objectives.refinement_record import CodeMoves, Refinement
 from objectives.results import measurement_key
@@ -88,8 +88,12 @@ def refine(
     options: RefinementOptions,
     store: ResultStore,
     progress: Progress,
+    goes_on: GoesOn = to_the_end,
 ) -> Refined:
     """Tune what a plan stores beside its codes; what was begun before is gone on with, what was finished is read.
+
+    What was kept on the way stays in the store until `forget_begun`. What ends because `goes_on` says so, or for lack
+    of time, is not `finished`; the same call goes on with it.
 
     Raises:
         InputError: If the plan has nothing to tune, there is too little calibration text or memory, the time is less
@@ -107,10 +111,33 @@ def refine(
         with store.lease(key).held(waiting):
             if key not in store:
                 with _within_memory(bench):
-                    unfinished = _refine(bench, plan, text, options, store, key, progress)
+                    unfinished = _refine(bench, plan, text, options, store, key, progress, goes_on)
                 if unfinished is not None:
                     return unfinished
     return _read(store, key, plan)
+
+
+def is_finished(refined: Refined, store: ResultStore) -> bool:
+    """Return whether a refinement took all of its steps: only then is it kept."""
+    return refined.key in store
+
+
+def forget_begun(
+    bench: Bench, plan: Plan, text: RefinementText, options: RefinementOptions, store: ResultStore
+) -> None:
+    """Remove what these options kept on the way; what was finished stays."""
+    store.remove(_begun_key(refinement_key(bench, plan, text, options)))
+    store.remove(_moves_key(bench, plan, text, options))
+
+
+def _begun_key(key: str) -> str:
+    return f"{key}-begun"
+
+
+def _moves_key(bench: Bench, plan: Plan, text: RefinementText, options: RefinementOptions) -> str:
+    """Return the key of the codes that moved, which do not depend on how scales are tuned after them."""
+    alone = replace(options, rate=RefinementOptions.rate, passes=RefinementOptions.passes)
+    return f"{refinement_key(bench, plan, text, alone)}-codes"
 
 
 @contextmanager
@@ -145,8 +172,9 @@ def _refine(
     store: ResultStore,
     key: str,
     progress: Progress,
+    goes_on: GoesOn,
 ) -> Refined | None:
-    """Refine and store; returns what there was by then where time ran out, which is not stored."""
+    """Refine and store; returns what there was by then where it ended before its last step, which is not stored."""
     model = bench.model
     if model.weights.streamed:
         raise InputError(
@@ -162,12 +190,12 @@ def _refine(
         quantized(replace(bench, refined=None), plan, progress, with_codes=True) as result,
     ):
         began = monotonic()
-        codes, moves, through = _moved(bench, plan, result, text, validation, options, store, f"{key}-codes", progress)
+        codes, moves, through = _moved(bench, plan, result, text, validation, options, store, progress)
         tuned = Tuned(model.module, bench.blocks, codes, plan, model.stored_dtype)
         subject = Subject(bench=bench, tuned=tuned, text=text, training=training, validation=validation)
         spent = monotonic() - began if options.code_steps else 0.0
         left = None if options.timeout is None else options.timeout - spent
-        course = Course(subject, options, store, f"{key}-begun", progress, left)
+        course = Course(subject, options, store, _begun_key(key), progress, left, goes_on)
         ended = course.run() if moves is None or through else Ended.at_once(tuned.changes, moves.best)
         scales, changed = tuned.stored(ended.best)
         refined = Refined(
@@ -182,8 +210,6 @@ def _refine(
     if not ended.finished:
         return refined
     _write(store, refined)
-    course.forget()
-    store.remove(f"{key}-codes")
     return None
 
 
@@ -195,7 +221,6 @@ def _moved(
     validation: Teacher,
     options: RefinementOptions,
     store: ResultStore,
-    key: str,
     progress: Progress,
 ) -> tuple[Mapping[str, IntWeight], CodeMoves | None, bool]:
     """Move codes where that brings what is held back nearer; returns them, how, and whether all blocks were reached.
@@ -209,6 +234,7 @@ def _moved(
         return score_all(bench.model.module, text.validation, "", silent, validation).mean("kl")
 
     before = kl()
+    key = _moves_key(bench, plan, text, options)
     result = move_codes(bench, plan, rounded, text.training, options, store, key, progress)
     moves = CodeMoves(
         steps=options.code_steps,

@@ -113,6 +113,7 @@ def test_a_plan_of_several_settings_is_refined(capsys: Any, small_study: SmallSt
         (["--refine", "--refine-rate", "2"], "a refining rate of 2 is not between 0 and 1"),
         (["--refine", "--refine-samples", "0"], "--refine-samples 0 is less than 1"),
         (["--refine", "--refine-codes", "-1"], "--refine-codes -1 is less than 0"),
+        (["--refine", "--refine-trials", "0"], "--refine-trials 0 is not from 1 to 100"),
         (["--refine-codes", "5"], "--refine-codes given without --refine; add it, or leave them out"),
         (["--refine", "--refine-samples", "2", "--refine-timeout", "1e-6"], "--refine-timeout 1e-06 is less than"),
         (["--refine", "--refine-timeout", "-1"], "--refine-timeout -1 is not above 0"),
@@ -143,7 +144,7 @@ def test_what_a_study_recommends_is_refined_and_confirmed(
     monkeypatch.setattr("hpo.commands.optimize.report_directory", lambda *_: None)
     space = ["--space", "original", "--group-size", "64", "--tau", "2", "--beta", "0.3..0.4"]
     where = ["--study", "refined", "--storage", f"sqlite:///{tmp_path}/studies.db"]
-    refine = [*REFINE[:-1], "bundled:training", "--refine-passes", "3", "--refine-codes", "5"]
+    refine = [*REFINE[:-1], "bundled:training", "--refine-passes", "3", "--refine-codes", "5", "--refine-trials", "2"]
     begun = ["optimize", "--trials", "5", *small_study.flags, *space, *where, *refine]
     capsys.readouterr()
     assert cli.main([*begun, "--json"]) == 0
@@ -158,6 +159,13 @@ def test_what_a_study_recommends_is_refined_and_confirmed(
     target = tmp_path / "written"
     manifest = written(capsys, target, "--study", "refined", *where[2:], *refine)
     gains = {gain["source"]: gain["kl"] for gain in manifest["refinement"]["gains"]}
+    tried = manifest["refinement"]["trials"]
+    assert (tried[0]["passes"], tried[0]["code_steps"]) == (3, 5)
+    assert min(trial["kl"] for trial in tried) == pytest.approx(
+        min(look["kl"] for look in manifest["refinement"]["looks"])
+    )
+    assert "the nearest of 2 refinements" in refined["tuned"]
+    assert (target / "README.md").read_text().count("| 3 | 5 |") >= 1
     for source, change in gains.items():
         assert change["before"] == pytest.approx(kl[recommended, source], rel=1e-9)
         assert change["after"] == pytest.approx(kl[f"{recommended} refined", source], rel=1e-9)

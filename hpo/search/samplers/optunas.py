@@ -5,7 +5,6 @@ converged sampler names again and again.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.quiet import quiet_optuna
 from hpo.search.acquisition import is_informative, most_informative, nats_of
 from hpo.search.samplers.sampler import draw, rest
 from hpo.search.twins import Noise, unknown
@@ -54,9 +54,7 @@ class FromOptuna:
 
 def suggestion(space: Space, trials: Sequence[TrialRecord], sampler: FromOptuna, seed: int) -> Setting:
     """Ask one of Optuna's samplers on a study that shows it what we know: pruned trials with estimates."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
+    with quiet_optuna():
         study = optuna.create_study(sampler=sampler.make(seed))
         informative = [trial for trial in trials if is_informative(trial)]
         best = min(map(nats_of, informative), default=0.0)
@@ -66,12 +64,7 @@ def suggestion(space: Space, trials: Sequence[TrialRecord], sampler: FromOptuna,
                 shown = _shown(space, trial, sampler, best)
                 if shown is not None:
                     study.add_trial(shown)
-        with warnings.catch_warnings():
-            # How a fit converged is the sampler's business.
-            warnings.simplefilter("ignore")
-            return space.setting(study.ask(space.distributions).params)
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+        return space.setting(study.ask(space.distributions).params)
 
 
 def _shown(space: Space, trial: TrialRecord, sampler: FromOptuna, best: float) -> FrozenTrial | None:

@@ -12,7 +12,7 @@ from objectives.progress import silent
 from objectives.refined import Refined, moved, moves_between
 from objectives.refinement import codes, course
 from objectives.refinement.options import RefinementOptions, RefinementText
-from objectives.refinement.refine import refine
+from objectives.refinement.refine import forget_begun, refine
 from objectives.scoring import score_all
 from objectives.trial import Bench, quantized
 from quant.plan import Plan
@@ -128,7 +128,7 @@ class Killed(BaseException):
 def test_killed_between_blocks_and_gone_on_with_it_gives_the_same_bytes(
     bench: Bench, usual: Refined, store: ResultStore, tmp_path: Path
 ) -> None:
-    """What was learned of a block is read, and nothing of it is left at the end."""
+    """What was learned of a block is read, and nothing of it is left when it is forgotten."""
 
     def killing(phase: str, done: int, total: int) -> None:
         if phase.startswith("moving codes") and done == 1:
@@ -150,6 +150,7 @@ def test_killed_between_blocks_and_gone_on_with_it_gives_the_same_bytes(
     assert len(learned) == len(bench.blocks) - 1
     assert tiny.same_bits({**usual.moves, **usual.scales}, {**again.moves, **again.scales})
     assert usual.refinement == again.refinement
+    forget_begun(bench, PLAN, TEXT, OPTIONS, store)
     assert not list(tmp_path.glob("home/results/*codes*"))
 
 

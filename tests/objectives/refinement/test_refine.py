@@ -14,7 +14,7 @@ from objectives.progress import silent
 from objectives.refined import Refined, owners, tunable_vectors
 from objectives.refinement import course
 from objectives.refinement.options import RefinementOptions, RefinementText
-from objectives.refinement.refine import forgotten_where_codes_differ, refine
+from objectives.refinement.refine import forget_begun, forgotten_where_codes_differ, refine
 from objectives.scoring import score_all
 from objectives.trial import Bench, quantized, run_trial
 from quant.plan import Plan
@@ -110,7 +110,7 @@ class Killed(BaseException):
 def test_killed_and_gone_on_with_it_gives_the_same_bytes(
     bench: Bench, usual: Refined, store: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the last state that was saved; nothing of it is left at the end."""
+    """From the last state that was saved; nothing of it is left when it is forgotten."""
     monkeypatch.setattr(course, "SECONDS_BETWEEN_SAVES", 0.0)
     steps = []
 
@@ -127,6 +127,7 @@ def test_killed_and_gone_on_with_it_gives_the_same_bytes(
     assert steps == [*range(1, 6), 5, 6, *range(6, STEPS + 1)]
     assert tiny.same_bits(tensors(usual), tensors(again))
     assert usual.refinement == again.refinement
+    forget_begun(bench, PLAN, TEXT, OPTIONS, store)
     assert not list(tmp_path.glob("home/results/*begun*"))
 
 
