@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpo.deploy.model_card import model_card
-from hpo.deploy.refining import Refining, gain_lines, refined_bench, with_refining_text
+from hpo.deploy.refining import Refining, gain_lines, refined_bench, text_of, with_refining_text
 from hpo.study.choosing import require_same_bench, require_same_text
 from hpo.study.record import Measured
 from hpo.verdict.snapshot import Study
@@ -22,7 +22,6 @@ from objectives.export.writing import write_model
 from objectives.limits import length_note
 from objectives.model.roles import kept_in_16_bit, quantized_part
 from objectives.progress import Progress
-from objectives.refinement.options import RefinementText
 from objectives.refinement.refine import forgotten_where_codes_differ, require_refinable
 from objectives.results import load_result, measurement_key
 from objectives.rounding_notes import rounding_notes
@@ -129,7 +128,7 @@ def deploy(
         for form in forms.values():
             form.require_holds(settled, bench)
         *_, training, validation = texts
-        text = RefinementText(training=training, validation=validation)
+        text = text_of(training, validation, refining)
         judged = list(zip(data, texts, strict=False))
         bench = refined_bench(bench, settled, refining, text, judged, store, progress)
     export = Export(bench=bench, plan=settled, directories=directories)

@@ -7,7 +7,7 @@ was made of and with the references, by divergence. May assume a study that was 
 from dataclasses import replace
 
 from hpo.deploy.refinement_trials import refine_best
-from hpo.deploy.refining import Refining, stage_of, with_refining_text
+from hpo.deploy.refining import Refining, stage_of, text_of, with_refining_text
 from hpo.study.confirmation import RefinedConfirmation
 from hpo.study.objective import KL
 from hpo.study.record import FULL_PRECISION, TrialRecord
@@ -39,7 +39,7 @@ def refining_text(plan: BenchPlan, refining: Refining, bench: Bench) -> Refineme
     *_, training, validation = prepare_text(
         [everything.calibration, *everything.data], bench.model.tokenizer, everything.seed
     )
-    return RefinementText(training=training, validation=validation)
+    return text_of(training, validation, refining)
 
 
 def confirm_refined(

@@ -4,6 +4,7 @@ Responsible for which text refining reads and which it is judged on. May assume 
 text (`with_refining_text`).
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,8 @@ from objectives.trial import Bench
 from quant.parameters import flag_of
 from quant.plan import Plan
 from storage.results import ResultStore
+
+log = logging.getLogger(__name__)
 
 BUNDLED_TEXT = "bundled:training"
 HELD_BACK = 0.1
@@ -99,6 +102,18 @@ def with_refining_text(plan: BenchPlan, refining: Refining) -> BenchPlan:
     training = replace(like, part="refinement", count=refining.samples, minimum=min(FEWEST, refining.samples))
     validation = replace(like, part="validation", count=held_back, minimum=FEWEST_HELD_BACK)
     return replace(plan, data=(*plan.data, training, validation))
+
+
+def text_of(training: Sequences, validation: Sequences, refining: Refining) -> RefinementText:
+    """Return what refining reads; a warning where that is less than was asked for."""
+    if len(training) < refining.samples:
+        log.warning(
+            "%s has text left for %d of the %d sequences to refine on; --refine-data takes them from another",
+            training.source,
+            len(training),
+            refining.samples,
+        )
+    return RefinementText(training=training, validation=validation)
 
 
 def stage_of(bench: Bench, plan: Plan, text: RefinementText, refining: Refining, store: ResultStore) -> Stage:

@@ -130,7 +130,8 @@ def prepare_text(plans: Sequence[TextPlan], tokenizer: Any, seed: int = 0) -> li
         for plan in readers:
             pools[plan], prepared[plan], texts = _prepare(dealt[plan.part], tokenizer, plan, seed)
             used |= texts
-        dealt = deal_left_over(left_over(documents, used, bool(readers), seed), seed) if left else {}
+        shared = any(plan.part != "calibration" for plan in readers)
+        dealt = deal_left_over(left_over(documents, used, shared, seed), seed) if left else {}
         for plan in left:
             pools[plan], prepared[plan], _ = _prepare(dealt[plan.part], tokenizer, plan, seed)
     _require_disjoint(pools, prepared)

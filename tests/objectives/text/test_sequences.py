@@ -338,6 +338,20 @@ def test_what_refining_reads_is_left_over_by_the_others_and_moves_none_of_them(w
     assert sum(map(len, read)) == len(set.union(*read))
 
 
+def test_of_a_source_on_which_nothing_is_measured_refining_reads_all_that_calibration_leaves(
+    write: Any, merging: Any
+) -> None:
+    """Not a share of it; calibration's sequences are those that they were."""
+    source = write("calibration.txt", prose(300))
+    calibration = plan(source=source, part="calibration", count=20)
+    left = [plan(source=source, part=part, count=10_000, minimum=1) for part in ("refinement", "validation")]
+    (alone,) = prepare_text([calibration], merging)
+    beside, refinement, validation = prepare_text([calibration, *left], merging)
+    assert beside.fingerprint() == alone.fingerprint()
+    whole = len(tokenize(read_documents(source), merging, plan(count=10_000)))
+    assert 0.9 * whole < len(beside) + len(refinement) + len(validation) <= whole
+
+
 def test_a_source_that_refining_alone_reads_is_all_its_own(write: Any, merging: Any) -> None:
     """Nine parts in ten are learned from."""
     source = write("own.txt", prose(300))
