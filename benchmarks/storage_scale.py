@@ -32,7 +32,7 @@ from benchmarks.servers import postgresql  # noqa: E402
 from hpo.search.pruners.registry import Pruning  # noqa: E402
 from hpo.space.space import Space, make_space  # noqa: E402
 from hpo.study import attributes as names  # noqa: E402
-from hpo.study.contract import Contract, ModelContract, SequencesContract, TextContract  # noqa: E402
+from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract  # noqa: E402
 from hpo.study.owner import Owner  # noqa: E402
 from hpo.study.record import read_study  # noqa: E402
 from hpo.workers.preparation import open_study  # noqa: E402
@@ -92,7 +92,7 @@ def made_contract() -> Contract:
         model=ModelContract(
             name=MADE, commit=None, fingerprint=MADE, dtype="float32", stored_as="float32", input_scales=MADE
         ),
-        calibration=SequencesContract(source=TEXT.source, sequences=SEQUENCES, fingerprint=fingerprint),
+        calibration=CalibrationContract(source=TEXT.source, sequences=SEQUENCES, fingerprint=fingerprint),
         tuning=TextContract(
             source=TEXT.source, sequences=SEQUENCES, fingerprint=fingerprint, protocol="packed", seq_len=TOKENS + 1
         ),

@@ -78,7 +78,7 @@ def optimize(
     space = fit(plan, laid_out, listen)
     texts = list(zip(plan.bench.data, laid_out.data, strict=True))
     contract = make_contract(
-        bench.model, bench.blocks, space, bench.calibration.text, texts, plan.bench.seed, plan.objective
+        bench.model, bench.blocks, space, bench.calibration, texts, plan.bench.seed, plan.objective
     )
     study = open_study(storage, plan.name, contract)
     if SEARCH not in study.user_attrs:

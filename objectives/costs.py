@@ -46,7 +46,12 @@ class Costs:
 
 
 def count(
-    module: nn.Module, blocks: Sequence[Block], setting: Setting, calibration_tokens: int, scored_tokens: int
+    module: nn.Module,
+    blocks: Sequence[Block],
+    setting: Setting,
+    calibration_tokens: int,
+    scored_tokens: int,
+    route_all: bool = False,
 ) -> Costs:
     """Count the costs of a study whose trials are like `setting`.
 
@@ -56,6 +61,7 @@ def count(
         setting: Its `n_calib` is the largest calibration size.
         calibration_tokens: In the samples of that size.
         scored_tokens: In the evaluation text.
+        route_all: Whether every expert reads all calibration tokens.
     """
     shapes = [linear.shape for block in blocks for linear in block.linears]
     sites = [site.inputs for block in blocks for site in block.sites]
@@ -69,7 +75,7 @@ def count(
         entries=len(sizes_to(setting.n_calib)),
         recording_bytes=sum(memory),
         block_recording_bytes=max(memory),
-        calibrating=2.0 * calibration_tokens * _each_token(module, blocks),
+        calibrating=2.0 * calibration_tokens * _each_token(module, blocks, route_all),
         quantizing=_quantizing(setting, shapes, sites),
         scoring=2.0 * scored_tokens * (_run(module, blocks) + 2 * head),
     )
@@ -81,10 +87,19 @@ def _run(module: nn.Module, blocks: Sequence[Block]) -> float:
     return sum(prod(linear.shape) * _share(module, linear) for linear in linears)
 
 
-def _each_token(module: nn.Module, blocks: Sequence[Block]) -> float:
-    """Count what calibration multiplies for a token: the weights, and the Gram matrix of each input that reads it."""
-    sites = (site for block in blocks for site in block.sites)
-    return _run(module, blocks) + sum(site.inputs**2 * _share(module, site.linears[0]) for site in sites)
+def _each_token(module: nn.Module, blocks: Sequence[Block], route_all: bool) -> float:
+    """Count what calibration multiplies for a token.
+
+    The weights, those of experts once more for their statistics, and the Gram matrix of each input that reads it.
+    """
+
+    def share(linear: LinearRole) -> float:
+        return 1.0 if route_all else _share(module, linear)
+
+    sites = [site for block in blocks for site in block.sites]
+    traced = [linear for site in sites for linear in site.linears if linear.expert is not None]
+    again = sum(prod(linear.shape) * share(linear) for linear in traced)
+    return _run(module, blocks) + again + sum(site.inputs**2 * share(site.linears[0]) for site in sites)
 
 
 def _share(module: nn.Module, linear: LinearRole) -> float:

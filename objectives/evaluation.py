@@ -24,7 +24,7 @@ from objectives.progress import Progress, silent
 from objectives.quantization import model_size, stored_bytes
 from objectives.rounding_notes import rounding_notes
 from objectives.scoring import Score, score_all
-from objectives.suitability import require_suitable
+from objectives.suitability import require_experts, require_suitable
 from objectives.text.sequences import Sequences, TextPlan, prepare_text
 from objectives.trial import Bench, quantized
 from quant.plan import Plan
@@ -48,6 +48,7 @@ class BenchPlan:
         data: What it is scored on.
         seed: Of the split and the order of the text.
         max_memory: Bytes that calibration sums may take; None for half of what is available.
+        route_all: Whether statistics of experts are of all tokens.
         allow_partial: Accept block weights that cannot be quantized.
         allow_partial_groups: Accept group sizes that leave a partial last group.
     """
@@ -57,6 +58,7 @@ class BenchPlan:
     data: tuple[TextPlan, ...]
     seed: int = 0
     max_memory: int | None = None
+    route_all: bool = False
     allow_partial: bool = False
     allow_partial_groups: bool = False
 
@@ -154,10 +156,13 @@ def load_bench(plan: BenchPlan, paths: Paths, progress: Progress = silent) -> tu
     progress(f"asking the blocks of {model.name} what they compute", 0, 1)
     # Of a model that is already quantized nothing is asked but its scores.
     blocks = [] if model.quantized is not None else find_blocks(model.module, plan.allow_partial, model.weights)
+    if plan.route_all:
+        require_experts(model.name, blocks)
+    cache = TensorCache(paths)
     bench = Bench(
         model=model,
         blocks=blocks,
-        calibration=Calibration(model, blocks, calibration, TensorCache(paths), plan.max_memory, offload),
+        calibration=Calibration(model, blocks, calibration, cache, plan.max_memory, offload, plan.route_all),
         allow_partial_groups=plan.allow_partial_groups,
     )
     return bench, data

@@ -45,8 +45,9 @@ class LayerResult:
         fell_back: Whether nearest rounding was kept because what was asked for would have lost more.
         damping: What GPTQ had to add to the Gram matrix, as a share of its mean diagonal, where that is more than was
             asked for.
-        tokens: How many its expert read in calibration; None for Linears that read them all.
-        own_share: What those count for beside what all experts read; None for Linears of no expert.
+        tokens: How many the router sent its expert in calibration; None for Linears that read them all.
+        own_share: What those count for beside what all experts read, 1 where every expert read all tokens; None for
+            Linears of no expert.
     """
 
     name: str
@@ -136,8 +137,9 @@ def quantize_model(
             for linear, quantized, divisor in _quantize_following(
                 block, statistics, prefixes, plan, model.stored_dtype
             ):
-                own = tokens.get(plan.setting_for(linear.name).n_calib, {})
-                layers[linear.name] = _layer_result(block, linear, quantized, own.get(linear.name))
+                own = tokens.get(plan.setting_for(linear.name).n_calib, {}).get(linear.name)
+                share = None if own is None else 1.0 if calibration.route_all else own_share(own, linear.shape[1])
+                layers[linear.name] = _layer_result(block, linear, quantized, own, share)
                 if with_codes and quantized.codes is not None:
                     codes[linear.name] = quantized.codes.cpu()
                     folded[linear.name] = FoldedScales(inputs=quantized.scale, outputs=divisor)
@@ -274,7 +276,9 @@ def _linear_set(
     )
 
 
-def _layer_result(block: Block, linear: LinearRole, quantized: QuantizedLinear, tokens: int | None) -> LayerResult:
+def _layer_result(
+    block: Block, linear: LinearRole, quantized: QuantizedLinear, tokens: int | None, share: float | None
+) -> LayerResult:
     return LayerResult(
         name=linear.name,
         depth=block.index,
@@ -286,5 +290,5 @@ def _layer_result(block: Block, linear: LinearRole, quantized: QuantizedLinear, 
         fell_back=quantized.fell_back,
         damping=quantized.damping,
         tokens=tokens,
-        own_share=None if tokens is None else own_share(tokens, linear.shape[1]),
+        own_share=share,
     )

@@ -32,7 +32,8 @@ def rounding_notes(layers: Sequence[LayerResult]) -> list[str]:
     if leaning:
         notes.append(
             f"{len(leaning)} of {len(shares)} matrices of experts count for less in their statistics than what all "
-            f"experts read, because few tokens reach them: {_shortened(leaning)}; calibrate on more or on other text"
+            f"experts read, because few tokens reach them: {_shortened(leaning)}; calibrate on more or on "
+            "other text, or with --route-all"
         )
     return notes
 

@@ -32,6 +32,16 @@ def require_suitable(blocks: Sequence[Block], plan: Plan, allow_partial_groups: 
             _require_whole_groups(blocks, plan, setting)
 
 
+def require_experts(name: str, blocks: Sequence[Block]) -> None:
+    """Refuse to send every token through every expert of a model that has none.
+
+    Raises:
+        InputError: If no block has experts.
+    """
+    if not any(block.experts for block in blocks):
+        raise InputError(f"--route-all is for mixtures of experts, and {name} has no experts; leave it out")
+
+
 def _require_all_named(blocks: Sequence[Block], plan: Plan) -> None:
     names = {linear.name: linear for block in blocks for linear in block.linears}
     unknown = [name for name in plan.named if name not in names]

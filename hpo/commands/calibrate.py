@@ -76,7 +76,12 @@ def run(parsed: Namespace) -> None:
 def _expert_table(tokens: "Mapping[str, Sequence[int]]", size: int) -> "Table":
     """Show how evenly the tokens of the text reach the experts of each block."""
     table = make_table(
-        f"tokens of {size} samples that reach the experts of", "experts", "least", "median", "most", "without any"
+        f"tokens of {size} samples that are routed to the experts of",
+        "experts",
+        "least",
+        "median",
+        "most",
+        "without any",
     )
     for name, counts in tokens.items():
         figures = (len(counts), min(counts), f"{median(counts):.0f}", max(counts), counts.count(0))
@@ -88,13 +93,17 @@ def _count(parsed: Namespace, plan: "BenchPlan") -> None:
     """Print what a study would take whose trials are like the recommended recipe."""
     from objectives.costs import count
     from objectives.model.skeleton import load_skeleton
+    from objectives.suitability import require_experts
     from quant.recipes import recipe_name
     from quant.setting import PRESETS, RECIPE
 
     setting = replace(PRESETS[RECIPE], n_calib=plan.calibration.count)
     module, blocks = load_skeleton(plan.model, plan.allow_partial)
     scored = plan.data[0]
-    costs = count(module, blocks, setting, setting.n_calib * plan.calibration.length, scored.count * scored.length)
+    if plan.route_all:
+        require_experts(plan.model.name, blocks)
+    read, evaluated = setting.n_calib * plan.calibration.length, scored.count * scored.length
+    costs = count(module, blocks, setting, read, evaluated, plan.route_all)
     table = make_table("what", "costs")
     for name, value in (
         ("weights", f"{costs.weights / 1e6:,.1f} of {costs.parameters / 1e6:,.1f} million in decoder blocks"),

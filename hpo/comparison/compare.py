@@ -189,7 +189,8 @@ def _study_notes(plan: ComparePlan, laid_out: LaidOut) -> Iterator[str]:
 
 
 def _about(plan: ComparePlan, laid_out: LaidOut) -> dict[str, Any]:
-    model, text = laid_out.bench.model, laid_out.bench.calibration.text
+    model, calibration = laid_out.bench.model, laid_out.bench.calibration
+    text = calibration.text
     first = plan.bench.data[0]
     return {
         "model": {
@@ -198,7 +199,12 @@ def _about(plan: ComparePlan, laid_out: LaidOut) -> dict[str, Any]:
             "fingerprint": model.fingerprint,
             "dtype": str(model.dtype).removeprefix("torch."),
         },
-        "calibration": {"source": text.source, "samples": len(text), "fingerprint": text.fingerprint()},
+        "calibration": {
+            "source": text.source,
+            "samples": len(text),
+            "fingerprint": text.fingerprint(),
+            "route_all": calibration.route_all,
+        },
         "datasets": [
             {
                 "source": text.source,

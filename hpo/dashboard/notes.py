@@ -144,7 +144,8 @@ def _meaning(contract: Contract, objective: Objective) -> Iterator[str]:
     commit = f" at commit {model.commit}" if model.commit else ""
     yield f"Model {model.name}{commit}, run in {model.dtype}."
     yield f"The value of a trial is its {objective.meaning} on {_text(contract.tuning)}; lower is better."
-    yield f"Statistics come from up to {_text(contract.calibration)}, of other documents."
+    through = ", every token sent through every expert" if contract.calibration.route_all else ""
+    yield f"Statistics come from up to {_text(contract.calibration)}, of other documents{through}."
     if contract.confirmation:
         yield f"The winner is confirmed on {_text(contract.confirmation)} that had no part in choosing it."
     if contract.second_confirmation:

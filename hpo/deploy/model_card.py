@@ -62,7 +62,8 @@ def _what(manifest: Manifest, plan: Plan) -> Iterator[str]:
     scales = ", input scales folded into what produces the inputs" if scaled else ""
     text = manifest.calibration
     read = any("n_calib" in setting.reads for setting in quantized)
-    calibrated = f", calibrated on {text.samples} sequences of {text.source}" if read else ""
+    through = ", every token sent through every expert" if text.route_all else ""
+    calibrated = f", calibrated on {text.samples} sequences of {text.source}{through}" if read else ""
     yield (
         f"The Linears of the decoder blocks in {_weights(plan)}, everything else in "
         f"{manifest.model.stored_as}. Method: `{plan.label()}`{scales}{calibrated}."

@@ -28,11 +28,9 @@ def repeat_command(record: StudyRecord, trials: int | None, storage: str | None 
     flags = {**study_flags(record.contract), **_space_flags(record.contract), "trials": trials}
     if record.contract.objective != Contract.objective:
         flags["objective"] = record.contract.objective
-    arguments = {name: value for name, value in flags.items() if value is not None}
-    unusual = record.search.unusual()
-    arguments |= {name: value for name, value in unusual.items() if value is not True}
-    switches = [flag_of(name) for name, value in unusual.items() if value is True]
-    return _folded([f"{PROGRAM} optimize", *_words(arguments), *switches, *_where(record, storage)])
+    flags["route_all"] = flags["route_all"] or None
+    arguments = {name: value for name, value in (flags | record.search.unusual()).items() if value is not None}
+    return _folded([f"{PROGRAM} optimize", *_words(arguments), *_where(record, storage)])
 
 
 def quantize_command(record: StudyRecord, chosen: Measured, directory: str, storage: str | None = None) -> str:
@@ -75,7 +73,9 @@ def _words(flags: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in flags.items():
         opposite = PARAMETERS[name].opposite if name in PARAMETERS else None
-        if opposite is not None:
+        if value is True and opposite is None:
+            words.append(flag_of(name))
+        elif opposite is not None:
             words.append(flag_of(name if value else opposite[0]))
         else:
             # A value that begins with a minus would be taken for a flag.

@@ -55,6 +55,7 @@ def bench_plan(options: BenchOptions, samples: int) -> BenchPlan:
         data=tuple(text(source, "tuning", options.eval_samples) for source in dict.fromkeys(sources)),
         seed=options.seed,
         max_memory=None if options.max_memory is None else int(options.max_memory * 1e9),
+        route_all=options.route_all,
         allow_partial=options.allow_partial,
         allow_partial_groups=options.allow_partial_groups,
     )

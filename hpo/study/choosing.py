@@ -37,13 +37,14 @@ def chosen_trial(record: StudyRecord, selector: str) -> tuple[TrialRecord, list[
 
 
 def study_flags(contract: Contract) -> dict[str, Any]:
-    """The flags, by name, that lay out the model and the text of a study again; None where none is needed."""
+    """The flags, by name, that lay out the model and the text of a study again; None or False where none is needed."""
     model, tuning, second = contract.model, contract.tuning, contract.second_confirmation
     return {
         "model": model.name,
         "revision": model.commit,
         "dtype": model.dtype,
         "calib_data": contract.calibration.source,
+        "route_all": contract.calibration.route_all,
         "eval_data": tuning.source,
         "confirm_data": second.source if second else None,
         "eval_samples": tuning.sequences,
@@ -71,6 +72,9 @@ def require_same_bench(record: StudyRecord, bench: Bench) -> None:
         for name, stored, loaded, names in checks
         if stored != loaded
     ]
+    if contract.calibration.route_all != bench.calibration.route_all:
+        every = contract.calibration.route_all
+        problems.append(f"{'give' if every else 'leave out'} --route-all, as its statistics were made")
     if problems:
         raise InputError(
             f"study {record.name!r}: {'; '.join(problems)}; where these are given already, the files have changed since"

@@ -42,7 +42,7 @@ class ModelContract:
 
 @dataclass(frozen=True, kw_only=True)
 class SequencesContract:
-    """Token sequences; on their own, all the calibration text.
+    """Token sequences.
 
     Attributes:
         source: As it was asked for.
@@ -53,6 +53,17 @@ class SequencesContract:
     source: str
     sequences: int
     fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationContract(SequencesContract):
+    """All the calibration text.
+
+    Attributes:
+        route_all: Whether statistics of experts are of all tokens, and not of those that their router sends them.
+    """
+
+    route_all: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +106,7 @@ class Contract:
 
     format: int = FORMAT
     model: ModelContract
-    calibration: SequencesContract
+    calibration: CalibrationContract
     objective: Name = "perplexity"
     tuning: TextContract
     confirmation: TextContract | None = None
@@ -115,6 +126,8 @@ class Contract:
         for text in ("tuning", "confirmation", "second_confirmation"):
             # What they begin with says more than what was asked for.
             stored.get(text, {}).pop("bos", None)
+        if not self.calibration.route_all:
+            stored["calibration"].pop("route_all")
         return {**stored, "space": self.space.parts}
 
 

@@ -44,6 +44,7 @@ class BenchOptions:
         "model", None, "for what becomes of such blocks (default: in the cache)", metavar="DIR"
     )
     calib_data: str | None = option("text", None, "calibration text (default: other documents of the evaluation text)")
+    route_all: bool = option("text", False, "send every token through every expert, for calibration's statistics only")
     eval_data: str | None = option("text", None, "evaluation text: c4, wikitext2, hub:..., or files, by commas")
     protocol: str = option("text", "packed", "packed or documents")
     bos: str = option(

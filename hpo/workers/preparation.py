@@ -15,9 +15,9 @@ from hpo.search.proposal import presets
 from hpo.space.space import Space
 from hpo.study.attributes import CONTRACT, QUEUED, REFERENCES
 from hpo.study.contract import (
+    CalibrationContract,
     Contract,
     ModelContract,
-    SequencesContract,
     TextContract,
     require_same,
     stored_contract,
@@ -27,6 +27,7 @@ from hpo.study.record import StudyRecord, read_study
 from hpo.study.scores import Scores
 from hpo.workers.measuring import measure_references, require_same_machine_result
 from hpo.workers.queue import Queue
+from objectives.calibration.calibration import Calibration
 from objectives.errors import InputError
 from objectives.model.loading import Model
 from objectives.model.roles import Block, unscaled_inputs
@@ -41,7 +42,7 @@ def make_contract(
     model: Model,
     blocks: Sequence[Block],
     space: Space,
-    calibration: Sequences,
+    calibration: Calibration,
     texts: Sequence[tuple[TextPlan, Sequences]],
     seed: int,
     objective: Objective = PERPLEXITY,
@@ -52,7 +53,7 @@ def make_contract(
         model: What is quantized.
         blocks: Its layer roles.
         space: What is searched and what is fixed.
-        calibration: All the calibration text.
+        calibration: Where statistics come from.
         texts: Plan and tokens of the tuning text, and of the confirmation texts that there are.
         seed: Of the text's order and of the proposals.
         objective: What a trial's value is.
@@ -68,7 +69,7 @@ def make_contract(
             stored_as=str(model.stored_dtype).removeprefix("torch."),
             input_scales=_input_scales(space, blocks),
         ),
-        calibration=SequencesContract(**_identity(calibration)),
+        calibration=CalibrationContract(**_identity(calibration.text), route_all=calibration.route_all),
         objective=objective.name,
         tuning=tuning,
         confirmation=confirmation,

@@ -21,7 +21,7 @@ from objectives.calibration.carrying import CarriedStates, can_begin_at
 from objectives.calibration.entries import flattened, merged, part_name, restored, stored_size, with_packed_grams
 from objectives.calibration.prefix import QuantizedPrefix
 from objectives.calibration.recording import BlockStatistics, record, statistics_bytes
-from objectives.calibration.shrinking import shrunk_inputs, shrunk_outputs
+from objectives.calibration.shrinking import of_all_tokens, shrunk_block
 from objectives.errors import InputError, RunError
 from objectives.model.loading import Model
 from objectives.model.memory import available_bytes
@@ -77,6 +77,7 @@ class Calibration:
         cache: TensorCache,
         max_memory: int | None = None,
         offload: Path | None = None,
+        route_all: bool = False,
     ) -> None:
         """Prepare; nothing is computed yet.
 
@@ -87,6 +88,7 @@ class Calibration:
             cache: Where statistics are kept.
             max_memory: Bytes that sums may take on the device; blocks are recorded in several passes beyond it.
             offload: A directory for what goes from pass to pass; None for the system's place of temporary files.
+            route_all: Whether statistics of experts are of all tokens, and not of those that their router sends them.
         """
         self._model = model
         self._blocks = blocks
@@ -94,6 +96,7 @@ class Calibration:
         self._cache = cache
         self._max_memory = max_memory
         self._offload = offload or Path(tempfile.gettempdir())
+        self._route_all = route_all
 
     @property
     def text(self) -> Sequences:
@@ -104,6 +107,11 @@ class Calibration:
     def cache(self) -> TensorCache:
         """Return where statistics are kept."""
         return self._cache
+
+    @property
+    def route_all(self) -> bool:
+        """Return whether statistics of experts are of all tokens."""
+        return self._route_all
 
     def first(self, size: int) -> FirstSamples:
         """Return the first `size` samples.
@@ -164,15 +172,15 @@ class Calibration:
     def read(self, block: Block, size: int) -> BlockStatistics:
         """Return a block's statistics of the first `size` samples, on its device; those of experts are shrunk.
 
+        With `route_all` they are as they were recorded; `tokens` is then how many the router sends, too.
+
         Raises:
             DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
         """
         packed = restored(self._cache.read(self.first(size).key, part_name(block)), block, self._model.device)
-        inputs = shrunk_inputs(block, packed.inputs)
-        return BlockStatistics(
-            inputs={name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in inputs.items()},
-            outputs=shrunk_outputs(block, packed.outputs),
-        )
+        settled = of_all_tokens(block, packed) if self._route_all else shrunk_block(block, packed)
+        inputs = {name: replace(means, gram=unpack_symmetric(means.gram)) for name, means in settled.inputs.items()}
+        return replace(settled, inputs=inputs)
 
     def followed(self, size: int) -> QuantizedPrefix:
         """Return the first `size` samples on their way through the model; InputError where blocks are no chain."""
@@ -220,7 +228,7 @@ class Calibration:
         with self._cache.new_entry(step.key, about) as entry:
             carried = self._carried(passes)
             for blocks in passes:
-                recorded = record(self._model.module, blocks, sequences, advance, carried)
+                recorded = record(self._model.module, blocks, sequences, advance, carried, self._route_all)
                 for block, statistics in zip(blocks, recorded, strict=True):
                     means = with_packed_grams(statistics)
                     if before is not None:
@@ -239,7 +247,8 @@ class Calibration:
         text = self._sequences[:size].fingerprint()
         # What was recorded before experts were known lacks them.
         experts = " experts" if any(block.experts for block in self._blocks) else ""
-        return str(xxhash.xxh3_128_hexdigest(f"{FORMAT} {self._model.fingerprint} {text}{experts}".encode()))
+        route = " route-all" if self._route_all else ""
+        return str(xxhash.xxh3_128_hexdigest(f"{FORMAT} {self._model.fingerprint} {text}{experts}{route}".encode()))
 
 
 def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:

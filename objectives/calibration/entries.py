@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from objectives.calibration.recording import BlockStatistics
-from objectives.model.roles import Block
+from objectives.model.roles import Block, Expert
 from quant.statistics import InputStatistics, OutputStatistics, Statistics, merge, pack_symmetric
 
 
@@ -30,8 +30,9 @@ def flattened(statistics: BlockStatistics) -> dict[str, Tensor]:
         *statistics.inputs.items(),
         *statistics.outputs.items(),
     ]
+    routed = {_routed_name(expert): torch.tensor(tokens) for expert, tokens in statistics.routed.items()}
     # Cloned: the format refuses tensors that share memory, as importances of two placements may.
-    return {
+    return routed | {
         f"{name}/{field.name}": torch.as_tensor(getattr(means, field.name)).clone()
         for name, means in named
         for field in fields(means)
@@ -43,6 +44,7 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
     return BlockStatistics(
         inputs={name: merge([means, second.inputs[name]]) for name, means in first.inputs.items()},
         outputs={name: merge([means, second.outputs[name]]) for name, means in first.outputs.items()},
+        routed={name: tokens + second.routed[name] for name, tokens in first.routed.items()},
     )
 
 
@@ -57,7 +59,19 @@ def restored(part: Mapping[str, Tensor], block: Block, device: torch.device) -> 
     return BlockStatistics(
         inputs={site.name: _means(InputStatistics, site.name, part, device) for site in block.sites},
         outputs={linear.name: _means(OutputStatistics, linear.name, part, device) for linear in block.linears},
+        routed={expert.name: tokens_routed(part, expert) for experts in block.experts for expert in experts.experts},
     )
+
+
+def tokens_routed(part: Mapping[str, Tensor], expert: Expert) -> int:
+    """Return how many tokens the router sends an expert, of what is stored of its block."""
+    name = _routed_name(expert.name)
+    # Before every token could be sent through every expert, what one read was what it was sent.
+    return int(part[name if name in part else f"{expert.down.name}/tokens"])
+
+
+def _routed_name(expert: str) -> str:
+    return f"{expert}/routed"
 
 
 def _means(kind: type[Statistics], name: str, part: Mapping[str, Tensor], device: torch.device) -> Statistics:

@@ -6,12 +6,14 @@ Responsible for reading these counts, and nothing else, from the cache. May assu
 from collections.abc import Sequence
 
 from objectives.calibration.calibration import Calibration
-from objectives.calibration.entries import part_name
+from objectives.calibration.entries import part_name, tokens_routed
 from objectives.model.roles import Block
 
 
 def expert_tokens(calibration: Calibration, blocks: Sequence[Block], size: int) -> dict[str, list[int]]:
-    """Return how many tokens each expert read of the first `size` samples, by the name of its module; {} without.
+    """Return how many tokens the router sends each expert of the first `size` samples, by the name of its module.
+
+    {} without experts.
 
     Raises:
         DamagedEntryError: If an entry is damaged.
@@ -21,5 +23,5 @@ def expert_tokens(calibration: Calibration, blocks: Sequence[Block], size: int) 
     for block in blocks:
         for experts in block.experts:
             means = calibration.cache.window(key, part_name(block))
-            tokens[experts.name] = [int(means[f"{expert.down.name}/tokens"]) for expert in experts.experts]
+            tokens[experts.name] = [tokens_routed(means, expert) for expert in experts.experts]
     return tokens

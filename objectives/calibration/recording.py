@@ -6,7 +6,7 @@ batch, whatever the number of sequences. May assume that the model is in full pr
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -25,10 +25,14 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class BlockStatistics:
-    """Statistics of one block: of inputs by site name, of outputs by the name of the Linear."""
+    """Statistics of one block: of inputs by site name, of outputs by the name of the Linear.
+
+    `routed` says how many tokens the router sends each expert, by the name of the expert.
+    """
 
     inputs: dict[str, InputStatistics]
     outputs: dict[str, OutputStatistics]
+    routed: dict[str, int] = field(default_factory=dict)
 
 
 def statistics_bytes(block: Block) -> int:
@@ -42,6 +46,7 @@ def record(
     sequences: Sequences,
     advance: Callable[[int], None],
     carried: CarriedStates | None = None,
+    route_all: bool = False,
 ) -> Iterator[BlockStatistics]:
     """Run the sequences through the model once and yield the statistics of `blocks`, on the CPU, in order.
 
@@ -52,8 +57,9 @@ def record(
         advance: Told how many more sequences were read.
         carried: The same sequences before the first of these blocks, and then after the last; None to run the model
             from its beginning.
+        route_all: Whether the statistics of every expert are of all tokens; the model itself runs as it does.
     """
-    recorders = [_BlockRecorder(block, model.device) for block in blocks]
+    recorders = [_BlockRecorder(block, model.device, route_all) for block in blocks]
     passing = nullcontext() if carried is None else carried.passing(blocks[0].index, blocks[-1].index)
     with passing, _watching(model, recorders), torch.inference_mode():
         for number, batch in enumerate(batches(sequences, range(len(sequences)), BATCH_TOKENS, model.device)):
@@ -76,9 +82,11 @@ class _BlocksDone(Exception):
 class _BlockRecorder:
     """The sums of one block, and the hooks that feed them."""
 
-    def __init__(self, block: Block, device: torch.device) -> None:
+    def __init__(self, block: Block, device: torch.device, route_all: bool) -> None:
         self.block = block
         self.tokens: Tensor | None = None
+        self._route_all = route_all
+        self._routed = {expert.name: 0 for experts in block.experts for expert in experts.experts}
         self._inputs = {site.name: InputSums(site.inputs, device) for site in block.sites}
         self._outputs = {linear.name: OutputSums(linear.shape[0], device) for linear in block.linears}
 
@@ -104,7 +112,7 @@ class _BlockRecorder:
             if site.linears[0].role == "down"
         }
         outputs = {linear.name: self._output_statistics(linear, gated) for linear in self.block.linears}
-        return BlockStatistics(inputs=inputs, outputs=outputs)
+        return BlockStatistics(inputs=inputs, outputs=outputs, routed=dict(self._routed))
 
     def _output_statistics(self, linear: LinearRole, gated: Mapping[str, Tensor]) -> OutputStatistics:
         sums = self._outputs[linear.name]
@@ -142,9 +150,12 @@ class _BlockRecorder:
             count = len(experts.experts)
             if self.tokens is not None:
                 numbers = numbers.masked_fill(~self.tokens[:, None], count)
+            rows = states.reshape(-1, states.shape[-1])
             for number, tokens in enumerate(routed(numbers, count)):
-                if len(tokens):
-                    self._add_expert(experts, number, states.reshape(-1, states.shape[-1])[tokens])
+                self._routed[experts.experts[number].name] += len(tokens)
+                own = self._rows(rows) if self._route_all else rows[tokens]
+                if len(own):
+                    self._add_expert(experts, number, own)
 
         return hook
 

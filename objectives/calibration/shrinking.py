@@ -5,7 +5,9 @@ tokens. May assume statistics of one block. The formula is in docs/methods.md (m
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from objectives.calibration.recording import BlockStatistics
 from objectives.model.roles import Block
 from quant.statistics import InputStatistics, OutputStatistics, Statistics, merge, shrunk
 
@@ -22,6 +24,27 @@ def expert_tokens(block: Block, inputs: Mapping[str, InputStatistics]) -> dict[s
     """Return how many tokens the expert of a Linear read, by name of the Linear; only those of experts."""
     sites = (site for site in block.sites if site.pool is not None)
     return {linear.name: inputs[site.name].tokens for site in sites for linear in site.linears}
+
+
+def shrunk_block(block: Block, statistics: BlockStatistics) -> BlockStatistics:
+    """Return statistics of a block, those of experts shrunk."""
+    inputs, outputs = shrunk_inputs(block, statistics.inputs), shrunk_outputs(block, statistics.outputs)
+    return replace(statistics, inputs=inputs, outputs=outputs)
+
+
+def of_all_tokens(block: Block, statistics: BlockStatistics) -> BlockStatistics:
+    """Return statistics that were recorded of all tokens, each expert's counted as the tokens that it is sent.
+
+    Nothing else has seen more than they have, so nothing is shrunk; but an expert that is used twice as often counts
+    twice in what experts share.
+    """
+    inputs, outputs = dict(statistics.inputs), dict(statistics.outputs)
+    for site in block.sites:
+        for linear in site.linears if site.pool is not None else ():
+            tokens = statistics.routed[linear.owner]
+            inputs[site.name] = replace(inputs[site.name], tokens=tokens)
+            outputs[linear.name] = replace(outputs[linear.name], tokens=tokens)
+    return replace(statistics, inputs=inputs, outputs=outputs)
 
 
 def shrunk_inputs(block: Block, inputs: Mapping[str, InputStatistics]) -> dict[str, InputStatistics]:

@@ -27,11 +27,15 @@ VERSIONS_OF = ("praqtune", "torch", "transformers")
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOrigin:
-    """The calibration sequences that were read: where they are from, how many, and the hash of their tokens."""
+    """The calibration sequences that were read: where they are from, how many, and the hash of their tokens.
+
+    `route_all` says whether every expert of a mixture read all of their tokens.
+    """
 
     source: str
     samples: int
     fingerprint: str
+    route_all: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,12 @@ def make_manifest(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weigh
             fingerprint=model.fingerprint,
         ),
         part=quantized_part(model.module, bench.blocks),
-        calibration=CalibrationOrigin(source=text.source, samples=len(text), fingerprint=text.fingerprint()),
+        calibration=CalibrationOrigin(
+            source=text.source,
+            samples=len(text),
+            fingerprint=text.fingerprint(),
+            route_all=bench.calibration.route_all,
+        ),
         versions={package: _version(package) for package in VERSIONS_OF},
         layers=tuple(layers),
         refinement=None if refined is None else refined.refinement,

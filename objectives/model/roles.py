@@ -167,6 +167,11 @@ class Expert:
     up: LinearRole
     down: LinearRole
 
+    @property
+    def name(self) -> str:
+        """Return its name, with its number."""
+        return self.down.owner
+
 
 @dataclass(frozen=True, kw_only=True)
 class FusedExperts:

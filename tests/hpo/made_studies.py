@@ -40,7 +40,7 @@ from hpo.study.attributes import CONTRACT as CONTRACT_KEY
 from hpo.study.attributes import KL as KL_KEY
 from hpo.study.attributes import TOKENS as TOKENS_KEY
 from hpo.study.confirmation import Confirmation, ConfirmedComparison, ConfirmedScore, Interval, RefinedConfirmation
-from hpo.study.contract import Contract, ModelContract, SequencesContract, TextContract
+from hpo.study.contract import CalibrationContract, Contract, ModelContract, TextContract
 from hpo.study.estimate import Estimate
 from hpo.study.objective import KL
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
@@ -89,7 +89,7 @@ CONTRACT = Contract(
         stored_as="bfloat16",
         input_scales="all fold into what produces the inputs",
     ),
-    calibration=SequencesContract(source="wikitext2", sequences=512, fingerprint="1" * 32),
+    calibration=CalibrationContract(source="wikitext2", sequences=512, fingerprint="1" * 32),
     tuning=TextContract(
         source="C4", sequences=SEQUENCES, fingerprint=TEXT.fingerprint(), protocol="packed", seq_len=TOKENS + 1
     ),

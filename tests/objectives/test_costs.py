@@ -85,6 +85,15 @@ def test_a_token_meets_the_experts_that_it_is_routed_to(layout: str) -> None:
     assert scoring(2, 8) == scoring(2, 4)
 
 
+def test_every_token_through_every_expert_costs_what_they_compute() -> None:
+    """Two of four experts read a token, or all four: their weights once more, and their Gram matrices."""
+    module = tiny.module(tiny.MIXTURES["mixtral"]())
+    blocks = named_blocks(module)
+    some, every = (count(module, blocks, SETTING, 1, 1, route_all).calibrating for route_all in (False, True))
+    of_one = 3 * tiny.HIDDEN * tiny.MLP + tiny.HIDDEN**2 + tiny.MLP**2
+    assert every - some == pytest.approx(2 * tiny.LAYERS * 2 * of_one)
+
+
 def test_gptq_costs_its_factor_and_one_more_product() -> None:
     """What spreads errors over the inputs is counted beside the search."""
     module = tiny.module(tiny.LAYOUTS["llama"]())

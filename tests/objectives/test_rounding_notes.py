@@ -31,5 +31,5 @@ def test_experts_that_few_tokens_reach_are_named_with_what_to_do() -> None:
     (note,) = rounding_notes(layers)
     assert note == (
         "1 of 2 matrices of experts count for less in their statistics than what all experts read, because few tokens "
-        "reach them: layers.1.down (3 tokens); calibrate on more or on other text"
+        "reach them: layers.1.down (3 tokens); calibrate on more or on other text, or with --route-all"
     )

@@ -151,11 +151,12 @@ def sequences(lengths: Sequence[int], seed: int = 0, unscored: Sequence[int] = (
     )
 
 
-def bench(made: Model, directory: Path, allow_partial: bool = False) -> Bench:
+def bench(made: Model, directory: Path, allow_partial: bool = False, route_all: bool = False) -> Bench:
     """A bench for `made` that calibrates on eight random sequences of different lengths."""
     blocks = find_blocks(made.module, allow_partial)
     text = sequences([24, 17, 24, 9, 31, 24, 2, 12], seed=1)
-    return Bench(model=made, blocks=blocks, calibration=Calibration(made, blocks, text, TensorCache(Paths(directory))))
+    calibration = Calibration(made, blocks, text, TensorCache(Paths(directory)), route_all=route_all)
+    return Bench(model=made, blocks=blocks, calibration=calibration)
 
 
 def state(made: Any) -> dict[str, Tensor]:

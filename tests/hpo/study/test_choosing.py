@@ -7,6 +7,7 @@ import pytest
 
 from hpo.space.space import make_space
 from hpo.study.choosing import chosen_trial, require_same_bench, study_flags
+from hpo.study.contract import CalibrationContract
 from hpo.study.record import StudyRecord
 from objectives.errors import InputError
 from quant.setting import Setting
@@ -87,6 +88,7 @@ def test_the_flags_of_a_study_are_what_it_was_begun_with() -> None:
         "revision": "abc",
         "dtype": "bfloat16",
         "calib_data": "wikitext2",
+        "route_all": False,
         "eval_data": "c4",
         "confirm_data": None,
         "eval_samples": 64,
@@ -120,3 +122,20 @@ def test_other_weights_or_other_text_are_refused_with_the_flags_that_help(tmp_pa
     given = "--calib-data wikitext2 --eval-data c4 --eval-samples 64 --protocol packed --bos never --seq-len 512"
     assert f"give {given} --seed 3" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_statistics_of_other_tokens_are_refused(tmp_path: Path) -> None:
+    """What was calibrated with `--route-all` is calibrated so again, and what was not is not."""
+    model = tiny.model(tiny.MIXTURES["mixtral"]())
+    for route_all, remedy in ((False, "give --route-all"), (True, "leave out --route-all")):
+        bench = tiny.bench(model, tmp_path, route_all=route_all)
+        calibration = CalibrationContract(
+            source="random-1", sequences=8, fingerprint=bench.calibration.text.fingerprint(), route_all=not route_all
+        )
+        contract = replace(
+            CONTRACT, model=replace(CONTRACT.model, fingerprint=model.fingerprint), calibration=calibration
+        )
+        with pytest.raises(InputError, match=remedy):
+            require_same_bench(replace(RECORD, contract=contract), bench)
+        same = replace(contract, calibration=replace(calibration, route_all=route_all))
+        require_same_bench(replace(RECORD, contract=same), bench)

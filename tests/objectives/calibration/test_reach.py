@@ -29,6 +29,21 @@ def test_the_tokens_of_every_expert_are_counted_from_the_cache(tmp_path: Path) -
         assert layer.own_share == (None if expected is None else expected / (expected + WIDTHS[name.partition(".")[2]]))
 
 
+def test_what_routers_chose_is_counted_with_every_token_sent_through_every_expert(tmp_path: Path) -> None:
+    """With `--route-all` the table, and how often an expert is used, are what they are without it."""
+    model = tiny.model(MIXTURES["mixtral"]())
+    counts = []
+    for route_all in (False, True):
+        bench = tiny.bench(model, tmp_path, route_all=route_all)
+        bench.calibration.ensure([8], silent)
+        counts.append(expert_tokens(bench.calibration, bench.blocks, 8))
+        layers = run_trial(bench, Plan.uniform(AWQ), tiny.sequences([20], seed=2)).layers
+        routed = [layer for layer in layers if layer.tokens is not None]
+        assert {layer.own_share == 1.0 for layer in routed} == {route_all}
+        counts.append({layer.name: [layer.tokens or 0] for layer in routed})
+    assert counts[:2] == counts[2:]
+
+
 def test_a_model_without_experts_has_none(tmp_path: Path) -> None:
     """Nothing is read for it."""
     bench = tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path)

@@ -96,6 +96,39 @@ def test_each_experts_statistics_are_those_of_its_own_tokens(
             assert statistics.inputs[site.name].tokens == sum(LENGTHS)
 
 
+@pytest.mark.parametrize("batch_tokens", [60, 4096])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_with_every_token_sent_through_every_expert_statistics_are_of_all_tokens(
+    mixture: str, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What gates and ups read is the pooled input, `down` what the expert makes of it; routers count as they chose."""
+    monkeypatch.setattr(recording, "BATCH_TOKENS", batch_tokens)
+    module = tiny.module(MIXTURES[mixture]())
+    block = find_blocks(module)[-1]
+    ((own,), (every,)) = (record(module, [block], TEXT, nothing, route_all=route_all) for route_all in (False, True))
+    (experts,) = block.experts
+    by_expert = routed_by_hand(module, experts.module)
+    x = torch.stack([token for tokens in by_expert for token in tokens])
+    pooled = (x.T @ x / len(x)).float()
+    for number, (expert, tokens) in enumerate(zip(experts.experts, by_expert, strict=True)):
+        assert every.routed[expert.name] == own.routed[expert.name] == len(tokens)
+        read = every.inputs[f"{experts.name}.{number}:gate+up"]
+        assert read.tokens == sum(LENGTHS)
+        torch.testing.assert_close(read.gram, pooled, **close)
+        computed = by_hand(mixture, expert, x)
+        hidden = computed["hidden"]
+        torch.testing.assert_close(
+            every.inputs[f"{experts.name}.{number}:down"].gram, (hidden.T @ hidden / len(hidden)).float(), **close
+        )
+        for linear in (expert.gate, expert.up, expert.down):
+            torch.testing.assert_close(
+                every.outputs[linear.name].magnitude, computed[linear.role].abs().mean(0).float(), **close
+            )
+    for site in block.sites:
+        if site.pool is None:
+            assert torch.equal(every.inputs[site.name].gram, own.inputs[site.name].gram)
+
+
 def test_an_expert_that_saw_nothing_has_statistics_of_nothing() -> None:
     """Zero tokens and zeros, not NaN."""
     module = tiny.module(MIXTURES["mixtral"]())

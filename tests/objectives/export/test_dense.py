@@ -173,7 +173,12 @@ def test_the_record(bench: Bench, target: Path, name: str) -> None:
     assert record["model"]["fingerprint"] == bench.model.fingerprint
     assert record["model"]["dtype"] == "float32"
     text = tiny.sequences([24, 17, 24, 9, 31, 24, 2, 12], seed=1)
-    assert record["calibration"] == {"source": "random-1", "samples": 8, "fingerprint": text.fingerprint()}
+    assert record["calibration"] == {
+        "source": "random-1",
+        "samples": 8,
+        "fingerprint": text.fingerprint(),
+        "route_all": False,
+    }
     assert record["versions"] == {package: version(package) for package in ("praqtune", "torch", "transformers")}
 
 
@@ -181,7 +186,12 @@ def test_the_record_knows_how_much_text_was_used(bench: Bench, target: Path) -> 
     """The fingerprint is that of the calibration samples that were read, not of all there are."""
     record = write_quantized(bench, Plan.uniform(replace(AWQ, n_calib=4)), target)
     text = tiny.sequences([24, 17, 24, 9, 31, 24, 2, 12], seed=1)[:4]
-    assert record["calibration"] == {"source": "random-1", "samples": 4, "fingerprint": text.fingerprint()}
+    assert record["calibration"] == {
+        "source": "random-1",
+        "samples": 4,
+        "fingerprint": text.fingerprint(),
+        "route_all": False,
+    }
 
 
 def test_progress_is_told(bench: Bench, target: Path) -> None:
