@@ -6,13 +6,14 @@ compute something else are none that it knows. May assume a module in evaluation
 hidden neurons, `I` inputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.modules.conv import _ConvNd
 
 from objectives.model.layouts import UNUSABLE, Rows, gate_up_arrangements
 from objectives.model.roles import Expert, ExpertMatrix, FusedExperts, InputSite, LinearRole
@@ -48,6 +49,40 @@ def find_experts(name: str, layer: nn.Module) -> Iterator[FusedExperts]:
             experts = _taken_apart(f"{name}.{path}", module)
             if experts is not None and _computes_the_same(experts):
                 yield experts
+
+
+def unknown_experts(name: str, layer: nn.Module, covered: Set[int]) -> str | None:
+    """Say which experts of a block cannot be quantized, and why; None where there are none.
+
+    Args:
+        name: The block's.
+        layer: The block.
+        covered: The ids of parameters that can be.
+    """
+    for path, module in layer.named_modules():
+        own = [key for key, parameter in module.named_parameters(recurse=False) if _is_stacked(parameter)]
+        if any(id(module.get_parameter(key)) not in covered for key in own) and not isinstance(module, _ConvNd):
+            return (
+                f"{name}.{path} ({type(module).__name__}: {', '.join(own)}) has experts that compute something else "
+                f"than is known, {GATE_UP} and {DOWN} with an activation between them"
+            )
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_is_mlp(child, covered) for child in module):
+            return (
+                f"{name}.{path} is a list of {len(module)} experts, each with Linears of its own, and only those that "
+                "transformers keeps in one module are known; where transformers has this family itself, leave out "
+                "--trust-remote-code"
+            )
+    return None
+
+
+def _is_stacked(parameter: Tensor) -> bool:
+    return parameter.dim() == 3 and min(parameter.shape) > 1
+
+
+def _is_mlp(module: nn.Module, covered: Set[int]) -> bool:
+    """Return whether a module has Linears, more than one, of which none can be quantized."""
+    weights = [id(child.weight) for child in module.modules() if isinstance(child, nn.Linear)]
+    return len(weights) > 1 and covered.isdisjoint(weights)
 
 
 def expert_sites(experts: FusedExperts) -> tuple[list[InputSite], list[InputSite]]:

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from objectives.errors import InputError
 from objectives.model.commuting import folding_sites
 from objectives.model.copies import experts_of_block, site_of_block, without_shared
-from objectives.model.experts import expert_sites, find_experts
+from objectives.model.experts import expert_sites, find_experts, unknown_experts
 from objectives.model.layouts import (
     FUSED_GATE_UP,
     FUSED_QKV,
@@ -265,8 +265,15 @@ def _require_coverage(module: nn.Module, blocks: Sequence[Block], allow_partial:
             if none_covered
             else f"--allow-partial would leave these in 16 bit and quantize the other {1 - share:.0%}"
         )
+        reason = _experts_in_the_way(module, blocks) or f"{type(module).__name__} is no supported layout; {SUPPORTED}"
         raise InputError(
             f"{share:.0%} of the block weights are not Linears that can be quantized (largest: "
-            f"{largest_uncovered(uncovered)}), and at most 5 % may stay in 16 bit: {type(module).__name__} is no "
-            f"supported layout; {SUPPORTED}; {remedy}"
+            f"{largest_uncovered(uncovered)}), and at most 5 % may stay in 16 bit: {reason}; {remedy}"
         )
+
+
+def _experts_in_the_way(module: nn.Module, blocks: Sequence[Block]) -> str | None:
+    """Name the first experts that cannot be quantized; None where it is something else that cannot."""
+    covered = {id(linear.parameter) for block in blocks for linear in block.linears}
+    reasons = (unknown_experts(block.name, module.get_submodule(block.name), covered) for block in blocks)
+    return next((reason for reason in reasons if reason is not None), None)

@@ -20,6 +20,7 @@ from transformers import (
     PhiConfig,
     Qwen3Config,
 )
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from objectives.errors import InputError
 from objectives.model.finding import find_blocks
@@ -553,7 +554,42 @@ def test_experts_of_an_unknown_layout_are_refused_above_five_percent(unknown_exp
     share = experts / (experts + 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV_HEADS * HEAD)
     assert message.startswith(f"{share:.0%} of the block weights are not Linears that can be quantized")
     assert f"model.layers.0.mlp.experts.gate_up_proj with {EXPERTS * 2 * MLP * HIDDEN} weights" in message
+    assert (
+        "model.layers.0.mlp.experts (MixtralExperts: gate_up_proj, down_proj) has experts that compute something else"
+    ) in message
     assert "--allow-partial" in message
+
+
+class ListedExperts(nn.Module):
+    """Experts as modules of their own, each called with its tokens, as in code that comes with DeepSeek-V2."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.gate = nn.Linear(HIDDEN, EXPERTS, bias=False)
+        self.experts = nn.ModuleList(LlamaMLP(config) for _ in range(EXPERTS))
+
+    def forward(self, states: Tensor) -> Tensor:
+        rows = states.view(-1, HIDDEN)
+        weights, numbers = self.gate(rows).softmax(-1).topk(2)
+        result = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            tokens, place = (numbers == number).nonzero(as_tuple=True)
+            result.index_add_(0, tokens, expert(rows[tokens]) * weights[tokens, place, None])
+        return result.view_as(states)
+
+
+def test_lists_of_experts_are_refused_by_name() -> None:
+    """With what they are, and what to do; where they may stay in 16 bit, attention alone is quantized."""
+    module = tiny.module(tiny.LAYOUTS["llama"]())
+    for layer in module.model.layers:
+        layer.mlp = ListedExperts(module.config)
+    message = refusal(module)
+    assert "model.layers.0.mlp.experts is a list of 4 experts, each with Linears of its own" in message
+    assert "leave out --trust-remote-code" in message
+    assert "supported layouts" not in message
+    assert "\n" not in message
+    for block in find_blocks(module, allow_partial=True):
+        assert [linear.role for linear in block.linears] == ["q", "k", "v", "o"]
 
 
 def test_experts_of_an_unknown_layout_are_listed_with_sizes_when_allowed(unknown_experts: Any) -> None:
