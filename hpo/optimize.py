@@ -125,7 +125,9 @@ def optimize(
             study.set_user_attr(WATERFALL, encode(steps))
             if plan.refining is not None and learned_from is not None:
                 confirmed = read(study, paths)
-                refined = confirm_refined(bench, store, confirmed, plan.refining, learned_from, held_out, progress)
+                refined = confirm_refined(
+                    bench, store, confirmed, plan.refining, learned_from, held_out, progress, planning.plan
+                )
                 study.set_user_attr(REFINED, encode(refined))
             snapshot = read(study, paths)
     return replace(snapshot, notes=laid_out.notes)

@@ -87,8 +87,6 @@ class StudyPlan:
     def _unfit_for_sizes(self) -> list[str]:
         """List what cannot be together with a budget or a front."""
         problems = []
-        if self.refining is not None:
-            problems.append("--refine tunes what one setting gives; leave it out, or --budget and --front")
         if self.max_bits is not None:
             problems.append("--max-bits is for settings that store all Linears alike; leave it out, or the budget")
         if len(self.sizes) > 1:

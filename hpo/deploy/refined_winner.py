@@ -14,7 +14,7 @@ from hpo.study.record import FULL_PRECISION, TrialRecord
 from hpo.verdict.confirmation import compare, confirmed_scores
 from hpo.verdict.recommendation import judge
 from hpo.verdict.snapshot import Study
-from hpo.workers.measuring import measure, measure_all
+from hpo.workers.measuring import Planned, measure_all, measure_plan
 from objectives.evaluation import BenchPlan
 from objectives.progress import Progress
 from objectives.refinement.options import RefinementText
@@ -50,6 +50,7 @@ def confirm_refined(
     text: RefinementText,
     held_out: list[Sequences],
     progress: Progress,
+    planned: Planned = Plan.uniform,
 ) -> RefinedConfirmation:
     """Refine what a study recommends, and compare that on held-out text with what it was and with the references.
 
@@ -61,19 +62,21 @@ def confirm_refined(
         text: What refining reads.
         held_out: Text that nothing has seen but the confirmation of the recommended setting.
         progress: Told how far it is.
+        planned: How a setting becomes a plan.
     """
     chosen, lead = study.recommendation, study.lead
     assert chosen is not None
     assert lead is not None
     setting = chosen.measured.setting
     assert setting is not None
-    refined = refine_best(stage_of(bench, Plan.uniform(setting), text, refining, store), progress)
+    plan = planned(setting)
+    refined = refine_best(stage_of(bench, plan, text, refining, store), progress)
     references = [row.measured for row in lead.rows if not isinstance(row.measured, TrialRecord)]
     plain = {measured.name: measured.setting for measured in (chosen.measured, *references)}
     settings = {name: other for name, other in plain.items() if name != FULL_PRECISION}
-    results = measure_all(bench, store, list(settings.values()), held_out, progress)
+    results = measure_all(bench, store, list(settings.values()), held_out, progress, planned)
     with forgotten_where_codes_differ(store):
-        results.append(measure(replace(bench, refined=refined), store, setting, held_out, progress))
+        results.append(measure_plan(replace(bench, refined=refined), store, plan, held_out, progress))
     name = f"{chosen.measured.name}{SUFFIX}"
     scores: dict[str, list[Score]] = {
         of: [result.score for result in on_texts if result.score is not None]

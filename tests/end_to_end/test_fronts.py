@@ -72,6 +72,30 @@ def test_a_study_under_a_budget_beats_or_names_what_is_uniform(capsys: Any, home
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("same_process")
+def test_the_plan_that_is_recommended_is_refined_and_confirmed(capsys: Any, home: Path) -> None:
+    """What is written from the study is that very model: its KL before and after is the study's."""
+    refine = ["--refine", "--refine-data", "bundled:training", "--refine-samples", "24", "--refine-codes", "5"]
+    # So many bits more that a little text confirms the plan.
+    flags = [*STUDY, "--objective", "kl", "--confirm-data", "bundled:docstrings", "--budget", "4.9"]
+    arguments = ["optimize", *flags, "--study", "refined", *storage(home), *refine]
+    study = printed(capsys, *arguments, "--trials", "1")
+    refined, recommended = study["refined"], study["recommendation"]["name"]
+    assert refined["refined"] == recommended
+    assert study["recommendation"]["kind"] == "trial", study["confirmation"]["sentence"]
+    kl = {(row["name"], row["dataset"]): row["kl"] for row in refined["rows"]}
+    target = ["--output-dir", str(home / "refined"), "--format", "compressed-tensors", "--quiet"]
+    written = printed(capsys, "quantize", "--study", "refined", *storage(home), *refine, *target)
+    assert written["method"] == "mixed"
+    gains = {gain["source"]: gain["kl"] for gain in written["refinement"]["gains"]}
+    assert gains
+    for source, change in gains.items():
+        assert change["before"] == pytest.approx(kl[recommended, source], rel=1e-9)
+        assert change["after"] == pytest.approx(kl[f"{recommended} refined", source], rel=1e-9)
+        assert change["after"] != change["before"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("same_process")
 def test_a_front_is_a_study_of_bytes_and_damage_and_its_members_are_models(capsys: Any, home: Path) -> None:
     """Optuna minimises both, budgets in between have plans of their own, and a budget chooses what was measured."""
     arguments = ["optimize", *STUDY, "--objective", "kl", "--study", "two", *storage(home), "--front", "4.2..4.7"]
@@ -152,7 +176,6 @@ def test_sizes_that_a_model_has_no_plans_of_are_one_line(
         (["--front", "4.3"], "the front '4.3' has no two sizes; give both ends, such as 4.25..5 or 110MB..120MB"),
         (["--front", "4.3..much"], "the budget 'much' cannot be read"),
         (["--budget", "4.3", "--front", "4.3..5"], "--budget is one size and --front several; give one of them"),
-        (["--budget", "4.3", "--refine"], "--refine tunes what one setting gives; leave it out"),
         (["--budget", "4.3", "--max-bits", "5"], "--max-bits is for settings that store all Linears alike"),
         (["--front", "4.3..5", "--presets-only"], "--presets-only searches nothing, and a front is searched"),
         (["--front", "4.3..5", "--sampler", "tpe"], "--sampler tpe seeks one value; with --front give gp, random"),
