@@ -4,9 +4,10 @@ A mixture of experts is quantized with every way of reading statistics of expert
 sequences and several draws of them, and scored on the same text; means over the draws, paired differences from the
 experts' own statistics, intervals over documents.
 
-`own` shrinks nothing (an expert without tokens has those of the pool), `kappa K` shrinks towards the pool with K for
-each input, `kappa K gate+up` only what gates and ups read, `kappa K down` only the others; `pool` reads the pool alone,
-and `route-all` is the option of that name. The model is made by the first command.
+`own` shrinks nothing (an expert without tokens has what all have), `kappa K` shrinks with K for each input, `kappa K
+gate+up` only what gates and ups read, `kappa K down` only the others (`--apart`); `by number` takes hidden neurons of
+two experts for the same where they have the same number, as the target for `down` once did; `pool` reads the target
+alone, and `route-all` is the option of that name. The model is made by the first command.
 
     python -m training.train_mixture --minutes 6 --experts 6 --out runs/mixture
     python benchmarks/experts.py --model runs/mixture
@@ -41,10 +42,10 @@ from objectives.trial import quantized
 from quant.plan import Plan
 from quant.recipes import recipe_fields
 from quant.setting import Setting
+from quant.statistics import Statistics
 from storage.cache import TensorCache
 from storage.paths import Paths
 
-OWN, POOL = "own", "pool"
 ALL_OF_THE_POOL = 1e12
 
 
@@ -52,17 +53,20 @@ ALL_OF_THE_POOL = 1e12
 class Way:
     """How statistics of experts are read: `kappa` for each input, of their own tokens or of all.
 
-    `leaving` are roles whose inputs are left as they are.
+    `leaving` are roles whose inputs are left as they are; `by_number` takes neurons of one number for the same.
     """
 
     name: str
     kappa: float = 0.0
     route_all: bool = False
     leaving: frozenset[str] = frozenset()
+    by_number: bool = False
 
     def shrunk(self, block: Block, statistics: BlockStatistics) -> BlockStatistics:
         """Shrink what is not left as it is."""
-        own, shrunk = (_with_kappa(kappa, block, statistics) for kappa in (0.0, self.kappa))
+        own = _with_kappa(0.0, block, statistics)
+        with mock.patch.object(shrinking, "alike", _as_it_is if self.by_number else shrinking.alike):
+            shrunk = _with_kappa(self.kappa, block, statistics)
         inputs, outputs = dict(shrunk.inputs), dict(shrunk.outputs)
         for site in block.sites:
             for linear in site.linears if site.linears[0].role in self.leaving else ():
@@ -70,21 +74,29 @@ class Way:
         return replace(shrunk, inputs=inputs, outputs=outputs)
 
 
+def _as_it_is(pooled: Statistics) -> Statistics:
+    return pooled
+
+
 def _with_kappa(kappa: float, block: Block, statistics: BlockStatistics) -> BlockStatistics:
     with mock.patch.object(shrinking, "KAPPA_PER_INPUT", kappa):
         return shrinking.shrunk_block(block, statistics)
 
 
-def ways(kappas: Sequence[float]) -> list[Way]:
+def ways(kappas: Sequence[float], apart: bool) -> list[Way]:
     """All ways, the one that others are compared with first."""
-    shrunk = [
-        Way(name=f"kappa {kappa:g}{name}", kappa=kappa, leaving=frozenset(leaving))
-        for kappa in kappas
-        for name, leaving in (("", ()), (" gate+up", ("down",)), (" down", ("gate",)))
-    ]
+    parts = {"": (), " gate+up": ("down",), " down": ("gate",)} if apart else {"": ()}
     return [
-        Way(name=OWN), *shrunk, Way(name=POOL, kappa=ALL_OF_THE_POOL), Way(name="route-all", route_all=True)
-    ]  # fmt: skip
+        Way(name="own"),
+        *(
+            Way(name=f"kappa {kappa:g}{name}", kappa=kappa, leaving=frozenset(leaving))
+            for kappa in kappas
+            for name, leaving in parts.items()
+        ),
+        Way(name="kappa 1 by number", kappa=1.0, by_number=True),
+        Way(name="pool", kappa=ALL_OF_THE_POOL),
+        Way(name="route-all", route_all=True),
+    ]
 
 
 def scores_of(laid_out: LaidOut, way: Way, setting: Setting, draw: int, paths: Paths) -> list[Score]:
@@ -141,6 +153,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="4,16,64", help="calibration sequences (default 4,16,64)")
     parser.add_argument("--draws", type=int, default=3, help="of calibration sequences (default 3)")
     parser.add_argument("--kappas", default="0.25,1,4", help="for each input (default 0.25,1,4)")
+    parser.add_argument("--apart", action="store_true", help="shrink what gate and up read, or down, alone as well")
     parser.add_argument("--method", default="gw-awq+full+range+gptq")
     parser.add_argument("--group-size", type=int, default=32)
     parsed = parser.parse_args()
@@ -163,7 +176,7 @@ def main() -> None:
         setting = Setting(**recipe_fields({"method": parsed.method, "group_size": parsed.group_size, "n_calib": size}))
         tokens = reached(laid_out, size, parsed.draws, paths)
         own: dict[int, Score] = {}
-        for way in ways([float(kappa) for kappa in parsed.kappas.split(",")]):
+        for way in ways([float(kappa) for kappa in parsed.kappas.split(",")], parsed.apart):
             drawn = [scores_of(laid_out, way, setting, draw, paths) for draw in range(parsed.draws)]
             for number, text in enumerate(laid_out.data):
                 score = mean_of([scores[number] for scores in drawn])

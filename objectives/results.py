@@ -42,7 +42,7 @@ def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> st
     if plan is not None:
         parts += [_said(plan), bench.allow_partial_groups, str(bench.model.stored_dtype)]
         parts += [bench.calibration.first(size).key for size in plan.calibration_sizes]
-        parts += [shrinking.KAPPA_PER_INPUT] if any(block.experts for block in bench.blocks) else []
+        parts += [shrinking.FORMULA, shrinking.KAPPA_PER_INPUT] if any(block.experts for block in bench.blocks) else []
         refined = bench.refinement_of(plan)
         parts += [] if refined is None else [refined.key, refined.codes]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))

@@ -1,8 +1,9 @@
 """Makes a small mixture of experts of the model that ships: its MLPs are dealt to experts, then trained with a router.
 
-Seeded. The neurons of each MLP are dealt to experts (as MoEfication does, Zhang et al. 2022, arXiv:2110.01786, section
-3.1, but at random), the routers are new, and everything is trained on `bundled:training` for the time that is given.
-The model is for measuring what quantization does to experts, and for nothing else.
+Seeded; with `--steps` the same model comes out again. The neurons of each MLP are dealt to experts (as MoEfication
+does, Zhang et al. 2022, arXiv:2110.01786, section 3.1, but at random), the routers are new, and everything is trained
+on `bundled:training` for the time or the steps that are given. The model is for measuring what quantization does to
+experts, and for nothing else.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=_Help)
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--steps", type=int, default=0, help="train for so many instead of --minutes")
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--per-token", type=int, default=2, help="experts that a token goes to")
     parser.add_argument("--batch", type=int, default=8, help=f"sequences of {LENGTH} tokens per step")
@@ -40,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIRECTORY)
     dense: Any = AutoModelForCausalLM.from_pretrained(MODEL_DIRECTORY, dtype=torch.float32)
     model = dealt(dense, options.experts, options.per_token)
-    trained(model, batches(tokenizer, options.batch, options.seed), options.minutes, options.rate)
+    rows = batches(token_stream(tokenizer), options.batch, options.seed)
+    trained(model, rows, options.rate, options.minutes, options.steps)
     model.to(torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
 
@@ -69,6 +72,7 @@ def dealt(dense: Any, experts: int, per_token: int) -> Any:
             num_hidden_layers=config.num_hidden_layers,
             num_attention_heads=config.num_attention_heads,
             num_key_value_heads=config.num_key_value_heads,
+            rms_norm_eps=config.rms_norm_eps,
             max_position_embeddings=config.max_position_embeddings,
             rope_parameters=config.rope_parameters,
             tie_word_embeddings=config.tie_word_embeddings,
@@ -91,22 +95,26 @@ def dealt(dense: Any, experts: int, per_token: int) -> Any:
     return mixture
 
 
-def batches(tokenizer: Any, size: int, seed: int) -> Iterator[Tensor]:
-    """Yield rows `[size, LENGTH + 1]` from all over the training text, again and again."""
-    stream = torch.tensor(
+def token_stream(tokenizer: Any) -> Tensor:
+    """Return the tokens of all training text, int64; a token 0 ends each document."""
+    return torch.tensor(
         [token for text in training_documents() for token in (*tokenizer(text, verbose=False)["input_ids"], 0)]
     )
+
+
+def batches(stream: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+    """Yield rows `[size, LENGTH + 1]` from all over a stream of tokens, again and again."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         starts = torch.randint(len(stream) - LENGTH - 1, (size, 1), generator=generator)
         yield stream[starts + torch.arange(LENGTH + 1)]
 
 
-def trained(model: Any, rows: Iterator[Tensor], minutes: float, rate: float) -> None:
-    """Train with AdamW; the rate falls to zero over the time that there is."""
+def trained(model: Any, rows: Iterator[Tensor], rate: float, minutes: float, steps: int = 0) -> None:
+    """Train with AdamW; the rate falls to zero over the steps that are given, or the time."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     started, step, losses = time.monotonic(), 0, []
-    while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
+    while (share := step / steps if steps else (time.monotonic() - started) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - share) * min(1.0, (step + 1) / 20)
         batch = next(rows)

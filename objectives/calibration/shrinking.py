@@ -1,16 +1,29 @@
 """Statistics of experts that saw few tokens: shrunk towards what all experts of a block have in common.
 
 Responsible for what quantizing reads of experts; what is recorded and stored are the statistics of an expert's own
-tokens. May assume statistics of one block. The formula is in docs/methods.md (mixtures of experts).
+tokens. May assume statistics of one block whose Gram matrices are packed. The formula is in docs/methods.md (mixtures
+of experts).
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
 
 from objectives.calibration.recording import BlockStatistics
 from objectives.model.roles import Block
-from quant.statistics import InputStatistics, OutputStatistics, Statistics, merge, shrunk
+from quant.statistics import (
+    InputStatistics,
+    OutputStatistics,
+    Statistics,
+    merge,
+    pack_symmetric,
+    shrunk,
+    unpack_symmetric,
+)
 
+FORMULA = 2
+"""Version of the target; in the first one hidden neurons of two experts were taken for the same by their number."""
 KAPPA_PER_INPUT = 1.0
 """κ for each input of a matrix: so many tokens of an expert's own are worth as much as the pool."""
 
@@ -47,31 +60,58 @@ def of_all_tokens(block: Block, statistics: BlockStatistics) -> BlockStatistics:
     return replace(statistics, inputs=inputs, outputs=outputs)
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The same statistics of all experts of a block.
+
+    Attributes:
+        own_neurons: Whether they are of hidden neurons, which are others in each expert.
+        widths: How many inputs the matrix has, by what has the statistics.
+    """
+
+    own_neurons: bool
+    widths: dict[str, int]
+
+
+def alike(pooled: Statistics) -> Statistics:
+    """Return statistics of neurons that are all alike: as large as they are on average, and uncorrelated.
+
+    The Gram matrix is `(tr G / I) 1`, which is the same however neurons are numbered (Ledoit and Wolf 2004, Journal of
+    Multivariate Analysis 88, section 2).
+    """
+    tensors = {field.name: getattr(pooled, field.name) for field in fields(pooled) if field.name != "tokens"}
+    even = {name: tensor.mean().expand_as(tensor) for name, tensor in tensors.items() if name != "gram"}
+    if "gram" in tensors:
+        diagonal = unpack_symmetric(tensors["gram"]).diagonal()
+        even["gram"] = pack_symmetric(torch.diag(diagonal.mean().expand_as(diagonal)))
+    return replace(pooled, **even)
+
+
 def shrunk_inputs(block: Block, inputs: Mapping[str, InputStatistics]) -> dict[str, InputStatistics]:
     """Return statistics by site, those of experts shrunk towards the pool of the same site of all experts."""
-    pools: dict[str, list[str]] = {}
+    pools: dict[str, Pool] = {}
     for site in block.sites:
         if site.pool is not None:
-            pools.setdefault(site.pool, []).append(site.name)
-    widths = {site.name: site.inputs for site in block.sites}
-    return {**inputs, **_shrunk(inputs, list(pools.values()), widths)}
+            pool = pools.setdefault(site.pool, Pool(own_neurons=site.linears[0].role == "down", widths={}))
+            pool.widths[site.name] = site.inputs
+    return {**inputs, **_shrunk(inputs, pools.values())}
 
 
 def shrunk_outputs(block: Block, outputs: Mapping[str, OutputStatistics]) -> dict[str, OutputStatistics]:
     """Return statistics by Linear, those of experts shrunk as those of their inputs are."""
-    pools: dict[str, list[str]] = {}
+    pools: dict[str, Pool] = {}
     for site in block.sites:
         for linear in site.linears if site.pool is not None else ():
-            pools.setdefault(f"{site.pool} {linear.role}", []).append(linear.name)
-    widths = {linear.name: site.inputs for site in block.sites for linear in site.linears}
-    return {**outputs, **_shrunk(outputs, list(pools.values()), widths)}
+            pool = pools.setdefault(f"{site.pool} {linear.role}", Pool(own_neurons=linear.role != "down", widths={}))
+            pool.widths[linear.name] = site.inputs
+    return {**outputs, **_shrunk(outputs, pools.values())}
 
 
-def _shrunk(
-    means: Mapping[str, Statistics], pools: list[list[str]], widths: Mapping[str, int]
-) -> dict[str, Statistics]:
+def _shrunk(means: Mapping[str, Statistics], pools: Iterable[Pool]) -> dict[str, Statistics]:
     result: dict[str, Statistics] = {}
-    for names in pools:
-        pooled = merge([means[name] for name in names])
-        result |= {name: shrunk(means[name], pooled, own_share(means[name].tokens, widths[name])) for name in names}
+    for pool in pools:
+        pooled = merge([means[name] for name in pool.widths])
+        target = alike(pooled) if pool.own_neurons else pooled
+        for name, inputs in pool.widths.items():
+            result[name] = shrunk(means[name], target, own_share(means[name].tokens, inputs))
     return result

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from objectives.calibration import shrinking
+from objectives.calibration.entries import with_packed_grams
 from objectives.calibration.recording import BlockStatistics, record
 from objectives.calibration.shrinking import shrunk_inputs, shrunk_outputs
 from objectives.model.finding import find_blocks
@@ -16,6 +17,7 @@ from objectives.results import measurement_key
 from objectives.trial import run_trial
 from quant.plan import Plan
 from quant.setting import Setting
+from quant.statistics import pack_symmetric, unpack_symmetric
 from tests.objectives import tiny
 from tests.objectives.tiny import EXPERTS, HIDDEN, MIXTURES, MLP
 
@@ -35,7 +37,7 @@ def recorded() -> tuple[Block, BlockStatistics]:
                 key = f"{NAME}.{number}{':' if means is inputs else '.'}{name}"
                 zero = {"gram": torch.zeros_like(means[key].gram)} if means is inputs and not tokens else {}
                 means[key] = replace(means[key], tokens=tokens, **zero)
-    return block, BlockStatistics(inputs=inputs, outputs=outputs)
+    return block, with_packed_grams(BlockStatistics(inputs=inputs, outputs=outputs))
 
 
 @pytest.mark.parametrize(("site", "width"), [("gate+up", HIDDEN), ("down", MLP)])
@@ -44,20 +46,39 @@ def test_the_formula(site: str, width: int) -> None:
     block, statistics = recorded()
     own = [statistics.inputs[f"{NAME}.{number}:{site}"] for number in range(EXPERTS)]
     tokens = [inputs.tokens for inputs in own]
-    pool = sum(count * inputs.gram.double() for count, inputs in zip(tokens, own, strict=True)) / sum(tokens)
+    grams = [unpack_symmetric(inputs.gram).double() for inputs in own]
+    pool = sum(count * gram for count, gram in zip(tokens, grams, strict=True)) / sum(tokens)
+    if site == "down":
+        pool = torch.eye(width, dtype=torch.float64) * pool.trace() / width
     shrunk = shrunk_inputs(block, statistics.inputs)
     for number, inputs in enumerate(own):
         kappa = shrinking.KAPPA_PER_INPUT * width
         share = inputs.tokens / (inputs.tokens + kappa)
-        expected = share * inputs.gram.double() + (1 - share) * pool
+        expected = share * grams[number] + (1 - share) * pool
         result = shrunk[f"{NAME}.{number}:{site}"]
-        torch.testing.assert_close(result.gram, expected.float(), rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(unpack_symmetric(result.gram), expected.float(), rtol=1e-5, atol=1e-8)
         assert result.tokens == inputs.tokens
-    torch.testing.assert_close(shrunk[f"{NAME}.1:{site}"].gram, pool.float(), rtol=1e-5, atol=1e-8)
+    unseen = unpack_symmetric(shrunk[f"{NAME}.1:{site}"].gram)
+    torch.testing.assert_close(unseen, pool.float(), rtol=1e-5, atol=1e-8)
+
+
+def test_hidden_neurons_may_be_numbered_as_one_likes() -> None:
+    """Those of one expert in another order: its matrix is in that order, and those of the others are as they were."""
+    block, statistics = recorded()
+    order = torch.randperm(MLP, generator=torch.Generator().manual_seed(3))
+    name, inputs = f"{NAME}.0:down", dict(statistics.inputs)
+    gram = unpack_symmetric(inputs[name].gram)[order][:, order]
+    inputs[name] = replace(inputs[name], gram=pack_symmetric(gram), magnitude=inputs[name].magnitude[order])
+    before, after = shrunk_inputs(block, statistics.inputs), shrunk_inputs(block, inputs)
+    expected = unpack_symmetric(before[name].gram)[order][:, order]
+    torch.testing.assert_close(unpack_symmetric(after[name].gram), expected)
+    torch.testing.assert_close(after[name].magnitude, before[name].magnitude[order])
+    for other in (f"{NAME}.{number}:down" for number in range(1, EXPERTS)):
+        torch.testing.assert_close(after[other].gram, before[other].gram)
 
 
 def test_outputs_are_shrunk_as_inputs_are() -> None:
-    """Importances of an expert that saw nothing are those of the pool, role by role."""
+    """Importances of an expert that saw nothing are those of the pool, of hidden neurons their mean, role by role."""
     block, statistics = recorded()
     shrunk = shrunk_outputs(block, statistics.outputs)
     for role in ("gate", "up", "down"):
@@ -65,7 +86,8 @@ def test_outputs_are_shrunk_as_inputs_are() -> None:
         tokens = sum(outputs.tokens for outputs in own)
         pool = sum(outputs.tokens * outputs.magnitude.double() for outputs in own) / tokens
         unseen = shrunk[f"{NAME}.1.{role}_proj"]
-        torch.testing.assert_close(unseen.magnitude, pool.float(), rtol=1e-5, atol=1e-8)
+        expected = pool if role == "down" else pool.mean().expand_as(pool)
+        torch.testing.assert_close(unseen.magnitude, expected.float(), rtol=1e-5, atol=1e-8)
 
 
 def test_what_every_token_reaches_is_left_as_it_is() -> None:
