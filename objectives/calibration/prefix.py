@@ -134,9 +134,10 @@ class QuantizedPrefix:
         outputs = _run(self._modules[block.index], passage.calls[block.index], passage.quantized)
         return passage.rows(outputs).float() - passage.rows(passage.full).float()
 
-    def loss(self, block: Block) -> float:
-        """Return the sum of squares of all differences."""
-        return sum(float(self.difference(block, number).square().sum()) for number in range(self.batches))
+    def loss(self, block: Block, batches: int) -> float:
+        """Return the sum of squares of the differences on the first of the batches, all of them at most."""
+        compared = range(min(batches, self.batches))
+        return sum(float(self.difference(block, number).square().sum()) for number in compared)
 
     def advance(self, block: Block) -> None:
         """Go on to the next block, through the one that has been quantized."""

@@ -1,12 +1,13 @@
 """Let codes move by one step where that brings a block's outputs nearer to full precision's, block by block.
 
 Responsible for learned rounding after whatever rounded before, with scales as they are: the sign descent of SignRound
-(Cheng et al. 2024, arXiv 2309.05516), begun at given codes. A block never ends farther away than it began. May assume a
-model that holds these codes; holds one block's offsets, and hidden states of the text twice. Shape letters: `O`
-outputs, `I` inputs.
+(Cheng et al. 2024, arXiv 2309.05516), begun at given codes. No block ends farther away than it began, on the text that
+is compared. May assume a model that holds these codes; holds one block's offsets, and hidden states of the text twice.
+Shape letters: `O` outputs, `I` inputs.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from storage.results import ResultStore
 log = logging.getLogger(__name__)
 
 MOST_SEQUENCES = 128
+COMPARED_TOKENS = 16_384
+"""Of them, on which it is decided whether a block keeps what it learned: paired, so that few say which is nearer."""
 DRIFT = 0.1
 """Of a step: so far does what is rounded move at most, so that no code moves that was not near its boundary."""
 EDGE = 0.499
@@ -167,6 +170,7 @@ def _learn(
 
     The model is left with either.
     """
+    compared = math.ceil(COMPARED_TOKENS / options.batch_tokens)
     with torch.no_grad():
         parts = [
             _Rounded.of(
@@ -177,7 +181,7 @@ def _learn(
             )
             for linear in linears
         ]
-        before = prefix.loss(block)
+        before = prefix.loss(block, compared)
     generator = torch.Generator().manual_seed(options.seed + block.index)
     order: list[int] = []
     with _differentiated([linear.parameter for linear in linears]) as parameters:
@@ -193,7 +197,7 @@ def _learn(
                 parameter.grad = None
     with torch.no_grad():
         # Also where it is not a number.
-        nearer = prefix.loss(block) < before
+        nearer = prefix.loss(block, compared) < before
     return {part.linear.name: (part.now if nearer else part.weight).cpu() for part in parts}
 
 

@@ -42,7 +42,7 @@ from quant.scheme import IntWeight, loaded
 from storage.results import ResultStore
 from storage.typed_json import decode, encode
 
-FORMAT = 2
+FORMAT = 3
 SCALES, VECTORS, MOVES = "scales/", "vectors/", "moves/"
 
 
