@@ -5,9 +5,13 @@
 The recommended recipe is written at every group size on both grids, unless it lies in OUT already. Every directory is
 scored by the packages of others on the text that it was proven by, each in a process of its own: of INTERPRETER, where
 the runtime is installed, else of this one. A row has perplexity, how far the mean NLL is from what was measured when
-the model was quantized, bytes, seconds to load, and whether all codes are those of the compressed-tensors file as its
-own package unpacks them; or the reason why not. Codes are taken from what a runtime makes of one-hot inputs. All of it
-is written to OUT/runtimes.json as well.
+the model was quantized, the runtime's noise, bytes, seconds to load, and whether all codes are those of the
+compressed-tensors file as its own package unpacks them; or the reason why not. Codes are taken from what a runtime
+makes of one-hot inputs. All of it is written to OUT/runtimes.json as well.
+
+Noise is half of the 95 % interval of the mean difference from transformers' losses of the same model, over sequences:
+the roundings of another kernel move every token in one direction or the other, and their mean scatters by that. A
+difference is fine within .001 or within the noise. `--write-only` scores by no runtime, and prints what writing takes.
 """
 
 import argparse
@@ -26,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from scipy import stats  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
@@ -50,7 +55,9 @@ RUNTIMES = {
     "gguf": ("transformers", "llama.cpp"),
     "mlx": ("mlx-lm",),
 }
-COLUMNS = ("group", "grid", "format", "runtime", "perplexity", "NLL - measured", "MB", "s to load", "codes")
+REFERENCE = ("compressed-tensors", "transformers")
+COLUMNS = ("group", "grid", "format", "runtime", "perplexity", "NLL - measured", "noise", "MB", "s to load", "codes")
+FINE = 1e-3
 SECONDS = 1200
 
 
@@ -190,7 +197,13 @@ def one(parsed: argparse.Namespace) -> None:
     scored = [losses(ids.tolist())[mask[1:]] for ids, mask in zip(text.ids, text.scored, strict=True)]
     differing = None if call is None else differing_codes(directory, call)
     nll = float(torch.cat(scored).double().mean())
-    print(json.dumps({"nll": nll, "seconds": seconds, "differing": differing, "said": kernels}))
+    sums = [float(part.double().sum()) for part in scored]
+    tokens = [len(part) for part in scored]
+    print(
+        json.dumps(
+            {"nll": nll, "seconds": seconds, "differing": differing, "said": kernels, "sums": sums, "tokens": tokens}
+        )
+    )
 
 
 def cells(parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -199,6 +212,9 @@ def cells(parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for size in parsed.groups.split(","):
         for grid in RECIPES:
             made = written(parsed, size, grid)
+            if parsed.write_only:
+                continue
+            reference: dict[str, Any] = {}
             for name, runtimes in RUNTIMES.items():
                 for runtime in runtimes:
                     row = {"group": size, "grid": grid, "format": name, "runtime": runtime}
@@ -209,7 +225,27 @@ def cells(parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     files = [path.stat().st_size for path in (made / name).iterdir()]
                     scored = by(parsed, interpreters.get(runtime, sys.executable), runtime, made / name)
                     measured = math.log(manifest["proof"]["measured"])
-                    yield {**row, "measured": measured, "bytes": sum(files), **scored}
+                    reference = scored if (name, runtime) == REFERENCE else reference
+                    yield {
+                        **row,
+                        "measured": measured,
+                        "bytes": sum(files),
+                        **scored,
+                        "noise": noise(scored, reference),
+                    }
+
+
+def noise(scored: dict[str, Any], reference: dict[str, Any]) -> float | None:
+    """Return half of the 95 % interval of a mean difference per token, over sequences; None where there is none."""
+    if "sums" not in scored or "sums" not in reference or scored is reference:
+        return None
+    tokens = np.array(scored["tokens"])
+    differences = np.array(scored["sums"]) - np.array(reference["sums"])
+    # A ratio estimator, as for perplexities (docs/methods.md).
+    left = differences - tokens * differences.sum() / tokens.sum()
+    count = len(tokens)
+    error = math.sqrt(count / (count - 1) * float((left**2).sum())) / tokens.sum()
+    return float(stats.t.ppf(0.975, count - 1) * error)
 
 
 def written(parsed: argparse.Namespace, size: str, grid: str) -> Path:
@@ -219,10 +255,10 @@ def written(parsed: argparse.Namespace, size: str, grid: str) -> Path:
         names = [name for name in RUNTIMES if name != "gguf" or size == "32"]
         fields = recipe_fields({"method": RECIPES[grid], "symmetric": grid == "symmetric"})
         setting = Setting(**fields, group_size=int(size), n_calib=parsed.n_calib)
-        begun: dict[str, float] = {}
+        begun: dict[str, tuple[float, float]] = {}
 
         def progress(phase: str, done: int, total: int) -> None:
-            begun.setdefault(phase, perf_counter())
+            begun.setdefault(phase, clocks())
 
         chosen, paths = Chosen(plan=Plan.uniform(setting)), Paths.default()
         deploy(
@@ -233,14 +269,18 @@ def written(parsed: argparse.Namespace, size: str, grid: str) -> Path:
             progress,
         )
         first = min(moment for phase, moment in begun.items() if phase.startswith("writing"))
-        proofs = min(moment for phase, moment in begun.items() if phase.endswith("in a fresh process"))
-        seconds = [moment - first for moment in (proofs, perf_counter())]
+        wall, processor = (end - start for end, start in zip(clocks(), first, strict=True))
         print(
-            f"{place.name}: {len(names)} formats took {seconds[1]:.1f} s beyond quantizing, {seconds[0]:.1f} s of it "
-            "before the first fresh process scored one",
+            f"{place.name}: {len(names)} formats took {wall:.1f} s and {processor:.1f} s of processors beyond "
+            f"quantizing; load {os.getloadavg()[0]:.1f}",
             file=sys.stderr,
         )
     return place
+
+
+def clocks() -> tuple[float, float]:
+    """Return seconds that have passed, and those that processors spent on this process and on its children."""
+    return perf_counter(), sum(os.times()[:4])
 
 
 def options_of(parsed: argparse.Namespace) -> BenchOptions:
@@ -285,17 +325,26 @@ def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
     head = [row[name] for name in COLUMNS[:4]]
     if "reason" in row:
-        return f"| {' | '.join([*head, row['reason'], '', '', '', ''])} |"
+        return f"| {' | '.join([*head, row['reason'], '', '', '', '', ''])} |"
     codes = {None: "not shown", 0: "equal"}.get(row["differing"], f"{row['differing']} differ")
     numbers = (
         f"{math.exp(row['nll']):.4f}",
         f"{row['nll'] - row['measured']:+.5f}",
+        verdict(row),
         f"{row['bytes'] / 1e6:.2f}",
         f"{row['seconds']:.1f}",
         codes,
     )
     head[3] += f" ({row['said']})"
     return f"| {' | '.join([*head, *numbers])} |"
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """Return the noise of a row, and where its difference is beyond that and beyond what is fine, say so."""
+    apart, own = abs(row["nll"] - row["measured"]), row["noise"]
+    if own is None:
+        return "-" if apart <= FINE else "beyond"
+    return f"{own:.5f}" if apart <= max(FINE, own) else f"{own:.5f}, beyond"
 
 
 def main() -> None:
@@ -309,6 +358,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--n-calib", type=int, default=128)
+    parser.add_argument("--write-only", action="store_true")
     parser.add_argument("--python", action="append", default=[], metavar="RUNTIME=INTERPRETER")
     parser.add_argument("--one", choices=LOADERS, help=argparse.SUPPRESS)
     parsed = parser.parse_args()

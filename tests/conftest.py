@@ -3,7 +3,7 @@
 import gc
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,16 +140,17 @@ def mixed_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written is scored in this process, for tests that do not need a fresh one: that takes seconds."""
-    from objectives.export.reading import TRANSFORMERS, load_directory
+    from objectives.export.reading import load_directory
     from objectives.progress import silent
     from objectives.scoring import score_all
 
-    def here(directory: Path, text: Any, model: Any, progress: object, trust: bool = False, *reader: str) -> Any:
-        loaded = load_directory(*(reader or (TRANSFORMERS,)), directory, model.dtype, trust)
-        return score_all(loaded.eval(), text, "", silent)
+    def here(loaders: Mapping[Path, str], text: Any, model: Any, progress: object, trust: bool = False) -> Any:
+        return {
+            directory: score_all(load_directory(loader, directory, model.dtype, trust).eval(), text, "", silent)
+            for directory, loader in loaders.items()
+        }
 
-    for form in ("dense", "compressed_tensors", "runtime"):
-        monkeypatch.setattr(f"objectives.export.{form}.rescore", here)
+    monkeypatch.setattr("objectives.export.writing.rescore", here)
 
 
 @pytest.fixture

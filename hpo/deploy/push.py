@@ -4,20 +4,18 @@ Responsible for pushing what was proven and nothing else - the files of the proo
 client, in one commit: a repository has all of it or nothing of it. May assume a directory that `quantize` wrote.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from objectives.errors import InputError, RunError
-from objectives.export.manifest import file_hashes
-from objectives.model.provenance import RECORD
+from objectives.export.manifest import Manifest, file_hashes
+from objectives.model.provenance import RECORD, read_manifest
 
 REFUSED = (401, 403)
 WRITE_AGAIN = "write the model again with `quantize`"
@@ -62,29 +60,31 @@ def push(directory: Path, repository: str, private: bool = False) -> Pushed:
     with _errors(repository):
         api = HfApi(token=token)
         made = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        message = f"{manifest['method']} as {manifest['weights']}, proven by {manifest['proof']['reader']}"
+        assert manifest.proof is not None
+        message = f"{manifest.method} as {manifest.weights}, proven by {manifest.proof.reader}"
         commit = api.upload_folder(repo_id=made, folder_path=directory, commit_message=message)
     sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
     return Pushed(repository=made, commit=commit.commit_url, files=len(sizes), bytes=sum(sizes))
 
 
-def proven_manifest(directory: Path) -> Mapping[str, Any]:
+def proven_manifest(directory: Path) -> Manifest:
     """Return the manifest of a directory that holds the very files that were proven.
 
     Raises:
         InputError: With the first thing that is otherwise.
     """
-    path = directory / RECORD
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path} cannot be read, and only what `quantize` wrote is pushed") from None
-    if not isinstance(manifest, dict) or not manifest.get("proof") or not manifest.get("files"):
+    manifest = read_manifest(directory, Manifest)
+    if manifest is None:
+        raise InputError(
+            f"{directory / RECORD} is missing or not of this version, and only what `quantize` wrote is pushed; "
+            f"{WRITE_AGAIN}"
+        )
+    if manifest.proof is None or not manifest.files:
         raise InputError(
             f"{directory} was not proven to score what was measured, and nothing else is pushed; {WRITE_AGAIN} "
             "--format compressed-tensors, gptq, awq, gguf or mlx"
         )
-    present, proven = file_hashes(directory), manifest["files"]
+    present, proven = file_hashes(directory), manifest.files
     for name in sorted({*present, *proven}):
         if present.get(name) != proven.get(name):
             change = "is missing" if name not in present else "differs" if name in proven else "has appeared"

@@ -22,14 +22,9 @@ from objectives.export.limits import (
     require_plan,
     scheme_of,
 )
-from objectives.export.reading import versions_of
-from objectives.export.rescoring import rescore
+from objectives.export.reading import TRANSFORMERS, versions_of
 from objectives.export.tensors import write_safetensors
-from objectives.model.loading import Model
 from objectives.model.roles import Block, unscaled_inputs
-from objectives.progress import Progress
-from objectives.scoring import Score
-from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.packing import packed_tensors
 from quant.plan import Plan
@@ -69,14 +64,12 @@ class CompressedTensors:
         """Return None: embeddings and head are stored as they are."""
 
     def reader(self) -> str:
-        """Return what `score` reads the files with."""
+        """Return what reads the files for the proof."""
         return versions_of("transformers", "compressed-tensors")
 
-    def score(
-        self, directory: Path, text: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
-    ) -> Score:
-        """Score a directory in a fresh process; see `Format.score`."""
-        return rescore(directory, text, model, progress, trust_remote_code)
+    def loader(self) -> str:
+        """Return transformers, as `objectives.export.reading` calls it."""
+        return TRANSFORMERS
 
     def notes(self, blocks: Sequence[Block]) -> list[str]:
         """Say which inputs are not scaled: here a scale has to fold."""

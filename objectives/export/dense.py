@@ -9,14 +9,10 @@ from pathlib import Path
 
 from objectives.export.companions import copy_companions
 from objectives.export.formats import Stored
-from objectives.export.rescoring import rescore
+from objectives.export.reading import TRANSFORMERS
 from objectives.export.shards import save_in_shards
 from objectives.export.tensors import configuration_kept
-from objectives.model.loading import Model
 from objectives.model.roles import Block
-from objectives.progress import Progress
-from objectives.scoring import Score
-from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.plan import Plan
 from quant.scheme import IntWeight
@@ -47,14 +43,12 @@ class Dense:
         """Return None: embeddings and head are stored as they are."""
 
     def reader(self) -> str:
-        """Return what `score` reads the files with."""
+        """Return what reads the files for the proof."""
         return "transformers"
 
-    def score(
-        self, directory: Path, text: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
-    ) -> Score:
-        """Score a directory in a fresh process; see `Format.score`."""
-        return rescore(directory, text, model, progress, trust_remote_code)
+    def loader(self) -> str:
+        """Return transformers, as `objectives.export.reading` calls it."""
+        return TRANSFORMERS
 
     def notes(self, blocks: Sequence[Block]) -> list[str]:
         """Return nothing beyond what holds for every format."""

@@ -15,10 +15,7 @@ from objectives.errors import InputError
 if TYPE_CHECKING:
     from objectives.export.limits import Limits
     from objectives.export.manifest import Manifest
-    from objectives.model.loading import Model
     from objectives.model.roles import Block
-    from objectives.progress import Progress
-    from objectives.scoring import Score
     from objectives.text.sequences import Sequences
     from objectives.trial import Bench
     from quant.plan import Plan
@@ -116,21 +113,10 @@ class Format(Protocol):
         """
 
     def reader(self) -> str:
-        """Return what `score` reads the files with: packages and versions, or the format's specification."""
+        """Return what reads the files for the proof: packages and versions, or the format's specification."""
 
-    def score(
-        self,
-        directory: Path,
-        text: "Sequences",
-        model: "Model",
-        progress: "Progress",
-        trust_remote_code: bool = False,
-    ) -> "Score":
-        """Load what was written as whoever deploys it would, and score it as `model` was.
-
-        Raises:
-            RunError: If it does not load or cannot be scored.
-        """
+    def loader(self) -> str:
+        """Return what that is called in `objectives.export.reading`, which loads as whoever deploys the model would."""
 
     def notes(self, blocks: "Sequence[Block]") -> list[str]:
         """Return what a person should know of a model in this format."""

@@ -65,7 +65,7 @@ class Gguf(RuntimeFormat):
             require_tokenizer(bench.model.tokenizer, bench.model.module.config.vocab_size)
 
     def reader(self) -> str:
-        """Return what `score` reads the file with: transformers, by the package gguf."""
+        """Return what reads the file for the proof: transformers, by the package gguf."""
         return versions_of("transformers", "gguf")
 
     def write(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight], place: Path) -> Stored:

@@ -23,6 +23,11 @@ MARK = ".scales"
 """What every format of `objectives.export.specification` has of a quantized Linear."""
 
 
+def read_by_transformers(reader: str) -> bool:
+    """Return whether transformers reads the files themselves, by whatever packages it has for them."""
+    return reader in (TRANSFORMERS, GGUF)
+
+
 def installed(*packages: str) -> bool:
     """Return whether all packages are installed."""
     try:
@@ -53,7 +58,7 @@ def load_directory(reader: str, directory: Path, dtype: torch.dtype, trust_remot
 
     auto: Any = AutoModelForCausalLM
 
-    if reader in (TRANSFORMERS, GGUF):
+    if read_by_transformers(reader):
         file = {"gguf_file": GGUF_FILE} if reader == GGUF else {}
         made = auto.from_pretrained(
             directory, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **file

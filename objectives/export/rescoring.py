@@ -1,20 +1,26 @@
-"""Score a model directory in a fresh process that knows nothing but the directory.
+"""Score model directories in fresh processes that know nothing but the directories.
 
 Responsible for showing that what was written scores what it should: it is loaded there as it would be anywhere, and
-nothing that this process has in memory can help. Run as a module, it is that process. May assume that the
-directory is complete and that the device has room for the model.
+nothing that this process has in memory can help. Run as a module, it is such a process; it takes the directories that
+the same packages read, because most of its time goes into importing them. May assume that the directories are
+complete and that the device has room for the model.
 """
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from objectives.errors import RunError
-from objectives.export.reading import TRANSFORMERS, load_directory
+from objectives.export.reading import MLX_PACKAGE, TRANSFORMERS, load_directory, read_by_transformers
 from objectives.model.loading import DTYPES, Model
+from objectives.model.memory import available_bytes, release_cached
 from objectives.progress import Progress
 from objectives.results import pin, pinned
 from objectives.scoring import Score, score
@@ -22,69 +28,140 @@ from objectives.text.sequences import Sequences
 from storage.results import ResultStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SCORE, SCORED = "score", "scored"
-REMOTE_CODE = "trust-remote-code"
+SCORED, REMOTE_CODE = "scored", "trust-remote-code"
+THREADS = "OMP_NUM_THREADS"
+COPIES = 2
+"""How often a process may hold the model while it loads: the tensors of the file, and the model."""
 
 
 def rescore(
-    directory: Path,
+    loaders: Mapping[Path, str],
     sequences: Sequences,
     model: Model,
     progress: Progress,
     trust_remote_code: bool = False,
-    reader: str = TRANSFORMERS,
-) -> Score:
-    """Score the model in `directory`, as `reader` loads it, as `model` is: on its device and in its type.
+) -> dict[Path, Score]:
+    """Score the model in each directory, as its loader loads it, as `model` was: on its device and in its type.
+
+    Directories with the same packages for a loader share a process, one after another. On processors processes run
+    side by side, where PyTorch may use several threads here and memory suffices.
+
+    Args:
+        loaders: The loader, one of `objectives.export.reading`, by the directory.
+        sequences: What to score.
+        model: What was quantized.
+        progress: Told how far each directory is.
+        trust_remote_code: Run Python code that comes with the model.
 
     Raises:
-        RunError: If it does not load or cannot be scored there, with the last line of what the process said.
+        RunError: If one does not load or cannot be scored there, with the last line of what the process said.
     """
+    directories = list(loaders)
     with TemporaryDirectory() as exchange:
         store = ResultStore(Path(exchange))
         dtype = next(name for name, dtype in DTYPES.items() if dtype == model.dtype)
-        arguments = [str(directory), exchange, pin(store, sequences), str(model.device), dtype, reader]
-        command = [
-            sys.executable,
-            "-m",
-            "objectives.export.rescoring",
-            *arguments,
-            *([REMOTE_CODE] if trust_remote_code else []),
-        ]
-        log = Path(exchange) / "stderr"
-        with log.open("wb") as errors, _running(command, errors.fileno()) as process:
-            assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    word, _, count = line.strip().partition(" ")
-                    if word == SCORED:
-                        progress(f"scoring {directory.name} in a fresh process", int(count), len(sequences))
-            except BaseException:
-                # Nobody waits for its result any more, and leaving waits for its end.
+        places = json.dumps([[str(directory), loader] for directory, loader in loaders.items()])
+        common = [exchange, pin(store, sequences), str(model.device), dtype, places]
+        flags = [REMOTE_CODE] if trust_remote_code else []
+        shares = _shares(list(loaders.values()))
+
+        def told(number: int, count: int) -> None:
+            progress(f"scoring {directories[number].name} in a fresh process", count, len(sequences))
+
+        for wave in [shares] if _side_by_side(len(shares), model) else [[share] for share in shares]:
+            commands = [[*common, json.dumps(share), *flags] for share in wave]
+            failures = _run(commands, Path(exchange), max(1, torch.get_num_threads() // len(wave)), told)
+            for share, failure in zip(wave, failures, strict=True):
+                if failure is not None:
+                    at = next((number for number in share if _key(number) not in store), share[-1])
+                    raise RunError(f"{directories[at]} cannot be loaded and scored in a fresh process: {failure}")
+        return {directory: Score(**store.load(_key(number))[1]) for number, directory in enumerate(directories)}
+
+
+def _shares(loaders: Sequence[str]) -> list[list[int]]:
+    """Return the numbers of what the same packages load: transformers, MLX, or the readings of specifications."""
+    numbers: dict[str, list[int]] = {}
+    for number, loader in enumerate(loaders):
+        packages = TRANSFORMERS if read_by_transformers(loader) else loader if loader == MLX_PACKAGE else ""
+        numbers.setdefault(packages, []).append(number)
+    return list(numbers.values())
+
+
+def _side_by_side(count: int, model: Model) -> bool:
+    """Return whether so many processes can score at once."""
+    if count == 1 or model.device.type != "cpu" or torch.get_num_threads() == 1:
+        return False
+    weights = model.dtype.itemsize * sum(parameter.numel() for parameter in model.module.parameters())
+    return bool(available_bytes(model.device) > count * COPIES * weights)
+
+
+def _run(
+    commands: Sequence[Sequence[str]], place: Path, threads: int, told: Callable[[int, int], None]
+) -> list[str | None]:
+    """Run processes side by side to their end; returns the last line of what each that failed said."""
+    logs = [place / f"stderr-{number}" for number in range(len(commands))]
+    processes: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
+        reading, writing = os.pipe()
+        lines = stack.enter_context(os.fdopen(reading))
+        try:
+            with os.fdopen(writing, "wb") as output:
+                for command, log in zip(commands, logs, strict=True):
+                    errors = stack.enter_context(log.open("wb"))
+                    process = _started(command, output.fileno(), errors.fileno(), threads)
+                    processes.append(stack.enter_context(process))
+            # Lines are shorter than what a pipe takes in one piece, so those of several processes do not mix.
+            for line in lines:
+                for number, count in _scored(line):
+                    told(number, count)
+            codes = [process.wait() for process in processes]
+        except BaseException:
+            # Nobody waits for their results any more, and leaving waits for their end.
+            for process in processes:
                 process.kill()
-                raise
-        if process.returncode:
-            output = log.read_text(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-            raise RunError(f"{directory} cannot be loaded and scored in a fresh process: {output[-1]}")
-        _, tensors = store.load(SCORE)
-    return Score(**tensors)
+            raise
+    return [None if code == 0 else _last_line(log, code) for log, code in zip(logs, codes, strict=True)]
 
 
-def _running(command: Sequence[str], errors: int) -> "subprocess.Popen[str]":
+def _started(command: Sequence[str], output: int, errors: int, threads: int) -> "subprocess.Popen[bytes]":
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    environment = {**os.environ, "PYTHONPATH": path, THREADS: str(threads)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "objectives.export.rescoring", *command], stdout=output, stderr=errors, env=environment
+    )
 
 
-def _main(directory: str, exchange: str, text: str, device: str, dtype: str, reader: str, *flags: str) -> None:
+def _scored(line: str) -> Iterator[tuple[int, int]]:
+    """Yield directory and sequences of a line that says so; packages may write others."""
+    words = line.split()
+    if len(words) == 3 and words[0] == SCORED and words[1].isdigit() and words[2].isdigit():
+        yield int(words[1]), int(words[2])
+
+
+def _last_line(log: Path, code: int) -> str:
+    said = log.read_text(errors="replace").strip().splitlines()
+    return said[-1] if said else f"exit code {code}"
+
+
+def _key(number: int) -> str:
+    return f"score-{number}"
+
+
+def _main(exchange: str, text: str, device: str, dtype: str, places: str, numbers: str, *flags: str) -> None:
     store = ResultStore(Path(exchange))
-    sequences = pinned(store, text)
-    try:
-        model = load_directory(reader, Path(directory), DTYPES[dtype], REMOTE_CODE in flags)
-    except RunError as error:
-        sys.exit(str(error))
-    for look in score(model.to(device).eval(), sequences):
-        print(SCORED, len(look.nll), flush=True)
-    store.save(SCORE, {}, look.tensors)
+    sequences, loaders = pinned(store, text), json.loads(places)
+    for number in json.loads(numbers):
+        directory, loader = loaders[number]
+        try:
+            model = load_directory(loader, Path(directory), DTYPES[dtype], REMOTE_CODE in flags)
+        except RunError as error:
+            sys.exit(str(error))
+        for look in score(model.to(device).eval(), sequences):
+            print(SCORED, number, len(look.nll), flush=True)
+        store.save(_key(number), {}, look.tensors)
+        # There is room for one at a time.
+        del model
+        release_cached(torch.device(device))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,7 @@ from typing import ClassVar
 from objectives.export.formats import Stored
 from objectives.export.limits import Limits, require_linears, require_plan
 from objectives.export.reading import SPECIFICATION, TRANSFORMERS, installed, versions_of
-from objectives.export.rescoring import rescore
-from objectives.model.loading import Model
 from objectives.model.roles import Block, unscaled_inputs
-from objectives.progress import Progress
-from objectives.scoring import Score
-from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.plan import Plan
 from quant.scheme import IntWeight
@@ -53,15 +48,12 @@ class RuntimeFormat(ABC):
         return None
 
     def reader(self) -> str:
-        """Return what `score` reads the files with."""
+        """Return what reads the files for the proof."""
         return versions_of(*self.packages) if installed(*self.packages) else SPECIFICATION
 
-    def score(
-        self, directory: Path, text: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
-    ) -> Score:
-        """Score a directory in a fresh process; see `Format.score`."""
-        reader = self.runtime if installed(*self.packages) else self.specification
-        return rescore(directory, text, model, progress, trust_remote_code, reader)
+    def loader(self) -> str:
+        """Return the runtime where its packages are installed, else the specification."""
+        return self.runtime if installed(*self.packages) else self.specification
 
     def notes(self, blocks: Sequence[Block]) -> list[str]:
         """Say which inputs are not scaled: here a scale has to fold."""

@@ -5,6 +5,7 @@ let the directories appear. May assume that the bench was laid out for the model
 directory whole or absent.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
@@ -16,6 +17,7 @@ from objectives.errors import RunError
 from objectives.export.formats import Export, Format, Proof, Stored, find_format
 from objectives.export.limits import quantized_linears
 from objectives.export.manifest import Manifest, ProvenScore, file_hashes, make_manifest, write_manifest
+from objectives.export.rescoring import rescore
 from objectives.progress import Progress
 from objectives.refined import owners
 from objectives.scoring import score_all
@@ -70,11 +72,12 @@ def write_model(export: Export, progress: Progress) -> dict[str, Manifest]:
         unfolded = (
             None if proof is None or not proven else unfolded_perplexity(bench, plan, result, proof.text, progress)
         )
+        scores = {} if unfolded is None else _scores(forms, written, bench, proof, progress)
         for name, form in forms.items():
             place, stored = written[name]
             manifest = replace(make_manifest(bench, plan, result.layers, weights=name), notes=stored.notes)
-            if form.proven and proof is not None and measured is not None and unfolded is not None:
-                score = form.score(place, proof.text, bench.model, progress, proof.trust_remote_code).perplexity
+            if name in scores and proof is not None and measured is not None and unfolded is not None:
+                score = scores[name]
                 _require_equal(name, score, expected[name])
                 if expected[name] != measured:
                     manifest = replace(manifest, notes=(*manifest.notes, _rounded_note(expected[name], measured)))
@@ -95,6 +98,20 @@ def write_model(export: Export, progress: Progress) -> dict[str, Manifest]:
             write_manifest(place, manifest)
             manifests[name] = manifest
     return manifests
+
+
+def _scores(
+    forms: Mapping[str, Format],
+    written: Mapping[str, tuple[Path, Stored]],
+    bench: Bench,
+    proof: Proof | None,
+    progress: Progress,
+) -> dict[str, float]:
+    """Return the perplexities of what is proven, each as its format is loaded."""
+    assert proof is not None
+    loaders = {written[name][0]: form.loader() for name, form in forms.items() if form.proven}
+    scores = rescore(loaders, proof.text, bench.model, progress, proof.trust_remote_code)
+    return {name: scores[place].perplexity for name, (place, _) in written.items() if place in scores}
 
 
 def _needed_bytes(bench: Bench, form: Format) -> int:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -17,6 +17,7 @@ from objectives.errors import InputError
 from storage.errors import StoredValueError
 from storage.typed_json import decode_known
 
+T = TypeVar("T")
 FORMAT, DENSE = 2, "dense"
 RECORD, CARD = "praqtune.json", "README.md"
 """What we write about a model directory, and for whoever reads it."""
@@ -91,7 +92,16 @@ class Provenance:
 
 
 def read_provenance(directory: Path) -> Provenance | None:
+    """Return what the model of a directory is; see `read_manifest`."""
+    return read_manifest(directory, Provenance)
+
+
+def read_manifest(directory: Path, kind: type[T]) -> T | None:
     """Return what the manifest of a model directory says; None for a directory that was made otherwise.
+
+    Args:
+        directory: Of a model.
+        kind: The fields to read: `Provenance`, or all of them, `objectives.export.manifest.Manifest`.
 
     Raises:
         InputError: If it is a manifest and damaged.
@@ -104,7 +114,7 @@ def read_provenance(directory: Path) -> Provenance | None:
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         return None
     try:
-        return decode_known(Provenance, stored, str(path))
+        return decode_known(kind, stored, str(path))
     except StoredValueError as error:
         raise InputError(f"{error}; write the model again with `quantize`, or take the file away") from None
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import huggingface_hub
 import pytest
 
 import cli
-from objectives.export.manifest import file_hashes
+from objectives.export.manifest import file_hashes, write_manifest
 from tests.conftest import SmallStudy
+from tests.objectives.export.test_manifest import MANIFEST
 
 TOKEN = "hf_of_the_test"
 # What the hub's client does where it sends a large file.
@@ -133,8 +134,7 @@ def proven(tmp_path: Path) -> Path:
     (directory / "model.safetensors").write_bytes(b"weights" * 100)
     (directory / "config.json").write_text('{"model_type": "llama"}')
     (directory / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A model\n")
-    record = {"weights": "gptq", "method": "rtn", "proof": {"reader": "gptqmodel 7"}, "files": file_hashes(directory)}
-    (directory / "praqtune.json").write_text(json.dumps(record))
+    write_manifest(directory, replace(MANIFEST, files=file_hashes(directory)))
     return directory
 
 
@@ -220,14 +220,19 @@ def test_nobody_who_is_not_logged_in_pushes(
     [
         (
             lambda made: (made / "praqtune.json").unlink(),
-            "praqtune.json cannot be read, and only what `quantize` wrote",
+            "praqtune.json is missing or not of this version, and only what `quantize` wrote is pushed",
         ),
-        (lambda made: (made / "praqtune.json").write_text('{"proof": null}'), "was not proven to score what was meas"),
+        (lambda made: write_manifest(made, replace(MANIFEST, format=1)), "is missing or not of this version"),
+        (
+            lambda made: write_manifest(made, replace(MANIFEST, bits_per_weight="four")),
+            "bits_per_weight is 'four', not a number; write the model again",
+        ),
+        (lambda made: write_manifest(made, replace(MANIFEST, proof=None)), "was not proven to score what was meas"),
         (lambda made: (made / "model.safetensors").write_bytes(b"other"), "model.safetensors differs since the model"),
         (lambda made: (made / "config.json").unlink(), "config.json is missing since the model was proven"),
         (lambda made: (made / "notes.txt").write_text("mine"), "notes.txt has appeared since the model was proven"),
     ],
-    ids=["nothing of ours", "not proven", "changed", "missing", "added"],
+    ids=["nothing of ours", "another version", "damaged", "not proven", "changed", "missing", "added"],
 )
 def test_only_what_was_proven_is_pushed(capsys: Any, hub: Hub, proven: Path, spoil: Any, said: str) -> None:
     """To the byte; nothing is asked of the hub."""

@@ -18,6 +18,7 @@ from objectives.errors import InputError, RunError
 from objectives.export.compressed_tensors import CompressedTensors
 from objectives.export.formats import Export, Proof
 from objectives.export.manifest import Manifest
+from objectives.export.reading import TRANSFORMERS
 from objectives.export.rescoring import rescore
 from objectives.export.writing import write_model
 from objectives.model import commuting
@@ -267,11 +268,11 @@ def test_a_fresh_process_scores_the_same(bench: Bench, target: Path) -> None:
     write(bench, replace(AWQ, symmetric=False), target)
     here = score_all(reload(target).eval(), TEXT, "", silent)
     there = rescore(
-        target,
+        {target: TRANSFORMERS},
         TEXT,
         bench.model,
         lambda phase, done, total: reports.append((done, total)) if "fresh" in phase else None,
-    )
+    )[target]
     torch.testing.assert_close(there.nll, here.nll)
     assert torch.equal(there.tokens, here.tokens)
     assert reports == [(8, 10), (10, 10)]

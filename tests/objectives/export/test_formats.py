@@ -11,8 +11,11 @@ import torch
 from objectives.errors import InputError
 from objectives.export.formats import DEFAULT_FORMAT, FORMATS, Export, Proof, find_format, formats_help
 from objectives.export.manifest import Manifest
+from objectives.export.reading import load_directory
+from objectives.export.rescoring import rescore
 from objectives.export.writing import write_model
 from objectives.progress import silent
+from objectives.scoring import score_all
 from objectives.trial import Bench, run_trial
 from quant.plan import Plan
 from quant.setting import Setting
@@ -44,7 +47,7 @@ def test_what_a_format_wrote_scores_what_was_measured(name: str, bench: Bench, t
     manifest = written(name, bench, plan, tmp_path / "out")
     assert (manifest.weights, manifest.method) == (name, "gw-awq")
     expected = run_trial(bench, plan, TEXT).score
-    found = form.score(tmp_path / "out", TEXT, bench.model, silent)
+    found = rescore({tmp_path / "out": form.loader()}, TEXT, bench.model, silent)[tmp_path / "out"]
     assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-6)
     assert tiny.same_bits(before, tiny.state(bench.model.module))
 
@@ -60,7 +63,7 @@ def test_a_format_holds_linears_of_different_settings(name: str, bench: Bench, t
     assert manifest.method == "mixed"
     assert [(each.parameters["group_size"], len(each.linears)) for each in manifest.settings] == [(64, 7), (32, 7)]
     assert manifest.settings[1].linears == tuple(fine)
-    found = form.score(tmp_path / "out", TEXT, bench.model, silent)
+    found = score_all(load_directory(form.loader(), tmp_path / "out", torch.bfloat16).eval(), TEXT, "", silent)
     assert found.perplexity == pytest.approx(run_trial(bench, plan, TEXT).score.perplexity, rel=1e-6)
 
 
