@@ -65,12 +65,12 @@ def rescore(
         flags = [REMOTE_CODE] if trust_remote_code else []
         shares = _shares(list(loaders.values()))
 
-        def told(number: int, count: int) -> None:
+        def report(number: int, count: int) -> None:
             progress(f"scoring {directories[number].name} in a fresh process", count, len(sequences))
 
         for wave in [shares] if _side_by_side(len(shares), model) else [[share] for share in shares]:
             commands = [[*common, json.dumps(share), *flags] for share in wave]
-            failures = _run(commands, Path(exchange), max(1, torch.get_num_threads() // len(wave)), told)
+            failures = _run(commands, Path(exchange), max(1, torch.get_num_threads() // len(wave)), report)
             for share, failure in zip(wave, failures, strict=True):
                 if failure is not None:
                     at = next((number for number in share if _key(number) not in store), share[-1])
@@ -96,7 +96,7 @@ def _side_by_side(count: int, model: Model) -> bool:
 
 
 def _run(
-    commands: Sequence[Sequence[str]], place: Path, threads: int, told: Callable[[int, int], None]
+    commands: Sequence[Sequence[str]], place: Path, threads: int, report: Callable[[int, int], None]
 ) -> list[str | None]:
     """Run processes side by side to their end; returns the last line of what each that failed said."""
     logs = [place / f"stderr-{number}" for number in range(len(commands))]
@@ -113,7 +113,7 @@ def _run(
             # Lines are shorter than what a pipe takes in one piece, so those of several processes do not mix.
             for line in lines:
                 for number, count in _scored(line):
-                    told(number, count)
+                    report(number, count)
             codes = [process.wait() for process in processes]
         except BaseException:
             # Nobody waits for their results any more, and leaving waits for their end.
@@ -139,8 +139,8 @@ def _scored(line: str) -> Iterator[tuple[int, int]]:
 
 
 def _last_line(log: Path, code: int) -> str:
-    said = log.read_text(errors="replace").strip().splitlines()
-    return said[-1] if said else f"exit code {code}"
+    output = log.read_text(errors="replace").strip().splitlines()
+    return output[-1] if output else f"exit code {code}"
 
 
 def _key(number: int) -> str:

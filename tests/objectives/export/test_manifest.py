@@ -18,7 +18,7 @@ from objectives.export.manifest import (
 )
 from objectives.model.provenance import RECORD, ModelOrigin, Provenance, already_quantized, read_provenance
 from objectives.quantization import LayerResult
-from objectives.refinement_record import Change, CodeMoves, Gain, HeldBack, Refinement
+from objectives.refinement_record import Change, CodeMoves, Gain, HeldBack, Refinement, RefinementTrial
 from quant.sizes import ModelSize
 from storage.typed_json import decode, encode
 from tests.documents import documented_fields
@@ -63,6 +63,7 @@ TABLES: dict[str, type] = {
     "layer": LayerResult,
     "proof": ProvenScore,
     "refinement": Refinement,
+    "refinement that was tried": RefinementTrial,
     "moves of codes": CodeMoves,
     "look": HeldBack,
     "gain": Gain,
