@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hpo.commands.flags import PARAMETER_FLAGS, given_parameters
 from hpo.study.options import BenchOptions
 from objectives.errors import InputError
+from quant.parameters import flag_of
 
 if TYPE_CHECKING:
     from objectives.budget import Budget
@@ -57,7 +58,8 @@ def one_plan(parsed: Namespace) -> "Plan | None":
         raise InputError("a trial has its own setting; give either --study and --trial, or --method and its parameters")
     if parsed.plan is not None:
         if of_study or values:
-            raise InputError("a plan has settings of its own; give either --plan, or --method, or --study")
+            beside = ", ".join(["--study"] if of_study else map(flag_of, values))
+            raise InputError(f"a plan has settings of its own, and {beside} is given beside it; leave one of them out")
         return read_plan(parsed.plan)
     if not of_study and not values.get("method"):
         raise InputError("nothing says how to quantize; give --method NAME, --plan FILE or --study NAME")

@@ -131,9 +131,10 @@ def test_what_the_format_cannot_hold_is_known_at_once(capsys: Any, tmp_path: Pat
 def test_a_plan_or_a_method_or_a_study(capsys: Any, tmp_path: Path) -> None:
     """One of them says how to quantize."""
     target = ["--output-dir", str(tmp_path / "out")]
-    said = "a plan has settings of its own; give either --plan, or --method, or --study"
-    assert said in refusal(capsys, "quantize", *RTN, "--plan", "plan.csv", *target)
-    assert said in refusal(capsys, "quantize", "--study", "small", "--plan", "plan.csv", *target)
+    beside = "a plan has settings of its own, and {} is given beside it; leave one of them out"
+    assert beside.format("--method, --n-calib") in refusal(capsys, "quantize", *RTN, "--plan", "plan.csv", *target)
+    assert beside.format("--n-grid") in refusal(capsys, "quantize", "--n-grid", "5", "--plan", "plan.csv", *target)
+    assert beside.format("--study") in refusal(capsys, "quantize", "--study", "s", "--plan", "plan.csv", *target)
     assert "--budget needs a recipe" in refusal(capsys, "evaluate", "--model", "x", "--budget", "5")
     assert "give --method NAME, --plan FILE or --study NAME" in refusal(capsys, "quantize", "--budget", "5", *target)
 
