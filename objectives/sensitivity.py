@@ -8,7 +8,10 @@ the bench was laid out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from time import perf_counter, sleep
+
+import torch
 
 from objectives.errors import InputError, RunError
 from objectives.model.roles import Block
@@ -42,7 +45,8 @@ class Sensitivity:
         settings: The ways, fewest bits first; the last leaves it in 16 bit.
         bits: What the site takes in each.
         losses: Its squared output error in each, from the Gram matrix, over all its Linears; 0 in 16 bit.
-        kl: Divergence of the model, in nats per token, in which this site alone is quantized, by the first of the ways.
+        kl: Divergence of the model, in nats per token, in which this site alone is quantized, by the first of the ways,
+            less what any change in its block makes the model's number type round otherwise.
     """
 
     site: Site
@@ -161,7 +165,8 @@ def few_sequences(text: Sequences) -> Sequences:
 
 
 def measure_sensitivities(bench: Bench, recipe: Setting, store: ResultStore, progress: Progress) -> Sensitivities:
-    """Measure every site under a recipe: each way once for the whole model, and each site alone in its first way.
+    """Measure every site under a recipe: each way once for the whole model, each site alone in its first way, and what
+    each block shows where next to nothing of it is damaged.
 
     Raises:
         InputError: If the recipe cannot be allocated bits, or does not suit the model or the text.
@@ -177,8 +182,10 @@ def measure_sensitivities(bench: Bench, recipe: Setting, store: ResultStore, pro
         for place in range(max(map(len, settings.values())) - 1)
     ]
     alone = [Plan(named=dict.fromkeys(site.linears, settings[site.name][0]), others=left) for site in sites]
-    results = measured_plans(bench, [*together, *alone], store, text, progress)
-    losses = [{layer.name: layer.final_loss for layer in result.layers} for result in results[: len(together)]]
+    fine = _fine_plans(bench, sites, settings)
+    results = iter(measured_plans(bench, [*together, *alone, *fine.values()], store, text, progress))
+    of_all, of_each = list(islice(results, len(together))), list(islice(results, len(alone)))
+    losses = [{layer.name: layer.final_loss for layer in result.layers} for result in of_all]
     rows = [
         Sensitivity(
             site=site,
@@ -187,16 +194,37 @@ def measure_sensitivities(bench: Bench, recipe: Setting, store: ResultStore, pro
             losses=(*(sum(losses[place][name] for name in site.linears) for place in range(len(ways) - 1)), 0.0),
             kl=_kl(result),
         )
-        for (site, ways), result in zip(
-            ((site, settings[site.name]) for site in sites), results[len(together) :], strict=True
-        )
+        for (site, ways), result in zip(((site, settings[site.name]) for site in sites), of_each, strict=True)
     ]
+    floors = {depth: _floor(_kl(result), rows, depth) for depth, result in zip(fine, results, strict=True)}
     return Sensitivities(
-        sites=tuple(rows),
-        measured=tuple(map(_kl, results[: len(together)])),
+        sites=tuple(replace(row, kl=max(0.0, row.kl - floors.get(row.site.depth, 0.0))) for row in rows),
+        measured=tuple(map(_kl, of_all)),
         tokens=sum(int(scored.sum()) for scored in text.scored),
         seconds=perf_counter() - started,
     )
+
+
+def _fine_plans(bench: Bench, sites: Sequence[Site], settings: Mapping[str, tuple[Setting, ...]]) -> dict[int, Plan]:
+    """Return for each block the plan that stores it in 8 bits and all others in 16, which damages next to nothing.
+
+    What a model diverges so is what its number type rounds otherwise after a change there. On a model of many sites
+    that is most of what one of them shows alone, and a sum over sites would count it for each. None where the model
+    computes in float32, or the recipe has nothing finer than itself.
+    """
+    if bench.model.dtype == torch.float32:
+        return {}
+    named: dict[int, dict[str, Setting]] = {}
+    for site in sites:
+        coarse, *_, fine, left = settings[site.name]
+        if fine.bits > coarse.bits:
+            named.setdefault(site.depth, {}).update(dict.fromkeys(site.linears, fine))
+    return {depth: Plan(named=of_block, others=left) for depth, of_block in named.items()}
+
+
+def _floor(kl: float, rows: Sequence[Sensitivity], depth: int) -> float:
+    """Return what of the divergence of a block in 8 bits is not damage, as far as that is predicted."""
+    return max(0.0, kl - sum(row.damage(len(row.settings) - 2) for row in rows if row.site.depth == depth))
 
 
 def site_bits(site: Site, setting: Setting, bench: Bench) -> int:
