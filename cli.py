@@ -15,6 +15,7 @@ from hpo.commands.streams import require_output, take_any_character
 from hpo.standard_error import say
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+LONGEST_REASON = 160
 # Their progress bars and advice are not ours to print.
 CHATTY_LIBRARIES = ("huggingface_hub", "transformers", "datasets", "httpx2")
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _exit_code(error)
         if code is None or options.debug:
             raise
-        say(f"{PROGRAM}: {error}")
+        say(f"{PROGRAM}: {_line(error)}")
         return code
     return DONE
 
@@ -58,7 +59,25 @@ def _exit_code(error: Exception) -> int | None:
 
     if isinstance(error, InputError | QuantizationError | AddressError):
         return WRONG_INPUT
-    return FAILED if isinstance(error, RunError | StorageError) else None
+    return FAILED if isinstance(error, RunError | StorageError) or _is_out_of_memory(error) else None
+
+
+def _line(error: Exception) -> str:
+    reason = str(error)
+    if not _is_out_of_memory(error):
+        return reason
+    return (
+        f"memory ran out ({' '.join(reason.split())[:LONGEST_REASON]}); what was finished is kept. Give "
+        "--device-memory GB to read blocks whenever they are used, shorter sequences (--seq-len), or take a larger device"
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out where nobody had a better word for it."""
+    from objectives.errors import InputError, RunError
+    from objectives.model.memory import is_out_of_memory
+
+    return not isinstance(error, InputError | RunError) and is_out_of_memory(error)
 
 
 if __name__ == "__main__":

@@ -343,6 +343,28 @@ def test_debug_shows_the_traceback(flags: list[str], text: str) -> None:
         cli.main(["evaluate", *flags, "--eval-data", text, "--method", "gwh-praq-v2", "--beta", "7", "--debug"])
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 3.2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried\nmore"),
+    ],
+    ids=["Python", "PyTorch"],
+)
+def test_memory_that_runs_out_is_one_line_with_the_remedy(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, flags: list[str], text: str, error: Exception
+) -> None:
+    """Wherever that happens."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("objectives.evaluation.load_model", fail)
+    line = refusal(capsys, *flags, "--eval-data", text, "--method", "rtn", code=1)
+    assert "memory ran out (" in line
+    assert "give --device-memory GB" in line.replace("Give", "give")
+
+
 def test_mistakes_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, flags: list[str], text: str) -> None:
     """An error that is nobody's input is not dressed up as one."""
 
