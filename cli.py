@@ -67,8 +67,8 @@ def _line(error: Exception) -> str:
     if not _is_out_of_memory(error):
         return reason
     return (
-        f"memory ran out ({' '.join(reason.split())[:LONGEST_REASON]}); what was finished is kept. Give "
-        "--device-memory GB to read blocks whenever they are used, shorter sequences (--seq-len), or take a larger device"
+        f"memory ran out ({' '.join(reason.split())[:LONGEST_REASON]}); what was finished is kept. --device-memory GB "
+        "reads blocks whenever they are used; or give shorter sequences (--seq-len), or take a larger device"
     )
 
 

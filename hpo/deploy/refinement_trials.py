@@ -127,9 +127,11 @@ def _search(stage: Stage, progress: Progress) -> list[tuple[RefinementTrial, Ref
         study.enqueue_trial({name: getattr(stage.given, name) for name in space})
     while len(made) < stage.trials:
         spent = monotonic() - began
-        left = None if stage.given.timeout is None else stage.given.timeout - spent
-        if made and left is not None and spent / len(made) > left:
-            break
+        left = stage.given.timeout
+        if made and left is not None:
+            left -= spent
+            if spent / len(made) > left:
+                break
         with quiet_optuna():
             trial = study.ask(space)
         options = replace(stage.given, **trial.params, timeout=left)

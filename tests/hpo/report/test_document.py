@@ -38,7 +38,7 @@ OBJECTS: dict[str, type] = {
     "step of the waterfall": PrintedStep,
     "contract": contract.Contract,
     "model": contract.ModelContract,
-    "calibration text": contract.SequencesContract,
+    "calibration text": contract.CalibrationContract,
     "scored text": contract.TextContract,
     "space": Space,
     "dimension": Dimension,
