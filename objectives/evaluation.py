@@ -162,7 +162,7 @@ def load_bench(plan: BenchPlan, paths: Paths, progress: Progress = silent) -> tu
     bench = Bench(
         model=model,
         blocks=blocks,
-        calibration=Calibration(model, blocks, calibration, cache, plan.max_memory, offload, plan.route_all),
+        calibration=Calibration(model, blocks, calibration, cache, plan.max_memory, plan.route_all),
         allow_partial_groups=plan.allow_partial_groups,
     )
     return bench, data

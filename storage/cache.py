@@ -5,10 +5,10 @@ is a directory named by its key, with one safetensors file per part and a manife
 about keys except that equal keys mean equal contents; two processes that publish the same key are therefore harmless.
 
 Ownership: a computation is guarded by a lease (`TensorCache.lease`). Directories appear and disappear by renaming, so
-nobody ever sees, or publishes, half of an entry, whatever its owner is in the middle of when another takes over.
+nobody ever sees, or publishes, half of an entry, whatever its owner is in the middle of when another takes over. Who
+takes over may go on from what was recorded of an unfinished entry (`TensorCache.resumed_entry`).
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,13 +18,11 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from storage.errors import DamagedEntryError, LeaseLostError, StorageError, StoredValueError
-from storage.files import TEMPORARY, checksum, disk_errors, file_checksum, require_free, temporary_name, write_file
+from storage.entry_files import MANIFEST, EntryWriter, Manifest
+from storage.errors import DamagedEntryError, LeaseLostError, StorageError
+from storage.files import TEMPORARY, checksum, disk_errors, file_checksum, require_free, temporary_name
 from storage.lease import Lease
 from storage.paths import Paths
-from storage.typed_json import decode_known, encode
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,60 +32,6 @@ class Entry:
     key: str
     about: Mapping[str, object]
     size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What an entry holds, in words and numbers, and the checksum of each of its parts."""
-
-    about: Mapping[str, object]
-    checksums: Mapping[str, str]
-
-    def encode(self) -> bytes:
-        """Encode it as JSON, with a checksum of its own."""
-        return json.dumps({**encode(self), "checksum": self._checksum()}, indent=1).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Manifest":
-        """Decode what `encode` wrote.
-
-        Raises:
-            ValueError: If the bytes are not those of a manifest.
-        """
-        values = json.loads(data)
-        try:
-            manifest = decode_known(cls, values, "the manifest")
-        except (AttributeError, StoredValueError) as error:
-            raise ValueError("not a manifest") from error
-        if values.get("checksum") != manifest._checksum():
-            raise ValueError("its checksum is not its own")
-        return manifest
-
-    def _checksum(self) -> str:
-        return checksum(json.dumps(encode(self)).encode())
-
-
-class EntryWriter:
-    """Collects the parts of one entry in a temporary directory; `TensorCache.new_entry` publishes it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._parts: dict[str, str] = {}
-
-    def write(self, part: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add a part.
-
-        Raises:
-            StorageError: If the disk is full or refuses.
-        """
-        data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        self._parts[part] = checksum(data)
-        write_file(self._directory / f"{part}.safetensors", data)
-
-    def finish(self, about: Mapping[str, object]) -> None:
-        """Write the manifest: from here on the directory is a whole entry."""
-        manifest = Manifest(about=dict(about), checksums=self._parts)
-        write_file(self._directory / MANIFEST, manifest.encode())
 
 
 class TensorCache:
@@ -132,17 +76,33 @@ class TensorCache:
         temporary = temporary_name(Paths.create(self._root) / key)
         with disk_errors(temporary):
             temporary.mkdir()
-        try:
-            writer = EntryWriter(temporary)
+        with self._published(EntryWriter(temporary), temporary, key, about) as writer:
             yield writer
-            writer.finish(about)
-            self._publish(temporary, key)
-        except StorageError as error:
-            if temporary.is_dir():
-                raise
-            raise LeaseLostError(f"{temporary} was cleared by a process that took over its computation") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    @contextmanager
+    def resumed_entry(self, key: str, about: Mapping[str, object]) -> Iterator[EntryWriter]:
+        """As `new_entry`, from where a process that died was when it recorded its progress.
+
+        What was recorded outlives an interrupt, too. Call only while holding the lease that guards the key.
+
+        Raises:
+            LeaseLostError: If another process took over.
+            StorageError: If the disk is full or refuses.
+        """
+        temporary = temporary_name(Paths.create(self._root) / key)
+        writer = EntryWriter(temporary)
+        for leftover in self._root.glob(f"{TEMPORARY}{key}-*"):
+            # What another process has just removed, or only its owner may remove, cannot be gone on with.
+            with suppress(OSError):
+                leftover.rename(temporary)
+                if writer.resume():
+                    break
+                self._delete(temporary, key)
+        self._clear(key, temporary)
+        with disk_errors(temporary):
+            temporary.mkdir(exist_ok=True)
+        with self._published(writer, temporary, key, about):
+            yield writer
 
     def lease(self, name: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
         """Be the only process that computes under `name`; `waiting` is told now and then while another is.
@@ -154,10 +114,7 @@ class TensorCache:
 
     def clear_unfinished(self, key: str) -> None:
         """Remove what a dead process left of `key`; call only while holding the lease that guards it."""
-        for leftover in self._root.glob(f"{TEMPORARY}{key}-*"):
-            # What another process has just removed, or only its owner may remove, is in nobody's way.
-            with suppress(OSError):
-                self._delete(leftover, key)
+        self._clear(key)
 
     def require_free(self, needed: int) -> None:
         """Refuse to start what will not fit on the disk (`needed` bytes)."""
@@ -208,6 +165,34 @@ class TensorCache:
             yield path, check
         except OSError as error:
             raise DamagedEntryError(key, f"{path} cannot be read: {error.strerror}") from error
+
+    def _clear(self, key: str, kept: Path | None = None) -> None:
+        for leftover in self._root.glob(f"{TEMPORARY}{key}-*"):
+            # What another process has just removed, or only its owner may remove, is in nobody's way.
+            with suppress(OSError):
+                if leftover != kept:
+                    self._delete(leftover, key)
+
+    @contextmanager
+    def _published(
+        self, writer: EntryWriter, temporary: Path, key: str, about: Mapping[str, object]
+    ) -> Iterator[EntryWriter]:
+        """Publish what is written inside the block; after an interrupt what was recorded of it is left."""
+        keep = False
+        try:
+            yield writer
+            writer.finish(about)
+            self._publish(temporary, key)
+        except StorageError as error:
+            if temporary.is_dir():
+                raise
+            raise LeaseLostError(f"{temporary} was cleared by a process that took over its computation") from error
+        except KeyboardInterrupt:
+            keep = bool(writer.progress)
+            raise
+        finally:
+            if not keep:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def _publish(self, temporary: Path, key: str) -> None:
         published = self._root / key

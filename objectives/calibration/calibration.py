@@ -7,17 +7,16 @@ trial reads one entry whatever its size. May assume a model with its original we
 """
 
 import logging
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
+from math import inf, prod
 
 import torch
 import xxhash
 
-from objectives.calibration.carrying import CarriedStates, can_begin_at
+from objectives.calibration.carrying import CarriedStates, can_begin_at, first_missing, has_states
 from objectives.calibration.entries import flattened, merged, part_name, restored, stored_size, with_packed_grams
 from objectives.calibration.prefix import QuantizedPrefix
 from objectives.calibration.recording import BlockStatistics, record, statistics_bytes
@@ -30,11 +29,14 @@ from objectives.progress import Progress
 from objectives.text.sequences import Sequences
 from quant.statistics import unpack_symmetric
 from storage.cache import TensorCache
+from storage.entry_files import EntryWriter
 from storage.errors import DamagedEntryError, LeaseLostError
 
 log = logging.getLogger(__name__)
 
 FORMAT, FIRST_SIZE = 4, 16
+PASS_WORK, DEVICE_PASS_WORK = 5e11, 5e14
+"""Multiplications of one pass, on the CPU and elsewhere: seconds to a minute, which is what a kill costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,6 @@ class Calibration:
         sequences: Sequences,
         cache: TensorCache,
         max_memory: int | None = None,
-        offload: Path | None = None,
         route_all: bool = False,
     ) -> None:
         """Prepare; nothing is computed yet.
@@ -87,7 +88,6 @@ class Calibration:
             sequences: All the calibration text, in its fixed order.
             cache: Where statistics are kept.
             max_memory: Bytes that sums may take on the device; blocks are recorded in several passes beyond it.
-            offload: A directory for what goes from pass to pass; None for the system's place of temporary files.
             route_all: Whether statistics of experts are of all tokens, and not of those that their router sends them.
         """
         self._model = model
@@ -95,7 +95,6 @@ class Calibration:
         self._sequences = sequences
         self._cache = cache
         self._max_memory = max_memory
-        self._offload = offload or Path(tempfile.gettempdir())
         self._route_all = route_all
 
     @property
@@ -203,13 +202,8 @@ class Calibration:
         return sorted(missing.values(), key=lambda pair: pair[1].size)
 
     def _compute(self, before: FirstSamples | None, step: FirstSamples, progress: Progress) -> None:
-        allowed = available_bytes(self._model.device) // 2 if self._max_memory is None else self._max_memory
-        passes = list(_groups(self._blocks, allowed))
-        self._cache.clear_unfinished(step.key)
-        self._cache.require_free(stored_size(self._blocks))
         start = step.size - step.added
         sequences = self._sequences[start : step.size]
-        total = len(sequences) * len(passes)
         about = {
             "model": self._model.name,
             "source": sequences.source,
@@ -219,14 +213,15 @@ class Calibration:
             "format": FORMAT,
         }
         done = 0
+        with self._cache.resumed_entry(step.key, about) as entry:
+            passes, carried = self._passes(entry, sequences)
+            total = len(sequences) * len(passes)
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(f"calibrating on samples {start + 1}-{step.size}", done, total)
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                progress(f"calibrating on samples {start + 1}-{step.size}", done, total)
 
-        with self._cache.new_entry(step.key, about) as entry:
-            carried = self._carried(passes)
             for blocks in passes:
                 recorded = record(self._model.module, blocks, sequences, advance, carried, self._route_all)
                 for block, statistics in zip(blocks, recorded, strict=True):
@@ -235,13 +230,34 @@ class Calibration:
                         earlier = self._cache.read(before.key, part_name(block))
                         means = merged(restored(earlier, block, torch.device("cpu")), means)
                     entry.write(part_name(block), flattened(means))
+                following = blocks[-1].index + 1
+                if carried is not None:
+                    carried.record(following)
+                elif blocks is not passes[-1]:
+                    entry.record({"next": following})
 
-    def _carried(self, passes: Sequence[Sequence[Block]]) -> CarriedStates | None:
-        """Return what spares passes the blocks before them; None where one is enough, or the model cannot be so run."""
-        names, starts = [block.name for block in self._blocks], [blocks[0].index for blocks in passes[1:]]
-        if not starts or not can_begin_at(self._model.module, names, starts):
-            return None
-        return CarriedStates(self._model.module, names, self._offload)
+    def _passes(self, entry: EntryWriter, sequences: Sequences) -> tuple[list[list[Block]], CarriedStates | None]:
+        """Return which blocks are recorded together, of those that the entry lacks, and what spares passes others.
+
+        That is None where one pass is enough, or where the model cannot begin at a block.
+        """
+        allowed = available_bytes(self._model.device) // 2 if self._max_memory is None else self._max_memory
+        first, tokens = first_missing(entry), sum(map(len, sequences.ids))
+        missing = self._blocks[first:]
+        work = PASS_WORK if self._model.device.type == "cpu" else DEVICE_PASS_WORK
+        passes = list(_groups(missing, allowed, work / tokens))
+        names = [block.name for block in self._blocks]
+        starts = [*([first] if first else []), *(blocks[0].index for blocks in passes[1:])]
+        states = 0
+        carried = None
+        if starts and has_states(entry) == bool(first) and can_begin_at(self._model.module, names, starts):
+            # Those before a pass, and those after it.
+            states = 2 * tokens * self._model.module.config.get_text_config().hidden_size * self._model.dtype.itemsize
+            carried = CarriedStates(self._model.module, names, entry)
+        else:
+            passes = list(_groups(missing, allowed))
+        self._cache.require_free(stored_size(missing) + states)
+        return passes, carried
 
     def _key(self, size: int) -> str:
         text = self._sequences[:size].fingerprint()
@@ -251,20 +267,30 @@ class Calibration:
         return str(xxhash.xxh3_128_hexdigest(f"{FORMAT} {self._model.fingerprint} {text}{experts}{route}".encode()))
 
 
-def _groups(blocks: Sequence[Block], max_memory: int) -> Iterable[list[Block]]:
-    """Yield consecutive blocks whose sums fit into `max_memory` bytes together."""
+def _groups(blocks: Sequence[Block], max_memory: int, max_work: float = inf) -> Iterable[list[Block]]:
+    """Yield consecutive blocks that are recorded together: a block, or more within both bounds.
+
+    Their sums take at most `max_memory` bytes, and they multiply at most `max_work` times for a token.
+    """
     group: list[Block] = []
-    group_bytes = 0
+    group_bytes = group_work = 0
     for block in blocks:
-        size = statistics_bytes(block)
+        size, work = statistics_bytes(block), _work(block)
         if size > max_memory:
             raise RunError(
                 f"the statistics of {block.name} take {size / 1e9:.2f} GB and {max_memory / 1e9:.2f} GB are allowed; "
                 "raise --max-memory or use another --device"
             )
-        if group_bytes + size > max_memory:
+        if group and (group_bytes + size > max_memory or group_work + work > max_work):
             yield group
-            group, group_bytes = [], 0
+            group, group_bytes, group_work = [], 0, 0
         group.append(block)
         group_bytes += size
-    yield group
+        group_work += work
+    if group:
+        yield group
+
+
+def _work(block: Block) -> int:
+    """Count what a token is multiplied with: the weights, and itself for the Gram matrices."""
+    return sum(prod(linear.shape) for linear in block.linears) + sum(site.inputs**2 for site in block.sites)

@@ -1,22 +1,22 @@
 """Carry hidden states from the blocks of one pass to those of the next, so that no pass begins anew.
 
-Responsible for the states between blocks, in a file without a name, and for a model that begins in its middle: blocks
-that were run before hand on what they are given, and the last of them answers with what it once gave. Whether a model
-can be run so is asked of the model itself. May assume original weights.
+Responsible for the states between blocks, which are parts of the entry that is being written, so that whoever goes on
+with it has them; and for a model that begins in its middle: blocks that were run before hand on what they are given,
+and the last of them answers with what it once gave. Whether a model can be run so is asked of the model itself. May
+assume original weights.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from objectives.model.layouts import UNUSABLE
+from storage.entry_files import EntryWriter
 from storage.errors import StorageError
-from storage.tensor_files import ScratchFile, StoredTensor
 
 PROBE_TOKENS, SEED = 16, 1
 
@@ -24,22 +24,19 @@ PROBE_TOKENS, SEED = 16, 1
 class CarriedStates:
     """The hidden states of text after the last block that it was run through, batch by batch."""
 
-    def __init__(self, model: Any, blocks: Sequence[str], offload: Path) -> None:
-        """Begin before the first block.
+    def __init__(self, model: Any, blocks: Sequence[str], entry: EntryWriter) -> None:
+        """Begin before the first block, or where the states are that the entry has already.
 
         Args:
             model: A `PreTrainedModel`.
             blocks: The names of all its blocks, in order.
-            offload: A directory for the states.
-
-        Raises:
-            StorageError: If the directory cannot be written to.
+            entry: Where the states are written.
         """
         self._modules: list[nn.Module] = [model.get_submodule(name) for name in blocks]
-        self._scratch = ScratchFile(offload)
-        self._states: dict[int, StoredTensor] = {}
-        self._wrapped = False
-        self._end = 0
+        self._entry = entry
+        self._before: dict[int, str] = dict(enumerate(_states_in(entry)))
+        self._after: dict[int, str] = {}
+        self._wrapped = bool(entry.progress.get("wrapped"))
         self._batch = 0
 
     def begin(self, batch: int) -> None:
@@ -48,24 +45,52 @@ class CarriedStates:
 
     @contextmanager
     def passing(self, first: int, last: int) -> Iterator[None]:
-        """Have the model begin with block `first`, and keep what block `last` gives, while the context lasts."""
-        handle = self._modules[last].register_forward_hook(self._keep)
+        """Have the model begin with block `first`, and keep what block `last` gives, while the context lasts.
+
+        States that are not needed any more stay until `record`.
+        """
+        follows = last + 1 < len(self._modules)
+        handles = [self._modules[last].register_forward_hook(partial(self._keep, last))] if follows else []
         try:
             with _beginning_at(self._modules, first, self._answer, self._wrapped):
                 yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+
+    def record(self, following: int) -> None:
+        """Note that everything before block `following` is done, and let go of what only that needed."""
+        dropped, self._before, self._after = self._before, self._after, {}
+        parts = [self._before[batch] for batch in sorted(self._before)]
+        progress = {"next": following, "states": parts, "wrapped": self._wrapped}
+        self._entry.record(progress, without=list(dropped.values()))
 
     def _answer(self, states: Tensor) -> Tensor:
-        return self._states[self._batch].read().to(states.device)
+        return self._entry.read(self._before[self._batch])["states"].to(states.device)
 
-    def _keep(self, _: nn.Module, __: object, output: Any) -> None:
+    def _keep(self, block: int, _: nn.Module, __: object, output: Any) -> None:
         self._wrapped = isinstance(output, tuple)
-        states = _states(output)
-        before = self._states.get(self._batch)
-        place = self._end if before is None else before.offset
-        self._end += 0 if before is not None else states.numel() * states.itemsize
-        self._states[self._batch] = self._scratch.write(place, states)
+        part = f"states-{block:03d}-{self._batch:05d}"
+        self._entry.write(part, {"states": _states(output)})
+        self._after[self._batch] = part
+
+
+def first_missing(entry: EntryWriter) -> int:
+    """Return the first block that an entry, which somebody may have begun, lacks."""
+    following = entry.progress.get("next", 0)
+    assert isinstance(following, int)
+    return following
+
+
+def has_states(entry: EntryWriter) -> bool:
+    """Return whether an entry has the hidden states before the first block that it lacks."""
+    return bool(_states_in(entry))
+
+
+def _states_in(entry: EntryWriter) -> list[str]:
+    parts = entry.progress.get("states", [])
+    assert isinstance(parts, list)
+    return parts
 
 
 @torch.inference_mode()

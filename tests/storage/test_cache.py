@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.cache import EntryWriter, Manifest, TensorCache
+from storage.cache import TensorCache
+from storage.entry_files import EntryWriter, Manifest
 from storage.errors import DamagedEntryError, LeaseLostError, StorageError
 from storage.files import TEMPORARY
 from storage.paths import Paths
@@ -284,6 +286,53 @@ def test_work_that_was_cleared_is_lost_and_never_published(
     monkeypatch.setattr(EntryWriter, "finish", finish_and_clear)
     with pytest.raises(LeaseLostError, match="took over"):
         publish(cache, KEY, meanwhile=clear_after)
+    assert directories(tmp_path) == []
+
+
+def begun(cache: TensorCache, error: BaseException) -> None:
+    """Begin an entry, note that its first part is done, and fail in the second."""
+    with suppress(type(error)), cache.resumed_entry(KEY, ABOUT) as writer:
+        assert writer.progress == {}
+        writer.write("block-000", PARTS["block-000"])
+        writer.record({"next": 1})
+        writer.write("block-001", {"gram": torch.zeros(3)})
+        raise error
+
+
+def test_an_entry_goes_on_from_what_was_recorded_of_it(cache: TensorCache, entry: Path, tmp_path: Path) -> None:
+    """What was written before is there, what came after it is not, and the whole entry is as if it had been new."""
+    files = {path.name: path.read_bytes() for path in entry.iterdir()}
+    cache.remove(KEY)
+    begun(cache, KeyboardInterrupt())
+    assert cache.entries() == []
+    with cache.resumed_entry(KEY, ABOUT) as writer:
+        assert writer.progress == {"next": 1}
+        assert same(writer.read("block-000"), PARTS["block-000"])
+        assert not list((tmp_path / "calibration").glob("*/block-001*"))
+        writer.write("block-001", PARTS["block-001"])
+    assert directories(tmp_path) == [KEY]
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == files
+
+
+@pytest.mark.parametrize("name", ["block-000.safetensors", "unfinished.json"])
+def test_a_damaged_beginning_is_begun_anew(name: str, cache: TensorCache, tmp_path: Path) -> None:
+    """Neither a part whose bytes changed nor a record that cannot be read is gone on with."""
+    begun(cache, KeyboardInterrupt())
+    [left] = (tmp_path / "calibration").iterdir()
+    data = bytearray((left / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (left / name).write_bytes(data)
+    with cache.resumed_entry(KEY, ABOUT) as writer:
+        assert writer.progress == {}
+        assert not list((tmp_path / "calibration").glob("*/block*"))
+        for part, tensors in PARTS.items():
+            writer.write(part, tensors)
+    assert directories(tmp_path) == [KEY]
+
+
+def test_an_error_leaves_nothing_to_go_on_from(cache: TensorCache, tmp_path: Path) -> None:
+    """What failed is begun anew: a full disk gets its room back."""
+    begun(cache, StorageError("full"))
     assert directories(tmp_path) == []
 
 

@@ -6,11 +6,18 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from objectives.bundled.text import held_out
+from objectives.calibration import calibration
+from objectives.calibration.calibration import Calibration
+from objectives.model.finding import find_blocks
+from objectives.model.loading import Model
+from objectives.progress import silent
 from storage.cache import TensorCache
 from storage.files import TEMPORARY
 from storage.paths import Paths
+from tests.objectives.calibration.workers import COUNT, die_in_pass, text_of
 from tests.processes import finish, run_cli, start, wait_until
 
 
@@ -76,3 +83,39 @@ def test_a_process_killed_midway_is_replaced_by_the_one_that_waits(calibrate: li
     assert record["samples_read"] == 64 + 8 - sum(end - start for start, end in done)
     assert len(errors.read_text().splitlines()) == 1
     assert_whole(home, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fatal", [0, 3])
+def test_a_kill_in_the_middle_costs_the_blocks_of_one_pass(
+    fatal: int, bundled: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who goes on runs no block before the one that was being recorded, and has the bits of an uninterrupted run."""
+    assert finish(start(die_in_pass, tmp_path / "home", fatal)) == [-signal.SIGKILL]
+    blocks, text = find_blocks(bundled.module), text_of(bundled.tokenizer)
+    whole = Calibration(bundled, blocks, text, TensorCache(Paths(tmp_path / "whole")))
+    whole.ensure([COUNT], silent)
+    ran = set()
+
+    def note(block: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        # Whether the model can begin in its middle is asked with one sequence.
+        if len(args[0]) == COUNT:
+            ran.add(block)
+
+    norms = [bundled.module.get_submodule(block.name).input_layernorm for block in blocks]
+    handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    monkeypatch.setattr(calibration, "PASS_WORK", 0)
+    resumed = Calibration(bundled, blocks, text, TensorCache(Paths(tmp_path / "home")))
+    resumed.ensure([COUNT], silent)
+    for handle in handles:
+        handle.remove()
+    assert ran == set(norms[fatal:])
+    for block in blocks:
+        own, expected = resumed.read(block, COUNT), whole.read(block, COUNT)
+        for site, means in expected.inputs.items():
+            assert torch.equal(own.inputs[site].gram, means.gram)
+        for linear, seen in expected.outputs.items():
+            assert torch.equal(own.outputs[linear].square, seen.square)
+    assert_whole(tmp_path / "home", 1)
+    entries = [TensorCache(Paths(tmp_path / name)).entries() for name in ("home", "whole")]
+    assert [entry.size for entry in entries[0]] == [entry.size for entry in entries[1]]

@@ -70,7 +70,7 @@ def streamed(path: Path, offload: Path, dtype: str = "float32", kept: int = 0) -
 def bench(model: Model, home: Path, tight: bool) -> Bench:
     blocks = find_blocks(model.module, allow_partial=True, weights=model.weights)
     most = max(map(statistics_bytes, blocks)) if tight else None
-    calibration = Calibration(model, blocks, TEXT, TensorCache(Paths(home)), most, home)
+    calibration = Calibration(model, blocks, TEXT, TensorCache(Paths(home)), most)
     return Bench(model=model, blocks=blocks, calibration=calibration)
 
 
