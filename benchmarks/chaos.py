@@ -6,6 +6,12 @@ calibrating, quantizing, scoring, keeping, telling, ending). Each is replaced at
 study is left to complete, and everything that ever was in the storage is compared with what is there at the end.
 
     python benchmarks/chaos.py --kills 20 --json chaos.json
+
+With `--streamed` one worker at a time brings the model's blocks from its files, on a SQLite file, and is killed at
+random moments of everything that it does, start and report included. The same study is then made once more without a
+kill: trials, statistics in the cache and files of the recommended model are compared byte by byte.
+
+    python benchmarks/chaos.py --streamed --kills 20 --trials 12
 """
 
 import argparse
@@ -19,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +42,11 @@ PHASES = ("claiming", "quantizing", "scoring", "keeping", "telling", "ending")
 FIRST = "calibrating"
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 PATIENCE = 900.0
+TIGHT = ["--device-memory", "0.011", "--max-memory", "0.05"]
+ONE_PASS = 45.0
+"""Seconds between a streamed worker's start and its end, at most: a few trials."""
+MOST_TAKEOVERS = 2
+"""How often a trial is begun again; what kills its worker once more is taken for its own fault."""
 
 
 def die_at(phase: str) -> None:
@@ -72,6 +84,7 @@ class Chaos:
     trials: int
     kills: int
     random: random.Random
+    streamed: bool = False
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     killed: Counter[str] = field(default_factory=Counter)
     seen: dict[int, tuple[str, float | None]] = field(default_factory=dict)
@@ -81,14 +94,14 @@ class Chaos:
         started = time.monotonic()
         for _ in range(self.workers):
             self._start()
-        next_random = time.monotonic()
+        next_random = time.monotonic() + (self._pause() if self.streamed else 0)
         while self.processes:
-            if time.monotonic() - started > PATIENCE:
+            if time.monotonic() - started > PATIENCE * (4 if self.streamed else 1):
                 raise SystemExit("the study did not end")
             self._watch()
             if self._left() > 0 and time.monotonic() > next_random:
                 self._kill_one()
-                next_random = time.monotonic() + self.random.uniform(0.1, 2)
+                next_random = time.monotonic() + self._pause()
             for process in [process for process in self.processes if process.poll() is not None]:
                 self._ended(process)
             time.sleep(0.1)
@@ -98,6 +111,9 @@ class Chaos:
     def _left(self) -> int:
         return self.kills - self.killed.total()
 
+    def _pause(self) -> float:
+        return self.random.uniform(0, ONE_PASS) if self.streamed else self.random.uniform(0.1, 2)
+
     def _start(self) -> None:
         # About every second victim dies by itself, each time at the start of another phase; calibration is only once.
         armed = sum(getattr(process, "phase", None) is not None for process in self.processes)
@@ -106,28 +122,43 @@ class Chaos:
         phase = (
             dies if dies == FIRST or (self._left() > armed and self.kills > 4 and self.random.random() < 0.5) else None
         )
-        command = [sys.executable, str(Path(__file__).resolve()), "worker", phase or "-"]
-        command += ["optimize", *FLAGS, "--trials", str(self.trials), "--storage", f"@{self.home / 'url'}"]
-        command += ["--cache", str(self.home / "cache"), "--out", str(self.home / "report")]
+        phase = None if self.streamed else phase
+        command = [sys.executable, str(Path(__file__).resolve()), "worker", phase or "-", *self.command()]
         log = (self.home / "workers.log").open("ab")
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.home, env=environ)
         process.phase = phase  # type: ignore[attr-defined]
         self.processes.append(process)
 
+    def command(self) -> list[str]:
+        command = ["optimize", *FLAGS, *(TIGHT if self.streamed else []), "--trials", str(self.trials)]
+        command += ["--storage", f"@{self.home / 'url'}"]
+        return [*command, "--cache", str(self.home / "cache"), "--out", str(self.home / "report")]
+
     def _kill_one(self) -> None:
         """One that is at a trial, or now and then one that loads, calibrates, measures references or confirms."""
         running = [trial for trial in self._frozen() if trial.state.name == "RUNNING"]
+        if self.streamed and self._may_not_die():
+            return
         busy = {trial.user_attrs.get("owner", {}).get("pid") for trial in running}
         free = [process for process in self.processes if process.phase is None]  # type: ignore[attr-defined]
         victims = [process for process in free if process.pid in busy]
-        if not victims and self.random.random() < 0.05:
+        if self.streamed or (not victims and self.random.random() < 0.05):
             victims = free
         if victims:
             victim = self.random.choice(victims)
             victim.kill()
             victim.wait()
             victim.phase = "random"  # type: ignore[attr-defined]
+
+    def _may_not_die(self) -> bool:
+        """Whether one more kill would be the fault of a trial."""
+        from hpo.study.record import read_study
+
+        if not self._frozen():
+            return False
+        running = [trial for trial in read_study(self._study).trials if trial.state not in ENDED]
+        return any(trial.takeovers >= MOST_TAKEOVERS for trial in running)
 
     def _ended(self, process: subprocess.Popen[bytes]) -> None:
         self.processes.remove(process)
@@ -200,6 +231,39 @@ class Chaos:
         }
 
 
+def differences(killed: Chaos, home: Path) -> dict[str, Any]:
+    """Make the study once more without a kill, and write what both recommend; counts what is not the same."""
+    (home / "url").write_text(f"sqlite:///{home / 'study.db'}")
+    calm = Chaos((home / "url").read_text(), home, 1, killed.trials, 0, killed.random, streamed=True)
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    cli = [sys.executable, str(ROOT / "cli.py")]
+    subprocess.run([*cli, *calm.command(), "--quiet"], check=True, env=environ, stdout=subprocess.DEVNULL)
+    for study in (killed, calm):
+        command = [*cli, "quantize", "--study", "chaos", "--storage", f"@{study.home / 'url'}", *TIGHT, "--quiet"]
+        command += ["--cache", str(study.home / "cache"), "--out", str(study.home / "model")]
+        subprocess.run(command, check=True, env=environ, stdout=subprocess.DEVNULL)
+    outcomes = [
+        {trial.number: (trial.state.name, trial.params, trial.value) for trial in study._frozen()}
+        for study in (killed, calm)
+    ]
+    numbers = {*outcomes[0], *outcomes[1]}
+    result: dict[str, Any] = {
+        "trials_compared": len(numbers),
+        "trials_that_differ": sum(outcomes[0].get(number) != outcomes[1].get(number) for number in numbers),
+    }
+    for place in ("cache/calibration", "model"):
+        files = [_files(study.home / place) for study in (killed, calm)]
+        names = {*files[0], *files[1]}
+        label = place.rpartition("/")[2]
+        result[f"files_of_{label}_compared"] = len(names)
+        result[f"files_of_{label}_that_differ"] = sorted(n for n in names if files[0].get(n) != files[1].get(n))
+    return result
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 def main() -> None:
     if sys.argv[1:2] == ["worker"]:
         import cli
@@ -213,17 +277,27 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--streamed", action="store_true", help="one worker at a time, and little memory")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="praqtune-chaos-") as name, postgresql(Path(name) / "pg") as url:
-        home = Path(name)
-        (home / "url").write_text(url)
-        chaos = Chaos(url, home, options.workers, options.trials, options.kills, random.Random(options.seed))
-        verdict = chaos.run()
+    with tempfile.TemporaryDirectory(prefix="praqtune-chaos-") as name:
+        home = Path(name) / "killed"
+        home.mkdir()
+        here = nullcontext(f"sqlite:///{home / 'study.db'}") if options.streamed else postgresql(Path(name) / "pg")
+        with here as url:
+            (home / "url").write_text(url)
+            workers = 1 if options.streamed else options.workers
+            whose = random.Random(options.seed)
+            chaos = Chaos(url, home, workers, options.trials, options.kills, whose, options.streamed)
+            verdict = chaos.run()
+        if options.streamed:
+            (Path(name) / "calm").mkdir()
+            verdict |= differences(chaos, Path(name) / "calm")
     for key, value in verdict.items():
         print(f"{key.replace('_', ' ')}: {value}")
     if options.json:
         options.json.write_text(json.dumps(verdict, indent=1) + "\n")
     wrong = ("finished_trials_lost", "settings_run_twice", "budget_missed_by", "left_running", "left_waiting")
+    wrong += ("failed", *(key for key in verdict if key.endswith("differ"))) if options.streamed else ()
     sys.exit(any(verdict[key] for key in wrong))
 
 
