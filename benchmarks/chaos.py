@@ -296,7 +296,7 @@ def main() -> None:
         print(f"{key.replace('_', ' ')}: {value}")
     if options.json:
         options.json.write_text(json.dumps(verdict, indent=1) + "\n")
-    wrong = ("finished_trials_lost", "settings_run_twice", "budget_missed_by", "left_running", "left_waiting")
+    wrong: tuple[str, ...] = ("finished_trials_lost", "settings_run_twice", "budget_missed_by", "left_running", "left_waiting")
     wrong += ("failed", *(key for key in verdict if key.endswith("differ"))) if options.streamed else ()
     sys.exit(any(verdict[key] for key in wrong))
 
