@@ -282,8 +282,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="praqtune-chaos-") as name:
         home = Path(name) / "killed"
         home.mkdir()
-        here = nullcontext(f"sqlite:///{home / 'study.db'}") if options.streamed else postgresql(Path(name) / "pg")
-        with here as url:
+        storage = nullcontext(f"sqlite:///{home / 'study.db'}") if options.streamed else postgresql(Path(name) / "pg")
+        with storage as url:
             (home / "url").write_text(url)
             workers = 1 if options.streamed else options.workers
             whose = random.Random(options.seed)
@@ -296,7 +296,13 @@ def main() -> None:
         print(f"{key.replace('_', ' ')}: {value}")
     if options.json:
         options.json.write_text(json.dumps(verdict, indent=1) + "\n")
-    wrong: tuple[str, ...] = ("finished_trials_lost", "settings_run_twice", "budget_missed_by", "left_running", "left_waiting")
+    wrong: tuple[str, ...] = (
+        "finished_trials_lost",
+        "settings_run_twice",
+        "budget_missed_by",
+        "left_running",
+        "left_waiting",
+    )
     wrong += ("failed", *(key for key in verdict if key.endswith("differ"))) if options.streamed else ()
     sys.exit(any(verdict[key] for key in wrong))
 

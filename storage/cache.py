@@ -1,12 +1,10 @@
 """The content-addressed cache of tensors that many processes and machines share.
 
 Responsible for entries that are whole or absent, checked when read, and computed by one process at a time. An entry
-is a directory named by its key, with one safetensors file per part and a manifest of checksums. May assume nothing
-about keys except that equal keys mean equal contents; two processes that publish the same key are therefore harmless.
-
-Ownership: a computation is guarded by a lease (`TensorCache.lease`). Directories appear and disappear by renaming, so
-nobody ever sees, or publishes, half of an entry, whatever its owner is in the middle of when another takes over. Who
-takes over may go on from what was recorded of an unfinished entry (`TensorCache.resumed_entry`).
+is a directory named by its key, with one safetensors file per part and a manifest of checksums; equal keys mean equal
+contents, so that two processes that publish the same key are harmless. A computation is guarded by a lease.
+Directories appear and disappear by renaming: nobody ever sees, or publishes, half of an entry, and who takes over may
+go on from what was recorded of an unfinished one (`TensorCache.resumed_entry`).
 """
 
 import shutil

@@ -37,7 +37,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "storage": (
         {"errors", "strict_json"},
         {"files", "paths", "typed_json"},
-        {"lease", "model_directory", "artifacts", "tensor_files"},
+        {"lease", "model_directory", "artifacts", "tensor_files", "entry_files"},
         {"cache", "results", "studies"},
     ),
     "objectives": (

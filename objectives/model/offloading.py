@@ -7,7 +7,8 @@ more. May assume a configuration of a model in full precision.
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def load_streamed(
         )
         module, report = loaded
         originals = _originals(module)
-    remove_hook_from_submodules(module)
+    with _named_where_absent(name):
+        remove_hook_from_submodules(module)
     for owner in module.modules():
         # What is left of the hooks.
         vars(owner).pop("forward", None)
@@ -143,6 +145,20 @@ def load_streamed(
         return module, report, StreamedWeights(module, [], {}, device, offload)
     present = {key: originals[key] for key in absent}
     return module, report, StreamedWeights(module, room.blocks, present, device, offload, room.kept)
+
+
+@contextmanager
+def _named_where_absent(name: str) -> Iterator[None]:
+    """Say of weights that no file has what is said of them in memory, and not what the library makes of it."""
+    try:
+        yield
+    except ValueError as error:
+        if "on the meta device" not in str(error):
+            raise
+        raise InputError(
+            f"model {name} lacks weights that its config.json describes, or has them in another form; get its files "
+            "again"
+        ) from error
 
 
 def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
