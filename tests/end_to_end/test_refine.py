@@ -136,6 +136,7 @@ def test_what_cannot_be_refined_is_one_line_and_writes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("same_process")
 def test_what_a_study_recommends_is_refined_and_confirmed(
     capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +158,8 @@ def test_what_a_study_recommends_is_refined_and_confirmed(
     assert all(row["holm"] >= row["p_value"] for row in refined["comparisons"])
     kl = {(row["name"], row["dataset"]): row["kl"] for row in refined["rows"]}
     target = tmp_path / "written"
-    manifest = written(capsys, target, "--study", "refined", *where[2:], *refine)
+    packed = ["--format", "compressed-tensors"]
+    manifest = written(capsys, target, "--study", "refined", *where[2:], *refine, *packed)
     gains = {gain["source"]: gain["kl"] for gain in manifest["refinement"]["gains"]}
     tried = manifest["refinement"]["trials"]
     assert (tried[0]["passes"], tried[0]["code_steps"]) == (3, 5)
