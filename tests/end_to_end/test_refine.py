@@ -37,6 +37,7 @@ def stored(target: Path) -> dict[str, Tensor]:
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code_steps", "changes", "told_of_it"),
     [
@@ -87,6 +88,7 @@ def test_a_refined_model_is_proven_like_any_other(
     assert any("KL on 8 sequences of bundled:topics (tuning) is " in note for note in refined["notes"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("same_process")
 def test_a_plan_of_several_settings_is_refined(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
     """Each Linear by its own bits; what is told of it before is what the plan scores without refining."""

@@ -36,6 +36,7 @@ def calibrate(tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_read_every_sample_once(calibrate: list[str], tmp_path: Path) -> None:
     """Two commands on one empty cache share the work, and a third one finds nothing to do."""
     outputs = [tmp_path / name for name in ("first", "second", "third")]
