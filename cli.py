@@ -35,10 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{PROGRAM}: {how}; what was finished is kept")
         return TERMINATED if terminated else INTERRUPTED
     except Exception as error:
-        code = _exit_code(error)
-        if code is None or options.debug:
+        answer = _answer(error)
+        if answer is None or options.debug:
             raise
-        say(f"{PROGRAM}: {_line(error)}")
+        code, line = answer
+        say(f"{PROGRAM}: {line}")
         return code
     return DONE
 
@@ -51,33 +52,26 @@ def _set_up_logging(quiet: bool) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _exit_code(error: Exception) -> int | None:
-    """2 for what the user can change in the command, 1 for what failed while running, None for our mistakes."""
+def _answer(error: Exception) -> tuple[int, str] | None:
+    """Exit code and line: 2 for what the user can change in the command, 1 for what failed; None for our mistakes."""
     from objectives.errors import InputError, RunError
     from quant.errors import QuantizationError
     from storage.errors import AddressError, StorageError
 
     if isinstance(error, InputError | QuantizationError | AddressError):
-        return WRONG_INPUT
-    return FAILED if isinstance(error, RunError | StorageError) or _is_out_of_memory(error) else None
-
-
-def _line(error: Exception) -> str:
-    reason = str(error)
-    if not _is_out_of_memory(error):
-        return reason
-    return (
-        f"memory ran out ({' '.join(reason.split())[:LONGEST_REASON]}); what was finished is kept. --device-memory GB "
-        "reads blocks whenever they are used; or give shorter sequences (--seq-len), or take a larger device"
-    )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out where nobody had a better word for it."""
-    from objectives.errors import InputError, RunError
+        return WRONG_INPUT, str(error)
+    if isinstance(error, RunError | StorageError):
+        return FAILED, str(error)
+    # Not above, because it imports PyTorch.
     from objectives.model.memory import is_out_of_memory
 
-    return not isinstance(error, InputError | RunError) and is_out_of_memory(error)
+    if not is_out_of_memory(error):
+        return None
+    reason = " ".join(str(error).split())[:LONGEST_REASON]
+    return FAILED, (
+        f"memory ran out ({reason}); what was finished is kept. --device-memory GB "
+        "reads blocks whenever they are used; or give shorter sequences (--seq-len), or take a larger device"
+    )
 
 
 if __name__ == "__main__":

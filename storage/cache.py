@@ -96,7 +96,7 @@ class TensorCache:
                 if writer.resume():
                     break
                 self._delete(temporary, key)
-        self._clear(key, temporary)
+        self.clear_unfinished(key, temporary)
         with disk_errors(temporary):
             temporary.mkdir(exist_ok=True)
         with self._published(writer, temporary, key, about):
@@ -110,9 +110,13 @@ class TensorCache:
         """
         return Lease(self._leases, name).held(waiting)
 
-    def clear_unfinished(self, key: str) -> None:
-        """Remove what a dead process left of `key`; call only while holding the lease that guards it."""
-        self._clear(key)
+    def clear_unfinished(self, key: str, kept: Path | None = None) -> None:
+        """Remove what a dead process left of `key`, but `kept`; call only while holding the lease that guards it."""
+        for leftover in self._root.glob(f"{TEMPORARY}{key}-*"):
+            # What another process has just removed, or only its owner may remove, is in nobody's way.
+            with suppress(OSError):
+                if leftover != kept:
+                    self._delete(leftover, key)
 
     def require_free(self, needed: int) -> None:
         """Refuse to start what will not fit on the disk (`needed` bytes)."""
@@ -163,13 +167,6 @@ class TensorCache:
             yield path, check
         except OSError as error:
             raise DamagedEntryError(key, f"{path} cannot be read: {error.strerror}") from error
-
-    def _clear(self, key: str, kept: Path | None = None) -> None:
-        for leftover in self._root.glob(f"{TEMPORARY}{key}-*"):
-            # What another process has just removed, or only its owner may remove, is in nobody's way.
-            with suppress(OSError):
-                if leftover != kept:
-                    self._delete(leftover, key)
 
     @contextmanager
     def _published(
