@@ -136,9 +136,9 @@ def served(
             process.wait(timeout=60)
 
 
-def common(one: str, other: str) -> int:
+def common(first: str, second: str) -> int:
     """Count the characters that two texts begin with in common."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def main() -> None:

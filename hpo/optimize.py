@@ -20,14 +20,14 @@ from hpo.space.dimension import Value
 from hpo.space.loadable import loadable
 from hpo.space.size_class import SIZE_CLASS_FIELDS
 from hpo.space.space import Space
-from hpo.study.attributes import CONFIRMATION, REFINED, SEARCH, SITE_DAMAGES, WATERFALL
+from hpo.study.attributes import CONFIRMATION, REFINED, SEARCH, WATERFALL
 from hpo.study.events import Listener, Notice
 from hpo.study.owner import Owner
 from hpo.verdict.confirmation import confirm
 from hpo.verdict.snapshot import Study, read
 from hpo.workers.interrupts import Interrupts
 from hpo.workers.measuring import measure_steps
-from hpo.workers.planning import Planning, probe
+from hpo.workers.planning import Planning, keep_predictions, probe
 from hpo.workers.preparation import make_contract, open_study, prepare
 from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
@@ -109,9 +109,7 @@ def optimize(
         )
         worker.work(replace(budget, trials=len(presets(space))) if plan.presets_only else budget)
         snapshot = read(study, paths)
-        best = None if snapshot.record.best is None else snapshot.record.best.setting
-        if best is not None and best.is_allocated:
-            study.set_user_attr(SITE_DAMAGES, planning.site_damages(best))
+        keep_predictions(study, snapshot.record, planning)
         if not (plan.presets_only or plan.stopping.converged):
             noise = noise_of(snapshot.record, snapshot.scores)
             converged = convergence(space, snapshot.record, noise, plan.bench.seed)

@@ -3,44 +3,20 @@
 Responsible for saying all of that in one sentence each. Knows what is drawn, not how.
 """
 
-from dataclasses import dataclass
-
+from hpo.report.caption import Caption, caption
 from hpo.report.charts import ChartData
 from hpo.report.damage import disagreements
+from hpo.report.plan_captions import plan_captions
 
 NO_TRIAL = "no trial is complete"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """What is written about one figure.
-
-    Attributes:
-        key: Its file name without the ending, and its anchor in the page.
-        title: Its heading.
-        reading: How to read it, in one sentence.
-        alt: What it shows, for those who cannot see it.
-        missing: Why it is left out, as a sentence; None where it is drawn.
-    """
-
-    key: str
-    title: str
-    reading: str
-    alt: str = ""
-    missing: str | None = None
 
 
 def captions(data: ChartData) -> list[Caption]:
     """Write one for every figure that a report can have, in its order."""
     writers = (_forest, _waterfall, _bits, _transfer, _refining, _damage, _importances, _surface, _slices, _parallel)
-    plans = () if data.plans is None else (_stored, _contributed, *((_volume,) if data.plans.volume else ()))
-    return [write(data) for write in (*writers, *plans, _history, _running, _remaining, _reduction, _alpha, _memory)]
-
-
-def _caption(key: str, title: str, reading: str, alt: str, why_not: str | None) -> Caption:
-    if why_not is None:
-        return Caption(key=key, title=title, reading=reading, alt=f"{title}: {alt}")
-    return Caption(key=key, title=title, reading=reading, missing=f"Left out: {why_not}.")
+    last = (_history, _running, _remaining, _reduction, _alpha, _memory)
+    of_plans = plan_captions(data.plans) if data.plans else []
+    return [*(write(data) for write in writers), *of_plans, *(write(data) for write in last)]
 
 
 def _best(data: ChartData) -> str:
@@ -58,7 +34,7 @@ def _forest(data: ChartData) -> Caption:
         f"{forest.title} against {forest.baseline}: " + ", ".join(f"{row.name} {row.text}" for row in forest.rows[:6])
         for forest in forests
     )
-    return _caption("forest", "Who won", reading, f"{alt}.", None if forests else "nothing can be compared yet")
+    return caption("forest", "Who won", reading, f"{alt}.", None if forests else "nothing can be compared yet")
 
 
 def _waterfall(data: ChartData) -> Caption:
@@ -70,7 +46,7 @@ def _waterfall(data: ChartData) -> Caption:
     )
     alt = ", ".join(f"{bar.name} {bar.text}" for bar in bars)
     why_not = None if bars else "nothing between nearest rounding and what is recommended is measured"
-    return _caption("waterfall", "What the winner is made of", reading, f"{alt}.", why_not)
+    return caption("waterfall", "What the winner is made of", reading, f"{alt}.", why_not)
 
 
 def _bits(data: ChartData) -> Caption:
@@ -81,7 +57,7 @@ def _bits(data: ChartData) -> Caption:
     )
     alt = ", ".join(f"{cost.name} {data.objective.number(cost.value)} at {cost.bits:.3f} bits" for cost in costs)
     title = f"{data.objective.title} against bits"
-    return _caption("bits", title, reading, f"{alt}.", None if costs else "nothing is measured yet")
+    return caption("bits", title, reading, f"{alt}.", None if costs else "nothing is measured yet")
 
 
 def _transfer(data: ChartData) -> Caption:
@@ -100,7 +76,7 @@ def _transfer(data: ChartData) -> Caption:
         )
         alt = f"{named}. {alt}."
     why_not = None if transfer is not None else "nothing was confirmed on other text yet"
-    return _caption("elsewhere", "On other text", reading, alt, why_not)
+    return caption("elsewhere", "On other text", reading, alt, why_not)
 
 
 def _refining(data: ChartData) -> Caption:
@@ -111,7 +87,7 @@ def _refining(data: ChartData) -> Caption:
     )
     alt = "" if refining is None else ", ".join(f"{look.kl:.4f} after {look.step} steps" for look in refining.looks)
     why_not = None if refining is not None else "nothing was refined (--refine)"
-    return _caption("refining", "How refining went", reading, f"{alt}.", why_not)
+    return caption("refining", "How refining went", reading, f"{alt}.", why_not)
 
 
 def _damage(data: ChartData) -> Caption:
@@ -125,7 +101,7 @@ def _damage(data: ChartData) -> Caption:
     )
     alt = "; ".join(damage.text for damage in all_damages[:6])
     why_not = None if all_damages else "no divergence was measured"
-    return _caption("damage", "Where KL and perplexity disagree", reading, f"{alt}.", why_not)
+    return caption("damage", "Where KL and perplexity disagree", reading, f"{alt}.", why_not)
 
 
 def _memory(data: ChartData) -> Caption:
@@ -135,7 +111,7 @@ def _memory(data: ChartData) -> Caption:
         "stay as they are."
     )
     alt = ", ".join(f"{model.name} {model.total / 1e6:.1f} MB" for model in models)
-    return _caption("memory", "Where the bits go", reading, f"{alt}.", None if models else "no size is known yet")
+    return caption("memory", "Where the bits go", reading, f"{alt}.", None if models else "no size is known yet")
 
 
 def _remaining(data: ChartData) -> Caption:
@@ -151,7 +127,7 @@ def _remaining(data: ChartData) -> Caption:
     )
     if layer_map is None and reason is None:
         reason = "nothing is lost"
-    return _caption("remaining", "Where the model is hurt", reading, alt, reason)
+    return caption("remaining", "Where the model is hurt", reading, alt, reason)
 
 
 def _history(data: ChartData) -> Caption:
@@ -162,7 +138,7 @@ def _history(data: ChartData) -> Caption:
         "with its 95 % interval, an outlier at the upper edge; a cross at the lower edge is a failed trial, and the "
         "dashed line is the best reference."
     )
-    return _caption("history", "History", reading, f"{counts} by number; {_best(data)}.", why_not)
+    return caption("history", "History", reading, f"{counts} by number; {_best(data)}.", why_not)
 
 
 def _importances(data: ChartData) -> Caption:
@@ -180,13 +156,13 @@ def _importances(data: ChartData) -> Caption:
         for shares in drawn
     )
     why_not = None if drawn else " ".join(reasons).removesuffix(".")
-    return _caption("importances", "What mattered", reading, f"{alt}.", why_not)
+    return caption("importances", "What mattered", reading, f"{alt}.", why_not)
 
 
 def _surface(data: ChartData) -> Caption:
     title = "β and τ"
     if data.surface is None:
-        return _caption("beta-tau", title, "", "", "β and τ do not both vary")
+        return caption("beta-tau", title, "", "", "β and τ do not both vary")
     points, size_class = data.surface.points, data.surface.size_class
     reading = (
         f"Every point is a complete trial at {size_class}, darker is lower {data.objective.label}; the colours between "
@@ -194,7 +170,7 @@ def _surface(data: ChartData) -> Caption:
     )
     reading += "." if data.surface.z else ", drawn when there are more trials."
     alt = f"{data.objective.label} of {len(points)} complete trials at {size_class} over β and τ."
-    return _caption("beta-tau", title, reading, alt, None if points else NO_TRIAL)
+    return caption("beta-tau", title, reading, alt, None if points else NO_TRIAL)
 
 
 def _slices(data: ChartData) -> Caption:
@@ -205,7 +181,7 @@ def _slices(data: ChartData) -> Caption:
     )
     trials = f"{len(data.measured)} complete trials"
     alt = f"{data.objective.label} of {trials} against each of {len(data.axes)} hyperparameters."
-    return _caption("slices", "Slices", reading, alt, _why_no_trials(data, 1))
+    return caption("slices", "Slices", reading, alt, _why_no_trials(data, 1))
 
 
 def _running(data: ChartData) -> Caption:
@@ -216,7 +192,7 @@ def _running(data: ChartData) -> Caption:
     counts = {kind: sum(line.kind == kind for line in data.running) for kind in ("complete", "pruned", "best")}
     alt = f"{counts['complete'] + counts['best']} complete and {counts['pruned']} pruned trials by sequences read."
     why_not = None if data.running else "no trial has reported a running value"
-    return _caption("running", f"Running {data.objective.label}", reading, alt, why_not)
+    return caption("running", f"Running {data.objective.label}", reading, alt, why_not)
 
 
 def _parallel(data: ChartData) -> Caption:
@@ -226,7 +202,7 @@ def _parallel(data: ChartData) -> Caption:
     )
     names = ", ".join(axis.name for axis in data.axes)
     alt = f"{len(data.measured)} complete trials across {names} and {data.objective.label}; {_best(data)}."
-    return _caption("parallel", "Parallel coordinates", reading, alt, _why_no_trials(data, 2))
+    return caption("parallel", "Parallel coordinates", reading, alt, _why_no_trials(data, 2))
 
 
 def _alpha(data: ChartData) -> Caption:
@@ -240,7 +216,7 @@ def _alpha(data: ChartData) -> Caption:
         if layer_map
         else ""
     )
-    return _caption("alpha", "Alpha by depth and role", reading, alt, data.layers.reason)
+    return caption("alpha", "Alpha by depth and role", reading, alt, data.layers.reason)
 
 
 def _reduction(data: ChartData) -> Caption:
@@ -256,39 +232,7 @@ def _reduction(data: ChartData) -> Caption:
         )
     elif reason is None:
         reason = "nearest rounding loses nothing"
-    return _caption("loss", "What the scale search avoids", reading, alt, reason)
-
-
-def _stored(data: ChartData) -> Caption:
-    plans = data.plans
-    name, bits = (plans.name, plans.bits) if plans else ("", None)
-    reading = (
-        f"Bits per weight, scales included, in which {name} stores every Linear: more where the model is hurt more."
-    )
-    alt = f"from {min(bits.numbers):.3f} to {max(bits.numbers):.3f} bits." if bits and bits.numbers else ""
-    why_not = None if bits and bits.numbers else f"the kept result of {name} is damaged or missing"
-    return _caption("stored", "Where the plan puts its bits", reading, alt, why_not)
-
-
-def _contributed(data: ChartData) -> Caption:
-    plans = data.plans
-    name, damages = (plans.name, plans.damages) if plans else ("", None)
-    reading = (
-        f"Divergence from full precision, in nats per token, that each site of {name} is predicted to add in the bits "
-        "that it got; Linears of one site show the same number, which is that of the site."
-    )
-    alt = f"up to {max(damages.numbers):.2g} nats per token at one site." if damages and damages.numbers else ""
-    why_not = None if damages and max(damages.numbers, default=0.0) > 0 else "what sites lose is not known"
-    return _caption("contributed", "What each site of the plan loses", reading, alt, why_not)
-
-
-def _volume(data: ChartData) -> Caption:
-    volume = data.plans.volume if data.plans else ()
-    reading = (
-        "The area between the front and the worst trial, over all budgets: where the line is flat, trials found "
-        "nothing that is smaller or better than what was known."
-    )
-    return _caption("volume", "How the front grew", reading, f"{volume[-1][1]:.4g} nats times bits at the end.", None)
+    return caption("loss", "What the scale search avoids", reading, alt, reason)
 
 
 def _why_no_trials(data: ChartData, fewest_axes: int) -> str | None:

@@ -65,6 +65,7 @@ class PrintedTrial:
     perplexity: float | None
     kl: float | None
     flips: float | None
+    predicted_kl: float | None
     bits_per_weight: float | None
     model_bytes: int | None
     seconds: Mapping[str, float]
@@ -238,6 +239,7 @@ def _trial(record: StudyRecord, trial: TrialRecord) -> PrintedTrial:
         perplexity=trial.perplexity,
         kl=trial.kl,
         flips=trial.flips,
+        predicted_kl=record.predicted_kl.get(str(trial.number)),
         bits_per_weight=trial.bits_per_weight,
         model_bytes=trial.model_bytes,
         seconds=trial.seconds,

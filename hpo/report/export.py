@@ -66,14 +66,26 @@ def _table(record: StudyRecord) -> "pd.DataFrame":
     names = [field.name for field in fields(Setting)]
     columns = [
         *("number", "name", "state", "origin", *names),
-        *("perplexity", "kl", "flips", "estimate", "estimate_low", "estimate_high", "bits_per_weight", "model_bytes"),
+        *(
+            "perplexity",
+            "kl",
+            "flips",
+            "predicted_kl",
+            "estimate",
+            "estimate_low",
+            "estimate_high",
+            "bits_per_weight",
+            "model_bytes",
+        ),
         *(f"seconds_{phase}" for phase in phases(record.trials)),
         *("tokens", "outcome", "reason", "started", "finished"),
     ]
-    return pd.DataFrame([_row(trial) for trial in record.trials], columns=columns).convert_dtypes()
+    return pd.DataFrame(
+        [_row(trial, record.predicted_kl.get(str(trial.number))) for trial in record.trials], columns=columns
+    ).convert_dtypes()
 
 
-def _row(trial: TrialRecord) -> dict[str, object]:
+def _row(trial: TrialRecord, predicted_kl: float | None) -> dict[str, object]:
     estimate = trial.estimate
     return {
         "number": trial.number,
@@ -84,6 +96,7 @@ def _row(trial: TrialRecord) -> dict[str, object]:
         "perplexity": trial.perplexity,
         "kl": trial.kl,
         "flips": trial.flips,
+        "predicted_kl": predicted_kl,
         "estimate": estimate.value if estimate else None,
         "estimate_low": estimate.low if estimate else None,
         "estimate_high": estimate.high if estimate else None,

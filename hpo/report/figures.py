@@ -16,7 +16,7 @@ from hpo.report.canvas import HEIGHT, blank, heatmap, hyperparameter_axis, joine
 from hpo.report.charts import ChartData, intervals, shown_up_to, value_range
 from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
-from hpo.report.plan_figures import contributed, stored, volume
+from hpo.report.plan_figures import additivity, contributed, stored, volume
 from hpo.report.verdict_figures import bits, damage, forest, memory, refining, transfer, waterfall
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon")
@@ -275,5 +275,6 @@ DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
     "loss": _reduction,
     "stored": stored,
     "contributed": contributed,
+    "additivity": additivity,
     "volume": volume,
 }

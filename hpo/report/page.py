@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hpo.deploy.reproduce import repeat_command
-from hpo.report.captions import Caption
+from hpo.report.caption import Caption
 from hpo.report.charts import ChartData
 from hpo.report.glance import Answer, confirmed_text, glance
 from hpo.report.plan_data import step_tables

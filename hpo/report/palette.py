@@ -28,6 +28,9 @@ PED_ANOVA, FANOVA = BLUE, ORANGE
 SEQUENTIAL = "cividis"
 """Dark to light, in plotly's and matplotlib's spelling alike."""
 
+ROUNDINGS = {True: ("plans", BLUE, ("circle", "o")), False: ("rounded otherwise", ORANGE, ("square", "s"))}
+"""Whether a plan rounds as the recipe by which sites were measured: name, colour, marks of plotly and matplotlib."""
+
 BEST_TO_WORST = (BLUE, ORANGE)
 """Ends of a scale for lines: thin ones must be seen on near-black, where the dark end of `SEQUENTIAL` is not."""
 

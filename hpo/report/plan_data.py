@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from hpo.report.additivity import Prediction, predictions
 from hpo.report.layer_map import LayerMap, map_layers
 from hpo.report.tables import Table
 from hpo.search.acquisition import nats_of
@@ -33,12 +34,14 @@ class PlanData:
         bits: Bits per weight that each of its Linears is stored in; None where its result is not kept here.
         damages: Nats per token that the site of each Linear is predicted to lose; None where that is not known.
         volume: Trials by number, with the hypervolume of the front after each; empty where there is no front.
+        predictions: Plans whose divergence was predicted and measured.
     """
 
     name: str
     bits: LayerMap | None = None
     damages: LayerMap | None = None
     volume: tuple[tuple[int, float], ...] = ()
+    predictions: tuple[Prediction, ...] = ()
 
 
 def plan_data(study: Study) -> PlanData | None:
@@ -50,13 +53,14 @@ def plan_data(study: Study) -> PlanData | None:
     plan, layers = _kept(best.result, study.store)
     volume = tuple(_volume(record)) if record.contract.space.is_front else ()
     if plan is None:
-        return PlanData(name=best.full_name, volume=volume)
+        return PlanData(name=best.full_name, volume=volume, predictions=predictions(study))
     damages = record.site_damages
     return PlanData(
         name=best.full_name,
         bits=map_layers(layers, lambda layer: bits_of(plan.setting_for(layer.name))),
         damages=map_layers(layers, lambda layer: damages.get(layer.name)) if damages else None,
         volume=volume,
+        predictions=predictions(study),
     )
 
 

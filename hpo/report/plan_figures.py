@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from hpo.report import palette
 from hpo.report.canvas import blank, heatmap
 from hpo.report.charts import ChartData
+from hpo.report.palette import ROUNDINGS
 
 Panels = list[tuple[str, go.Figure]]
 
@@ -26,6 +27,34 @@ def contributed(data: ChartData) -> Panels:
     assert data.plans.damages is not None
     damages = data.plans.damages
     return [("", heatmap(damages, "nats", (0.0, max(damages.numbers)), ":.2g"))]
+
+
+def additivity(data: ChartData) -> Panels:
+    """Draw measured against predicted divergence of every plan, with intervals."""
+    assert data.plans is not None
+    figure = blank("KL, predicted, nats per token", "KL, measured, nats per token")
+    for alike, (name, colour, symbol) in ROUNDINGS.items():
+        members = [plan for plan in data.plans.predictions if plan.alike == alike]
+        if members:
+            figure.add_scatter(
+                x=[plan.predicted for plan in members],
+                y=[plan.measured.value for plan in members],
+                mode="markers",
+                marker={"color": colour, "symbol": symbol[0], "size": 9},
+                error_y={
+                    "array": [plan.measured.high - plan.measured.value for plan in members],
+                    "thickness": 1,
+                    "width": 2,
+                },
+                text=[plan.text for plan in members],
+                hovertemplate="%{text}<extra></extra>",
+                name=name,
+            )
+    predicted = [plan.predicted for plan in data.plans.predictions]
+    ends = [min(predicted), max(predicted)]
+    dashed = {"dash": "dash", "color": palette.GREY, "width": 1}
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=dashed, name="equal", hoverinfo="skip")
+    return [("", figure)]
 
 
 def volume(data: ChartData) -> Panels:

@@ -21,7 +21,7 @@ from hpo.report import palette
 from hpo.report.charts import ChartData, heights, intervals, shown_up_to, value_range
 from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
-from hpo.report.plan_plots import contributed, stored, volume
+from hpo.report.plan_plots import additivity, contributed, stored, volume
 from hpo.report.sheet import WIDTH, blank, heatmap, scale, sheet, ticks, tidy, with_legend
 from hpo.report.verdict_plots import bits, damage, forest, memory, refining, transfer, waterfall
 
@@ -271,5 +271,6 @@ DRAWN: dict[str, Callable[[ChartData], Figure]] = {
     "loss": _reduction,
     "stored": stored,
     "contributed": contributed,
+    "additivity": additivity,
     "volume": volume,
 }

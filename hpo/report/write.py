@@ -12,7 +12,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hpo.report.captions import Caption, captions
+from hpo.report.caption import Caption
+from hpo.report.captions import captions
 from hpo.report.charts import ChartData, chart_data
 from hpo.report.export import result_json, trials_csv
 from hpo.report.page import Page, make_page, markdown

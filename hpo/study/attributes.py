@@ -17,7 +17,8 @@ from quant.sizes import ModelSize
 from storage.typed_json import decode_known
 
 CONTRACT, REFERENCES, QUEUED, CONFIRMATION = "contract", "references", "queued", "confirmation"
-SEARCH, WATERFALL, REFINED, SITE_DAMAGES = "search", "waterfall", "refined", "site_damages"
+SEARCH, WATERFALL, REFINED = "search", "waterfall", "refined"
+SITE_DAMAGES, PREDICTED_KL = "site_damages", "predicted_kl"
 SETTING, ORIGIN, OUTCOME, RESULT, ESTIMATE, REASON = "setting", "origin", "outcome", "result", "estimate", "reason"
 BITS, BYTES, SIZE, PEAK = "bits_per_weight", "model_bytes", "size", "peak_bytes"
 SECONDS, TOKENS = "seconds", "tokens"

@@ -16,6 +16,7 @@ from hpo.space.size_class import SizeClass, size_class_of
 from hpo.study.attributes import (
     CONFIRMATION,
     CONTRACT,
+    PREDICTED_KL,
     REFERENCES,
     REFINED,
     RETRY_OF,
@@ -148,7 +149,8 @@ class StudyRecord:
     its contract; as usual before that is written. `waterfall` are the settings from nearest rounding to what was
     recommended when it was measured; `refined` is what tuning its scales, norms and biases gained, where that was done.
     `site_damages` are, of the plan of the best trial, the nats per token that each site is predicted to lose, by its
-    Linears; empty where all are stored alike.
+    Linears; empty where all are stored alike. `predicted_kl` is, by number, what the plan of each completed trial was
+    predicted to diverge, nats per token; empty likewise.
     """
 
     name: str
@@ -161,6 +163,7 @@ class StudyRecord:
     search: SearchMode = field(default_factory=SearchMode)
     waterfall: tuple[Measured, ...] = ()
     site_damages: Mapping[str, float] = field(default_factory=dict)
+    predicted_kl: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def objective(self) -> Objective:
@@ -233,6 +236,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         search=decode_known(SearchMode, attributes.get(SEARCH, {}), f"how study {study.study_name!r} searches"),
         waterfall=_measured(study, WATERFALL),
         site_damages=_stored(study, SITE_DAMAGES, dict[str, float]) or {},
+        predicted_kl=_stored(study, PREDICTED_KL, dict[str, float]) or {},
     )
 
 

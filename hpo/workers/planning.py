@@ -8,15 +8,18 @@ in how they quantize, and in their budget. May assume that the bench was laid ou
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+import optuna
+
 from hpo.search.proposal import presets
 from hpo.space.space import Space
+from hpo.study.attributes import PREDICTED_KL, SITE_DAMAGES
 from hpo.study.record import Measured, StudyRecord
 from objectives.budget import Budget, size_limits
 from objectives.progress import Progress
 from objectives.results import load_result
 from objectives.sensitivity import Sensitivities, measure_sensitivities, site_settings
 from objectives.trial import Bench
-from quant.allocation import Allocator
+from quant.allocation import Allocation, Allocator
 from quant.plan import Plan
 from quant.setting import Setting
 from storage.errors import DamagedEntryError
@@ -49,11 +52,12 @@ class Planning:
         """
         if not setting.is_allocated:
             return Plan.uniform(setting)
-        sensitivities, allocator = self.solved(setting.symmetric)
-        smallest, _ = size_limits(self.bench, setting.recipe)
-        budget = Budget(bits_per_weight=setting.bit_budget)
-        allocation = allocator.at(allocator.smallest + budget.spare(smallest))
-        return sensitivities.plan(allocation.choices, setting.recipe)
+        sensitivities, _ = self.solved(setting.symmetric)
+        return sensitivities.plan(self._allocation(setting).choices, setting.recipe)
+
+    def predicted_kl(self, setting: Setting) -> float:
+        """Return what a setting's plan is predicted to diverge, nats per token, by the recipe that was measured."""
+        return self._allocation(setting).damage
 
     def site_damages(self, setting: Setting) -> dict[str, float]:
         """Return what each site of a setting's plan is predicted to lose, nats per token, by each of its Linears."""
@@ -63,6 +67,12 @@ class Planning:
             for row in sensitivities.sites
             for linear in row.site.linears
         }
+
+    def _allocation(self, setting: Setting) -> Allocation:
+        _, allocator = self.solved(setting.symmetric)
+        smallest, _ = size_limits(self.bench, setting.recipe)
+        budget = Budget(bits_per_weight=setting.bit_budget)
+        return allocator.at(allocator.smallest + budget.spare(smallest))
 
     def solved(self, symmetric: bool) -> tuple[Sensitivities, Allocator]:
         """Return what sites lose on a grid, and every allocation of it, measured and solved when first asked for."""
@@ -87,6 +97,17 @@ def plan_of(study: StudyRecord, measured: Measured, bench: Bench, store: ResultS
                 return kept
     planning = Planning(bench=bench, store=store, space=study.contract.space, progress=progress)
     return planning.plan(measured.setting)
+
+
+def keep_predictions(study: optuna.Study, record: StudyRecord, planning: Planning) -> None:
+    """Keep with a study what the plans of its completed trials were predicted to lose; nothing where there are none."""
+    settings = {trial.number: trial.setting for trial in record.complete if trial.setting is not None}
+    allocated = {str(number): setting for number, setting in settings.items() if setting.is_allocated}
+    if not allocated:
+        return
+    study.set_user_attr(PREDICTED_KL, {number: planning.predicted_kl(setting) for number, setting in allocated.items()})
+    if record.best is not None and str(record.best.number) in allocated:
+        study.set_user_attr(SITE_DAMAGES, planning.site_damages(allocated[str(record.best.number)]))
 
 
 def probe(space: Space, symmetric: bool) -> Setting:

@@ -10,7 +10,7 @@ from tests.browser.conftest import watched
 
 pytestmark = pytest.mark.slow
 # The study of the report has settings alone; those of plans have three figures more.
-FIGURES = len(FIGURES_OF_A_REPORT.keys() - {"stored", "contributed", "volume"})
+FIGURES = len(FIGURES_OF_A_REPORT.keys() - {"stored", "contributed", "additivity", "volume"})
 PLOTS = "document.querySelectorAll('.plot').length"
 # What a figure consists of when plotly has drawn it: an SVG of some size with marks on it.
 DRAWN = """[...document.querySelectorAll('.plot')].filter(plot => {

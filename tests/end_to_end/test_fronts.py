@@ -65,6 +65,7 @@ def test_a_study_under_a_budget_beats_or_names_what_is_uniform(capsys: Any, home
     page = (home / "reports" / "one" / "report.md").read_text()
     assert "Where the plan puts its bits" in page
     assert "What each site of the plan loses" in page
+    assert all(trial["predicted_kl"] > 0 for trial in more["trials"] if trial["state"] == "COMPLETE")
     assert "--budget 4.4" in page
     other = refusal(capsys, *arguments[:-1], "4.5", "--trials", "3")
     assert "was begun with another contract: space.bit_budget is 4.5, in the study 4.4" in other
@@ -107,7 +108,13 @@ def test_a_front_is_a_study_of_bytes_and_damage_and_its_members_are_models(capsy
     assert told == {trial["number"]: [trial["model_bytes"], trial["kl"]] for trial in complete}
     assert len({trial["params"]["bit_budget"] for trial in study["trials"]}) >= 4
     assert all(trial["bits_per_weight"] <= trial["params"]["bit_budget"] + 1e-9 for trial in complete)
+    # The recipe has fewer bits to lose where the budget is higher.
+    predicted = {trial["params"]["bit_budget"]: trial["predicted_kl"] for trial in complete}
+    assert [predicted[budget] for budget in sorted(predicted)] == sorted(predicted.values(), reverse=True)
+    assert min(predicted.values()) > 0
     page = (home / "reports" / "two" / "report.md").read_text()
+    assert "Whether predicted damages add up" in page
+    assert "times predicted in the middle" in page
     assert "What one more bit, or one MB less, costs" in page
     assert "How the front grew" in page
     assert "--front 4.2..4.7" in page

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 import hpo.report.write
 from hpo.report.axes import varied_axes
-from hpo.report.captions import Caption
+from hpo.report.caption import Caption
 from hpo.report.charts import ChartData
 from hpo.report.export import study_json
 from hpo.report.write import write_report
