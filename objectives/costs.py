@@ -14,7 +14,7 @@ from torch import nn
 from objectives.calibration.calibration import sizes_to
 from objectives.calibration.entries import stored_size
 from objectives.calibration.recording import statistics_bytes
-from objectives.model.roles import Block, LinearRole
+from objectives.model.roles import Block
 from quant.setting import Setting
 
 
@@ -83,32 +83,32 @@ def count(
 
 def _run(module: nn.Module, blocks: Sequence[Block]) -> float:
     """Count the weights that a token meets: of experts those that it is routed to."""
-    linears = (linear for block in blocks for linear in block.linears)
-    return sum(prod(linear.shape) * _share(module, linear) for linear in linears)
+    shares = _shares(module, blocks)
+    return sum(prod(linear.shape) * shares[linear.name] for block in blocks for linear in block.linears)
 
 
 def _each_token(module: nn.Module, blocks: Sequence[Block], route_all: bool) -> float:
     """Count what calibration multiplies for a token.
 
-    The weights, those of experts once more for their statistics, and the Gram matrix of each input that reads it.
+    The weights, those of fused experts once more for their statistics, and the Gram matrix of each input that reads it.
     """
-
-    def share(linear: LinearRole) -> float:
-        return 1.0 if route_all else _share(module, linear)
-
     sites = [site for block in blocks for site in block.sites]
+    routed = _shares(module, blocks)
+    shares = dict.fromkeys(routed, 1.0) if route_all else routed
     traced = [linear for site in sites for linear in site.linears if linear.expert is not None]
-    again = sum(prod(linear.shape) * share(linear) for linear in traced)
-    return _run(module, blocks) + again + sum(site.inputs**2 * share(site.linears[0]) for site in sites)
+    again = sum(prod(linear.shape) * shares[linear.name] for linear in traced)
+    return _run(module, blocks) + again + sum(site.inputs**2 * shares[site.linears[0].name] for site in sites)
 
 
-def _share(module: nn.Module, linear: LinearRole) -> float:
-    """Return the share of the tokens that reach a Linear, where all experts get as many."""
-    if linear.expert is None:
-        return 1.0
-    count = len(getattr(linear.module, linear.expert.weight))
-    chosen = getattr(module.config.get_text_config(), "num_experts_per_tok", count)  # type: ignore[operator, union-attr]
-    return float(chosen) / count
+def _shares(module: nn.Module, blocks: Sequence[Block]) -> dict[str, float]:
+    """Return the share of the tokens that reach each Linear, where all experts get as many."""
+    config = module.config.get_text_config()  # type: ignore[operator, union-attr]
+    shares = {linear.name: 1.0 for block in blocks for linear in block.linears}
+    for held in (held for block in blocks for held in block.experts):
+        chosen = float(getattr(config, "num_experts_per_tok", len(held.experts))) / len(held.experts)
+        for expert in held.experts:
+            shares |= dict.fromkeys((expert.gate.name, expert.up.name, expert.down.name), chosen)
+    return shares
 
 
 def _quantizing(setting: Setting, shapes: Sequence[tuple[int, int]], sites: Sequence[int]) -> float:

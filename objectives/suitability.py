@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import gcd
 
 from objectives.errors import InputError
-from objectives.model.roles import Block, InputSite, scale_groups
+from objectives.model.roles import Block, FusedExperts, InputSite, scale_groups
 from quant.plan import Plan
 from quant.setting import Setting
 
@@ -36,10 +36,16 @@ def require_experts(name: str, blocks: Sequence[Block]) -> None:
     """Refuse to send every token through every expert of a model that has none.
 
     Raises:
-        InputError: If no block has experts.
+        InputError: If no block has experts, or they are modules of their own.
     """
-    if not any(block.experts for block in blocks):
+    experts = [held for block in blocks for held in block.experts]
+    if not experts:
         raise InputError(f"--route-all is for mixtures of experts, and {name} has no experts; leave it out")
+    if not all(isinstance(held, FusedExperts) for held in experts):
+        raise InputError(
+            f"--route-all is for experts that one module computes, and those of {name} are modules of their own, which "
+            "read what they are sent; leave it out"
+        )
 
 
 def _require_all_named(blocks: Sequence[Block], plan: Plan) -> None:

@@ -19,7 +19,7 @@ import xxhash
 from objectives.calibration.carrying import CarriedStates, can_begin_at, first_missing, has_states
 from objectives.calibration.entries import flattened, merged, part_name, restored, stored_size, with_packed_grams
 from objectives.calibration.prefix import QuantizedPrefix
-from objectives.calibration.recording import BlockStatistics, record, statistics_bytes
+from objectives.calibration.recording import BlockStatistics, record, statistics_bytes, tokens_at_a_time
 from objectives.calibration.shrinking import of_all_tokens, shrunk_block
 from objectives.errors import InputError, RunError
 from objectives.model.loading import Model
@@ -222,8 +222,10 @@ class Calibration:
                 done += count
                 progress(f"calibrating on samples {start + 1}-{step.size}", done, total)
 
+            # The same batches in every pass: what is carried is carried by batch.
+            at_a_time = tokens_at_a_time(self._blocks)
             for blocks in passes:
-                recorded = record(self._model.module, blocks, sequences, advance, carried, self._route_all)
+                recorded = record(self._model.module, blocks, sequences, advance, carried, self._route_all, at_a_time)
                 for block, statistics in zip(blocks, recorded, strict=True):
                     means = with_packed_grams(statistics)
                     if before is not None:

@@ -40,6 +40,16 @@ def statistics_bytes(block: Block) -> int:
     return sum(8 * site.inputs**2 for site in block.sites) + max(4 * site.inputs**2 for site in block.sites)
 
 
+def tokens_at_a_time(blocks: Sequence[Block]) -> int:
+    """Return how many tokens the blocks may read at a time.
+
+    An expert of a list is called with some of a batch's tokens, and nobody says with which: among those of one
+    sequence there is no padding.
+    """
+    listed = any(not isinstance(experts, FusedExperts) for block in blocks for experts in block.experts)
+    return 1 if listed else BATCH_TOKENS
+
+
 def record(
     model: Any,
     blocks: Sequence[Block],
@@ -47,6 +57,7 @@ def record(
     advance: Callable[[int], None],
     carried: CarriedStates | None = None,
     route_all: bool = False,
+    batch_tokens: int | None = None,
 ) -> Iterator[BlockStatistics]:
     """Run the sequences through the model once and yield the statistics of `blocks`, on the CPU, in order.
 
@@ -58,11 +69,13 @@ def record(
         carried: The same sequences before the first of these blocks, and then after the last; None to run the model
             from its beginning.
         route_all: Whether the statistics of every expert are of all tokens; the model itself runs as it does.
+        batch_tokens: How many to read at a time; None for as many as these blocks allow.
     """
+    batch_tokens = tokens_at_a_time(blocks) if batch_tokens is None else batch_tokens
     recorders = [_BlockRecorder(block, model.device, route_all) for block in blocks]
     passing = nullcontext() if carried is None else carried.passing(blocks[0].index, blocks[-1].index)
     with passing, _watching(model, recorders), torch.inference_mode():
-        for number, batch in enumerate(batches(sequences, range(len(sequences)), BATCH_TOKENS, model.device)):
+        for number, batch in enumerate(batches(sequences, range(len(sequences)), batch_tokens, model.device)):
             if carried is not None:
                 carried.begin(number)
             for recorder in recorders:
@@ -100,6 +113,8 @@ class _BlockRecorder:
                 slices = [linear for linear in site.linears if linear.module is module]
                 yield module.register_forward_hook(self._output_hook(site, slices))
         for experts in self.block.experts:
+            if not isinstance(experts, FusedExperts):
+                continue
             yield experts.module.register_forward_pre_hook(self._experts_hook(experts), with_kwargs=True)
 
     def statistics(self) -> BlockStatistics:
@@ -126,8 +141,15 @@ class _BlockRecorder:
         return OutputStatistics(tokens=sums.tokens, structural=structural, **means)
 
     def _input_hook(self, site: InputSite) -> Callable[..., None]:
+        owner = site.linears[0].owner
+        counts = site.pool is not None and site.linears[0].role == "gate"
+
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._inputs[site.name].add(self._rows(args[0]))
+            rows = self._rows(args[0])
+            if len(rows):
+                self._inputs[site.name].add(rows)
+            if counts:
+                self._routed[owner] += len(rows)
 
         return hook
 
@@ -136,7 +158,7 @@ class _BlockRecorder:
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             rows = self._rows(output)
-            for linear in slices:
+            for linear in slices if len(rows) else ():
                 own = rows if linear.rows is None else rows[:, linear.rows]
                 self._outputs[linear.name].add(own, activation)
 

@@ -89,11 +89,11 @@ def require_linears(limits: Limits, plan: Plan, blocks: Sequence[Block]) -> None
                 f"{limits.name} cannot hold the partial last group that a group size of {size} leaves of "
                 f"{', '.join(map(str, partial))} inputs; use a size that divides them, or {DENSE}"
             )
+    if not limits.experts and any(site.pool is not None for block in blocks for site in block.sites):
+        raise InputError(
+            f"{limits.name} is not written for mixtures of experts; use --format compressed-tensors, or {DENSE}"
+        )
     for linear in linears:
-        if linear.expert is not None and not limits.experts:
-            raise InputError(
-                f"{limits.name} is not written for mixtures of experts; use --format compressed-tensors, or {DENSE}"
-            )
         outputs, inputs = linear.parameter.shape[-2:]
         if inputs % limits.multiple or outputs % limits.multiple:
             raise InputError(

@@ -120,7 +120,9 @@ def _norms_before(block: str, sites: Sequence[InputSite], probe: Probe) -> dict[
             handles.append(probe.layer.get_submodule(path).register_forward_hook(keep_output(path)))
     modules = list(dict.fromkeys(linear.module for site in sites for linear in site.linears))
     others = [module for module in probe.layer.modules() if module not in modules and _multiplies(module)]
-    handles += [module.register_forward_pre_hook(keep_input(module)) for module in (*modules, *others)]
+    readers = {site.name: _reader(site, probe.layer, block) for site in sites}
+    watched = dict.fromkeys((*readers.values(), *others))
+    handles += [module.register_forward_pre_hook(keep_input(module)) for module in watched]
     try:
         probe.run()
     finally:
@@ -128,7 +130,7 @@ def _norms_before(block: str, sites: Sequence[InputSite], probe: Probe) -> dict[
             handle.remove()
     norms: dict[str, NormRole] = {}
     for site in sites:
-        path = outputs.get(read.get(site.linears[0].module, 0))
+        path = outputs.get(read.get(readers[site.name], 0))
         offset = None if path is None else offsets[path]
         if path is not None and offset is not None:
             norms[site.name] = NormRole(
@@ -138,6 +140,17 @@ def _norms_before(block: str, sites: Sequence[InputSite], probe: Probe) -> dict[
                 readers=tuple(module for module in others if outputs.get(read.get(module, 0)) == path),
             )
     return _of_one_kind(sites, norms)
+
+
+def _reader(site: InputSite, layer: nn.Module, block: str) -> nn.Module:
+    """Return the module of a block that reads what a site does.
+
+    Experts of a list read copies of rows that what holds the list has read, all of them.
+    """
+    if site.pool is None or site.linears[0].expert is not None:
+        return site.linears[0].module
+    listed = site.pool.partition(":")[0].removeprefix(block).removeprefix(".")
+    return layer.get_submodule(listed.rpartition(".")[0])
 
 
 def _of_one_kind(sites: Sequence[InputSite], norms: Mapping[str, NormRole]) -> dict[str, NormRole]:

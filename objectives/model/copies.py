@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from objectives.model.roles import Expert, FusedExperts, InputSite, NormRole
+from objectives.model.roles import Expert, Experts, FusedExperts, InputSite, LinearRole, NormRole
 
 
 def site_of_block(site: InputSite, own: Callable[[nn.Module], nn.Module]) -> InputSite:
@@ -24,18 +24,18 @@ def site_of_block(site: InputSite, own: Callable[[nn.Module], nn.Module]) -> Inp
     return replace(site, linears=linears, producer=producer)
 
 
-def experts_of_block(fused: FusedExperts, own: Callable[[nn.Module], nn.Module]) -> FusedExperts:
+def experts_of_block(experts: Experts, own: Callable[[nn.Module], nn.Module]) -> Experts:
     """Return experts of the copy as those of the model's own block."""
-    module = own(fused.module)
-    experts = (
-        Expert(
-            gate=replace(expert.gate, module=module),
-            up=replace(expert.up, module=module),
-            down=replace(expert.down, module=module),
-        )
-        for expert in fused.experts
+
+    def moved(linear: LinearRole) -> LinearRole:
+        return replace(linear, module=own(linear.module))
+
+    copied = tuple(
+        Expert(gate=moved(expert.gate), up=moved(expert.up), down=moved(expert.down)) for expert in experts.experts
     )
-    return replace(fused, module=module, experts=tuple(experts))
+    if isinstance(experts, FusedExperts):
+        return replace(experts, module=own(experts.module), experts=copied)
+    return replace(experts, experts=copied)
 
 
 def without_shared(site: InputSite, shared: set[int]) -> InputSite:

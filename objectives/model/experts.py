@@ -1,12 +1,12 @@
-"""Experts whose matrices are parts of a few tensors: find them in a block, take them apart, compute what one reads.
+"""Experts: find them in a block, take those apart whose matrices are parts of a few tensors, compute what one reads.
 
 Responsible for the fused experts of transformers 5 (`gate_up_proj` and `down_proj` of three dimensions), whichever way
-round a matrix stands and its rows are arranged. What it guesses is run against the module itself, and experts that
-compute something else are none that it knows. May assume a module in evaluation mode. Shape letters: `N` tokens, `H`
-hidden neurons, `I` inputs.
+round a matrix stands and its rows are arranged, and for lists of experts with Linears of their own. What it guesses of
+fused ones is run against the module itself, and those that compute something else are none that it knows. May assume
+a module in evaluation mode. Shape letters: `N` tokens, `H` hidden neurons, `I` inputs.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.modules.conv import _ConvNd
 
-from objectives.model.layouts import UNUSABLE, Rows, gate_up_arrangements
-from objectives.model.roles import Expert, ExpertMatrix, FusedExperts, InputSite, LinearRole
+from objectives.model.layouts import UNUSABLE, Role, Rows, gate_up_arrangements
+from objectives.model.roles import Expert, ExpertMatrix, Experts, FusedExperts, InputSite, LinearRole
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
+GATED: frozenset[Role] = frozenset({"gate", "up", "down"})
 SEED, TOKENS = 1, 4
 # Of what experts put out in float32.
 TOLERANCE = 1e-3
@@ -51,6 +52,27 @@ def find_experts(name: str, layer: nn.Module) -> Iterator[FusedExperts]:
                 yield experts
 
 
+def listed_experts(name: str, layer: nn.Module, linears: Sequence[LinearRole]) -> Iterator[Experts]:
+    """Yield the experts of a block that are modules of their own, as code that comes with a model may have them.
+
+    Args:
+        name: The block's.
+        layer: The block, or a copy of it.
+        linears: Of the block.
+    """
+    by_owner: dict[str, dict[Role, LinearRole]] = {}
+    for own in linears:
+        by_owner.setdefault(own.owner, {})[own.role] = own
+    for path, module in layer.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) < 2 or len({type(child) for child in module}) > 1:
+            continue
+        held = [by_owner.get(f"{name}.{path}.{number}", {}) for number in range(len(module))]
+        counts = [sum(isinstance(part, nn.Linear) for part in child.modules()) for child in module]
+        if all(set(roles) == GATED for roles in held) and set(counts) == {len(GATED)}:
+            experts = [Expert(gate=roles["gate"], up=roles["up"], down=roles["down"]) for roles in held]
+            yield Experts(name=f"{name}.{path}", experts=tuple(experts))
+
+
 def unknown_experts(name: str, layer: nn.Module, covered: Set[int]) -> str | None:
     """Say which experts of a block cannot be quantized, and why; None where there are none.
 
@@ -68,9 +90,9 @@ def unknown_experts(name: str, layer: nn.Module, covered: Set[int]) -> str | Non
             )
         if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_is_mlp(child, covered) for child in module):
             return (
-                f"{name}.{path} is a list of {len(module)} experts, each with Linears of its own, and only those that "
-                "transformers keeps in one module are known; where transformers has this family itself, leave out "
-                "--trust-remote-code"
+                f"{name}.{path} is a list of {len(module)} experts, and of such lists only those are known in which "
+                "every expert has gate_proj, up_proj and down_proj, and no other Linear; where transformers has this "
+                "family itself, leave out --trust-remote-code"
             )
     return None
 
@@ -85,7 +107,7 @@ def _is_mlp(module: nn.Module, covered: Set[int]) -> bool:
     return len(weights) > 1 and covered.isdisjoint(weights)
 
 
-def expert_sites(experts: FusedExperts) -> tuple[list[InputSite], list[InputSite]]:
+def expert_sites(experts: Experts) -> tuple[list[InputSite], list[InputSite]]:
     """Return what gates and ups read, and what downs read, expert by expert."""
     firsts = [_site(experts, number, (expert.gate, expert.up)) for number, expert in enumerate(experts.experts)]
     seconds = [_site(experts, number, (expert.down,)) for number, expert in enumerate(experts.experts)]
@@ -119,12 +141,12 @@ def routed(numbers: Tensor, count: int) -> list[Tensor]:
     return list(torch.split(order // numbers.shape[1], sizes)[:count])
 
 
-def site_name(experts: FusedExperts, number: int, *linears: LinearRole) -> str:
+def site_name(experts: Experts, number: int, *linears: LinearRole) -> str:
     """Return what the site is called that these Linears of one expert are."""
     return f"{experts.name}.{number}:{'+'.join(linear.role for linear in linears)}"
 
 
-def _site(experts: FusedExperts, number: int, linears: tuple[LinearRole, ...]) -> InputSite:
+def _site(experts: Experts, number: int, linears: tuple[LinearRole, ...]) -> InputSite:
     return InputSite(
         name=site_name(experts, number, *linears),
         kind="mlp",

@@ -8,6 +8,7 @@ transformers model whose decoder blocks are one `nn.ModuleList`.
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from objectives.errors import InputError
 from objectives.model.commuting import folding_sites
 from objectives.model.copies import experts_of_block, site_of_block, without_shared
-from objectives.model.experts import expert_sites, find_experts, unknown_experts
+from objectives.model.experts import expert_sites, find_experts, listed_experts, unknown_experts
 from objectives.model.layouts import (
     FUSED_GATE_UP,
     FUSED_QKV,
@@ -35,7 +36,7 @@ from objectives.model.layouts import (
 from objectives.model.probing import Call, Probe, read_calls
 from objectives.model.roles import (
     Block,
-    FusedExperts,
+    Experts,
     InputSite,
     LinearRole,
     largest_uncovered,
@@ -157,10 +158,14 @@ def _block(index: int, name: str, layer: nn.Module, call: Call | None, config: A
 def _asked(index: int, name: str, layer: nn.Module, probe: Probe | None, config: Any, shared: set[int]) -> Block:
     probed = layer if probe is None else probe.layer
     named = list(_linears(name, probed, probe, config))
-    times = Counter(linear.role for linear in named)
+    listed = list(listed_experts(name, probed, named))
+    own_sites = [site for held in listed for site in chain(*expert_sites(held))]
+    of_experts = {linear.name for site in own_sites for linear in site.linears}
+    others = [linear for linear in named if linear.name not in of_experts]
+    times = Counter(linear.role for linear in others)
     # Of several Linears of one role (routed experts) none reads what the block reads.
-    by_role = {linear.role: linear for linear in named if times[linear.role] == 1}
-    experts = list(find_experts(name, probed))
+    by_role = {linear.role: linear for linear in others if times[linear.role] == 1}
+    experts = [*find_experts(name, probed), *listed]
     sites = _with_experts(list(_sites(name, by_role)), experts)
     covered = {id(linear.parameter) for site in sites for linear in site.linears}
     uncovered = {
@@ -181,7 +186,7 @@ def _asked(index: int, name: str, layer: nn.Module, probe: Probe | None, config:
         sites=tuple(without_shared(site_of_block(site, own), shared) for site in sites),
         activation=activation(config),
         uncovered=uncovered,
-        experts=tuple(experts_of_block(fused, own) for fused in experts),
+        experts=tuple(experts_of_block(held, own) for held in experts),
     )
 
 
@@ -190,12 +195,12 @@ def _is_bias(parameter: str) -> bool:
     return parameter.endswith("_bias")
 
 
-def _with_experts(sites: Sequence[InputSite], experts: Sequence[FusedExperts]) -> list[InputSite]:
+def _with_experts(sites: Sequence[InputSite], experts: Sequence[Experts]) -> list[InputSite]:
     """Return the sites with those of experts in the order in which the block computes: what feeds a down before it."""
     downs = [site for site in sites if site.linears[0].role in ("down", "fc2")]
     firsts = [site for site in sites if site not in downs]
-    for fused in experts:
-        reading, writing = expert_sites(fused)
+    for held in experts:
+        reading, writing = expert_sites(held)
         firsts += reading
         downs += writing
     return [*firsts, *downs]

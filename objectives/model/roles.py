@@ -174,18 +174,27 @@ class Expert:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusedExperts:
-    """Experts whose matrices are parts of a few tensors of one module.
+class Experts:
+    """The experts that one module holds, each a module of its own unless they are fused.
 
     Attributes:
-        name: Qualified module name.
-        module: Is called with tokens `[N, I]`, the numbers of each token's experts `[N, k]`, and their weights.
+        name: Qualified name of that module.
         experts: By number.
     """
 
     name: str
-    module: nn.Module
     experts: tuple[Expert, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedExperts(Experts):
+    """Experts whose matrices are parts of a few tensors of one module.
+
+    Attributes:
+        module: Is called with tokens `[N, I]`, the numbers of each token's experts `[N, k]`, and their weights.
+    """
+
+    module: nn.Module
 
 
 def scale_groups(sites: Sequence[InputSite]) -> list[tuple[InputSite, ...]]:
@@ -207,7 +216,7 @@ class Block:
         sites: Its Linears by common input.
         activation: The MLP's activation function.
         uncovered: Weights of two or more dimensions that are not quantized: name and number of elements.
-        experts: Those of its experts that one module computes.
+        experts: Its experts, by what holds them.
     """
 
     index: int
@@ -215,7 +224,7 @@ class Block:
     sites: tuple[InputSite, ...]
     activation: Callable[[Tensor], Tensor]
     uncovered: Mapping[str, int]
-    experts: tuple[FusedExperts, ...] = ()
+    experts: tuple[Experts, ...] = ()
 
     @property
     def linears(self) -> Iterator[LinearRole]:

@@ -5,7 +5,6 @@ what produces it, slices share the codes of their module, and runtimes such as v
 value, and of gate and up, and have one kernel for all experts of a block. May assume blocks that `finding` made.
 """
 
-import re
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,8 +14,6 @@ from objectives.model.roles import Block, LinearRole, scale_groups
 
 FUSED: tuple[frozenset[Role], ...] = (frozenset({"q", "k", "v"}), frozenset({"gate", "up"}))
 """Roles that runtimes make one matrix of."""
-EXPERT = re.compile(r"(.*\.experts)\.\d+")
-"""Owners that are experts, by what holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +54,9 @@ def _together(block: Block) -> list[list[LinearRole]]:
     for number, group in enumerate(scale_groups(block.sites)):
         for member in (member for site in group for member in site.linears):
             sharing.setdefault(member.name, []).append(("scale", number))
+    for site in block.sites:
+        for linear in site.linears if site.pool is not None else ():
+            sharing[linear.name].append(("experts", str(site.pool).partition(":")[0]))
     linears = list(block.linears)
     first: dict[Hashable, int] = {}
     # The place of one that each is joined with, itself for the first of a site.
@@ -82,9 +82,6 @@ def _reasons(linear: LinearRole) -> Iterator[Hashable]:
     """Yield what a Linear must be stored like, beside what shares its scale."""
     yield "module", linear.module
     yield from (("fused", linear.owner, number) for number, roles in enumerate(FUSED) if linear.role in roles)
-    expert = EXPERT.fullmatch(linear.owner)
-    if expert:
-        yield "experts", expert[1]
 
 
 def _site(block: Block, linears: Sequence[LinearRole]) -> Site:

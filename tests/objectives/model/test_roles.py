@@ -20,7 +20,6 @@ from transformers import (
     PhiConfig,
     Qwen3Config,
 )
-from transformers.models.llama.modeling_llama import LlamaMLP
 
 from objectives.errors import InputError
 from objectives.model.finding import find_blocks
@@ -30,6 +29,7 @@ from quant.linears import HeadTie
 from quant.plan import Plan
 from quant.setting import Setting
 from tests.objectives import tiny
+from tests.objectives.listed import ListedConfig, ListedForCausalLM
 from tests.objectives.tiny import EXPERTS, HEAD, HEADS, HIDDEN, KV_HEADS, LAYERS, LAYOUTS, MIXTURES, MLP
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -560,31 +560,28 @@ def test_experts_of_an_unknown_layout_are_refused_above_five_percent(unknown_exp
     assert "--allow-partial" in message
 
 
-class ListedExperts(nn.Module):
-    """Experts as modules of their own, each called with its tokens, as in code that comes with DeepSeek-V2."""
+class NarrowMLP(nn.Module):
+    """An expert of a layout that is not known: gate and up are one Linear."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.gate = nn.Linear(HIDDEN, EXPERTS, bias=False)
-        self.experts = nn.ModuleList(LlamaMLP(config) for _ in range(EXPERTS))
+        self.gate_and_up = nn.Linear(HIDDEN, 2 * MLP, bias=False)
+        self.down_proj = nn.Linear(MLP, HIDDEN, bias=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        rows = states.view(-1, HIDDEN)
-        weights, numbers = self.gate(rows).softmax(-1).topk(2)
-        result = torch.zeros_like(rows)
-        for number, expert in enumerate(self.experts):
-            tokens, place = (numbers == number).nonzero(as_tuple=True)
-            result.index_add_(0, tokens, expert(rows[tokens]) * weights[tokens, place, None])
-        return result.view_as(states)
+        gate, up = self.gate_and_up(states).chunk(2, -1)
+        return self.down_proj(nn.functional.silu(gate) * up)
 
 
-def test_lists_of_experts_are_refused_by_name() -> None:
+def test_lists_of_experts_of_another_layout_are_refused_by_name() -> None:
     """With what they are, and what to do; where they may stay in 16 bit, attention alone is quantized."""
-    module = tiny.module(tiny.LAYOUTS["llama"]())
+    module = ListedForCausalLM(ListedConfig(**tiny.GROUPED, num_experts=EXPERTS)).eval().requires_grad_(False)
     for layer in module.model.layers:
-        layer.mlp = ListedExperts(module.config)
+        layer.mlp.experts = nn.ModuleList(NarrowMLP(module.config) for _ in range(EXPERTS))
     message = refusal(module)
-    assert "model.layers.0.mlp.experts is a list of 4 experts, each with Linears of its own" in message
+    assert (
+        "model.layers.0.mlp.experts is a list of 4 experts, and of such lists only those are known in which" in message
+    )
     assert "leave out --trust-remote-code" in message
     assert "supported layouts" not in message
     assert "\n" not in message
