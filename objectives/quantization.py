@@ -6,8 +6,8 @@ that fold, what it leaves in memory is the model that is stored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -16,90 +16,19 @@ from objectives.calibration.calibration import Calibration
 from objectives.calibration.prefix import QuantizedPrefix
 from objectives.calibration.recording import BlockStatistics
 from objectives.calibration.shrinking import expert_tokens, own_share
+from objectives.kept_blocks import KeptBlock, KeptBlocks
 from objectives.model.folding import fold, norm_weight
-from objectives.model.layouts import Role
 from objectives.model.loading import Model
 from objectives.model.roles import Block, InputSite, LinearRole, scale_groups
 from objectives.progress import Progress
 from objectives.propagation import FirstRound, prefix_sizes, round_again
+from objectives.quantized_blocks import FoldedScales, LayerResult, QuantizedBlocks
 from objectives.suitability import parts_by_setting
 from quant.layers import QuantizedLinear, quantize_sets
 from quant.linears import LinearInput, LinearSet, require_finite
 from quant.plan import Plan
 from quant.scheme import IntWeight
 from quant.sizes import ModelSize, input_scale_bits, matrix_bits
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerResult:
-    """What was chosen for one Linear, and what it costs.
-
-    Attributes:
-        name: The Linear's.
-        depth: Index of its block.
-        role: What the block uses it for.
-        alpha: The chosen exponent.
-        nearest_loss: Loss of nearest rounding.
-        loss: Loss of the search's choice, rounded to nearest.
-        final_loss: Loss of the codes.
-        fell_back: Whether nearest rounding was kept because what was asked for would have lost more.
-        damping: What GPTQ had to add to the Gram matrix, as a share of its mean diagonal, where that is more than was
-            asked for.
-        tokens: How many the router sent its expert in calibration; None for Linears that read them all.
-        own_share: What those count for beside what all experts read, 1 where every expert read all tokens; None for
-            Linears of no expert.
-    """
-
-    name: str
-    depth: int
-    role: Role
-    alpha: float
-    nearest_loss: float
-    loss: float
-    final_loss: float
-    fell_back: bool = False
-    damping: float | None = None
-    tokens: int | None = None
-    own_share: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldedScales:
-    """What was folded into the weight of a Linear: it stores `Q(W S / d)` of the original `W` `[O, I]`.
-
-    Attributes:
-        inputs: S, `[I]`; None where its inputs are not scaled.
-        outputs: d, `[O]`, the scale of what reads its outputs; None where that folds into nothing of it.
-    """
-
-    inputs: Tensor | None
-    outputs: Tensor | None
-
-    def done(self, weight: Tensor) -> Tensor:
-        """Return what is rounded of the original weight `[O, I]`, float32 `[O, I]`."""
-        scaled = weight.float() if self.inputs is None else weight.float() * self.inputs
-        return scaled if self.outputs is None else scaled / self.outputs[:, None]
-
-    def undone(self, stored: Tensor) -> Tensor:
-        """Return the weight that does without the scales what `stored` `[O, I]` does with them, float32 `[O, I]`."""
-        weight = stored.float()
-        weight = weight if self.inputs is None else weight / self.inputs
-        return weight if self.outputs is None else weight * self.outputs[:, None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizedBlocks:
-    """What quantizing the blocks of a model gave, beside the weights that are now in it.
-
-    Attributes:
-        layers: One result per Linear, in the model's order.
-        codes: What the weights are stored as, on the CPU, by the name of the Linear; only those that were asked for.
-        folded: What was folded into those of which there are codes.
-    """
-
-    layers: tuple[LayerResult, ...] = ()
-    codes: Mapping[str, IntWeight] = field(default_factory=dict)
-    folded: Mapping[str, FoldedScales] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -109,6 +38,7 @@ def quantize_model(
     calibration: Calibration,
     plan: Plan,
     progress: Progress,
+    kept: KeptBlocks,
     with_codes: bool = False,
 ) -> QuantizedBlocks:
     """Replace the weights of every covered Linear by their quantized values, and fold the scales that fold.
@@ -119,33 +49,65 @@ def quantize_model(
         calibration: Its statistics.
         plan: How to quantize; it suits the blocks (`require_suitable`).
         progress: Told how far it is.
+        kept: Blocks of the same plan that another process quantized before it died; those that take long are added.
         with_codes: Give the codes, too.
 
     Raises:
         QuantizationError: If a weight is not finite, naming the layer.
         DamagedEntryError: If the calibration cache is damaged; the weights are then partly replaced.
     """
-    results: list[LayerResult] = []
-    codes: dict[str, IntWeight] = {}
-    folded: dict[str, FoldedScales] = {}
+    parts: list[QuantizedBlocks] = []
     prefixes = {size: calibration.followed(size) for size in prefix_sizes(blocks, plan)}
     for done, block in enumerate(blocks, 1):
-        layers: dict[str, LayerResult] = {}
-        statistics = _read_statistics(block, calibration, plan)
-        tokens = {size: expert_tokens(block, read.inputs) for size, read in statistics.items()}
         with model.weights.changing(block.name):
-            for linear, quantized, divisor in _quantize_following(
-                block, statistics, prefixes, plan, model.stored_dtype
-            ):
-                own = tokens.get(plan.setting_for(linear.name).n_calib, {}).get(linear.name)
-                share = None if own is None else 1.0 if calibration.route_all else own_share(own, linear.shape[1])
-                layers[linear.name] = _layer_result(block, linear, quantized, own, share)
-                if with_codes and quantized.codes is not None:
-                    codes[linear.name] = quantized.codes.cpu()
-                    folded[linear.name] = FoldedScales(inputs=quantized.scale, outputs=divisor)
-        results += [layers[linear.name] for linear in block.linears]
+            done_before = kept.read(block)
+            if done_before is not None:
+                made = _put_back(done_before, block, prefixes)
+            else:
+                started = perf_counter()
+                made = _quantized(model, block, calibration, prefixes, plan, with_codes)
+                kept.keep(block, made, perf_counter() - started)
+        parts.append(made)
         progress(f"quantizing {plan.label()}", done, len(blocks))
-    return QuantizedBlocks(layers=tuple(results), codes=codes, folded=folded)
+    return QuantizedBlocks(
+        layers=tuple(layer for part in parts for layer in part.layers),
+        codes={name: codes for part in parts for name, codes in part.codes.items()},
+        folded={name: folded for part in parts for name, folded in part.folded.items()},
+    )
+
+
+def _put_back(kept: KeptBlock, block: Block, prefixes: Mapping[int, QuantizedPrefix]) -> QuantizedBlocks:
+    """Put back what is kept of a block, and have the prefixes pass it as they do where it is quantized."""
+    for prefix in prefixes.values():
+        prefix.enter(block)
+    made = kept.put_back(block)
+    for prefix in prefixes.values():
+        prefix.advance(block)
+    return made
+
+
+def _quantized(
+    model: Model,
+    block: Block,
+    calibration: Calibration,
+    prefixes: Mapping[int, QuantizedPrefix],
+    plan: Plan,
+    with_codes: bool,
+) -> QuantizedBlocks:
+    """Quantize one block in its place."""
+    layers: dict[str, LayerResult] = {}
+    codes: dict[str, IntWeight] = {}
+    folded: dict[str, FoldedScales] = {}
+    statistics = _read_statistics(block, calibration, plan)
+    tokens = {size: expert_tokens(block, read.inputs) for size, read in statistics.items()}
+    for linear, quantized, divisor in _quantize_following(block, statistics, prefixes, plan, model.stored_dtype):
+        own = tokens.get(plan.setting_for(linear.name).n_calib, {}).get(linear.name)
+        share = None if own is None else 1.0 if calibration.route_all else own_share(own, linear.shape[1])
+        layers[linear.name] = _layer_result(block, linear, quantized, own, share)
+        if with_codes and quantized.codes is not None:
+            codes[linear.name] = quantized.codes.cpu()
+            folded[linear.name] = FoldedScales(inputs=quantized.scale, outputs=divisor)
+    return QuantizedBlocks(layers=tuple(layers[linear.name] for linear in block.linears), codes=codes, folded=folded)
 
 
 def _quantize_following(

@@ -16,7 +16,7 @@ from objectives.errors import RunError
 from objectives.model.layouts import norm_offset
 from objectives.model.loading import Model
 from objectives.model.roles import Block, LinearRole, NormRole
-from objectives.quantization import FoldedScales
+from objectives.quantized_blocks import FoldedScales
 from objectives.refinement_record import Refinement
 from quant.plan import Plan
 from quant.scheme import IntWeight, loaded

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
-from objectives.calibration import shrinking
-from objectives.quantization import LayerResult
+from objectives.plan_keys import plan_parts
+from objectives.quantized_blocks import LayerResult
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, Outcome, TrialResult
 from quant.plan import Plan
-from quant.setting import Setting
 from quant.sizes import ModelSize
 from storage.errors import DamagedEntryError, StoredValueError
 from storage.results import ResultStore
@@ -40,27 +39,10 @@ def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> st
     parts: list[object] = [FORMAT, bench.model.fingerprint, bench.model.device.type, sequences.fingerprint()]
     parts.append(sequences.clusters)
     if plan is not None:
-        parts += [_said(plan), bench.allow_partial_groups, str(bench.model.stored_dtype)]
-        parts += [bench.calibration.first(size).key for size in plan.calibration_sizes]
-        parts += [shrinking.FORMULA, shrinking.KAPPA_PER_INPUT] if any(block.experts for block in bench.blocks) else []
+        parts += plan_parts(bench.model, bench.blocks, bench.calibration, plan, bench.allow_partial_groups)
         refined = bench.refinement_of(plan)
         parts += [] if refined is None else [refined.key, refined.codes]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))
-
-
-def _said(plan: Plan) -> object:
-    """Say what a plan does, without what its methods do not read; a uniform plan does what its setting does."""
-    if plan.only is not None:
-        return _fields(plan.only)
-    named = {linear: _fields(setting) for linear, setting in plan.named.items()}
-    return {"named": named, "others": plan.others and _fields(plan.others)}
-
-
-def _fields(setting: Setting) -> dict[str, object]:
-    """Return the canonical fields; the usual bits go unsaid, so that results from before there were others count."""
-    canonical = setting.canonical()
-    unsaid = {"bits", "bit_budget"} - canonical.reads
-    return {name: value for name, value in canonical.as_dict().items() if name not in unsaid}
 
 
 @dataclass(frozen=True, kw_only=True)

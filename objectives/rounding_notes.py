@@ -5,7 +5,7 @@ Responsible for these notes alone. May assume the results of one quantization.
 
 from collections.abc import Sequence
 
-from objectives.quantization import LayerResult
+from objectives.quantized_blocks import LayerResult
 
 MOST_NAMED = 8
 """Linears that a note names."""

@@ -13,12 +13,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from objectives.calibration.calibration import Calibration
+from objectives.kept_blocks import KeptBlocks
 from objectives.model.folding import changed_modules
 from objectives.model.loading import Model
 from objectives.model.memory import is_out_of_memory, peak_bytes, reset_peak
 from objectives.model.roles import Block
+from objectives.plan_keys import plan_parts
 from objectives.progress import Progress, silent
-from objectives.quantization import FoldedScales, LayerResult, model_size, quantize_model
+from objectives.quantization import model_size, quantize_model
+from objectives.quantized_blocks import FoldedScales, LayerResult
 from objectives.refined import Refined, owners
 from objectives.scoring import FIRST_LOOK, Score, score
 from objectives.stopwatch import Stopwatch
@@ -228,7 +231,8 @@ def quantized(
 ) -> Iterator[Quantized]:
     """Quantize the model by `plan` inside the block, and restore it after it; None changes nothing.
 
-    A damaged cache entry is computed again. `with_codes` asks for the codes.
+    A damaged cache entry is computed again, and blocks that a process had quantized before it died are read
+    (`KeptBlocks`). `with_codes` asks for the codes.
 
     Raises:
         InputError: If the plan does not suit the model or the text.
@@ -246,28 +250,30 @@ def quantized(
         modules += owners(bench.model.module, list(refined.vectors))
     watch = Stopwatch()
     repaired: set[str] = set()
-    while True:
-        with _within_memory(watch, "calibrate"):
-            bench.calibration.ensure(plan.calibration_sizes, progress)
-        with bench.model.weights.restored(modules) as originals:
-            try:
-                with _within_memory(watch, "quantize"):
-                    made = _quantize(bench, plan, progress, with_codes)
-            except DamagedEntryError as damage:
-                if damage.key in repaired:
-                    raise
-                repaired.add(damage.key)
-                bench.calibration.discard(damage)
-                continue
-            fingerprint = bench.model.weights.fingerprint(modules)
-            yield replace(made, seconds=watch.seconds, fingerprint=fingerprint, originals=originals)
-            return
-
-
-def _quantize(bench: Bench, plan: Plan, progress: Progress, with_codes: bool) -> Quantized:
-    model, refined = bench.model, bench.refinement_of(plan)
+    parts = plan_parts(bench.model, bench.blocks, bench.calibration, plan, bench.allow_partial_groups)
     with_codes = with_codes or refined is not None
-    made = quantize_model(model, bench.blocks, bench.calibration, plan, progress, with_codes)
+    with KeptBlocks(bench.model, bench.blocks, bench.calibration.cache, parts, with_codes) as kept:
+        while True:
+            with _within_memory(watch, "calibrate"):
+                bench.calibration.ensure(plan.calibration_sizes, progress)
+            with bench.model.weights.restored(modules) as originals:
+                try:
+                    with _within_memory(watch, "quantize"):
+                        made = _quantize(bench, plan, progress, kept, with_codes)
+                except DamagedEntryError as damage:
+                    if damage.key in repaired:
+                        raise
+                    repaired.add(damage.key)
+                    bench.calibration.discard(damage)
+                    continue
+                fingerprint = bench.model.weights.fingerprint(modules)
+                yield replace(made, seconds=watch.seconds, fingerprint=fingerprint, originals=originals)
+                return
+
+
+def _quantize(bench: Bench, plan: Plan, progress: Progress, kept: KeptBlocks, with_codes: bool) -> Quantized:
+    model, refined = bench.model, bench.refinement_of(plan)
+    made = quantize_model(model, bench.blocks, bench.calibration, plan, progress, kept, with_codes)
     if refined is None:
         return Quantized(layers=made.layers, codes=made.codes, folded=made.folded)
     return Quantized(

@@ -8,6 +8,7 @@ go on from what was recorded of an unfinished one (`TensorCache.resumed_entry`).
 """
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -87,20 +88,30 @@ class TensorCache:
             LeaseLostError: If another process took over.
             StorageError: If the disk is full or refuses.
         """
-        temporary = temporary_name(Paths.create(self._root) / key)
-        writer = EntryWriter(temporary)
-        for leftover in self._root.glob(f"{TEMPORARY}{key}-*"):
-            # What another process has just removed, or only its owner may remove, cannot be gone on with.
-            with suppress(OSError):
-                leftover.rename(temporary)
-                if writer.resume():
-                    break
-                self._delete(temporary, key)
-        self.clear_unfinished(key, temporary)
-        with disk_errors(temporary):
-            temporary.mkdir(exist_ok=True)
+        writer, temporary = self._taken_over(key)
         with self._published(writer, temporary, key, about):
             yield writer
+
+    @contextmanager
+    def passing_entry(self, key: str) -> Iterator[EntryWriter]:
+        """As `resumed_entry`, of an entry that nobody else is to read: it goes when the block ends.
+
+        What was recorded outlives an interrupt and the death of the process. Call only while holding the lease that
+        guards the key.
+
+        Raises:
+            StorageError: If the disk is full or refuses, or another process took over.
+        """
+        writer, temporary = self._taken_over(key)
+        keep = False
+        try:
+            yield writer
+        except KeyboardInterrupt:
+            keep = bool(writer.progress)
+            raise
+        finally:
+            if not keep:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def lease(self, name: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
         """Be the only process that computes under `name`; `waiting` is told now and then while another is.
@@ -109,6 +120,22 @@ class TensorCache:
         (`LeaseLostError`).
         """
         return Lease(self._leases, name).held(waiting)
+
+    def lease_if_free(self, name: str, seconds: float) -> AbstractContextManager[bool]:
+        """Be the only process that computes under `name`, unless another is for so long; says whether it is so."""
+        return Lease(self._leases, name).if_free(seconds)
+
+    def is_unfinished(self, key: str) -> bool:
+        """Whether something is left of `key` that may be gone on with."""
+        return any(self._root.glob(f"{TEMPORARY}{key}-*"))
+
+    def clear_abandoned(self, prefix: str, seconds: float) -> None:
+        """Remove what is left of unfinished entries whose keys begin so, and that nobody has touched for so long."""
+        for leftover in self._root.glob(f"{TEMPORARY}{prefix}*"):
+            # What another process has just removed, or only its owner may remove, is in nobody's way.
+            with suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > seconds:
+                    self._delete(leftover, prefix)
 
     def clear_unfinished(self, key: str, kept: Path | None = None) -> None:
         """Remove what a dead process left of `key`, but `kept`; call only while holding the lease that guards it."""
@@ -152,6 +179,22 @@ class TensorCache:
                 self._delete(self._root / key, key)
         elif not missing_ok:
             raise StorageError(f"there is no entry {key} in {self._root}; `cache ls` lists them")
+
+    def _taken_over(self, key: str) -> tuple[EntryWriter, Path]:
+        """Begin an entry, with what a process that died recorded of it; returns the directory, too."""
+        temporary = temporary_name(Paths.create(self._root) / key)
+        writer = EntryWriter(temporary)
+        for leftover in self._root.glob(f"{TEMPORARY}{key}-*"):
+            # What another process has just removed, or only its owner may remove, cannot be gone on with.
+            with suppress(OSError):
+                leftover.rename(temporary)
+                if writer.resume():
+                    break
+                self._delete(temporary, key)
+        self.clear_unfinished(key, temporary)
+        with disk_errors(temporary):
+            temporary.mkdir(exist_ok=True)
+        return writer, temporary
 
     @contextmanager
     def _whole_part(self, key: str, part: str) -> Iterator[tuple[Path, Callable[[str], None]]]:

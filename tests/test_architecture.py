@@ -43,9 +43,9 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "objectives": (
         {"errors", "progress", "stopwatch", "bundled", "divergence", "refinement_record"},
         {"model"},
-        {"text", "suitability", "plan_files"},
+        {"text", "suitability", "plan_files", "quantized_blocks"},
         {"forward", "calibration", "limits"},
-        {"teacher", "costs", "propagation"},
+        {"teacher", "costs", "propagation", "kept_blocks", "plan_keys"},
         {"scoring"},
         {"paired", "precision", "quantization", "beginning"},
         {"refined"},

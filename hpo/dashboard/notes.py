@@ -20,7 +20,7 @@ from hpo.study.record import Measured, TrialRecord
 from hpo.verdict.ranking import SizeClassRanking
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import NOTHING, number, setting_text, short_source
-from objectives.quantization import LayerResult
+from objectives.quantized_blocks import LayerResult
 
 WORST = 5
 IMPORTANCES = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hpo.study.record import TrialRecord
 from objectives.model.layouts import WHOLE
-from objectives.quantization import LayerResult
+from objectives.quantized_blocks import LayerResult
 from objectives.results import load_result
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore

@@ -15,7 +15,7 @@ from hpo.search.front import hypervolume, least
 from hpo.study.record import StudyRecord
 from hpo.verdict.ranking import Ranked, frontier
 from hpo.verdict.snapshot import Study
-from objectives.quantization import LayerResult
+from objectives.quantized_blocks import LayerResult
 from objectives.results import load_result
 from quant.plan import Plan
 from quant.setting import Setting

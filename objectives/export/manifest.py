@@ -14,7 +14,8 @@ from pathlib import Path
 from objectives.model.provenance import FORMAT, RECORD, ModelOrigin
 from objectives.model.roles import quantized_part
 from objectives.plan_files import LinearsSetting, linears_settings, parameters
-from objectives.quantization import LayerResult, model_size
+from objectives.quantization import model_size
+from objectives.quantized_blocks import LayerResult
 from objectives.refinement_record import Refinement
 from objectives.trial import Bench
 from quant.plan import MIXED, Plan

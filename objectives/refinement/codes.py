@@ -20,7 +20,7 @@ from objectives.calibration.prefix import QuantizedPrefix
 from objectives.errors import InputError
 from objectives.model.roles import Block, LinearRole
 from objectives.progress import Progress
-from objectives.quantization import FoldedScales
+from objectives.quantized_blocks import FoldedScales
 from objectives.refined import moved, moves_between
 from objectives.refinement.options import RefinementOptions
 from objectives.text.sequences import Sequences

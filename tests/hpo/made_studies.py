@@ -51,7 +51,7 @@ from hpo.verdict.snapshot import Study as Snapshot
 from hpo.verdict.words import percent_interval
 from objectives.model.layouts import Role
 from objectives.paired import Difference
-from objectives.quantization import LayerResult
+from objectives.quantized_blocks import LayerResult
 from objectives.refinement_record import HeldBack
 from objectives.results import pin, save_result
 from objectives.scoring import Score, look_sizes

@@ -1,6 +1,6 @@
 """What a person is told of codes that are not what was asked for."""
 
-from objectives.quantization import LayerResult
+from objectives.quantized_blocks import LayerResult
 from objectives.rounding_notes import MOST_NAMED, rounding_notes
 
 

@@ -336,6 +336,29 @@ def test_an_error_leaves_nothing_to_go_on_from(cache: TensorCache, tmp_path: Pat
     assert directories(tmp_path) == []
 
 
+def test_a_passing_entry_goes_unless_it_was_interrupted(cache: TensorCache, tmp_path: Path) -> None:
+    """It is no entry to anybody; an interrupt leaves what was recorded, an end or an error nothing."""
+
+    def passing(error: BaseException | None) -> dict[str, object]:
+        before: dict[str, object] = {}
+        with suppress(StorageError, KeyboardInterrupt), cache.passing_entry(KEY) as writer:
+            before = dict(writer.progress)
+            writer.write("block-000", PARTS["block-000"])
+            writer.record({"next": 1})
+            assert KEY not in cache
+            assert cache.entries() == []
+            if error is not None:
+                raise error
+        return before
+
+    assert passing(KeyboardInterrupt()) == {}
+    assert cache.is_unfinished(KEY)
+    assert passing(None) == {"next": 1}
+    assert not cache.is_unfinished(KEY)
+    assert passing(StorageError("full")) == {}
+    assert directories(tmp_path) == []
+
+
 def test_publishing_a_key_twice_is_harmless(cache: TensorCache, tmp_path: Path) -> None:
     """Of two overlapping writers the first one's entry stays and the second one's work is dropped."""
     with cache.new_entry(KEY, {"by": "second"}) as second:

@@ -24,7 +24,8 @@ from objectives.model.finding import find_blocks
 from objectives.model.loading import Model, ModelPlan, load_model
 from objectives.model.provenance import RECORD
 from objectives.progress import silent
-from objectives.quantization import LayerResult, model_size
+from objectives.quantization import model_size
+from objectives.quantized_blocks import LayerResult
 from objectives.scoring import score_all
 from objectives.text.sequences import TextPlan, prepare_text
 from objectives.trial import Bench, quantized, run_trial

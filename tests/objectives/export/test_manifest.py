@@ -17,7 +17,7 @@ from objectives.export.manifest import (
     write_manifest,
 )
 from objectives.model.provenance import RECORD, ModelOrigin, Provenance, already_quantized, read_provenance
-from objectives.quantization import LayerResult
+from objectives.quantized_blocks import LayerResult
 from objectives.refinement_record import Change, CodeMoves, Gain, HeldBack, Refinement, RefinementTrial
 from quant.sizes import ModelSize
 from storage.typed_json import decode, encode
