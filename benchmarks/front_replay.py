@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from hpo.search.incumbent import Incumbent, fit_variance_prior
+from hpo.search.incumbent import Incumbent, make_incumbent
 from hpo.search.pruners.paired import is_hopeless
 from hpo.search.pruners.pruner import Rule
 from hpo.study.finding import find_study
@@ -71,11 +71,17 @@ def replay(scored: Sequence[tuple[TrialRecord, Score]], rule: Rule, objective: O
     total = len(order[0][1].nll)
     places = torch.tensor(dice.sample(range(total), total))
     complete: list[tuple[TrialRecord, Score]] = []
+    # Few trials change what those after them are compared with.
+    incumbents: dict[tuple[int, ...], Incumbent | None] = {}
     read = 0
     lost: set[int] = set()
     for trial, unordered in order:
         score = unordered.mapped(lambda values: values[places])
-        incumbent = _incumbent(trial, complete, objective)
+        best_first = _best_first(trial, complete)
+        key = tuple(other.number for other, _ in best_first)
+        if key not in incumbents:
+            incumbents[key] = _incumbent(best_first, objective)
+        incumbent = incumbents[key]
         given_up = next(
             (
                 look
@@ -94,17 +100,16 @@ def replay(scored: Sequence[tuple[TrialRecord, Score]], rule: Rule, objective: O
     return Replayed(lost=len(members & lost), members=len(members), spared=1 - read / whole)
 
 
-def _incumbent(
-    trial: TrialRecord, complete: Sequence[tuple[TrialRecord, Score]], objective: Objective
-) -> Incumbent | None:
-    best_first = sorted(
-        (pair for pair in complete if holds(trial, pair[0])), key=lambda pair: (pair[0].value, pair[0].number)
-    )[: 1 + MOST_OTHERS]
+def _best_first(trial: TrialRecord, complete: Sequence[tuple[TrialRecord, Score]]) -> list[tuple[TrialRecord, Score]]:
+    within = (pair for pair in complete if holds(trial, pair[0]))
+    return sorted(within, key=lambda pair: (pair[0].value, pair[0].number))[: 1 + MOST_OTHERS]
+
+
+def _incumbent(best_first: Sequence[tuple[TrialRecord, Score]], objective: Objective) -> Incumbent | None:
     if not best_first:
         return None
     (best, score), *others = best_first
-    prior = fit_variance_prior([other for _, other in others], score, objective)
-    return Incumbent(number=best.number, score=score, prior=prior, objective=objective)
+    return make_incumbent(best.number, score, [other for _, other in others], objective)
 
 
 def main() -> None:

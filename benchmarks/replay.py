@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState, create_trial
 
 from benchmarks.truth import Text, Truth
-from hpo.search.incumbent import Incumbent, estimate, fit_variance_prior
+from hpo.search.incumbent import Incumbent, estimate, make_incumbent
 from hpo.search.proposal import propose
 from hpo.search.pruners.pruner import Case
 from hpo.search.pruners.registry import Pruning
@@ -186,8 +186,7 @@ class Ours:
     def _incumbent(self) -> Incumbent | None:
         if not (scores := self._scores(MOST_OTHERS)):
             return None
-        prior = fit_variance_prior(scores[1:], scores[0])
-        return Incumbent(number=self._complete()[0].number, score=scores[0], prior=prior)
+        return make_incumbent(self._complete()[0].number, scores[0], scores[1:])
 
 
 class Until:

@@ -15,7 +15,7 @@ from typing import Any
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from hpo.search.incumbent import Incumbent, estimate, fit_variance_prior
+from hpo.search.incumbent import Incumbent, estimate, make_incumbent
 from hpo.search.pruners.pruner import Case
 from hpo.search.pruners.registry import Pruning
 from hpo.space.size_class import SizeClass, size_class_of
@@ -51,7 +51,7 @@ from storage.errors import DamagedEntryError
 from storage.results import ResultStore
 from storage.typed_json import decode, encode
 
-# Completed trials that say how differences scatter.
+# Completed trials that a trial is compared with beside the best, and that say how differences scatter.
 MOST_OTHERS = 8
 
 
@@ -97,8 +97,7 @@ class Ledger:
         equal_bits = (reference for reference in read_references(study) if reference.size_class == size_class)
         (best, incumbent), *others = scored
         compared = [score for _, score in (*others, *self.scores.readable(equal_bits))]
-        prior = fit_variance_prior(compared, incumbent, self.objective)
-        return Incumbent(number=best.number, score=incumbent, prior=prior, objective=self.objective)
+        return make_incumbent(best.number, incumbent, compared, self.objective)
 
     def look(self, trial: Trial, look: Score) -> None:
         """Report a look to Optuna, unless it was reported already."""

@@ -8,7 +8,14 @@ import pytest
 import torch
 from scipy import stats
 
-from hpo.search.incumbent import Incumbent, VariancePrior, estimate, fit_variance_prior, moderated_paired_difference
+from hpo.search.incumbent import (
+    Incumbent,
+    VariancePrior,
+    estimate,
+    fit_variance_prior,
+    make_incumbent,
+    moderated_paired_difference,
+)
 from hpo.search.pruners.paired import is_hopeless
 from hpo.search.pruners.registry import PRUNERS, Pruning
 from hpo.study.objective import PERPLEXITY
@@ -185,9 +192,14 @@ def compared(count: int, noise: float = 0.02) -> tuple[list[Score], Score]:
     return [score(incumbent + move) for move in moves], score(incumbent)
 
 
+def prior_of(others: list[Score], incumbent: Score) -> VariancePrior | None:
+    differences = [PERPLEXITY.difference(other, incumbent) for other in others]
+    return fit_variance_prior(differences, float(incumbent.tokens.sum()))
+
+
 def test_the_prior_variance_is_that_of_the_others() -> None:
     """The variance per token they were made with; as many degrees as it may have where all scatter alike."""
-    prior = fit_variance_prior(*compared(10))
+    prior = prior_of(*compared(10))
     assert prior is not None
     # A move is one of the mean of a sequence's ten tokens.
     assert prior.variance == pytest.approx(10 * 0.02**2, rel=0.15)
@@ -199,16 +211,16 @@ def test_others_that_scatter_unlike_each_other_say_less() -> None:
     others, incumbent = compared(3)
     wild, _ = compared(6, noise=0.5)
     calm, _ = compared(6, noise=0.01)
-    mixed = fit_variance_prior([*wild, *calm], incumbent)
+    mixed = prior_of([*wild, *calm], incumbent)
     assert mixed is not None
     assert mixed.degrees < 3
-    assert fit_variance_prior(others[:2], incumbent) is None
-    assert fit_variance_prior([incumbent] * 5, incumbent) is None
+    assert prior_of(others[:2], incumbent) is None
+    assert prior_of([incumbent] * 5, incumbent) is None
 
 
 def test_a_prior_gives_up_sooner_and_no_more_often_wrongly() -> None:
     """Eight sequences know their scatter badly; what others showed makes up for it."""
-    prior = fit_variance_prior(*compared(10))
+    prior = prior_of(*compared(10))
 
     def share(shift: float, prior: VariancePrior | None, first: bool) -> float:
         pairs = [texts(seed, shift) for seed in range(300)]
@@ -229,6 +241,76 @@ def test_others_that_scatter_almost_alike_are_no_special_case() -> None:
     """The excess of scatter may be as small as it likes."""
     others, incumbent = compared(3)
     for count in range(3, 40):
-        found = fit_variance_prior((others * 20)[:count], incumbent)
+        found = prior_of((others * 20)[:count], incumbent)
         assert found is not None
         assert 0 < found.degrees <= 50
+
+
+def alike(seed: int, count: int, noise: float = 0.02) -> list[Score]:
+    """Settings that are as good as each other on the whole text, each with a scatter of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    common = 3 + 0.5 * torch.randn(COUNT, generator=generator, dtype=torch.float64)
+    moves = noise * torch.randn(count, COUNT, generator=generator, dtype=torch.float64)
+    return [score(common + move - move.mean()) for move in moves]
+
+
+def errors_at_8(others: int, seeds: int = 200) -> tuple[float, float]:
+    """The mean square of a difference's error after eight sequences, and what its standard error says that it is."""
+    squares, said = 0.0, 0.0
+    for seed in range(seeds):
+        trial, incumbent, *known = alike(seed, 2 + others)
+        found = moderated_paired_difference(prefix(trial, 8), make_incumbent(0, incumbent, known))
+        squares, said = squares + found.value**2 / seeds, said + found.standard_error**2 / seeds
+    return squares, said
+
+
+def test_what_the_incumbent_happened_to_do_well_is_averaged_out() -> None:
+    """Half of a difference's variance is the incumbent's own: beside eight others a tenth of it is left."""
+    alone, beside_eight = errors_at_8(0), errors_at_8(8)
+    assert beside_eight[0] / alone[0] == pytest.approx(0.5 * (1 + 1 / 9), rel=0.2)
+    assert beside_eight[1] / beside_eight[0] == pytest.approx(1, rel=0.2)
+
+
+def test_more_is_given_up_beside_others_and_no_more_often_wrongly() -> None:
+    """Of trials a standard deviation of a sequence behind, and of those that are as good."""
+
+    def share(shift: float, others: int) -> float:
+        gone = 0
+        for seed in range(300):
+            trial, incumbent, *known = alike(seed, 2 + others)
+            behind = replace(trial, nll=trial.nll + shift * trial.tokens)
+            made = make_incumbent(0, incumbent, known)
+            gone += any(is_hopeless(look, made, STRICT) for look in looks(behind)[:1])
+        return gone / 300
+
+    assert share(0.02, 8) > share(0.02, 0) + 0.2
+    assert share(0.0, 8) < 0.02
+
+
+def test_settings_that_are_unlike_the_incumbent_hardly_count() -> None:
+    """What scatters ten times as much has a hundredth of the weight; the incumbent has that of the nearest."""
+    incumbent, near = alike(0, 2)
+    [far, *_] = alike(1, 1, noise=0.5)
+    control = make_incumbent(0, incumbent, [near, far]).control
+    assert control is not None
+    assert torch.allclose(control.nll, (incumbent.nll + near.nll) / 2, rtol=0.01)
+    assert torch.equal(control.tokens, incumbent.tokens)
+
+
+def test_all_text_is_compared_with_the_incumbent_itself() -> None:
+    """Whatever looks are subtracted from: what it differs from the incumbent by is known."""
+    trial, incumbent, *known = alike(3, 6)
+    shifted = [replace(other, nll=other.nll + 0.3 * other.tokens) for other in known]
+    made = make_incumbent(0, incumbent, shifted)
+    behind = replace(trial, nll=trial.nll + 0.01 * trial.tokens)
+    found = moderated_paired_difference(behind, made)
+    assert found.value == pytest.approx(0.01)
+    assert found.standard_error == 0
+    assert estimate(behind, made).value == pytest.approx(behind.perplexity)
+
+
+def test_equal_weights_under_other_settings_are_no_further_knowledge() -> None:
+    """Where nothing else is known a trial is compared with the incumbent alone."""
+    [incumbent] = alike(0, 1)
+    made = make_incumbent(7, incumbent, [incumbent, incumbent])
+    assert (made.number, made.control, made.prior) == (7, None, None)

@@ -9,7 +9,7 @@ import torch
 
 from hpo.deploy.reproduce import repeat_command
 from hpo.search.acquisition import nats_of
-from hpo.search.incumbent import Incumbent, estimate, fit_variance_prior
+from hpo.search.incumbent import Incumbent, estimate, make_incumbent
 from hpo.search.pruners.paired import is_hopeless
 from hpo.search.pruners.pruner import Rule
 from hpo.search.pruners.registry import PRUNERS
@@ -169,10 +169,13 @@ def test_pruning_goes_by_the_objective() -> None:
     assert guess.low <= KL.value(trial) <= guess.high
     assert estimate(look, by_perplexity).objective == PERPLEXITY
     others = [replace(trial, kl=trial.of("kl") * factor) for factor in (0.8, 1.0, 1.3)]
-    prior, prior_of_kl = fit_variance_prior(others, best), fit_variance_prior(others, best, KL)
-    assert prior is not None
-    assert prior_of_kl is not None
-    assert prior.variance != prior_of_kl.variance
+    made, made_by_kl = make_incumbent(0, best, others), make_incumbent(0, best, others, KL)
+    assert made.prior is not None
+    assert made_by_kl.prior is not None
+    assert made.prior.variance != made_by_kl.prior.variance
+    assert made.control is not None
+    assert made_by_kl.control is not None
+    assert best.mean("kl") == made.control.mean("kl") < made_by_kl.control.mean("kl")
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)

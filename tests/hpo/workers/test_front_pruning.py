@@ -64,6 +64,19 @@ def test_a_trial_is_compared_with_the_best_of_no_larger_a_budget(ledger: Ledger,
     assert incumbent.number == number
 
 
+def test_looks_are_subtracted_from_all_of_no_larger_a_budget(ledger: Ledger) -> None:
+    """The mean of those that are completed has less scatter than the best of them; of the smallest there is one."""
+
+    def above(budget: float) -> float | None:
+        incumbent = ledger.incumbent(SPACE.project(Setting(method="gw-awq", bit_budget=budget)))
+        assert incumbent is not None
+        return None if incumbent.control is None else incumbent.control.mean_nll - incumbent.score.mean_nll
+
+    assert above(4.2) is None
+    assert above(4.3) == pytest.approx((NATS[4.3] - NATS[4.2]) / 2, abs=0.02)
+    assert 0.05 < (above(4.5) or 0.0) < NATS[4.3] - NATS[4.2]
+
+
 def test_a_front_is_read_by_its_second_value(ledger: Ledger) -> None:
     """Bytes are the first; the best trial is the one of least value."""
     record = read_study(ledger.queue.study)
