@@ -158,9 +158,11 @@ def norm_offset(norm: nn.Module) -> float | None:
     weight = getattr(norm, "weight", None)
     if weight is None or weight.dim() != 1:
         return None
+    # Its own values are not asked for, so they may be elsewhere.
+    device = torch.device("cpu") if weight.is_meta else weight.device
     # In float32 whatever the model's type: a few bits would not tell.
-    probe = torch.linspace(-1, 2, weight.numel(), device=weight.device)
-    zeros = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in norm.named_parameters()}
+    probe = torch.linspace(-1, 2, weight.numel(), device=device)
+    zeros = {name: torch.zeros(tensor.shape, device=device) for name, tensor in norm.named_parameters()}
     try:
         with torch.no_grad():
             zero, once, twice = (

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from objectives.model.weights import Weights, fingerprint, weights_restored
+from objectives.model.weights import Weights, exchanged, fingerprint, weights_restored
 from storage.tensor_files import ScratchFile, StoredTensor
 
 
@@ -114,6 +114,20 @@ class StreamedWeights:
                 value = slot.module._parameters[slot.leaf]
                 assert value is not None
                 self._changed[-1][slot.absent] = self._scratch.write(start + slot.place, value)
+
+    @contextmanager
+    def as_before(self, block: str, layer: nn.Module, originals: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+        """Read them from their files; see `Weights`."""
+        with self.at_hand(block), exchanged(layer, originals):
+            now = {slot: slot.module._parameters[slot.leaf] for slot in self._slots[block]}
+            for slot in now:
+                original = slot.original.read().to(self._device, slot.absent.dtype)
+                slot.module._parameters[slot.leaf] = nn.Parameter(original, requires_grad=False)
+            try:
+                yield
+            finally:
+                for slot, value in now.items():
+                    slot.module._parameters[slot.leaf] = value
 
     @contextmanager
     def restored(self, modules: Sequence[nn.Module]) -> Iterator[Mapping[nn.Parameter, Tensor]]:

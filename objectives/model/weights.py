@@ -33,6 +33,14 @@ class Weights(Protocol):
     def changing(self, block: str) -> AbstractContextManager[None]:
         """Have them there, and keep what is done to them until `restored` ends."""
 
+    def as_before(
+        self, block: str, layer: nn.Module, originals: Mapping[nn.Parameter, Tensor]
+    ) -> AbstractContextManager[None]:
+        """Have the weights of a block as they were before `restored`, which gave `originals`, while the context lasts.
+
+        `layer` is its module. What is there afterwards is what was there before.
+        """
+
     def restored(self, modules: Sequence[nn.Module]) -> AbstractContextManager[Mapping[nn.Parameter, Tensor]]:
         """Undo whatever is done to the weights and biases of these modules meanwhile; gives the copies it holds."""
 
@@ -61,6 +69,12 @@ class HeldWeights:
     def changing(self, block: str) -> AbstractContextManager[None]:
         """See `Weights`."""
         return nullcontext()
+
+    def as_before(
+        self, block: str, layer: nn.Module, originals: Mapping[nn.Parameter, Tensor]
+    ) -> AbstractContextManager[None]:
+        """See `Weights`."""
+        return exchanged(layer, originals)
 
     def restored(self, modules: Sequence[nn.Module]) -> AbstractContextManager[Mapping[nn.Parameter, Tensor]]:
         """Hold a copy of each of these weights meanwhile; see `Weights`."""
@@ -97,6 +111,19 @@ def weights_restored(modules: Sequence[nn.Module]) -> Iterator[Mapping[nn.Parame
     finally:
         for parameter, original in originals.items():
             parameter.copy_(original)
+
+
+@contextmanager
+def exchanged(layer: nn.Module, values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Put these values into the parameters of a module that are named, and afterwards what was there."""
+    now = {parameter: parameter.detach().clone() for parameter in layer.parameters() if parameter in values}
+    for parameter in now:
+        parameter.copy_(values[parameter])
+    try:
+        yield
+    finally:
+        for parameter, value in now.items():
+            parameter.copy_(value)
 
 
 def _itself(parameter: nn.Parameter) -> Tensor:

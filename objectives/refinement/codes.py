@@ -20,7 +20,6 @@ from objectives.calibration.prefix import QuantizedPrefix
 from objectives.errors import InputError
 from objectives.model.roles import Block, LinearRole
 from objectives.progress import Progress
-from objectives.quantized_blocks import FoldedScales
 from objectives.refined import moved, moves_between
 from objectives.refinement.options import RefinementOptions
 from objectives.text.sequences import Sequences
@@ -126,27 +125,31 @@ def move_codes(
         StorageError: If the store cannot be written.
     """
     began = monotonic()
-    codes = dict(rounded.codes)
+    codes, weights = dict(rounded.codes), bench.model.weights
     prefix = QuantizedPrefix(bench.model.module, bench.blocks, text[:MOST_SEQUENCES], options.batch_tokens, INSTEAD)
     finished = _read(store, key)
     done = taken = 0
     for block in bench.blocks:
         linears = [linear for linear in block.linears if linear.name in codes]
-        with torch.no_grad(), _in_full_precision(bench, block, rounded.originals):
+        is_finished = all(linear.name in finished for linear in linears)
+        layer = bench.model.module.get_submodule(block.name)
+        with torch.no_grad(), weights.as_before(block.name, layer, rounded.originals):
             prefix.follow(block)
-        if all(linear.name in finished for linear in linears):
+            exact = {} if is_finished else {linear.name: linear.weight().clone() for linear in linears}
+        if is_finished:
             codes |= {linear.name: moved(codes[linear.name], finished[linear.name]) for linear in linears}
         elif options.timeout is not None and taken and _late(began, taken, options.timeout):
             break
         else:
-            learned = _learn(prefix, block, linears, rounded, plan, options, bench.model.stored_dtype)
+            with weights.at_hand(block.name):
+                learned = _learn(prefix, block, linears, exact, rounded, plan, options, bench.model.stored_dtype)
             for name, weight in learned.items():
                 finished[name] = moves_between(codes[name], weight)
                 codes[name] = weight
             taken += 1
             _require_time(monotonic() - began, taken, options.timeout, len(bench.blocks))
             store.save(key, {"blocks": block.index + 1}, finished)
-        with torch.no_grad():
+        with torch.no_grad(), weights.changing(block.name):
             for linear in linears:
                 linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
             prefix.advance(block)
@@ -161,6 +164,7 @@ def _learn(
     prefix: QuantizedPrefix,
     block: Block,
     linears: Sequence[LinearRole],
+    exact: Mapping[str, Tensor],
     rounded: Quantized,
     plan: Plan,
     options: RefinementOptions,
@@ -168,7 +172,7 @@ def _learn(
 ) -> dict[str, IntWeight]:
     """Return the codes of one block, on the CPU: those that were learned, or those that were there if they are nearer.
 
-    The model is left with either.
+    `exact` are its original weights, `[O, I]` by name. The model is left with either.
     """
     compared = math.ceil(COMPARED_TOKENS / options.batch_tokens)
     with torch.no_grad():
@@ -177,7 +181,7 @@ def _learn(
                 linear,
                 _on(rounded.codes[linear.name], linear.parameter.device),
                 plan.setting_for(linear.name).scheme(stored),
-                _exact(linear, rounded.originals, rounded.folded[linear.name]),
+                rounded.folded[linear.name].done(exact[linear.name]),
             )
             for linear in linears
         ]
@@ -213,25 +217,6 @@ def _differentiated(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Para
         for parameter in distinct:
             parameter.requires_grad_(False)
             parameter.grad = None
-
-
-@contextmanager
-def _in_full_precision(bench: Bench, block: Block, originals: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Put the original weights of a block back, and afterwards what was there."""
-    module = bench.model.module.get_submodule(block.name)
-    changed = {parameter: parameter.detach().clone() for parameter in module.parameters() if parameter in originals}
-    for parameter in changed:
-        parameter.copy_(originals[parameter])
-    try:
-        yield
-    finally:
-        for parameter, quantized in changed.items():
-            parameter.copy_(quantized)
-
-
-def _exact(linear: LinearRole, originals: Mapping[nn.Parameter, Tensor], folded: FoldedScales) -> Tensor:
-    """Return what was rounded: the original weight with the scales that fold into it, float32 `[O, I]`."""
-    return folded.done(linear.part_of(originals[linear.parameter]))
 
 
 def _on(weight: IntWeight, device: torch.device) -> IntWeight:

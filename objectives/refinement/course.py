@@ -1,7 +1,7 @@
 """The course of a refinement: steps of Adam, looks at text that is held back, and a state that outlives its process.
 
 Responsible for the best point that was seen, for falling back to it where a value is not finite, and for ending in
-time. May assume a model in memory that holds the codes; it holds the last point afterwards. Shape letter: `P` all that
+time. May assume a model that holds the codes; it holds the last point afterwards. Shape letter: `P` all that
 is tuned.
 """
 
@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
 import torch
@@ -189,15 +190,15 @@ class Course:
 
     def _pulled_back(self, indices: Sequence[int]) -> float:
         """Leave the gradient of the mean KL of some sequences in `_gradient`; returns that mean, nats per token."""
-        text, model = self._subject.text.training, self._subject.bench.model
+        text, model, tuned = self._subject.text.training, self._subject.bench.model, self._subject.tuned
         targets = sum(int(text.scored[index].sum()) for index in indices)
         while True:
             total = torch.zeros((), dtype=torch.float64, device=model.device)
             self._gradient.zero_()
             try:
                 with (
-                    recomputed(model.module, self._subject.bench.blocks),
-                    self._subject.tuned.pulling_back(self._gradient),
+                    recomputed(model, self._subject.bench.blocks, partial(tuned.pulling_back, self._gradient)),
+                    tuned.pulling_back(self._gradient),
                 ):
                     for batch in batches(text, indices, self._batch_tokens, model.device):
                         total += pull_back(self._halves, batch, self._subject.training)

@@ -5,17 +5,19 @@ logits exist for a few rows at a time. May assume that whoever calls collects th
 Shape letters: `N` rows, `F` features, `V` vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from objectives.forward import Halves
+from objectives.model.loading import Model
 from objectives.model.roles import Block
+from objectives.model.weights import Weights
 from objectives.teacher import Teacher
 from objectives.text.batches import Batch
 
@@ -24,20 +26,81 @@ LOGIT_BYTES = 2**27
 
 
 @contextmanager
-def recomputed(module: Any, blocks: Sequence[Block]) -> Iterator[None]:
-    """Keep no more than the inputs of decoder blocks on the way there, and compute the rest again on the way back."""
-    layers: list[nn.Module] = [module.get_submodule(block.name) for block in blocks]
-    before = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+def recomputed(
+    model: Model, blocks: Sequence[Block], collecting: Callable[[str], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Keep no more than the inputs of decoder blocks on the way there, and compute the rest again on the way back.
+
+    Blocks that are streamed are brought for either; `collecting` then has the gradients of one collected, on the way
+    back, while its weights are at hand.
+    """
+    names = {block.name: model.module.get_submodule(block.name) for block in blocks}
+    before = {name: vars(layer).get("forward") for name, layer in names.items()}
+    for name, layer in names.items():
+        if model.weights.streamed:
+            layer.forward = partial(_brought, model.weights, collecting, name, layer.forward)
+        else:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
+        for name, layer in names.items():
+            own = before[name]
             if own is None:
                 del layer.forward
             else:
                 layer.forward = own
+
+
+def _brought(
+    weights: Weights,
+    collecting: Callable[[str], AbstractContextManager[None]],
+    block: str,
+    forward: Callable[..., Any],
+    states: Tensor,
+    *others: Any,
+    **named: Any,
+) -> Any:
+    """Run a block whose weights are elsewhere; what comes before it need not have a gradient."""
+
+    def run(hidden: Tensor) -> Any:
+        return forward(hidden, *others, **named)
+
+    def at_hand() -> AbstractContextManager[None]:
+        return weights.at_hand(block)
+
+    start = states if states.requires_grad else states.detach().requires_grad_()
+    return _Brought.apply(run, at_hand, partial(collecting, block), start)  # type: ignore[no-untyped-call]
+
+
+class _Brought(torch.autograd.Function):
+    """A block that is brought before it runs, there and back; nothing of its weights outlives either.
+
+    torch's own checkpoints hold on to the parameters of the way there, or let go of those of the way back before their
+    gradients are there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Callable[[Tensor], Any],
+        at_hand: Callable[[], AbstractContextManager[None]],
+        collected: Callable[[], AbstractContextManager[None]],
+        states: Tensor,
+    ) -> Any:
+        ctx.run, ctx.at_hand, ctx.collected = run, at_hand, collected
+        ctx.save_for_backward(states)
+        with at_hand():
+            return run(states)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
+        (saved,) = ctx.saved_tensors
+        states = saved.detach().requires_grad_()
+        with ctx.at_hand(), ctx.collected(), torch.enable_grad():
+            output = ctx.run(states)
+            torch.autograd.backward(output[0] if isinstance(output, tuple) else output, gradient)
+        return None, None, None, states.grad
 
 
 def pull_back(model: Halves, batch: Batch, teacher: Teacher) -> Tensor:

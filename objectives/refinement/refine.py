@@ -17,7 +17,6 @@ from torch import Tensor
 
 from objectives.errors import InputError
 from objectives.model.memory import is_out_of_memory
-from objectives.model.weights import weights_restored
 from objectives.progress import Progress, silent
 from objectives.refined import (
     OtherCodesError,
@@ -176,22 +175,17 @@ def _refine(
 ) -> Refined | None:
     """Refine and store; returns what there was by then where it ended before its last step, which is not stored."""
     model = bench.model
-    if model.weights.streamed:
-        raise InputError(
-            f"--refine needs model {model.name} in memory, and it is read block by block there; use another --device, "
-            "a larger --device-memory or leave --refine out"
-        )
     training, validation = (bench.teacher(part, progress) for part in (text.training, text.validation))
     if training is None or validation is None:
         raise InputError(f"model {model.name} is quantized already: there is no full precision to refine it towards")
     vectors = [name for name, *_ in tunable_vectors(model.module)]
     with (
-        weights_restored(owners(model.module, vectors)),
+        model.weights.restored(owners(model.module, vectors)),
         quantized(replace(bench, refined=None), plan, progress, with_codes=True) as result,
     ):
         began = monotonic()
         codes, moves, through = _moved(bench, plan, result, text, validation, options, store, progress)
-        tuned = Tuned(model.module, bench.blocks, codes, plan, model.stored_dtype)
+        tuned = Tuned(model, bench.blocks, codes, plan)
         subject = Subject(bench=bench, tuned=tuned, text=text, training=training, validation=validation)
         spent = monotonic() - began if options.code_steps else 0.0
         left = None if options.timeout is None else options.timeout - spent
@@ -244,9 +238,10 @@ def _moved(
         after=kl(),
     )
     codes = result.codes if moves.kept else rounded.codes
-    with torch.no_grad():
-        for linear in coded(bench.blocks, codes):
-            linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
+    for block in bench.blocks:
+        with torch.no_grad(), bench.model.weights.changing(block.name):
+            for linear in coded([block], codes):
+                linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
     return codes, moves, result.blocks == len(bench.blocks)
 
 

@@ -5,14 +5,15 @@ of their gradients, straight through the rounding. May assume a model that holds
 weights back. Shape letters: `O` outputs, `I` inputs, `G` groups, `N` elements, `P` all that is tuned.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from objectives.model.loading import Model
 from objectives.model.roles import Block, LinearRole
 from objectives.refined import tunable_vectors
 from quant.plan import Plan
@@ -43,7 +44,7 @@ class Scales:
 
     Attributes:
         linear: Whose weight it is.
-        codes: Of the weight, on its device.
+        codes: Of the weight, on its device, or on the CPU where the weight is in memory only while it is used.
         scheme: What its scales can be.
     """
 
@@ -63,8 +64,9 @@ class Scales:
 
     def stored(self, change: Tensor) -> IntWeight:
         """Return what is stored under these changes, float32 `[O * G]`."""
-        scale = self.codes.scale.float() * change.view_as(self.codes.scale).exp()
-        return replace(self.codes, scale=stored_scale(scale, self.scheme).to(self.scheme.scale_dtype))
+        codes = _on(self.codes, change.device)
+        scale = codes.scale.float() * change.view_as(codes.scale).exp()
+        return replace(codes, scale=stored_scale(scale, self.scheme).to(self.scheme.scale_dtype))
 
     def write(self, change: Tensor) -> None:
         """Put `(codes - zeros) * scales` into the Linear."""
@@ -82,24 +84,29 @@ class Vector:
 
     Attributes:
         name: Of the parameter.
-        parameter: `[N]`, of the model.
+        module: Whose it is.
         start: float32 `[N]`, what it was.
         unit: What a change of 1 adds to it, float32 `[N]`: of a norm its gain, of a bias its mean size.
         dtype: The type it is stored in.
     """
 
     name: str
-    parameter: nn.Parameter
+    module: nn.Module
     start: Tensor
     unit: Tensor
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, name: str, parameter: nn.Parameter, offset: float | None, dtype: torch.dtype) -> "Vector":
-        """Return a parameter as what can be tuned; `offset` is that of a norm, None of a bias."""
-        start = parameter.detach().float().clone()
+    def of(cls, name: str, module: nn.Module, offset: float | None, dtype: torch.dtype) -> "Vector":
+        """Return a parameter of a module as what can be tuned; `offset` is that of a norm, None of a bias."""
+        start = module.get_parameter(_leaf(name)).detach().float().clone()
         unit = start.abs().mean().expand_as(start) if offset is None else offset + start
-        return cls(name=name, parameter=parameter, start=start, unit=unit, dtype=dtype)
+        return cls(name=name, module=module, start=start, unit=unit, dtype=dtype)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """Return it, `[N]`."""
+        return self.module.get_parameter(_leaf(self.name))
 
     @property
     def size(self) -> int:
@@ -122,32 +129,49 @@ class Vector:
 class Tuned:
     """All that is tuned of a model: `changes`, float32 `[P]` on its device, zero where nothing is changed yet."""
 
-    def __init__(
-        self, module: Any, blocks: Sequence[Block], codes: Mapping[str, IntWeight], plan: Plan, dtype: torch.dtype
-    ) -> None:
-        linears = [linear for block in blocks for linear in block.linears if linear.name in codes]
-        self._scales = [
-            Scales(
-                linear=linear,
-                codes=_moved(codes[linear.name], linear.parameter.device),
-                scheme=plan.setting_for(linear.name).scheme(dtype),
-            )
-            for linear in linears
-        ]
-        self._vectors = [Vector.of(*named, dtype) for named in tunable_vectors(module)]
-        self._parts: list[Part] = [*self._scales, *self._vectors]
+    def __init__(self, model: Model, blocks: Sequence[Block], codes: Mapping[str, IntWeight], plan: Plan) -> None:
+        self._weights, self._blocks = model.weights, [block.name for block in blocks]
+        offsets = {name: offset for name, _, offset in tunable_vectors(model.module)}
+        of_block = {name: home for name in offsets for home in self._blocks if name.startswith(f"{home}.")}
+        device = torch.device("cpu") if self._weights.streamed else model.device
+        scales: list[tuple[str | None, Part]] = []
+        vectors: dict[str, Part] = {}
+
+        def begin(names: Iterable[str]) -> None:
+            for name in names:
+                owner = model.module.get_submodule(name.rpartition(".")[0])
+                vectors[name] = Vector.of(name, owner, offsets[name], model.stored_dtype)
+
+        for block in blocks:
+            with self._weights.at_hand(block.name):
+                for linear in block.linears:
+                    if linear.name in codes:
+                        scheme = plan.setting_for(linear.name).scheme(model.stored_dtype)
+                        part = Scales(linear=linear, codes=_own(codes[linear.name], device), scheme=scheme)
+                        scales.append((block.name, part))
+                begin(name for name, home in of_block.items() if home == block.name)
+        begin(name for name in offsets if name not in of_block)
+        # Each with the block that it is in, the same order wherever the weights are.
+        homes = [*scales, *((of_block.get(name), vectors[name]) for name in offsets)]
+        self._homes, self._parts = [home for home, _ in homes], [part for _, part in homes]
         self._sizes = [part.size for part in self._parts]
-        self.changes = torch.zeros(sum(self._sizes), device=module.device)
+        self.changes = torch.zeros(sum(self._sizes), device=model.device)
 
     def slices(self, changes: Tensor) -> Iterator[tuple[Part, Tensor]]:
         """Yield each part with its share of a vector `[P]`."""
         return zip(self._parts, torch.split(changes, self._sizes), strict=True)
 
+    def _of(self, home: str | None, changes: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Yield the parts that are in a block, or in none, with their shares."""
+        return (share for where, share in zip(self._homes, self.slices(changes), strict=True) if where == home)
+
     @torch.no_grad()
     def write(self, changes: Tensor) -> None:
         """Put what is stored under these changes, `[P]`, into the model."""
-        for part, own in self.slices(changes):
-            part.write(own)
+        for home in (None, *self._blocks):
+            with nullcontext() if home is None else self._weights.changing(home):
+                for part, own in self._of(home, changes):
+                    part.write(own)
 
     @torch.no_grad()
     def stored(self, changes: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -162,13 +186,15 @@ class Tuned:
         return scales, vectors
 
     @contextmanager
-    def pulling_back(self, into: Tensor) -> Iterator[None]:
+    def pulling_back(self, into: Tensor, block: str | None = None) -> Iterator[None]:
         """Add the gradients of the changes to `into` `[P]` whenever a backward pass reaches their parameters.
 
-        No gradient of a whole weight outlives its block.
+        No gradient of a whole weight outlives its block. Of weights that are in memory only while they are used those
+        of a block are waited for alone, while it is at hand (`block`); without one all others are.
         """
+        waited = self._of(block, into) if self._weights.streamed else self.slices(into)
         by_parameter: dict[nn.Parameter, list[tuple[Part, Tensor]]] = {}
-        for part, own in self.slices(into):
+        for part, own in waited:
             by_parameter.setdefault(part.parameter, []).append((part, own))
         handles = [
             parameter.requires_grad_(True).register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -186,6 +212,10 @@ class Tuned:
                 parameter.grad = None
 
 
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _pull_back(parts: Sequence[tuple[Part, Tensor]]) -> Callable[[Tensor], None]:
     @torch.no_grad()
     def hook(parameter: Tensor) -> None:
@@ -197,7 +227,12 @@ def _pull_back(parts: Sequence[tuple[Part, Tensor]]) -> Callable[[Tensor], None]
     return hook
 
 
-def _moved(weight: IntWeight, device: torch.device) -> IntWeight:
+def _own(weight: IntWeight, device: torch.device) -> IntWeight:
     """Return codes on a device, as tensors of their own: those of inference mode cannot take part in anything else."""
-    zero = None if weight.zero is None else weight.zero.to(device).clone()
-    return replace(weight, codes=weight.codes.to(device).clone(), scale=weight.scale.to(device).clone(), zero=zero)
+    zero = None if weight.zero is None else weight.zero.clone()
+    return _on(replace(weight, codes=weight.codes.clone(), scale=weight.scale.clone(), zero=zero), device)
+
+
+def _on(weight: IntWeight, device: torch.device) -> IntWeight:
+    zero = None if weight.zero is None else weight.zero.to(device)
+    return replace(weight, codes=weight.codes.to(device), scale=weight.scale.to(device), zero=zero)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,10 +283,11 @@ def test_the_gradient_is_that_of_the_divergence(tmp_path: Path) -> None:
     assert teacher is not None
     [batch] = batches(text, [0, 1], 64, bench.model.device)
     with quantized(bench, PLAN, with_codes=True) as result:
-        tuned = Tuned(module, bench.blocks, result.codes, PLAN, torch.float32)
+        tuned = Tuned(bench.model, bench.blocks, result.codes, PLAN)
         tuned.write(tuned.changes)
         gradient = torch.zeros_like(tuned.changes)
-        with recomputed(module, bench.blocks), tuned.pulling_back(gradient):
+        collecting = partial(tuned.pulling_back, gradient)
+        with recomputed(bench.model, bench.blocks, collecting), tuned.pulling_back(gradient):
             pull_back(halves(module, text), batch, teacher)
 
         def divergence() -> float:
