@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -46,7 +47,7 @@ def main() -> None:
         data=(TextPlan(part="tuning", **text),),
     )
     plan = Plan.uniform(Setting(method="gw-awq", group_size=64, n_calib=parsed.samples, n_grid=5))
-    kept_blocks.LONG_SECONDS = 0.0
+    kept_blocks.LONG_SECONDS, kept_blocks.WRITING_SHARE = 0.0, inf
     quantizing, writing = _timed("keep")
     _, reading = _timed("read")
     with tempfile.TemporaryDirectory() as home:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
+from time import perf_counter
 from types import TracebackType
 from typing import Self
 
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 LONG_SECONDS = 1.0
 """A block that took less to quantize is not written: quantizing it again costs about what writing it does."""
+WRITING_SHARE = 0.1
+"""Of the time that a block took to quantize, which writing one may take; where the disk is slower others are not."""
 DEAD_SECONDS, SHORT_SECONDS = LEASE_SECONDS + 5, 1.0
 """How long a process waits for another one at its plan: where that left blocks, for it to be known to be dead."""
 ABANDONED_SECONDS = 86400.0
@@ -101,6 +104,8 @@ class KeptBlocks:
         self._entry: EntryWriter | None = None
         self._kept: list[str] = []
         self._done_without = False
+        # Seconds, the last block.
+        self._wrote = 0.0
 
     def __enter__(self) -> Self:
         if self._cache.is_unfinished(self._key):
@@ -124,13 +129,14 @@ class KeptBlocks:
             return None
 
     def keep(self, block: Block, made: QuantizedBlocks, seconds: float) -> None:
-        """Write a block that was just quantized, and is in memory, where that took long."""
-        if seconds < LONG_SECONDS or self._done_without:
+        """Write a block that was just quantized, and is in memory, where that took long beside writing it."""
+        if seconds < LONG_SECONDS or self._wrote > WRITING_SHARE * seconds or self._done_without:
             return
         if self._entry is None:
             self._open(SHORT_SECONDS)
         if self._entry is None:
             return
+        started = perf_counter()
         try:
             part = part_name(block)
             self._entry.write(part, _tensors(block, made))
@@ -138,6 +144,7 @@ class KeptBlocks:
             self._kept.append(part)
         except StorageError as error:
             self._do_without(error)
+        self._wrote = perf_counter() - started
 
     def _open(self, patience: float) -> None:
         try:

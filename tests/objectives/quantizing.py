@@ -2,6 +2,7 @@
 
 import os
 import signal
+from math import inf
 from pathlib import Path
 
 from objectives import kept_blocks
@@ -37,7 +38,7 @@ def bundled_bench(home: Path, memory: int | None) -> Bench:
 
 def die_after_blocks(home: Path, plan: str, memory: int | None, fatal: int) -> None:
     """Quantize the bundled model, and be killed when `fatal` blocks were quantized."""
-    kept_blocks.LONG_SECONDS = 0.0
+    kept_blocks.LONG_SECONDS, kept_blocks.WRITING_SHARE = 0.0, inf
 
     def deadly(phase: str, done: int, _: int) -> None:
         if phase.startswith("quantizing") and done == fatal:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ LAYOUTS = tiny.LAYOUTS | tiny.MIXTURES
 def _long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block takes long enough."""
     monkeypatch.setattr(kept_blocks, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(kept_blocks, "WRITING_SHARE", inf)
 
 
 @pytest.fixture
@@ -148,6 +150,14 @@ def test_short_quantizations_write_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(kept_blocks, "LONG_SECONDS", 1e9)
     interrupt(tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path))
     assert leftovers(tmp_path) == os.listdir(tmp_path / "leases") == []
+
+
+def test_blocks_that_take_long_to_write_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first one it is known how long that is."""
+    monkeypatch.setattr(kept_blocks, "WRITING_SHARE", 1e-9)
+    interrupt(tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path), after=2)
+    (directory,) = leftovers(tmp_path)
+    assert [path.stem for path in directory.glob("block*")] == ["block-000"]
 
 
 def test_another_plan_does_not_take_the_blocks(tmp_path: Path, rounded: list[int]) -> None:
