@@ -1,6 +1,6 @@
 """What streaming blocks costs: time per trial and peak memory, in memory and with one block at a time.
 
-    python benchmarks/streaming.py --model DIR --text FILE [--limit-gb 1.5]
+    python benchmarks/streaming.py --model DIR --text FILE [--limit-gb 1.5] [--refine]
 
 Runs each way in a fresh process of one thread and prints seconds by phase, the peak of the resident memory above that
 of the process before the model was loaded, and what that peak is made of. With a limit both ways run under RLIMIT_DATA,
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 STATUS = Path("/proc/self/status")
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--limit-gb", type=float)
+    parser.add_argument("--refine", action="store_true", help="refine scales, norms and biases after the trials")
     parser.add_argument("--way", choices=("memory", "streamed"), help="run one way in this process")
     parsed = parser.parse_args()
     if parsed.way:
@@ -86,13 +88,35 @@ def _measured(parsed: argparse.Namespace) -> dict[str, object]:
             assert result.score is not None, result.outcome
             trials.append({"nll": result.score.mean_nll, **{key: round(s, 2) for key, s in result.seconds.items()}})
             peaks.append(result.peak_bytes)
+        refining = _refined(bench, data, plan, paths) if parsed.refine else {}
     return {
+        **refining,
         "trials": trials,
         "peak above the empty process, MB": [round((peak - before) / 1e6) for peak in peaks],
         "embeddings, MB": round(outside / 1e6, 1),
         "a block, MB": round(block / 1e6, 1),
         "sums of a block, MB": round(sums / 1e6, 1),
     }
+
+
+def _refined(bench: Any, data: Any, plan: Any, paths: Any) -> dict[str, object]:
+    """Take one pass over what is scored; seconds of it all, and the same with codes that move first."""
+    from time import perf_counter
+
+    from objectives.progress import silent
+    from objectives.refinement.options import RefinementOptions, RefinementText
+    from objectives.refinement.refine import refine
+    from storage.results import ResultStore
+
+    text = RefinementText(training=data, validation=data[:2])
+    seconds, kls = [], []
+    for steps in (0, 4):
+        started = perf_counter()
+        options = RefinementOptions(passes=1, code_steps=steps)
+        refined = refine(bench, plan, text, options, ResultStore(paths.results), silent)
+        seconds.append(round(perf_counter() - started, 1))
+        kls.append([look.kl for look in refined.refinement.looks])
+    return {"refining, s": seconds, "KL of what is held back": kls}
 
 
 def _sizes(model: str, layers: object, statistics: object) -> tuple[int, int, int, int]:

@@ -39,7 +39,7 @@ FORMAT = 1
 LONG_SECONDS = 1.0
 """A block that took less to quantize is not written: quantizing it again costs about what writing it does."""
 WRITING_SHARE = 0.1
-"""Of the time that a block took to quantize, which writing one may take; where the disk is slower others are not."""
+"""Of the time that a block took to quantize, which writing one may take; where the disk is slower some are left out."""
 DEAD_SECONDS, SHORT_SECONDS = LEASE_SECONDS + 5, 1.0
 """How long a process waits for another one at its plan: where that left blocks, for it to be known to be dead."""
 ABANDONED_SECONDS = 86400.0
@@ -130,7 +130,11 @@ class KeptBlocks:
 
     def keep(self, block: Block, made: QuantizedBlocks, seconds: float) -> None:
         """Write a block that was just quantized, and is in memory, where that took long beside writing it."""
-        if seconds < LONG_SECONDS or self._wrote > WRITING_SHARE * seconds or self._done_without:
+        if seconds < LONG_SECONDS or self._done_without:
+            return
+        if self._wrote > WRITING_SHARE * seconds:
+            # Tried again after a few: the disk may have been busy once, and so the share is right over all blocks.
+            self._wrote /= 2
             return
         if self._entry is None:
             self._open(SHORT_SECONDS)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from objectives import kept_blocks, quantization
+from objectives.kept_blocks import KeptBlocks
 from objectives.quantized_blocks import QuantizedBlocks
 from objectives.refined import hash_of_codes
 from objectives.trial import Bench, Quantized, quantized
@@ -158,6 +159,21 @@ def test_blocks_that_take_long_to_write_are_not_kept(tmp_path: Path, monkeypatch
     interrupt(tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path), after=2)
     (directory,) = leftovers(tmp_path)
     assert [path.stem for path in directory.glob("block*")] == ["block-000"]
+
+
+def test_after_a_slow_write_blocks_are_left_out_and_it_is_tried_again(tmp_path: Path) -> None:
+    """Writing that took four tenths of a block's time is paid by the next two blocks."""
+    bench = tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path)
+    block = bench.blocks[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept_blocks, "WRITING_SHARE", 0.1)
+        with KeptBlocks(bench.model, bench.blocks, bench.calibration.cache, ["plan"], False) as kept:
+            kept._wrote = 0.4
+            written = []
+            for _ in range(3):
+                kept.keep(block, QuantizedBlocks(), 1.0)
+                written.append(len(leftovers(tmp_path)))
+    assert written == [0, 0, 1]
 
 
 def test_another_plan_does_not_take_the_blocks(tmp_path: Path, rounded: list[int]) -> None:
