@@ -77,7 +77,7 @@ class SearchOptions:
     sampler: str = option("search", "gp", "gp, tpe, random, qmc or grid")
     pruner: str = option("search", "paired", "paired, wilcoxon, median, hyperband or none")
     prune_error: float = option(
-        "search", 0.05, "chance that `paired` gives up a trial as good as the best", metavar="P"
+        "search", 0.02, "chance that `paired` gives up a trial as good as the best", metavar="P"
     )
     first_look: int = option("search", 8, "judge a trial after N sequences, 2 N, 4 N, ...", metavar="N")
     until: str | None = option(
