@@ -24,7 +24,7 @@ from hpo.study.attributes import CONFIRMATION, REFINED, SEARCH, WATERFALL
 from hpo.study.events import Listener, Notice
 from hpo.study.owner import Owner
 from hpo.verdict.confirmation import confirm
-from hpo.verdict.snapshot import Study, read
+from hpo.verdict.snapshot import Study, ranked, read
 from hpo.workers.interrupts import Interrupts
 from hpo.workers.measuring import measure_steps
 from hpo.workers.planning import Planning, keep_predictions, probe
@@ -118,15 +118,16 @@ def optimize(
         if snapshot.lead is not None and held_out and not plan.presets_only:
             confirmation = confirm(bench, store, snapshot.lead, held_out, progress, planning.plan)
             study.set_user_attr(CONFIRMATION, encode(confirmation))
-            chosen = recommended_setting(read(study, paths))
+            confirmed = ranked(replace(snapshot.record, confirmation=confirmation), snapshot.scores)
+            chosen = recommended_setting(confirmed)
             steps = measure_steps(bench, store, snapshot.record, chosen, tuning, progress, planning.plan)
             study.set_user_attr(WATERFALL, encode(steps))
             if plan.refining is not None and learned_from is not None:
-                confirmed = read(study, paths)
                 refined = confirm_refined(
                     bench, store, confirmed, plan.refining, learned_from, held_out, progress, planning.plan
                 )
                 study.set_user_attr(REFINED, encode(refined))
+            # Other workers may have gone on meanwhile.
             snapshot = read(study, paths)
     return replace(snapshot, notes=laid_out.notes)
 

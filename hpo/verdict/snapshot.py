@@ -84,7 +84,15 @@ def read(study: optuna.Study, paths: Paths) -> Study:
     Raises:
         DamagedEntryError: If its values per sequence are missing or damaged.
     """
-    record, scores = read_study(study), Scores(ResultStore(paths.results))
+    return ranked(read_study(study), Scores(ResultStore(paths.results)))
+
+
+def ranked(record: StudyRecord, scores: Scores) -> Study:
+    """Rank what is known of a study already.
+
+    Raises:
+        DamagedEntryError: If its values per sequence are missing or damaged.
+    """
     if not record.references:
         return Study(record=record, rankings=[], scores=scores, notes=(UNMEASURED,))
     rankings = [settled(ranking, record.confirmation) for ranking in rank(record, scores)]
