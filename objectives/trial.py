@@ -178,6 +178,7 @@ def run_trial(
     measured: Score | None = None
     try:
         if plan is not None:
+            # `quantized` asks again, but after full precision took its time.
             require_suitable(bench.blocks, plan, bench.allow_partial_groups)
         teacher = bench.teacher(sequences, progress)
         with quantized(bench, plan, progress) as model, watch.phase("score"):
@@ -261,10 +262,7 @@ def quantized(
                     with _within_memory(watch, "quantize"):
                         made = _quantize(bench, plan, progress, kept, with_codes)
                 except DamagedEntryError as damage:
-                    if damage.key in repaired:
-                        raise
-                    repaired.add(damage.key)
-                    bench.calibration.discard(damage)
+                    bench.calibration.discard_once(damage, repaired)
                     continue
                 fingerprint = bench.model.weights.fingerprint(modules)
                 yield replace(made, seconds=watch.seconds, fingerprint=fingerprint, originals=originals)

@@ -160,10 +160,7 @@ class Calibration:
                     try:
                         self._compute(before, step, progress)
                     except DamagedEntryError as damage:
-                        if damage.key in repaired:
-                            raise
-                        repaired.add(damage.key)
-                        self.discard(damage)
+                        self.discard_once(damage, repaired)
                         break
                     computed += step.added
         return computed
@@ -174,7 +171,7 @@ class Calibration:
         With `route_all` they are as they were recorded; `tokens` is then how many the router sends, too.
 
         Raises:
-            DamagedEntryError: If an entry is damaged; `discard` it and `ensure` again.
+            DamagedEntryError: If an entry is damaged; `discard_once` it and `ensure` again.
         """
         packed = restored(self._cache.read(self.first(size).key, part_name(block)), block, self._model.device)
         settled = of_all_tokens(block, packed) if self._route_all else shrunk_block(block, packed)
@@ -185,8 +182,11 @@ class Calibration:
         """Return the first `size` samples on their way through the model; InputError where blocks are no chain."""
         return QuantizedPrefix(self._model.module, self._blocks, self._sequences[:size])
 
-    def discard(self, damage: DamagedEntryError) -> None:
-        """Remove a damaged entry, so that it is computed again."""
+    def discard_once(self, damage: DamagedEntryError, repaired: set[str]) -> None:
+        """Remove a damaged entry, to be computed again; raise where `repaired`, to which it is added, has it."""
+        if damage.key in repaired:
+            raise damage
+        repaired.add(damage.key)
         log.warning("%s; computing it again", damage)
         self._cache.remove(damage.key, missing_ok=True)
 
