@@ -17,11 +17,13 @@ def printed(capsys: Any, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def refusal(capsys: Any, *arguments: str) -> str:
+def refusal(capsys: Any, *arguments: str, code: int = 2) -> str:
     """The one line with which a command line is refused."""
     capsys.readouterr()
-    assert cli.main([*arguments]) == 2
+    assert cli.main([*arguments]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
+    assert "Traceback" not in captured.err
+    # Whatever takes two seconds says so on a line of its own.
     (line,) = [line for line in captured.err.splitlines() if line.startswith("praqtune: ")]
     return line

@@ -9,6 +9,7 @@ import pytest
 
 import cli
 from quant.methods import METHODS
+from tests.commands import refusal
 from tests.conftest import SmallStudy
 
 DATASETS = ["bundled:docstrings", "bundled:topics"]
@@ -29,16 +30,6 @@ def compared(capsys: Any, *arguments: str) -> dict[str, Any]:
     assert cli.main(["compare", *arguments, "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out, parse_constant=refuse)
     return found
-
-
-def refusal(capsys: Any, *arguments: str, code: int = 2) -> str:
-    """The one line with which `compare` is refused."""
-    capsys.readouterr()
-    assert cli.main(["compare", *arguments]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("praqtune: ")]
-    return line
 
 
 @pytest.mark.parametrize("methods", [["rtn", "gw-awq"], pytest.param(list(METHODS), marks=pytest.mark.slow)])
@@ -124,10 +115,10 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     capsys: Any, small_study: SmallStudy, arguments: list[str], said: str
 ) -> None:
     """What was received, what is allowed, and no traceback."""
-    assert said in refusal(capsys, *small_study.flags, *arguments)
+    assert said in refusal(capsys, "compare", *small_study.flags, *arguments)
 
 
 def test_a_csv_that_cannot_be_written_is_a_failure(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
     """Exit code 1 and the path."""
     path = str(tmp_path / "no" / "rows.csv")
-    assert path in refusal(capsys, "--methods", "rtn", *small_study.flags, "--csv", path, code=1)
+    assert path in refusal(capsys, "compare", "--methods", "rtn", *small_study.flags, "--csv", path, code=1)

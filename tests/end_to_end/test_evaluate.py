@@ -17,6 +17,7 @@ import transformers
 import cli
 from quant.methods import METHODS
 from quant.rounding.rounding import ROUNDINGS
+from tests.commands import refusal
 from tests.quant.rounding.test_rounding import TowardsZero
 
 ROOT = Path(cli.__file__).parent
@@ -77,15 +78,6 @@ def rows(capsys: Any, *arguments: str) -> list[dict[str, Any]]:
     captured = capsys.readouterr()
     assert captured.err == ""
     return json.loads(captured.out)["rows"]
-
-
-def refusal(capsys: Any, *arguments: str, code: int = 2) -> str:
-    """The one line with which a command line is refused."""
-    assert cli.main(["evaluate", *arguments]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("praqtune: ")]
-    return line
 
 
 # Results
@@ -304,7 +296,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     capsys: Any, flags: list[str], text: str, arguments: list[str], said: list[str]
 ) -> None:
     """What the user can change is refused with what was received, what is allowed, and no traceback."""
-    line = refusal(capsys, *flags, "--eval-data", text, *arguments)
+    line = refusal(capsys, "evaluate", *flags, "--eval-data", text, *arguments)
     assert all(part in line for part in said), line
 
 
@@ -313,7 +305,17 @@ def test_overlapping_text_is_refused(capsys: Any, flags: list[str], text: str, t
     cut = tmp_path / "cut.txt"
     cut.write_text(Path(text).read_text()[40:9000])
     line = refusal(
-        capsys, *flags, "--eval-samples", "60", "--eval-data", text, "--calib-data", str(cut), "--method", "rtn"
+        capsys,
+        "evaluate",
+        *flags,
+        "--eval-samples",
+        "60",
+        "--eval-data",
+        text,
+        "--calib-data",
+        str(cut),
+        "--method",
+        "rtn",
     )
     assert text in line
     assert str(cut) in line
@@ -324,7 +326,7 @@ def test_nothing_is_measured_before_every_setting_is_known_to_suit(
     capsys: Any, flags: list[str], text: str, tmp_path: Path
 ) -> None:
     """A group size that does not suit is refused before the first row, and leaves no calibration behind."""
-    refusal(capsys, *flags, "--eval-data", text, "--method", "rtn", "--group-size", "96")
+    refusal(capsys, "evaluate", *flags, "--eval-data", text, "--method", "rtn", "--group-size", "96")
     assert not (tmp_path / "cache" / "calibration").exists()
 
 
@@ -332,7 +334,16 @@ def test_a_cache_that_cannot_be_written_is_a_failure(capsys: Any, text: str, tmp
     """What is no mistake of the command is exit code 1, with the flag that helps."""
     (tmp_path / "file").write_text("")
     line = refusal(
-        capsys, *flags, "--eval-data", text, "--method", "rtn", "--cache", str(tmp_path / "file" / "x"), code=1
+        capsys,
+        "evaluate",
+        *flags,
+        "--eval-data",
+        text,
+        "--method",
+        "rtn",
+        "--cache",
+        str(tmp_path / "file" / "x"),
+        code=1,
     )
     assert "choose another place with --cache" in line
 
@@ -360,7 +371,7 @@ def test_memory_that_runs_out_is_one_line_with_the_remedy(
         raise error
 
     monkeypatch.setattr("objectives.evaluation.load_model", fail)
-    line = refusal(capsys, *flags, "--eval-data", text, "--method", "rtn", code=1)
+    line = refusal(capsys, "evaluate", *flags, "--eval-data", text, "--method", "rtn", code=1)
     assert "memory ran out (" in line
     assert "--device-memory GB reads blocks whenever they are used" in line
 
@@ -383,7 +394,7 @@ def test_ctrl_c(capsys: Any, monkeypatch: pytest.MonkeyPatch, flags: list[str], 
         raise KeyboardInterrupt
 
     monkeypatch.setattr("objectives.evaluation.lay_out", interrupted)
-    assert "interrupted" in refusal(capsys, *flags, "--eval-data", text, code=130)
+    assert "interrupted" in refusal(capsys, "evaluate", *flags, "--eval-data", text, code=130)
 
 
 @pytest.mark.parametrize(

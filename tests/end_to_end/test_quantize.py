@@ -20,7 +20,7 @@ from objectives.results import pinned
 from objectives.scoring import score_all
 from storage.paths import Paths
 from storage.results import ResultStore
-from tests.commands import printed
+from tests.commands import printed, refusal
 from tests.conftest import SmallStudy
 
 METHOD = ["--method", "gw-awq", "--group-size", "64"]
@@ -29,18 +29,6 @@ METHOD = ["--method", "gw-awq", "--group-size", "64"]
 @pytest.fixture(autouse=True)
 def _home(small_study: SmallStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
-
-
-def refusal(capsys: Any, *arguments: str, code: int = 2) -> str:
-    """The one line with which `quantize` is refused."""
-    capsys.readouterr()
-    assert cli.main(["quantize", *arguments]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    # Whatever takes two seconds says so on a line of its own.
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("praqtune: ")]
-    assert "Traceback" not in captured.err
-    return line
 
 
 def test_a_method_is_written_as_it_was_measured(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
@@ -65,13 +53,15 @@ def test_a_method_is_written_as_it_was_measured(capsys: Any, small_study: SmallS
 def test_what_could_not_be_split_over_devices_is_refused(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
     """Before anything is computed: three devices for four heads, and formats that no runtime splits."""
     common = [*small_study.flags, *METHOD, "--output-dir", str(tmp_path / "out"), "--tensor-parallel"]
-    line = refusal(capsys, *common, "3", "--format", "gptq")
+    line = refusal(capsys, "quantize", *common, "3", "--format", "gptq")
     assert "4 attention heads with 2 key/value heads cannot be split over 3 devices; give another --tensor" in line
-    line = refusal(capsys, *common, "8", "--format", "awq", "--group-size", "128")
+    line = refusal(capsys, "quantize", *common, "8", "--format", "awq", "--group-size", "128")
     assert "attention heads" in line
-    assert "--tensor-parallel 2 is for runtimes that split packed" in refusal(capsys, *common, "2", "--format", "mlx")
-    assert "--tensor-parallel 0 is not at least 1" in refusal(capsys, *common, "0", "--format", "gptq")
-    line = refusal(capsys, *common, "4", "--format", "gptq", "--group-size", "128")
+    assert "--tensor-parallel 2 is for runtimes that split packed" in refusal(
+        capsys, "quantize", *common, "2", "--format", "mlx"
+    )
+    assert "--tensor-parallel 0 is not at least 1" in refusal(capsys, "quantize", *common, "0", "--format", "gptq")
+    line = refusal(capsys, "quantize", *common, "4", "--format", "gptq", "--group-size", "128")
     assert "groups of 128 do not divide the 256 inputs of model.layers.0.self_attn.o_proj split over 4 devices" in line
     assert not (tmp_path / "out").exists()
 
@@ -142,7 +132,7 @@ def test_wrong_usage_is_one_line_and_writes_nothing(
 ) -> None:
     """What was received, and the remedy."""
     target = tmp_path / "out"
-    assert said in refusal(capsys, *arguments, "--output-dir", str(target))
+    assert said in refusal(capsys, "quantize", *arguments, "--output-dir", str(target))
     assert not target.exists()
 
 
@@ -156,7 +146,7 @@ def test_an_occupied_directory_is_refused_before_the_model_is_loaded(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("hpo.deploy.deploy.load_bench", loaded)
-    line = refusal(capsys, *METHOD, "--output-dir", str(tmp_path), code=1)
+    line = refusal(capsys, "quantize", *METHOD, "--output-dir", str(tmp_path), code=1)
     assert "exists already; choose another --output-dir" in line
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -253,7 +243,7 @@ def test_several_formats_are_written_at_once(capsys: Any, small_study: SmallStud
 @pytest.mark.parametrize("formats", ["awq,awq", "awq,", ","])
 def test_formats_are_named_once(capsys: Any, tmp_path: Path, formats: str) -> None:
     """Before anything is loaded, in one line with those there are."""
-    line = refusal(capsys, *METHOD, "--format", formats, "--output-dir", str(tmp_path / "out"))
+    line = refusal(capsys, "quantize", *METHOD, "--format", formats, "--output-dir", str(tmp_path / "out"))
     assert f"--format {formats} has to name formats, each once; choose of dense, compressed-tensors, gptq" in line
 
 
@@ -271,13 +261,15 @@ def test_what_cannot_be_packed_is_one_line_and_writes_nothing(
 ) -> None:
     """The reason and what to do instead."""
     target = tmp_path / "out"
-    assert said in refusal(capsys, *arguments, "--format", "compressed-tensors", "--output-dir", str(target))
+    assert said in refusal(
+        capsys, "quantize", *arguments, "--format", "compressed-tensors", "--output-dir", str(target)
+    )
     assert not target.exists()
 
 
 def test_an_unknown_format_is_refused(capsys: Any, tmp_path: Path) -> None:
     """The formats there are."""
-    line = refusal(capsys, *METHOD, "--format", "exl2", "--output-dir", str(tmp_path / "out"))
+    line = refusal(capsys, "quantize", *METHOD, "--format", "exl2", "--output-dir", str(tmp_path / "out"))
     assert "format 'exl2' is unknown; choose dense or compressed-tensors" in line
 
 
@@ -301,7 +293,7 @@ def test_a_packed_model_that_scores_otherwise_fails(
         "--output-dir",
         str(tmp_path / "made" / "out"),
     ]
-    line = refusal(capsys, *arguments, code=1)
+    line = refusal(capsys, "quantize", *arguments, code=1)
     assert re.search(r"perplexity of [\d.]+ in a fresh process and [\d.]+ was measured", line)
     assert list((tmp_path / "made").iterdir()) == []
 
@@ -352,7 +344,9 @@ def test_what_a_runtime_does_not_load_is_refused(
     (copied / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
     usual = [] if "--plan" in flags else ["--method", "gw-awq", "--group-size", "32", "--n-calib", "8"]
     common = ["--eval-samples", "8", "--seq-len", "64", "--calib-data", "bundled:topics"]
-    line = refusal(capsys, *common, "--eval-data", "bundled:docstrings", *usual, *flags, "--output-dir", "out")
+    line = refusal(
+        capsys, "quantize", *common, "--eval-data", "bundled:docstrings", *usual, *flags, "--output-dir", "out"
+    )
     assert said in line
     assert not (tmp_path / "out").exists()
 
@@ -362,5 +356,7 @@ def test_a_missing_package_is_named_with_what_installs_it(
 ) -> None:
     """Before a model is loaded."""
     monkeypatch.setattr(objectives.export.gguf, "installed", lambda *_: False)
-    line = refusal(capsys, "--format", "gguf", *METHOD[:2], "--group-size", "32", "--output-dir", str(tmp_path / "out"))
+    line = refusal(
+        capsys, "quantize", "--format", "gguf", *METHOD[:2], "--group-size", "32", "--output-dir", str(tmp_path / "out")
+    )
     assert line.endswith("gguf needs the packages gguf and accelerate; pip install 'praqtune[gguf]'")

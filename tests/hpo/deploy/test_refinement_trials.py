@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from hpo.deploy import refinement_trials
 from hpo.deploy.refinement_trials import Stage, refine_best
@@ -29,16 +28,6 @@ TEXT = RefinementText(
 TRIALS = 5
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def bench(home: Path) -> Bench:
-    return tiny.bench(tiny.complete("qwen2", torch.bfloat16), home)
 
 
 @pytest.fixture(scope="module")
