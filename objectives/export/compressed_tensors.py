@@ -60,7 +60,7 @@ class CompressedTensors:
         configuration = {"quantization_config": quantization_config(bench.model.module, bench.blocks, plan)}
         return Stored(linear_bytes=write_safetensors(bench, plan, codes, packed_tensors, configuration, place))
 
-    def rounded(self, bench: Bench) -> None:
+    def rounded(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> None:
         """Return None: embeddings and head are stored as they are."""
 
     def reader(self) -> str:

@@ -39,7 +39,7 @@ class Dense:
         copy_companions(model, place)
         return Stored(linear_bytes=None)
 
-    def rounded(self, bench: Bench) -> None:
+    def rounded(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> None:
         """Return None: embeddings and head are stored as they are."""
 
     def reader(self) -> str:

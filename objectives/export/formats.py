@@ -71,6 +71,19 @@ class Stored:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoundedParts:
+    """What a format rounds beside the codes.
+
+    Attributes:
+        parts: In words, as `embeddings and head`.
+        in_place: Has the values of the file in the model meanwhile, which then scores what the file has to score.
+    """
+
+    parts: str
+    in_place: AbstractContextManager[None]
+
+
 class Format(Protocol):
     """A way to store a quantized model as a directory."""
 
@@ -106,10 +119,13 @@ class Format(Protocol):
             QuantizationError: If the format cannot hold a scale.
         """
 
-    def rounded(self, bench: "Bench") -> AbstractContextManager[None] | None:
-        """Return what puts embeddings and head into the model as they are stored; None where that is as they are.
+    def rounded(self, bench: "Bench", plan: "Plan", codes: "Mapping[str, IntWeight]") -> "RoundedParts | None":
+        """Return what the format rounds of what a trial measured; None where it holds all of that exactly.
 
-        Inside it the model scores what the file has to score, and afterwards it is as it was.
+        Args:
+            bench: Model and roles; the weights are quantized at the moment.
+            plan: As for `write`.
+            codes: As for `write`.
         """
 
     def reader(self) -> str:

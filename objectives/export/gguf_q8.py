@@ -4,8 +4,8 @@ Responsible for these, and for a model in memory that has them as the file does,
 May assume that embeddings have a multiple of 32 inputs, once a plan was found to be held.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from objectives.errors import InputError
+from objectives.export.formats import RoundedParts
 from objectives.export.gguf import BLOCK, Gguf
 from objectives.model.weights import weights_restored
 from objectives.trial import Bench
 from quant.plan import Plan
+from quant.scheme import IntWeight
 
 
 class GgufQ8(Gguf):
@@ -35,9 +37,9 @@ class GgufQ8(Gguf):
                     f"Q8_0 has blocks of {BLOCK}, and the embeddings have {width} values; use --format gguf"
                 )
 
-    def rounded(self, bench: Bench) -> AbstractContextManager[None]:
+    def rounded(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> RoundedParts:
         """Return what puts the values of Q8_0 into embeddings and head."""
-        return _rounded(bench)
+        return RoundedParts(parts="embeddings and head", in_place=_rounded(bench))
 
 
 @contextmanager

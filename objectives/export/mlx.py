@@ -4,15 +4,16 @@ Responsible for its tensors and its configuration: a value is `code * scale + bi
 letters: `O` outputs, `I` inputs, `G` groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from objectives.export.formats import Stored
-from objectives.export.limits import Limits, only_scheme
+from objectives.export.formats import RoundedParts, Stored
+from objectives.export.limits import Limits, only_scheme, quantized_linears
 from objectives.export.runtime import RuntimeFormat
 from objectives.export.tensors import MIDDLE, exact_offsets, offsets_note, write_safetensors
 from objectives.trial import Bench
@@ -37,6 +38,36 @@ class Mlx(RuntimeFormat):
             linear_bytes=size, notes=offsets_note(codes.values(), scale_type(bench.model.stored_dtype), "biases")
         )
 
+    def rounded(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> RoundedParts | None:
+        """Return what puts zero points into the Linears as biases of the model's type hold them; None without any."""
+        if all(torch.equal(_biases(weight).float(), exact_offsets(weight)) for weight in codes.values()):
+            return None
+        return RoundedParts(parts="zero points", in_place=_with_stored_biases(bench, plan, codes))
+
+
+@contextmanager
+@torch.inference_mode()
+def _with_stored_biases(bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> Iterator[None]:
+    weights, linears = bench.model.weights, quantized_linears(bench.blocks, plan)
+    with weights.restored([linear.module for linear in linears]):
+        for block in bench.blocks:
+            with weights.changing(block.name):
+                for linear in quantized_linears([block], plan):
+                    linear.set_weight(_stored_values(codes[linear.name]).to(linear.parameter))
+        yield
+
+
+def _stored_values(weight: IntWeight) -> Tensor:
+    """Return what MLX makes of a Linear, `[O, I]` float32."""
+    shift = MIDDLE if weight.zero is None else 0
+    numbers = (weight.codes.to(torch.int32) + shift).float()
+    scales, biases = (part.float().repeat_interleave(weight.group_size, 1) for part in (weight.scale, _biases(weight)))
+    return numbers * scales + biases
+
+
+def _biases(weight: IntWeight) -> Tensor:
+    return exact_offsets(weight).to(weight.scale.dtype)
+
 
 def mlx_tensors(weight: IntWeight) -> dict[str, Tensor]:
     """Return what is stored of one Linear.
@@ -48,7 +79,7 @@ def mlx_tensors(weight: IntWeight) -> dict[str, Tensor]:
     return {
         "weight": pack(numbers).view(torch.uint32),
         "scales": weight.scale,
-        "biases": exact_offsets(weight).to(weight.scale.dtype),
+        "biases": _biases(weight),
     }
 
 

@@ -5,11 +5,10 @@ Responsible for everything of a `Format` but its files. May assume that `objecti
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
-from objectives.export.formats import Stored
+from objectives.export.formats import RoundedParts, Stored
 from objectives.export.limits import Limits, require_linears, require_plan
 from objectives.export.reading import SPECIFICATION, TRANSFORMERS, installed, versions_of
 from objectives.model.roles import Block, unscaled_inputs
@@ -43,8 +42,8 @@ class RuntimeFormat(ABC):
     def write(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight], place: Path) -> Stored:
         """Write codes and scales; see `Format.write`."""
 
-    def rounded(self, bench: Bench) -> AbstractContextManager[None] | None:
-        """Return None where embeddings and head are stored as they are; see `Format.rounded`."""
+    def rounded(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> RoundedParts | None:
+        """Return None where everything is stored as it was measured; see `Format.rounded`."""
         return None
 
     def reader(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from objectives.errors import RunError
-from objectives.export.formats import Export, Format, Proof, Stored, find_format
+from objectives.export.formats import Export, Format, Proof, RoundedParts, Stored, find_format
 from objectives.export.limits import quantized_linears
 from objectives.export.manifest import Manifest, ProvenScore, file_hashes, make_manifest, write_manifest
 from objectives.export.rescoring import rescore
@@ -58,6 +58,7 @@ def write_model(export: Export, progress: Progress) -> dict[str, Manifest]:
     with ExitStack() as stack:
         written: dict[str, tuple[Path, Stored]] = {}
         expected: dict[str, float] = {}
+        differently: dict[str, str] = {}
         with quantized(bench, plan, progress, with_codes=proven) as result:
             measured = _measured(bench, proof, progress) if proof is not None and proven else None
             for name, form in forms.items():
@@ -68,7 +69,9 @@ def write_model(export: Export, progress: Progress) -> dict[str, Manifest]:
                 written[name] = place, stored
                 progress(phase, 1, 1)
                 if form.proven and proof is not None and measured is not None:
-                    expected[name] = _expected(form, bench, proof, measured, progress)
+                    rounded = form.rounded(bench, plan, result.codes)
+                    expected[name] = _expected(rounded, bench, proof, measured, progress)
+                    differently |= {} if rounded is None else {name: rounded.parts}
         unfolded = (
             None if proof is None or not proven else unfolded_perplexity(bench, plan, result, proof.text, progress)
         )
@@ -79,8 +82,9 @@ def write_model(export: Export, progress: Progress) -> dict[str, Manifest]:
             if name in scores and proof is not None and measured is not None and unfolded is not None:
                 score = scores[name]
                 _require_equal(name, score, expected[name])
-                if expected[name] != measured:
-                    manifest = replace(manifest, notes=(*manifest.notes, _rounded_note(expected[name], measured)))
+                if name in differently:
+                    note = _rounded_note(differently[name], expected[name], measured)
+                    manifest = replace(manifest, notes=(*manifest.notes, note))
                 _require_folds(name, score, unfolded)
                 proven_score = ProvenScore(
                     source=proof.text.source,
@@ -125,19 +129,18 @@ def _measured(bench: Bench, proof: Proof, progress: Progress) -> float:
     return score_all(bench.model.module, proof.text, f"scoring on {proof.text.source}", progress).perplexity
 
 
-def _expected(form: Format, bench: Bench, proof: Proof, measured: float, progress: Progress) -> float:
-    """Return what a file has to score: what was measured, or what is measured with embeddings as it stores them."""
-    rounded = form.rounded(bench)
+def _expected(rounded: RoundedParts | None, bench: Bench, proof: Proof, measured: float, progress: Progress) -> float:
+    """Return what a file has to score: what was measured, or what is measured with values as it stores them."""
     if rounded is None:
         return measured
-    with rounded:
-        phase = f"scoring with rounded embeddings on {proof.text.source}"
+    with rounded.in_place:
+        phase = f"scoring with rounded {rounded.parts} on {proof.text.source}"
         return score_all(bench.model.module, proof.text, phase, progress).perplexity
 
 
-def _rounded_note(expected: float, measured: float) -> str:
+def _rounded_note(parts: str, expected: float, measured: float) -> str:
     return (
-        f"embeddings and head are rounded, which no trial measured: perplexity {expected:.4f}, and {measured:.4f} with "
+        f"{parts} are rounded, which no trial measured: perplexity {expected:.4f}, and {measured:.4f} with "
         f"them as they were ({expected / measured - 1:+.3%})"
     )
 
