@@ -23,7 +23,7 @@ from hpo.space.space import Space
 from hpo.study.attributes import CONFIRMATION, REFINED, SEARCH, WATERFALL
 from hpo.study.events import Listener, Notice
 from hpo.study.owner import Owner
-from hpo.verdict.confirmation import confirm
+from hpo.verdict.confirmation import confirm, front_members
 from hpo.verdict.snapshot import Study, ranked, read
 from hpo.workers.interrupts import Interrupts
 from hpo.workers.measuring import measure_steps
@@ -116,7 +116,8 @@ def optimize(
             if converged is not None:
                 listen(Notice(text=f"{converged}; --until converged would have ended here or before"))
         if snapshot.lead is not None and held_out and not plan.presets_only:
-            confirmation = confirm(bench, store, snapshot.lead, held_out, progress, planning.plan)
+            members = front_members(snapshot.rankings, snapshot.lead) if space.is_front else ()
+            confirmation = confirm(bench, store, snapshot.lead, held_out, progress, planning.plan, members)
             study.set_user_attr(CONFIRMATION, encode(confirmation))
             confirmed = ranked(replace(snapshot.record, confirmation=confirmation), snapshot.scores)
             chosen = recommended_setting(confirmed)

@@ -82,7 +82,7 @@ def confirm_refined(
         of: [result.score for result in on_texts if result.score is not None]
         for of, on_texts in zip([*settings, name], results, strict=True)
     }
-    comparisons = compare(name, list(settings), scores, held_out, KL)
+    comparisons = compare([(name, rival) for rival in settings], scores, held_out, KL)
     own = [row for row in comparisons if row.against == chosen.measured.name]
     changes = ", ".join(f"{KL.interval_text(row.change)} on {row.dataset}" for row in own)
     judgement = JUDGEMENTS.get(judge(own, KL), "not confirmed as different")

@@ -3,6 +3,7 @@
 Responsible for its fields; `hpo.verdict.confirmation` makes it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpo.space.size_class import SizeClass
@@ -47,7 +48,7 @@ class ConfirmedComparison:
 
     Attributes:
         dataset: The text's source.
-        name: Of the winner.
+        name: Of the winner, or of a member of the front with its bits.
         against: Of the other one.
         percent: Difference of perplexity; negative is in the winner's favour.
         p_value: Two-sided, of no difference in what the study minimises.
@@ -70,6 +71,30 @@ class ConfirmedComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfirmedMember:
+    """A member of a front on text that had no part in choosing it.
+
+    Attributes:
+        name: Of the trial.
+        bit_budget: Of the size class it won.
+        against: The best reference of no more bits, by the tuning text.
+        rows: What was measured of both.
+        comparisons: With that reference, text by text.
+    """
+
+    name: str
+    bit_budget: float
+    against: str
+    rows: tuple[ConfirmedScore, ...]
+    comparisons: tuple[ConfirmedComparison, ...]
+
+    @property
+    def size_class(self) -> SizeClass:
+        """Return the size class that it won."""
+        return SizeClass(group_size=None, bit_budget=self.bit_budget)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Confirmation:
     """The winner on text that had no part in choosing it.
 
@@ -83,6 +108,7 @@ class Confirmation:
         sentence: The verdict.
         rows: What was measured.
         comparisons: The winner against everything else, text by text.
+        front: The other members of a front; p-values are corrected for all comparisons of the confirmation together.
     """
 
     group_size: int | None
@@ -94,6 +120,7 @@ class Confirmation:
     comparisons: tuple[ConfirmedComparison, ...]
     symmetric: bool = True
     bit_budget: float = 0.0
+    front: tuple[ConfirmedMember, ...] = ()
 
     @property
     def size_class(self) -> SizeClass:
@@ -104,6 +131,13 @@ class Confirmation:
             symmetric=self.symmetric,
             bit_budget=self.bit_budget,
         )
+
+    def of(self, name: str, size_class: SizeClass) -> Sequence[ConfirmedComparison]:
+        """Return what the best trial of a size class was compared with; nothing where another one was confirmed."""
+        if (name, size_class) == (self.winner, self.size_class):
+            return self.comparisons
+        members = (member for member in self.front if (name, size_class) == (member.name, member.size_class))
+        return next((member.comparisons for member in members), ())
 
     @property
     def datasets(self) -> list[str]:

@@ -64,7 +64,8 @@ def recommendation(ranking: SizeClassRanking, confirmation: Confirmation | None)
 
     Args:
         ranking: Of one size class.
-        confirmation: What is stored with the study. It counts where its winner still is the best trial of the ranking.
+        confirmation: What is stored with the study. It counts where what was confirmed still is the best trial of the
+            ranking.
     """
     comparisons = _comparisons(ranking, confirmation)
     row, reason = _chosen(ranking, comparisons)
@@ -101,9 +102,9 @@ def judge(comparisons: Sequence[ConfirmedComparison], objective: Objective = PER
 def _comparisons(ranking: SizeClassRanking, confirmation: Confirmation | None) -> Sequence[ConfirmedComparison]:
     """Return what held-out text compared with the ranking's best trial; nothing where another trial was confirmed."""
     best = ranking.best_trial
-    if best is None or confirmation is None or confirmation.size_class != ranking.size_class:
+    if best is None or confirmation is None:
         return ()
-    return confirmation.comparisons if confirmation.winner == best.measured.name else ()
+    return confirmation.of(best.measured.name, ranking.size_class)
 
 
 def _against(row: Ranked | None, comparisons: Sequence[ConfirmedComparison], objective: Objective) -> Confirmed:
