@@ -52,7 +52,14 @@ def front_member(study: Study, budget: Budget) -> tuple[Measured, list[str]]:
         raise InputError(f"{budget} is below the front of study {study.record.name!r}, from {least} to {most}")
     chosen = within[-1]
     note = f"of the study's front, {chosen.full_name} is the best of at most {budget}, on the text that it was tuned on"
-    return chosen, [note]
+    return chosen, [note + _tested(study, chosen)]
+
+
+def _tested(study: Study, chosen: Measured) -> str:
+    """Say what held-out text showed of a member of a front; nothing where it leads no size class as a trial does."""
+    rankings = (ranking for ranking in study.rankings if ranking.size_class == chosen.size_class)
+    of_best = [ranking for ranking in rankings if ranking.best_trial and ranking.best_trial.measured is chosen]
+    return "".join(f"; {study.recommended(ranking).confirmed} on held-out text" for ranking in of_best)
 
 
 def _reason(chosen: Recommendation, study: Study) -> str:

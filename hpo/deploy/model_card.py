@@ -188,19 +188,25 @@ def _name_and_label(row: Ranked) -> str:
 def _confirmed(study: StudyRecord, measured: Measured) -> Iterator[str]:
     """Say what held-out text showed, where it scored this setting."""
     confirmation = study.confirmation
-    if confirmation is None or confirmation.size_class != measured.size_class:
+    if confirmation is None:
         return
-    if all(row.name != measured.name for row in confirmation.rows):
-        return
+    rows = [row for row in confirmation.rows if row.name in (measured.name, confirmation.winner, FULL_PRECISION)]
+    comparisons = confirmation.comparisons
+    if confirmation.size_class != measured.size_class or all(row.name != measured.name for row in confirmation.rows):
+        full = [row for row in rows if row.name == FULL_PRECISION]
+        members = [member for member in confirmation.front if member.size_class == measured.size_class]
+        member = next((member for member in members if member.name == measured.name), None)
+        if member is None:
+            return
+        rows, comparisons = [*full, *member.rows], member.comparisons
     yield from (confirmation.sentence, "")
     yield from ("| held-out text | setting | perplexity | KL, nats per token | flips, % |", "|---|---|---|---|---|")
-    for row in confirmation.rows:
-        if row.name in (measured.name, confirmation.winner, FULL_PRECISION):
-            measures = f"{row.perplexity:.3f} | {number(row.kl, 4)} | {number(row.flips, 1)}"
-            yield f"| {row.dataset} | {row.name} | {measures} |"
+    for row in rows:
+        measures = f"{row.perplexity:.3f} | {number(row.kl, 4)} | {number(row.flips, 1)}"
+        yield f"| {row.dataset} | {row.name} | {measures} |"
     yield ""
     yield from (f"| held-out text | compared | {study.objective.short} | p after Holm |", "|---|---|---|---|")
-    for compared in confirmation.comparisons:
+    for compared in comparisons:
         change = study.objective.interval_text(compared.change)
         yield f"| {compared.dataset} | {compared.name} against {compared.against} | {change} | {compared.holm:.4f} |"
     yield ""

@@ -57,7 +57,9 @@ class BenchOptions:
     eval_samples: int = option("text", 64, "sequences per data set")
     seed: int = option("text", 0, "of the split and the order of the text")
     confirm_data: str | None = option(
-        "confirmation", None, "second data set that the winner, of the size class that leads, is confirmed on"
+        "confirmation",
+        None,
+        "second data set that the winner, of the size class that leads, is confirmed on, and every member of a front",
     )
 
 
@@ -92,7 +94,11 @@ class SearchOptions:
         "space", None, "plans of so many bits per weight, 4.25, or of so large a model, 110MB", metavar="BITS|SIZE"
     )
     front: str | None = option(
-        "space", None, "plans of all sizes between two, 4.25..5: bytes and damage are both minimised", metavar="A..B"
+        "space",
+        None,
+        "plans of all sizes between two, 4.25..5: bytes and damage are both minimised; each member is confirmed, which "
+        "takes as long as a trial on every held-out text",
+        metavar="A..B",
     )
     max_bits: float | None = option("space", None, "most bits per weight that a setting may cost")
     for_: str | None = option(

@@ -107,6 +107,13 @@ def test_a_front_is_a_study_of_bytes_and_damage_and_its_members_are_models(capsy
     told = {trial.number: trial.values for trial in stored.trials if trial.values}
     assert told == {trial["number"]: [trial["model_bytes"], trial["kl"]] for trial in complete}
     assert len({trial["params"]["bit_budget"] for trial in study["trials"]}) >= 4
+    # Held-out text was read for every member: each verdict that names a win or none has been tested.
+    members = study["confirmation"]["front"]
+    assert members
+    tested = {member["bit_budget"] for member in members} | {study["confirmation"]["bit_budget"]}
+    assert len(tested) == 1 + len(members)
+    untested = {row["bit_budget"] for row in study["ranking"] if "not tested" in row["verdict"]}
+    assert not untested & tested
     assert all(trial["bits_per_weight"] <= trial["params"]["bit_budget"] + 1e-9 for trial in complete)
     # The recipe has fewer bits to lose where the budget is higher.
     predicted = {trial["params"]["bit_budget"]: trial["predicted_kl"] for trial in complete}

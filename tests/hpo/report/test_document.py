@@ -43,6 +43,7 @@ OBJECTS: dict[str, type] = {
     "space": Space,
     "dimension": Dimension,
     "confirmation": confirmation.Confirmation,
+    "member of the front": confirmation.ConfirmedMember,
     "refined": confirmation.RefinedConfirmation,
     "look of refining": HeldBack,
     "row of the confirmation": confirmation.ConfirmedScore,

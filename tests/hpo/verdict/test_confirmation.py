@@ -1,4 +1,4 @@
-"""Held-out text and a front: every member is confirmed, all of them are corrected together, and each costs one trial."""
+"""Held-out text and a front: every member is confirmed, all are corrected together, and each costs one trial."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import pytest
 
+from hpo.deploy.choosing import front_member
+from hpo.deploy.model_card import model_card
 from hpo.report.document import printed_study
 from hpo.space.space import make_space
 from hpo.study.confirmation import Confirmation
@@ -15,12 +17,16 @@ from hpo.study.record import TrialRecord
 from hpo.study.scores import Scores
 from hpo.verdict.confirmation import confirm, front_members
 from hpo.verdict.snapshot import Study
+from objectives.budget import Budget
 from objectives.paired import holm
 from objectives.trial import Bench
+from quant.plan import Plan
 from quant.setting import Setting
+from quant.sizes import ModelSize
 from storage.results import ResultStore
 from storage.typed_json import decode, encode
 from tests.hpo.made_studies import TEXT, Maker, study_of
+from tests.hpo.verdict.test_recommendation import MANIFEST
 
 SPACE = make_space(Setting(method="gw-awq"), {"n_calib": 128}).under(4.2, 4.7)
 NATS = {4.2: 3.55, 4.3: 3.5, 4.5: 3.52, 4.6: 3.45, 4.7: 3.3}
@@ -40,7 +46,11 @@ def front(tmp_path: Path) -> Study:
     settings = [SPACE.project(Setting(method="gw-awq", bit_budget=budget)) for budget in NATS]
     trials = [
         # A preset is tried at several budgets under one name.
-        replace(maker.complete(number, setting, "preset defaults"), bits_per_weight=setting.bit_budget)
+        replace(
+            maker.complete(number, setting, "preset defaults"),
+            bits_per_weight=setting.bit_budget,
+            size=ModelSize(weights=8, codes=4.0, scales=setting.bit_budget - 4, rest=0.0, outside=16.0),
+        )
         for number, setting in enumerate(settings)
     ]
     awq = replace(maker.reference(Setting(method="gw-awq", group_size=128)), name="gw-awq g128")
@@ -121,3 +131,17 @@ def test_held_out_text_decides_at_every_budget(front: Study) -> None:
         4.7: ("confirmed", True),
     }
     assert printed_study(study).ranking[1].verdict.endswith(": not confirmed on held-out text.")
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_member_that_is_written_says_what_held_out_text_showed_of_it(front: Study) -> None:
+    """In the note, and with its comparisons on the card."""
+    study = replace(front, record=replace(front.record, confirmation=confirmed(front)))
+    for budget, words in ((4.3, "not confirmed on held-out text"), (4.6, "; confirmed on held-out text")):
+        before = front_member(front, Budget(bits_per_weight=budget))[1]
+        measured, [note] = front_member(study, Budget(bits_per_weight=budget))
+        assert before == [note.rpartition("; ")[0] + "; not tested on held-out text"]
+        assert note.endswith(words)
+        assert measured.setting is not None
+        card = model_card(MANIFEST, Plan.uniform(measured.setting.recipe), study, measured)
+        assert f"| C4 | defaults {budget:g} bits against gw-awq g128 |" in card
