@@ -61,7 +61,7 @@ def confirmed_text(study: Study) -> str:
     text = confirmation.sentence
     for dataset in confirmation.datasets:
         text = text.replace(dataset, short_source(dataset))
-    if len(study.rankings) == 1:
+    if len(study.rankings) == 1 or confirmation.front:
         return text
     return f"{text} Held-out text was read for {confirmation.size_class} alone: the other sizes are not tested."
 

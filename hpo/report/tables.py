@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hpo.report.export import phases
-from hpo.study.confirmation import Confirmation, ConfirmedScore, RefinedConfirmation
+from hpo.study.confirmation import ConfirmedComparison, ConfirmedScore
 from hpo.study.objective import KL, Objective
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.importance import Importances
@@ -57,10 +57,16 @@ def confirmation_tables(record: StudyRecord) -> list[Table]:
     tables = []
     if confirmation is not None:
         title = f"{record.objective.title} on held-out text, {confirmation.size_class}"
-        tables += [_held_out(title, confirmation.rows), _compared("Comparisons", record.objective, confirmation)]
+        members = [row for member in confirmation.front for row in member.comparisons]
+        compared = [*confirmation.comparisons, *members]
+        tables += [_held_out(title, confirmation.rows), _compared("Comparisons", record.objective, compared)]
+        # A reference may be the best one at several budgets.
+        others = list(dict.fromkeys(row for member in confirmation.front for row in member.rows))
+        tables.append(_held_out("Other members of the front, on held-out text", others))
     if refined is not None:
         title = f"{refined.refined} refined, on held-out text"
-        tables += [_held_out(title, refined.rows), _compared("Comparisons of what was refined", KL, refined)]
+        compared = list(refined.comparisons)
+        tables += [_held_out(title, refined.rows), _compared("Comparisons of what was refined", KL, compared)]
     return [table for table in tables if table.rows]
 
 
@@ -84,7 +90,7 @@ def _held_out(title: str, rows: Sequence[ConfirmedScore]) -> Table:
     )
 
 
-def _compared(title: str, objective: Objective, confirmation: Confirmation | RefinedConfirmation) -> Table:
+def _compared(title: str, objective: Objective, comparisons: Sequence[ConfirmedComparison]) -> Table:
     return Table(
         title=title,
         columns=("text", "compared", f"{objective.change_column} [95 %]", "p", "p after Holm"),
@@ -96,7 +102,7 @@ def _compared(title: str, objective: Objective, confirmation: Confirmation | Ref
                 number(row.p_value, 4),
                 number(row.holm, 4),
             )
-            for row in confirmation.comparisons
+            for row in comparisons
         ),
         words=2,
         note="Negative is better; Holm's correction is for all of these comparisons together.",

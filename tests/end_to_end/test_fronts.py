@@ -124,6 +124,9 @@ def test_a_front_is_a_study_of_bytes_and_damage_and_its_members_are_models(capsy
     assert "times predicted in the middle" in page
     assert "What one more bit, or one MB less, costs" in page
     assert "How the front grew" in page
+    assert study["confirmation"]["front"]
+    assert "Other members of the front, on held-out text" in page
+    assert "alone: the other sizes are not tested" not in page
     assert "--front 4.2..4.7" in page
     written = printed(
         capsys,
