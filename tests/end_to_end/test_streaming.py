@@ -40,14 +40,12 @@ def test_evaluate_measures_the_same_with_little_memory(capsys: Any, tmp_path: Pa
 @pytest.mark.parametrize(("flag", "words"), [
     (["--device-memory", "0.001"], "needs at least 0.010 GB for weights on cpu in torch.float32"),
     (["--device-memory", "0.011", "--offload", "/proc/nowhere"], "cannot use /proc/nowhere"),
-    (["--device-memory", "0.011", "--refine"], "--refine needs model bundled in memory"),
 ])  # fmt: skip
 def test_what_cannot_be_streamed_is_refused_in_one_line(
     capsys: Any, tmp_path: Path, flag: list[str], words: str
 ) -> None:
-    """Too little for a block, a place that cannot be written to, and refining, which needs all blocks."""
-    command = ["quantize", "--method", "rtn", "--out", str(tmp_path / "out"), "--refine-samples", "16"]
-    command = command if "--refine" in flag else command[:-2]
+    """Too little for a block, and a place that cannot be written to."""
+    command = ["quantize", "--method", "rtn", "--out", str(tmp_path / "out")]
     assert cli.main([*command, *SMALL, "--cache", str(tmp_path), *flag]) in (1, 2)
     error = capsys.readouterr().err.strip()
     assert words in error.splitlines()[-1]

@@ -50,7 +50,7 @@ class OneFile:
         safetensors.torch.save_file(state, place / "weights.safetensors")
         return Stored(linear_bytes=1000, notes=("one value was rounded",))
 
-    def rounded(self, bench: Bench) -> None:
+    def rounded(self, bench: Bench, plan: Plan, codes: object) -> None:
         return None
 
     def reader(self) -> str:
