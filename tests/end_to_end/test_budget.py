@@ -66,6 +66,7 @@ def every_linear(written: dict[str, Any]) -> list[str]:
     return [name for setting in written["settings"] for name in setting["linears"]]
 
 
+@pytest.mark.slow
 def test_a_budget_is_printed_for_people(capsys: Any) -> None:
     """The row says what weights are stored as, and the note what was predicted."""
     assert cli.main(["evaluate", *FLAGS, *RTN, "--budget", "5MB"]) == 0

@@ -10,6 +10,7 @@ from tests.dashboards import dashboard
 from tests.processes import finish, run_worker
 
 
+@pytest.mark.slow
 def test_the_dashboard_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     """Page, list of studies, notes and files; SIGTERM ends it with exit code 0 and without a traceback."""
     with dashboard(tmp_path, 8, run_worker) as served:

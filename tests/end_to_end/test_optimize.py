@@ -158,6 +158,7 @@ def small(small_study: SmallStudy, run: Run, tmp_path: Path, monkeypatch: pytest
     return small_study
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unknown", "no_pictures")
 def test_a_study_that_is_interrupted_and_killed_goes_on_to_its_report(run: Run, tmp_path: Path) -> None:
     """By SIGINT and by `kill -9`: no trial is lost, running or tried twice, and the third run has everything."""

@@ -271,6 +271,7 @@ def test_what_the_incumbent_happened_to_do_well_is_averaged_out() -> None:
     assert beside_eight[1] / beside_eight[0] == pytest.approx(1, rel=0.2)
 
 
+@pytest.mark.slow
 def test_more_is_given_up_beside_others_and_no_more_often_wrongly() -> None:
     """Of trials a standard deviation of a sequence behind, and of those that are as good."""
 

@@ -41,6 +41,7 @@ def write(bench: Bench, target: Path) -> dict[str, Manifest]:
     return write_model(Export(bench=bench, plan=PLAN, directories=directories, proof=proof), silent)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("same_process")
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_proof_measures_what_ships(tied: bool, tmp_path: Path) -> None:

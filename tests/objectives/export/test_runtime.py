@@ -282,6 +282,7 @@ def test_biases_of_mlx_that_the_models_type_rounds_are_in_the_model_that_is_scor
     assert not any("which no trial measured" in note for name in ("awq", "symmetric") for note in notes[name])
 
 
+@pytest.mark.usefixtures("same_process")
 def test_zero_points_that_the_first_version_of_gptq_cannot_hold(bench: Bench, tmp_path: Path) -> None:
     """It stores the number below a zero point; with zero points the second version is written, and says so."""
     for symmetric, version in ((True, "gptq"), (False, "gptq_v2")):
