@@ -53,8 +53,8 @@ def predictions(study: Study) -> tuple[Prediction, ...]:
 def agreement(plans: Sequence[Prediction]) -> str:
     """Say in one or two sentences how far predictions can be believed.
 
-    The interval of Spearman's rank correlation is Bonett and Wright's (2000, Psychometrika 65, equation 6 of its
-    section on Spearman's coefficient): Fisher's transformation with variance `(1 + r^2 / 2) / (n - 3)`.
+    The interval of Spearman's rank correlation is that of Bonett and Wright (2000, Psychometrika 65): Fisher's
+    transformation with the variance `(1 + r^2 / 2) / (n - 3)`.
     """
     if not plans:
         return "No plan has both."
