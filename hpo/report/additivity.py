@@ -57,7 +57,7 @@ def agreement(plans: Sequence[Prediction]) -> str:
     transformation with the variance `(1 + r^2 / 2) / (n - 3)`.
     """
     if not plans:
-        return "No plan has both."
+        return "No plan rounds as the recipe that sites were measured by."
     ratios = sorted(plan.measured.value / plan.predicted for plan in plans if plan.predicted > 0)
     level = (
         f"Measured is {median(ratios):.2f} times predicted in the middle, {ratios[0]:.2f} to {ratios[-1]:.2f} in all."

@@ -37,14 +37,15 @@ def _contributed(plans: PlanData) -> Caption:
 
 def _additivity(plans: PlanData) -> Caption:
     predictions = plans.predictions
-    others = any(not plan.alike for plan in predictions)
+    alike = [plan for plan in predictions if plan.alike]
+    others = len(predictions) - len(alike)
+    left_out = f" {others} squares round otherwise than the recipe that sites were measured by, and do not count."
     reading = (
         "Divergence from full precision of every plan that was measured to the end: predicted from its sites, each "
         "measured alone on calibration text, and measured on the tuning text with its 95 % interval; on the dashed "
         "line both are equal, and text that is easier or harder moves all points alike. "
-        f"{agreement(predictions)} Plans of a study are the best of their bits, so ranks agree already where more bits "
-        "diverge less."
-        + (" Squares are recipes that round otherwise than the one that sites were measured by." if others else "")
+        f"{agreement(alike)} Plans of a study are the best of their bits, so ranks agree already where more bits "
+        f"diverge less.{left_out if others else ''}"
     )
     alt = "; ".join(plan.text for plan in predictions[:6])
     why_not = None if predictions else "no plan has a divergence that was predicted and measured"

@@ -122,6 +122,7 @@ def test_a_front_is_a_study_of_bytes_and_damage_and_its_members_are_models(capsy
     page = (home / "reports" / "two" / "report.md").read_text()
     assert "Whether predicted damages add up" in page
     assert "times predicted in the middle" in page
+    assert "squares round otherwise" not in page
     assert "What one more bit, or one MB less, costs" in page
     assert "How the front grew" in page
     assert study["confirmation"]["front"]

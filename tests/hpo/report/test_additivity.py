@@ -1,12 +1,15 @@
 """Predicted against measured damage of plans: what is said of it, and what is not said of too few."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from hpo.report.additivity import FEWEST, Prediction, agreement, rank_correlation
+from hpo.report.plan_captions import plan_captions
+from hpo.report.plan_data import PlanData
 from objectives.paired import Difference
 
 
@@ -62,4 +65,17 @@ def test_ranks_that_agree_are_said_with_how_far_levels_are_apart() -> None:
 
 @pytest.mark.parametrize("plans", [[], [plan(0.0, 0.1)]])
 def test_nothing_to_compare_is_said(plans: list[Prediction]) -> None:
-    assert agreement(plans).startswith(("No plan has both", "Nothing was predicted to be lost"))
+    assert agreement(plans).startswith(("No plan rounds as the recipe", "Nothing was predicted to be lost"))
+
+
+def test_plans_that_round_otherwise_than_what_was_measured_do_not_count() -> None:
+    """They are drawn, and predicted for another recipe; what is said of the others is as without them."""
+    alike = [plan(0.1 * place, 0.1 * place) for place in range(1, 13)]
+    others = [replace(plan(1.0, 0.1), alike=False)] * 2
+    readings = []
+    for predictions in (alike, [*alike, *others]):
+        written = plan_captions(PlanData(name="trial 1", predictions=tuple(predictions)))
+        readings.append(next(caption.reading for caption in written if caption.key == "additivity"))
+    assert agreement(alike) in readings[0]
+    said = " 2 squares round otherwise than the recipe that sites were measured by, and do not count."
+    assert readings[1] == readings[0] + said
