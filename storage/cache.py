@@ -103,15 +103,8 @@ class TensorCache:
             StorageError: If the disk is full or refuses, or another process took over.
         """
         writer, temporary = self._taken_over(key)
-        keep = False
-        try:
+        with _left_by_interrupts(writer, temporary):
             yield writer
-        except KeyboardInterrupt:
-            keep = bool(writer.progress)
-            raise
-        finally:
-            if not keep:
-                shutil.rmtree(temporary, ignore_errors=True)
 
     def lease(self, name: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
         """Be the only process that computes under `name`; `waiting` is told now and then while another is.
@@ -216,21 +209,15 @@ class TensorCache:
         self, writer: EntryWriter, temporary: Path, key: str, about: Mapping[str, object]
     ) -> Iterator[EntryWriter]:
         """Publish what is written inside the block; after an interrupt what was recorded of it is left."""
-        keep = False
-        try:
-            yield writer
-            writer.finish(about)
-            self._publish(temporary, key)
-        except StorageError as error:
-            if temporary.is_dir():
-                raise
-            raise LeaseLostError(f"{temporary} was cleared by a process that took over its computation") from error
-        except KeyboardInterrupt:
-            keep = bool(writer.progress)
-            raise
-        finally:
-            if not keep:
-                shutil.rmtree(temporary, ignore_errors=True)
+        with _left_by_interrupts(writer, temporary):
+            try:
+                yield writer
+                writer.finish(about)
+                self._publish(temporary, key)
+            except StorageError as error:
+                if temporary.is_dir():
+                    raise
+                raise LeaseLostError(f"{temporary} was cleared by a process that took over its computation") from error
 
     def _publish(self, temporary: Path, key: str) -> None:
         published = self._root / key
@@ -272,3 +259,17 @@ class TensorCache:
             return Manifest.decode(path.read_bytes())
         except (OSError, ValueError) as error:
             raise DamagedEntryError(key, f"{path} is damaged or missing") from error
+
+
+@contextmanager
+def _left_by_interrupts(writer: EntryWriter, temporary: Path) -> Iterator[None]:
+    """Remove a temporary directory at the end; after an interrupt what was recorded of it is left."""
+    keep = False
+    try:
+        yield
+    except KeyboardInterrupt:
+        keep = bool(writer.progress)
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(temporary, ignore_errors=True)

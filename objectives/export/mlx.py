@@ -59,10 +59,13 @@ def _with_stored_biases(bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]
 
 def _stored_values(weight: IntWeight) -> Tensor:
     """Return what MLX makes of a Linear, `[O, I]` float32."""
-    shift = MIDDLE if weight.zero is None else 0
-    numbers = (weight.codes.to(torch.int32) + shift).float()
     scales, biases = (part.float().repeat_interleave(weight.group_size, 1) for part in (weight.scale, _biases(weight)))
-    return numbers * scales + biases
+    return _numbers(weight).float() * scales + biases
+
+
+def _numbers(weight: IntWeight) -> Tensor:
+    """Return the codes from zero on, int32 `[O, I]`."""
+    return weight.codes.to(torch.int32) + (MIDDLE if weight.zero is None else 0)
 
 
 def _biases(weight: IntWeight) -> Tensor:
@@ -75,9 +78,8 @@ def mlx_tensors(weight: IntWeight) -> dict[str, Tensor]:
     Returns:
         `weight` uint32 `[O, I / 8]`; `scales` and `biases` `[O, G]` in the type of the scales.
     """
-    numbers = weight.codes.to(torch.int32) + (MIDDLE if weight.zero is None else 0)
     return {
-        "weight": pack(numbers).view(torch.uint32),
+        "weight": pack(_numbers(weight)).view(torch.uint32),
         "scales": weight.scale,
         "biases": _biases(weight),
     }
