@@ -48,7 +48,7 @@ class LoadedStudy:
     Attributes:
         study: Everything that is stored of it, and its ranking.
         paths: Where its results and its calibration cache are.
-        device: Where models are run: `cpu`, `cuda` or `cuda:N`.
+        device: Where models are run: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
 
     study: Study
@@ -181,7 +181,7 @@ def plan_of_table(table: "pd.DataFrame") -> Plan:
 
 
 def load(
-    study: str | None = None, storage: str | None = None, home: str | Path | None = None, device: str = "cpu"
+    study: str | None = None, storage: str | None = None, home: str | Path | None = None, device: str = "auto"
 ) -> LoadedStudy:
     """Load a study by its name; without one, the study that was begun last.
 

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hpo.launch.devices import AUTO, own_device
 from hpo.launch.following import Follower
 from hpo.launch.launch import Fleet, launch
 from hpo.launch.launcher import Job, Report
@@ -66,7 +65,7 @@ class Share:
 
     def _optimize(self, job: Job, listen: Listener) -> tuple[str, ...]:
         deadline = math.inf if self.until is None else time.monotonic() + self.until - time.time()
-        plan = _on_device(self.plan, own_device() if job.device == AUTO else job.device)
+        plan = _on_device(self.plan, job.device)
         with storage_errors(self.storage):
             storage = open_storage(self.storage)
             budget = Budget(trials=self.trials, deadline=deadline)

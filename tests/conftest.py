@@ -18,6 +18,8 @@ import cli
 from objectives.text import sequences
 from tests.servers import Database
 
+# Numbers that tests know are those of the CPU, whatever the machine has.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 PICTURES = "hpo.report.write._pictures"
 
 

@@ -62,11 +62,6 @@ def name_inside(device: str) -> str:
     return CPU if device == CPU else GPU
 
 
-def own_device() -> str:
-    """Choose the device of a process that someone else placed: the first GPU it sees, else the CPU."""
-    return GPU if gpus() else CPU
-
-
 def usable_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -32,7 +32,7 @@ class BenchOptions:
     model: str = option("model", "bundled", "hub name, directory, or `bundled`")
     revision: str | None = option("model", None, "branch, tag or commit of a hub model")
     dtype: str = option("model", "auto", "auto, float32, bfloat16 or float16")
-    device: str = option("model", "cpu", "cpu, cuda or cuda:N")
+    device: str = option("model", "auto", "auto (a GPU where there is one), cpu, cuda or cuda:N")
     trust_remote_code: bool = option("model", False, "run code that comes with the model")
     allow_partial: bool = option("model", False, "accept block weights that stay in 16 bit")
     allow_partial_groups: bool = option("model", False, "accept a partial last group")

@@ -60,7 +60,7 @@ class ModelPlan:
         name: A directory, a hub name, or `bundled`.
         revision: Branch, tag or commit of a hub model.
         dtype: A name in `DTYPES`, or `auto`: the model's own type where the device is fast in it, float32 elsewhere.
-        device: A torch device.
+        device: A torch device, or `auto`: the GPU where there is one, the CPU elsewhere.
         trust_remote_code: Run Python code that comes with the model.
         accept_quantized: Load a model that is already quantized, to measure it as it is.
         device_memory: Bytes that its weights may take on the device, and what becomes of them; None for what is
@@ -71,7 +71,7 @@ class ModelPlan:
     name: str = BUNDLED
     revision: str | None = None
     dtype: str = "auto"
-    device: str = "cpu"
+    device: str = "auto"
     trust_remote_code: bool = False
     accept_quantized: bool = False
     device_memory: int | None = None
@@ -201,12 +201,16 @@ def _require_measurable(plan: ModelPlan, quantized: AlreadyQuantized) -> None:
 
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
+        device = torch.device(_present() if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used ({reason}); choose cpu, cuda or cuda:N") from error
+        raise InputError(f"device {name!r} cannot be used ({reason}); choose auto, cpu, cuda or cuda:N") from error
     return device
+
+
+def _present() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _dtype(name: str, config: Any, device: torch.device) -> torch.dtype:

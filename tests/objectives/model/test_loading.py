@@ -224,7 +224,14 @@ def test_an_unknown_device(whole: Path, name: str) -> None:
     """A device that torch does not know, or that is not there, is refused before anything is loaded."""
     message = refusal(whole, device=name)
     assert message.startswith(f"device {name!r} cannot be used (")
-    assert message.endswith("; choose cpu, cuda or cuda:N")
+    assert message.endswith("; choose auto, cpu, cuda or cuda:N")
+
+
+def test_a_gpu_is_taken_where_there_is_one(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a device a model goes to the GPU; the one that torch only says is there cannot be used."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert refusal(whole).startswith("device 'auto' cannot be used (")
+    assert load_model(ModelPlan(name=str(whole), device="cpu")).device.type == "cpu"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
