@@ -10,7 +10,7 @@ TESTS := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 .PHONY: demo test test-quick test-rest check-all lint install lock clean
 
 demo: install
-	$(BIN)/python cli.py optimize --trials 24 --group-size 64,128
+	$(BIN)/python cli.py optimize --study demo --trials 24 --group-size 64,128
 
 test: lint test-quick
 

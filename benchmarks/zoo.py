@@ -153,18 +153,25 @@ def page(rows: Sequence[Family], unbuilt: Sequence[str]) -> Iterator[str]:
     yield "# Which families of models are supported"
     yield ""
     yield (
-        f"Made by `benchmarks/zoo.py` with transformers {version('transformers')}: a small model with random weights "
-        f"of every family of causal language models that can be built small ({len(rows)}; {count} are supported "
-        "as they are) is loaded, asked for its roles and for what folds, and evaluated once. Inputs that do not fold "
-        "keep a scale of 1 with `--scales foldable`. A family of which more than 5 % of the block weights are no "
-        "Linears needs `--allow-partial`, which leaves those in 16 bit."
+        f"`benchmarks/zoo.py` makes this table, here with transformers {version('transformers')}. It builds a small "
+        f"model with random weights of every family of causal language models that can be built small ({len(rows)} "
+        "families), finds the roles of its Linears and which scales fold, and evaluates it once. As they are, "
+        f"{count} families are supported. With `--scales foldable`, inputs that do not fold keep a scale of 1. A "
+        "family in which more than 5 % of the block weights are not in Linears that can be quantized needs "
+        "`--allow-partial`, which leaves those weights in 16 bit."
     )
     yield ""
     yield from ("| family | supported | whose scales fold | remarks |", "|---|---|---|---|")
     for row in rows:
         yield f"| {row.family} | {row.supported} | {row.folds or 'none'} | {short(row.remark)} |"
     yield ""
-    yield f"Not built, because these sizes make no model of them ({len(unbuilt)}): {', '.join(unbuilt)}."
+    yield (
+        f"Not checked by this page: the miniature configuration used here cannot build these {len(unbuilt)} families. "
+        "They may work: `calibrate --dry-run` reads only a model's configuration, and `evaluate` refuses by name what "
+        "is not supported."
+    )
+    yield ""
+    yield f"{', '.join(unbuilt)}."
 
 
 def short(text: str) -> str:
