@@ -132,60 +132,69 @@ class Parameters:
 
     method: str = row("gwh-praq-v2", "method", "where input scales come from and how errors are weighted")
     beta: float = row(
-        *(0.5, "β, blend of saliences", "blend of saliences: 0 is AWQ's, 1 is PRAQ's"),
+        *(0.5, "β, blend of saliences", "which inputs count as important: 0 by AWQ, 1 by PRAQ, or a blend of both"),
         symbol="β",
         legal=(0.0, 1.0),
         search=Range(low=0.0, high=1.0),
     )
     tau: float = row(
-        *(2.0, "τ, temperature of the error weights", "temperature of the error weights; large values make them equal"),
+        *(
+            2.0,
+            "τ, temperature of the error weights",
+            "temperature of the weights of output errors; large values make them equal",
+        ),
         symbol="τ",
         legal=(SMALLEST, math.inf),
         search=Range(low=0.1, high=5.0, scale="log"),
     )
     n_grid: int = row(
-        *(20, "steps of the α grid", "steps of the search over the exponent alpha"),
+        *(20, "steps of the α grid", "steps of the search for alpha, the exponent of input scales"),
         symbol="α steps",
         unit="steps",
         legal=(1, LARGEST_COUNT),
         search=Range(low=5, high=40),
     )
     n_calib: int = row(
-        *(128, "calibration samples", "calibration samples whose statistics are used"),
+        *(128, "calibration samples", "calibration sequences whose statistics are used"),
         symbol="samples",
         unit="sequences",
         legal=(1, LARGEST_COUNT),
         search=Range(low=16, high=512, scale="log2"),
     )
     bits: int = row(
-        4, "bits", "of a weight; 16 leaves weights as they are", symbol="bits", unit="bits", choices=(*range(2, 9), 16)
+        4,
+        "bits",
+        "bits of a weight; 16 leaves weights as they are",
+        symbol="bits",
+        unit="bits",
+        choices=(*range(2, 9), 16),
     )
     group_size: int = row(
-        *(128, "group size", "inputs that share a scale"),
+        *(128, "group size", "inputs of a Linear that share a scale"),
         symbol="group",
         unit="inputs",
         legal=(1, LARGEST_COUNT),
         search=Range(low=32, high=256, scale="log2"),
     )
     symmetric: bool = row(
-        *(True, "symmetric", "codes around zero"),
+        *(True, "symmetric", "symmetric codes, around zero"),
         symbol="sym.",
-        opposite=("asymmetric", "codes with a zero point"),
+        opposite=("asymmetric", "asymmetric codes, with a zero point for each group"),
         search=Choices(values=(True, False)),
     )
     full_range: bool = row(
         False,
         "full range",
-        "symmetric codes down to -8 for both signs: the weight of largest magnitude of a group takes -8, by a negative "
-        "scale where it is positive",
+        "the largest weight of a group takes the symmetric code -8 whatever its sign, by a negative scale where it is "
+        "positive",
         symbol="full",
-        opposite=("no-full-range", "symmetric codes of one largest magnitude for both signs, 7"),
+        opposite=("no-full-range", "the largest weight of a group takes the symmetric code 7 or -7"),
         search=Choices(values=(True,)),
     )
     range_search: RangeSearch = row(
         "none",
         "range search",
-        "what decides about a group's range: none holds every weight; diagonal, block weigh errors by the Gram matrix",
+        "how a group's range is chosen: none holds every weight; diagonal and block minimise the output error",
         symbol="ranges",
         choices=get_args(RangeSearch),
         search=Choices(values=("none", "diagonal", "block")),
@@ -193,41 +202,49 @@ class Parameters:
     alpha_proxy: AlphaProxy = row(
         "nearest",
         "proxy of the α search",
-        "what stands in for the codes in the search for alpha: nearest rounding in whole ranges, or in the best of few",
+        "how the search for alpha rounds: nearest (in ranges that hold every weight) or range (in searched ranges)",
         symbol="α proxy",
         choices=get_args(AlphaProxy),
         search=Choices(values=("nearest", "range")),
     )
     rounding: str = row(
-        *("nearest", "rounding", "how codes are chosen once input scales and ranges are: nearest or gptq"),
+        *("nearest", "rounding", "how weights are rounded to codes: nearest or gptq"),
         search=Choices(values=("nearest", "gptq")),
     )
     damping: float = row(
-        *(0.05, "λ, damping of GPTQ", "share of its mean that GPTQ adds to the diagonal of the Gram matrix"),
+        *(0.05, "λ, damping of GPTQ", "GPTQ adds this share of its mean to the diagonal of the Gram matrix"),
         symbol="λ",
         legal=(1e-6, LARGEST),
         search=Range(low=0.005, high=0.5, scale="log"),
     )
     prefix: Prefix = row(
-        *("full", "prefix of GPTQ", "which blocks before give the inputs that GPTQ rounds for"),
+        *(
+            "full",
+            "prefix of GPTQ",
+            "inputs that GPTQ rounds for: full (of the original model) or quantized (behind quantized blocks)",
+        ),
         choices=get_args(Prefix),
         search=Choices(values=("full",)),
     )
     scales: Scales = row(
         "foldable",
         "input scales",
-        "foldable: shared by Linears with a common input and folded before it; linear: one each, applied at run time",
+        "input scales: foldable (shared, folded into the layer before) or linear (one per Linear, applied at run time)",
         choices=get_args(Scales),
     )
     placement: Placement = row(
-        *("original", "placement of the activation", "where the activation enters the importances of MLP outputs"),
+        *(
+            "original",
+            "placement of the activation",
+            "activation in the importance of MLP outputs: original (applied to all) or structural (as in the block)",
+        ),
         choices=get_args(Placement),
     )
     # A row in 16 bit costs 12 bits per weight more than one in 4: 5 % of the rows make 4.6 bits, just above groups of
     # 32, and 30 % make 7.6; beyond a third, 8-bit weights are smaller. In steps, as group sizes are: only trials of
     # equal bits can be compared, so there must be several of each.
     keep_ratio: float = row(
-        *(0.2, "share of rows in 16 bit", "share of rows that mixed methods keep in 16 bit"),
+        *(0.2, "share of rows in 16 bit", "share of rows that the mixed methods keep in 16 bit"),
         symbol="kept",
         unit="of the rows",
         legal=(0.0, 1.0),
@@ -235,14 +252,14 @@ class Parameters:
     )
     # sigmoid(beta_risk (upper - tau_risk)): from nearly flat to a hard threshold, a decade around the default 3.
     beta_risk: float = row(
-        *(3.0, "β of the risk, its steepness", "steepness of the risk that an output is active"),
+        *(3.0, "β of the risk, its steepness", "steepness of the estimate of whether an MLP output is active"),
         symbol="β risk",
         legal=(-LARGEST, LARGEST),
         search=Range(low=0.3, high=30.0, scale="log"),
     )
     # Below -6, SiLU and GELU are off (above -0.015); above 0, outputs that are certainly active count as safe.
     tau_risk: float = row(
-        *(-3.0, "τ of the risk, where outputs count as active", "bound on an output from which on it counts as active"),
+        *(-3.0, "τ of the risk, where outputs count as active", "value from which on an MLP output counts as active"),
         symbol="τ risk",
         legal=(-LARGEST, LARGEST),
         search=Range(low=-6.0, high=0.0),
@@ -250,7 +267,11 @@ class Parameters:
     # In products of a mean weight and a mean input: rounding to 4 bits errs by about 0.15 of one for each of I inputs,
     # and independent errors add up to 0.15 sqrt(I) of them, 4 at 576 inputs and 10 at 4096.
     noise_factor: float = row(
-        *(0.2, "weight of the rounding noise", "weight of the noise of rounding in that bound"),
+        *(
+            0.2,
+            "weight of the rounding noise",
+            "weight of rounding noise in the estimate of whether an MLP output is active",
+        ),
         symbol="noise",
         legal=(0.0, LARGEST),
         search=Range(low=0.0, high=10.0),
@@ -259,7 +280,7 @@ class Parameters:
     variance_penalty: float = row(
         0.5,
         "power of the deviation in the risk",
-        "power of an output's standard deviation that its risk is divided by",
+        "power of an MLP output's standard deviation that divides its risk of being active (praq-mixed-var)",
         symbol="penalty",
         legal=(0.0, 100.0),
         search=Range(low=0.0, high=1.0),

@@ -34,8 +34,8 @@ EXAMPLES = """examples:
 def add_flags(parser: ArgumentParser) -> None:
     """Add the flags of this command."""
     add_options(parser, BenchOptions, "model", "text")
-    parser.add_argument("--sizes", default="16,32,64,128", help="calibration sizes, separated by commas")
-    parser.add_argument("--dry-run", action="store_true", help="count bytes and operations; run and write nothing")
+    parser.add_argument("--sizes", default="16,32,64,128", help="numbers of sequences, by commas (default %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="only print what it would take; run and write nothing")
 
 
 def run(parsed: Namespace) -> None:

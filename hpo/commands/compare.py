@@ -36,14 +36,14 @@ def add_flags(parser: ArgumentParser) -> None:
     """Add the flags of this command."""
     group = parser.add_argument_group("what to compare, and where to write it")
     group.add_argument(
-        "--methods", default="all", help="separated by commas, with ingredients (gw-awq+range+gptq), or all (default)"
+        "--methods", default="all", help="methods by commas, with ingredients (gw-awq+range+gptq), or all (default)"
     )
-    group.add_argument("--models", metavar="NAME=DIR,...", help="ready-made model directories")
-    group.add_argument("--study", metavar="S", help="what it recommends is a row besides")
+    group.add_argument("--models", metavar="NAME=DIR,...", help="ready-made models to compare with, each under a name")
+    group.add_argument("--study", metavar="S", help="add what this study recommends as a row")
     group.add_argument(
         "--trial",
         metavar="N|best|recommended",
-        help="of the study: recommended (default), best (of least value) or a number",
+        help="of the study: recommended (default), best (lowest perplexity or KL, whatever its size) or a number",
     )
     add_storage_flag(group)
     group.add_argument("--csv", metavar="FILE", type=Path, help="write the rows as CSV")

@@ -20,7 +20,7 @@ FILES = ("FILE", "DIR")
 
 def add_flags(parser: ArgumentParser) -> None:
     """Add the flags of this command."""
-    parser.add_argument("shell", choices=SHELLS, help="whose language")
+    parser.add_argument("shell", choices=SHELLS, help="shell to print a completion script for")
 
 
 def run(parsed: Namespace) -> None:

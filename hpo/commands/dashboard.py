@@ -20,7 +20,7 @@ def add_flags(parser: ArgumentParser) -> None:
     """Add the flags of this command."""
     add_storage_flag(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8080, help="0 takes a free one (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8080, help="port; 0 takes a free one (default %(default)s)")
 
 
 def run(parsed: Namespace) -> None:

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from quant.setting import Setting
 
 EXAMPLES = """examples:
-  %(prog)s                                        the bundled model: full precision, rtn and the V2 presets
+  %(prog)s                                        the bundled model: full precision, rtn and the presets
   %(prog)s --model org/name --eval-data c4,wikitext2
   %(prog)s --model ./dir --calib-data calib.txt --eval-data eval.jsonl.gz \\
       --method gwh-praq-v2 --beta 0.3 --tau 2.5 --group-size 64 --json rows.json
-  %(prog)s --method gw-awq+full+range+gptq --budget 4.4      bits where they count
+  %(prog)s --method gw-awq+full+range+gptq --budget 4.4      each Linear in its own bits
 """
 
 
@@ -59,8 +59,8 @@ def add_flags(parser: ArgumentParser) -> None:
     add_options(parser, BenchOptions, "model", "text")
     group = parser.add_argument_group("methods")
     # Not given and given differ: without a method, the bundled model is measured with the presets.
-    group.add_argument("--method", help="rtn, gw-awq, gw-awq+range+gptq, gwh-praq-v2, ...; several separated by commas")
-    group.add_argument("--presets", action="store_true", help="rtn and the presets of gwh-praq-v2")
+    group.add_argument("--method", help="methods by commas: rtn, gw-awq, gw-awq+range+gptq, gwh-praq-v2, ...")
+    group.add_argument("--presets", action="store_true", help="measure rtn and the presets of gwh-praq-v2")
     add_plan_flags(group)
     add_setting_flags(parser)
 

@@ -15,20 +15,28 @@ from quant.parameters import PARAMETERS, Choices, Parameter, Range, bound_text, 
 
 Options = TypeVar("Options")
 
-STORAGE_HELP = "sqlite:///FILE, postgresql://..., @FILE with it, ... ($PRAQTUNE_STORAGE)"
+STORAGE_HELP = (
+    "where studies are: sqlite:///FILE, postgresql://..., or @FILE that has the URL (default $PRAQTUNE_STORAGE, else a "
+    "file in --cache)"
+)
 PARAMETER_FLAGS = tuple(name for name in PARAMETERS if name not in ("method", "bit_budget"))
 """What a setting has beside its method; the budget of a plan is given as `--budget`, in bits or in bytes."""
-SPACE_WORDS = "0.3 fixes a hyperparameter, 0.2..0.8 is a range, 32,64 are sizes, nearest,gptq are choices"
+SPACE_WORDS = "0.3 fixes a hyperparameter; 0.2..0.8 searches a range, 32,64 sizes, nearest,gptq choices"
 ORIGINAL = "original"
 """The space without ingredients: input scales, error weights, calibration and group sizes."""
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """Add what every command has."""
-    parser.add_argument("--cache", metavar="DIR", help="where calibration is kept (default $PRAQTUNE_HOME)")
-    parser.add_argument("--allow-shared-cache", action="store_true", help="accept a directory others may write to")
-    parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON to FILE, or print it")
-    parser.add_argument("--quiet", action="store_true", help="no progress and no warnings: the result and errors only")
+    words = "directory of calibration, results and default studies (default $PRAQTUNE_HOME, else ~/.cache/praqtune)"
+    parser.add_argument("--cache", metavar="DIR", help=words)
+    parser.add_argument(
+        "--allow-shared-cache", action="store_true", help="accept a cache directory that others can write to"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", nargs="?", const="-", help="write JSON to FILE; without FILE, print it"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print neither progress nor warnings")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -68,22 +76,26 @@ def add_storage_flag(group: Any) -> None:
 
 def add_plan_flags(group: Any) -> None:
     """Add the flags that give Linears settings of their own."""
-    group.add_argument("--plan", metavar="FILE", type=Path, help="settings of each Linear: JSON, or CSV by its name")
-    words = "allocate bits where they count: 4.25 (bits per weight), or 110MB (the whole model)"
+    group.add_argument(
+        "--plan", metavar="FILE", type=Path, help="file with a setting for each Linear: JSON, or CSV if it ends in .csv"
+    )
+    words = "give each Linear its own bits within this size: 4.25 (bits per weight) or 110MB (the whole model)"
     group.add_argument("--budget", metavar="BITS|SIZE", help=words)
 
 
 def add_study_flags(parser: argparse.ArgumentParser) -> Any:
     """Add which study is meant, and where it is; returns the group."""
     group = parser.add_argument_group("study")
-    group.add_argument("--study", help="its name (default: the model's; elsewhere the study begun last)")
+    group.add_argument(
+        "--study", help="name of the study (default: in optimize the model's name, elsewhere the study begun last)"
+    )
     add_storage_flag(group)
     return group
 
 
 def add_report_flag(group: Any) -> None:
     """Add the flag that says where a report goes."""
-    group.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: reports/STUDY)")
+    group.add_argument("--out", metavar="DIR", type=Path, help="directory of the report (default: reports/STUDY)")
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
@@ -101,11 +113,11 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
 def add_space_flags(group: Any) -> None:
     """Add a flag for every parameter of a setting: a value, a range or several values of those that are searched."""
     words = (
-        f"TOML file with the same names and values; `{ORIGINAL}`: neither grid, range search nor rounding is searched"
+        f"TOML file with these names and values, or `{ORIGINAL}`: symmetric codes, no range search, nearest rounding"
     )
     group.add_argument("--space", metavar="FILE", help=words)
     method = PARAMETERS["method"]
-    searched = f"the method that is searched (default {method.default})"
+    searched = f"method whose settings are searched (default {method.default})"
     group.add_argument(method.flag, default=argparse.SUPPRESS, help=searched)
     for name in PARAMETER_FLAGS:
         parameter = PARAMETERS[name]

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   %(prog)s                                        a study of the bundled model
-  %(prog)s --trials 100                           go on with it
+  %(prog)s --trials 100                           continue it
   %(prog)s --model org/name --calib-data wikitext2 --eval-data c4 --group-size 64,128 --trials 60 --study mine
   %(prog)s --model ./dir --eval-data eval.txt --beta 0.1..0.6 --tau 2 --n-calib 128 --storage sqlite:///study.db
   %(prog)s --method praq-mixed --keep-ratio 0.05..0.2 --tau-risk=-5..-1 --beta-risk 3
-  %(prog)s --presets-only --json presets.json     the four presets and the references, ranked
-  %(prog)s --budget 4.3                           plans of 4.3 bits per weight; --budget 110MB of the whole model
+  %(prog)s --presets-only --json presets.json     the presets and the references, ranked
+  %(prog)s --budget 4.3                           at most 4.3 bits per weight; 110MB: of the whole model
   %(prog)s --front 4.2..5 --objective kl          the best plan of every size between two
   %(prog)s --devices auto --trials 200 --storage @/run/secrets/storage     one worker per GPU
 """

@@ -14,18 +14,18 @@ from hpo.commands.command import Command, Group
 PROGRAM = "praqtune"
 COMMANDS = {
     "optimize": "begin, resume or join a study",
-    "status": "where a study stands",
-    "show": "everything that is known of a study",
+    "status": "show where a study stands",
+    "show": "show everything that is known of a study",
     "report": "write a study's report",
-    "dashboard": "see every study in a browser",
-    "evaluate": "measure perplexity, as it is or quantized",
+    "dashboard": "show every study in a browser",
+    "evaluate": "measure a model's perplexity, as it is or quantized",
     "quantize": "write a quantized model directory",
-    "push": "put a proven model directory on the hub",
-    "compare": "methods and models side by side",
+    "push": "upload a proven model directory to the hub",
+    "compare": "compare methods and models side by side",
     "calibrate": "fill the calibration cache in advance",
     "study": "list, remove, move or repair studies",
     "cache": "list, check or remove calibration entries",
-    "completion": "print what makes a shell complete commands and flags",
+    "completion": "print a script for a shell to complete commands and flags",
 }
 """Summaries by name; `hpo.commands.NAME` has the rest."""
 

@@ -18,9 +18,9 @@ EXAMPLES = """examples:
 
 def add_flags(parser: ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="what `quantize` wrote and proved")
-    parser.add_argument("repository", metavar="REPO", help="on the hub: OWNER/NAME; made where there is none")
-    parser.add_argument("--private", action="store_true", help="a repository that is made is seen by its owner alone")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory that `quantize` wrote and proved")
+    parser.add_argument("repository", metavar="REPO", help="hub repository OWNER/NAME; created if missing")
+    parser.add_argument("--private", action="store_true", help="if it is created, only its owner can see it")
 
 
 def run(parsed: Namespace) -> None:

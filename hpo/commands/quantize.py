@@ -33,8 +33,8 @@ EXAMPLES = """examples:
   %(prog)s --study mine --output-dir ./best       what it recommends, as the study measured it
   %(prog)s --study mine --format compressed-tensors --output-dir ./best-int4    as INT4 that vLLM loads
   %(prog)s --study mine --format awq,gptq --output-dir ./best    into ./best/awq and ./best/gptq
-  %(prog)s --study mine --format awq --refine --output-dir ./refined    scales and norms tuned after rounding
-  %(prog)s --method gw-awq+full+range+gptq --budget 4.4 --format compressed-tensors --output-dir ./4.4    bits
+  %(prog)s --study mine --format awq --refine --output-dir ./refined    codes, scales, norms and biases tuned
+  %(prog)s --method gw-awq+full+range+gptq --budget 4.4 --format compressed-tensors --output-dir ./4.4
   %(prog)s --study mine --budget 4.3 --format compressed-tensors --output-dir ./4.3    of a front, as it was measured
   %(prog)s --plan plan.csv --output-dir ./mine    a setting for each Linear
   %(prog)s --study mine --trial 17 --storage sqlite:///study.db --output-dir ./trial-17
@@ -47,14 +47,16 @@ def add_flags(parser: ArgumentParser) -> None:
     add_setting_flags(parser)
     add_options(parser, RefineOptions, "refining")
     group = parser.add_argument_group("what to write")
-    group.add_argument("--method", default=SUPPRESS, help="rtn, gw-awq, gwh-praq-v2, ...")
+    group.add_argument("--method", default=SUPPRESS, help="rtn, gw-awq, gw-awq+range+gptq, ...")
     group.add_argument(
         "--study",
         metavar="S",
-        help="quantize as it recommends, or as one of its trials was; gives model and text as well",
+        help="quantize as this study recommends, or as --trial says; model and text are the study's",
     )
     group.add_argument(
-        "--trial", metavar="N|best|recommended", help="recommended (default), best (of least value) or a number"
+        "--trial",
+        metavar="N|best|recommended",
+        help="recommended (default), best (lowest perplexity or KL, whatever its size) or a number",
     )
     add_plan_flags(group)
     add_storage_flag(group)
@@ -73,7 +75,7 @@ def add_flags(parser: ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         required=True,
-        help="must not exist, or be empty; of several formats each has a directory of its name in it",
+        help="new or empty directory; of several formats, each gets a directory of its name in it",
     )
 
 

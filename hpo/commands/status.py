@@ -22,7 +22,7 @@ from objectives.errors import InputError
 
 EXAMPLES = """examples:
   %(prog)s                                        the study that was begun last
-  %(prog)s --watch                                again and again, until Ctrl-C
+  %(prog)s --watch                                refreshed until Ctrl-C
   %(prog)s --study mine --storage sqlite:///study.db --json
 """
 
@@ -31,7 +31,12 @@ def add_flags(parser: ArgumentParser) -> None:
     """Add the flags of this command."""
     add_study_flags(parser)
     parser.add_argument(
-        "--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="renew it every 2 seconds, or as many"
+        "--watch",
+        type=float,
+        nargs="?",
+        const=2.0,
+        metavar="SECONDS",
+        help="refresh every SECONDS (default 2) until Ctrl-C",
     )
 
 

@@ -26,7 +26,7 @@ LS_EXAMPLES = """examples:
 """
 RM_EXAMPLES = """examples:
   %(prog)s mine
-  %(prog)s mine --force                           even if workers are at it
+  %(prog)s mine --force                           even while workers use it
 """
 EXPORT_EXAMPLES = """examples:
   %(prog)s mine mine.zip
@@ -37,10 +37,10 @@ IMPORT_EXAMPLES = """examples:
 """
 REPAIR_EXAMPLES = """examples:
   %(prog)s                                        every study of the storage
-  %(prog)s mine --storage journal:studies.log     the line of a writer that died is cut off
+  %(prog)s mine --storage journal:studies.log     cut off the unfinished line of a dead writer
 """
 RETRY_EXAMPLES = """examples:
-  %(prog)s mine                                   then go on with `optimize --study mine`
+  %(prog)s mine                                   then continue with `optimize --study mine`
 """
 UPGRADE_EXAMPLES = """examples:
   %(prog)s --storage sqlite:///study.db           after Optuna was updated
@@ -73,7 +73,7 @@ def list_them(parsed: Namespace) -> None:
 def add_rm_flags(parser: ArgumentParser) -> None:
     """Add the flags of `rm`."""
     add_named_flags(parser)
-    parser.add_argument("--force", action="store_true", help="even if workers are at it")
+    parser.add_argument("--force", action="store_true", help="remove it even while workers use it")
 
 
 def remove(parsed: Namespace) -> None:
@@ -89,7 +89,7 @@ def remove(parsed: Namespace) -> None:
 def add_export_flags(parser: ArgumentParser) -> None:
     """Add the flags of `export`."""
     add_named_flags(parser)
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", metavar="FILE", help="zip file to write")
 
 
 def export(parsed: Namespace) -> None:
@@ -106,8 +106,8 @@ def export(parsed: Namespace) -> None:
 def add_import_flags(parser: ArgumentParser) -> None:
     """Add the flags of `import`."""
     add_storage_flag(parser)
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--as", dest="as_name", metavar="NAME", help="another name for it")
+    parser.add_argument("file", metavar="FILE", help="zip file that `study export` wrote")
+    parser.add_argument("--as", dest="as_name", metavar="NAME", help="import it under another name")
 
 
 def import_one(parsed: Namespace) -> None:
@@ -124,7 +124,7 @@ def import_one(parsed: Namespace) -> None:
 def add_repair_flags(parser: ArgumentParser) -> None:
     """Add the flags of `repair`."""
     add_storage_flag(parser)
-    parser.add_argument("study", metavar="STUDY", nargs="?", help="default: every study")
+    parser.add_argument("study", metavar="STUDY", nargs="?", help="name of the study (default: every study)")
 
 
 def repair(parsed: Namespace) -> None:
@@ -170,7 +170,7 @@ def upgrade(parsed: Namespace) -> None:
 def add_named_flags(parser: ArgumentParser) -> None:
     """Add where studies are, and which one is meant."""
     add_storage_flag(parser)
-    parser.add_argument("study", metavar="STUDY")
+    parser.add_argument("study", metavar="STUDY", help="name of the study")
 
 
 def _names(storage: "optuna.storages.BaseStorage") -> list[str]:
@@ -195,19 +195,19 @@ COMMAND = Group(
             command=Command(examples=EXPORT_EXAMPLES, add_flags=add_export_flags, run=export),
         ),
         "import": Action(
-            summary="make the study of a file in this storage",
+            summary="create the study of an exported file in this storage",
             command=Command(examples=IMPORT_EXAMPLES, add_flags=add_import_flags, run=import_one),
         ),
         "repair": Action(
-            summary="queue again what dead workers left; heal a torn journal",
+            summary="queue again the trials of dead workers; mend a torn journal",
             command=Command(examples=REPAIR_EXAMPLES, add_flags=add_repair_flags, run=repair),
         ),
         "retry": Action(
-            summary="queue failed settings again",
+            summary="queue the settings of failed trials again",
             command=Command(examples=RETRY_EXAMPLES, add_flags=add_named_flags, run=retry),
         ),
         "upgrade": Action(
-            summary="bring the tables to the installed Optuna's version",
+            summary="upgrade the database tables to the installed Optuna's version",
             command=Command(examples=UPGRADE_EXAMPLES, add_flags=add_storage_flag, run=upgrade),
         ),
     },

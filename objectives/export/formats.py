@@ -194,9 +194,11 @@ def _mlx() -> Format:
 
 
 FORMATS: dict[str, RegisteredFormat] = {
-    "dense": RegisteredFormat(summary="4-bit values in the model's own type", load=_dense),
+    "dense": RegisteredFormat(
+        summary="a full-size 16-bit model that holds the quantized values, for experiments; not proven", load=_dense
+    ),
     "compressed-tensors": RegisteredFormat(
-        summary="INT4 for vLLM, SGLang and transformers, as the others below proven to score the same",
+        summary="INT4 for vLLM, SGLang and transformers (this and what follows is reloaded and scored as proof)",
         load=_compressed_tensors,
     ),
     "gptq": RegisteredFormat(summary="INT4 for vLLM, SGLang and GPTQModel", load=_gptq),
