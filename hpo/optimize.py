@@ -35,11 +35,9 @@ from objectives.budget import Budget as Size
 from objectives.budget import require_affordable, size_limits
 from objectives.errors import InputError
 from objectives.evaluation import LaidOut, lay_out
-from objectives.export.deployment import Deployment
 from objectives.progress import Progress
 from objectives.quantization import model_size
 from objectives.results import pin
-from objectives.sensitivity import every_setting
 from objectives.suitability import divides, group_sizes_text
 from objectives.trial import Bench
 from quant.plan import Plan
@@ -145,12 +143,10 @@ def fit(plan: StudyPlan, laid_out: LaidOut, listen: Listener) -> Space:
     """Fit the plan's space: leave out what does not suit model, text, runtime or the bits that are allowed."""
     bench, space = laid_out.bench, plan.space
     if plan.deployment is not None:
-        space, notices = loadable(space, plan.deployment, bench)
+        space, notices = loadable(space, plan.deployment, bench, allocated=bool(plan.sizes))
         for notice in notices:
             listen(Notice(text=notice))
     if plan.sizes:
-        if plan.deployment is not None:
-            require_plans_load(plan.deployment, space, bench)
         space = _under(space, bench, plan.sizes, listen)
     suitable = [size for size in space.sizes("group_size") if bench.allow_partial_groups or divides(bench.blocks, size)]
     unsuitable = UNSUITABLE if suitable else f"{UNSUITABLE}, as {group_sizes_text(bench.blocks)} would"
@@ -191,17 +187,6 @@ def _under(space: Space, bench: Bench, sizes: Sequence[Size], listen: Listener) 
     needed = max(small.bits_per_weight for small, _ in limits.values())
     reason = f"its plans take {needed:.3f} bits per weight or more, and {least:g} are allowed"
     return _limited(space, "symmetric", fitting, reason, listen)
-
-
-def require_plans_load(deployment: Deployment, space: Space, bench: Bench) -> None:
-    """Refuse to seek plans of which a runtime does not load every way to store a Linear.
-
-    Raises:
-        InputError: With the reason.
-    """
-    for symmetric in space.values("symmetric"):
-        ways = enumerate(every_setting(probe(space, bool(symmetric)), bench.blocks))
-        deployment.require_loads(Plan(named={str(number): setting for number, setting in ways}))
 
 
 def _within_bits(space: Space, bench: Bench, most: float, listen: Listener) -> Space:

@@ -87,6 +87,12 @@ class StudyPlan:
     def _unfit_for_sizes(self) -> list[str]:
         """List what cannot be together with a budget or a front."""
         problems = []
+        limits = None if self.deployment is None else self.deployment.form.limits
+        if self.deployment is not None and limits is not None and not limits.several_schemes:
+            problems.append(
+                f"--for {self.deployment.runtime} has one scheme for all Linears, and plans under a budget have "
+                "several; give --for vllm, or leave the budget out"
+            )
         if self.max_bits is not None:
             problems.append("--max-bits is for settings that store all Linears alike; leave it out, or the budget")
         if len(self.sizes) > 1:

@@ -6,18 +6,19 @@ assume that the bench was laid out.
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from objectives.errors import InputError
+from objectives.model.roles import Block
 from objectives.model.sites import find_sites
 from objectives.progress import Progress
 from objectives.quantization import model_size
-from objectives.sensitivity import Sensitivities, measure_sensitivities, site_settings
+from objectives.sensitivity import Sensitivities, measure_sensitivities, plans_by_way, site_settings
 from objectives.trial import Bench
 from quant.allocation import Allocation, Allocator
 from quant.plan import Plan
-from quant.setting import Setting
+from quant.setting import UNQUANTIZED, Setting
 from quant.sizes import ModelSize
 from storage.results import ResultStore
 
@@ -148,6 +149,23 @@ def size_limits(bench: Bench, recipe: Setting) -> tuple[ModelSize, ModelSize]:
         for place in (0, -1)
     )
     return model_size(bench.model, bench.blocks, smallest), model_size(bench.model, bench.blocks, largest)
+
+
+def possible_plans(recipe: Setting, blocks: Sequence[Block]) -> Iterator[Plan]:
+    """Yield plans that show all that a budget may make of a recipe: what loads these loads every allocation.
+
+    The first has every setting that there is, and any Linear in 16 bit; in the others, every site has one way after
+    the other.
+
+    Raises:
+        InputError: If the recipe cannot be allocated bits.
+    """
+    ways = {site: site_settings(recipe, site) for site in find_sites(blocks)}
+    settings = dict.fromkeys(setting for offered in ways.values() for setting in offered)
+    # Under names that no model has: each setting may be that of any Linear, and need not be.
+    named = {str(number): setting for number, setting in enumerate(settings)}
+    yield Plan(named=named, others=replace(recipe, bits=UNQUANTIZED))
+    yield from plans_by_way(ways)
 
 
 def size_text(size: ModelSize) -> str:

@@ -14,7 +14,6 @@ from time import perf_counter, sleep
 import torch
 
 from objectives.errors import InputError, RunError
-from objectives.model.roles import Block
 from objectives.model.sites import Site, find_sites
 from objectives.progress import Progress
 from objectives.results import load_result, measurement_key, save_result
@@ -149,10 +148,18 @@ def site_settings(recipe: Setting, site: Site) -> tuple[Setting, ...]:
     return (*ways, replace(recipe, bits=UNQUANTIZED))
 
 
-def every_setting(recipe: Setting, blocks: Sequence[Block]) -> tuple[Setting, ...]:
-    """List every setting that a plan of this recipe may have."""
-    sites = find_sites(blocks)
-    return tuple(dict.fromkeys(setting for site in sites for setting in site_settings(recipe, site)))
+def plans_by_way(ways: Mapping[Site, Sequence[Setting]]) -> list[Plan]:
+    """List the plans that store every site in its first way, in its second, ..., but for the last, which is 16 bit."""
+    most = max(len(settings) - 1 for settings in ways.values())
+    return [
+        Plan(named={name: _way(settings, place) for site, settings in ways.items() for name in site.linears})
+        for place in range(most)
+    ]
+
+
+def _way(ways: Sequence[Setting], place: int) -> Setting:
+    """Return the way at a place; a site with fewer ways has its last quantized one there."""
+    return ways[min(place, len(ways) - 2)]
 
 
 def few_sequences(text: Sequences) -> Sequences:
@@ -177,10 +184,7 @@ def measure_sensitivities(bench: Bench, recipe: Setting, store: ResultStore, pro
     sites = find_sites(bench.blocks)
     settings = {site.name: site_settings(recipe, site) for site in sites}
     left = replace(recipe, bits=UNQUANTIZED)
-    together = [
-        Plan(named={name: _way(settings[site.name], place) for site in sites for name in site.linears})
-        for place in range(max(map(len, settings.values())) - 1)
-    ]
+    together = plans_by_way({site: settings[site.name] for site in sites})
     alone = [Plan(named=dict.fromkeys(site.linears, settings[site.name][0]), others=left) for site in sites]
     fine = _fine_plans(bench, sites, settings)
     results = iter(measured_plans(bench, [*together, *alone, *fine.values()], store, text, progress))
@@ -236,11 +240,6 @@ def site_bits(site: Site, setting: Setting, bench: Bench) -> int:
         matrix_bits(outputs, inputs, scheme).total + input_scale_bits(inputs, setting)
         for outputs, inputs in site.shapes
     )
-
-
-def _way(ways: Sequence[Setting], place: int) -> Setting:
-    """Return the way at a place; a site with fewer ways has its last quantized one there."""
-    return ways[min(place, len(ways) - 2)]
 
 
 def measured_plans(

@@ -5,6 +5,7 @@ Responsible for refusing early what cannot be written, and for writing what a st
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from hpo.deploy.model_card import model_card
@@ -12,8 +13,8 @@ from hpo.deploy.refining import Refining, gain_lines, refined_bench, text_of, wi
 from hpo.study.choosing import require_same_bench, require_same_text
 from hpo.study.record import Measured
 from hpo.verdict.snapshot import Study
-from hpo.workers.planning import plan_of
-from objectives.budget import Budget, allocate
+from hpo.workers.planning import kept_plan, plan_of
+from objectives.budget import Budget, allocate, possible_plans
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.export.deployment import require_devices, require_split
 from objectives.export.formats import Export, Format, Proof, find_format
@@ -25,7 +26,6 @@ from objectives.progress import Progress
 from objectives.refinement.refine import forgotten_where_codes_differ, require_refinable
 from objectives.results import load_result, measurement_key
 from objectives.rounding_notes import rounding_notes
-from objectives.sensitivity import every_setting
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.plan import Plan
@@ -121,7 +121,7 @@ def deploy(
     tuning = texts[0]
     if chosen.study is not None:
         require_same_bench(chosen.study.record, bench)
-    settled, notes = _settled(bench, chosen, list(forms.values()), store, progress)
+    settled, notes = _settled(bench, chosen, list(forms.values()), devices, store, progress)
     for form in forms.values():
         require_split(form, settled, bench, devices)
     if refining is not None:
@@ -161,17 +161,20 @@ def _notes(bench: Bench, tuning: Sequences, manifest: Manifest) -> list[str]:
 
 
 def _settled(
-    bench: Bench, chosen: Chosen, forms: Sequence[Format], store: ResultStore, progress: Progress
+    bench: Bench, chosen: Chosen, forms: Sequence[Format], devices: int, store: ResultStore, progress: Progress
 ) -> tuple[Plan, list[str]]:
     """Return the plan to write, and what a person should know of how it came about."""
     if chosen.budget is None:
         return chosen.plan, []
+    kept = None if chosen.measured is None else kept_plan(chosen.measured, store)
+    if kept is not None:
+        return kept, []
     recipe = chosen.plan.only
     assert recipe is not None
-    # A plan of every setting that may be given, so that what a format cannot hold is known before hours of measuring.
-    possible = enumerate(every_setting(recipe, bench.blocks))
-    for form in forms:
-        form.require_holds(Plan(named={str(number): setting for number, setting in possible}))
+    # Of every plan that may come, so that what a format cannot hold is known before hours of measuring.
+    for plan, form in product(possible_plans(recipe, bench.blocks), forms):
+        form.require_holds(plan, bench)
+        require_split(form, plan, bench, devices)
     if chosen.study is not None and chosen.measured is not None:
         return plan_of(chosen.study.record, chosen.measured, bench, store, progress), []
     allocated = allocate(bench, recipe, chosen.budget, store, progress)

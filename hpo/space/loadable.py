@@ -5,11 +5,10 @@ stands with the formats alone. May assume a valid space; without a model only wh
 """
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import replace
 
-from hpo.space.dimension import Value
 from hpo.space.space import Space
+from objectives.budget import possible_plans
 from objectives.errors import InputError
 from objectives.export.deployment import Deployment
 from objectives.trial import Bench
@@ -20,17 +19,27 @@ FIELDS = ("group_size", "symmetric", "full_range", "keep_ratio")
 """What of the searched fields decides how weights are stored."""
 
 
-def loadable(space: Space, deployment: Deployment, bench: Bench | None = None) -> tuple[Space, list[str]]:
+def loadable(
+    space: Space, deployment: Deployment, bench: Bench | None = None, allocated: bool = False
+) -> tuple[Space, list[str]]:
     """Return the part of a space that a runtime loads, and a notice of everything that it lost.
+
+    Args:
+        space: What is to be searched.
+        deployment: Where it is to run.
+        bench: Model and roles; None where the model is not loaded, so that the space alone is judged.
+        allocated: Whether bits are to be allocated, of which every plan has to be loaded; needs the bench.
 
     Raises:
         InputError: If it loads none of the space, with the first reason.
     """
-    names = [name for name in FIELDS if name in space.reads]
+    # Under a budget every site has a group size of its own.
+    names = [name for name in FIELDS if name in space.reads and not (allocated and name == "group_size")]
     combinations = [
         dict(zip(names, values, strict=True)) for values in itertools.product(*(space.values(name) for name in names))
     ]
-    refusals = [_refusal(space.base, values, deployment, bench) for values in combinations]
+    settings = [replace(space.base, **values) for values in combinations]  # type: ignore[arg-type]
+    refusals = [_refusal(setting, deployment, bench, allocated) for setting in settings]
     if None not in refusals:
         raise InputError(f"--for {deployment.runtime}: {refusals[0]}")
     notices = []
@@ -48,10 +57,12 @@ def loadable(space: Space, deployment: Deployment, bench: Bench | None = None) -
     return space, notices
 
 
-def _refusal(base: Setting, values: Mapping[str, Value], deployment: Deployment, bench: Bench | None) -> str | None:
-    """Say why a runtime does not load a setting; None where it does."""
+def _refusal(setting: Setting, deployment: Deployment, bench: Bench | None, allocated: bool) -> str | None:
+    """Say why a runtime does not load a setting, or some plan that it may be the recipe of; None where it does."""
+    plans = possible_plans(setting, bench.blocks) if allocated and bench is not None else [Plan.uniform(setting)]
     try:
-        deployment.require_loads(Plan.uniform(replace(base, **values)), bench)  # type: ignore[arg-type]
+        for plan in plans:
+            deployment.require_loads(plan, bench)
     except InputError as error:
         return str(error)
     return None

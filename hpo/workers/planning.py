@@ -82,6 +82,15 @@ class Planning:
         return self._solved[symmetric]
 
 
+def kept_plan(measured: Measured, store: ResultStore) -> Plan | None:
+    """Return the plan by which something was measured under a budget; None where it was not kept here."""
+    allocated = measured.setting is not None and measured.setting.is_allocated
+    if allocated and measured.result is not None and measured.result in store:
+        with suppress(DamagedEntryError):
+            return load_result(store, measured.result).plan
+    return None
+
+
 def plan_of(study: StudyRecord, measured: Measured, bench: Bench, store: ResultStore, progress: Progress) -> Plan:
     """Return the plan by which a study measured something, as it was kept; made again where it was not kept here.
 
@@ -90,11 +99,9 @@ def plan_of(study: StudyRecord, measured: Measured, bench: Bench, store: ResultS
         RunError: If sites cannot be measured.
     """
     assert measured.setting is not None
-    if measured.setting.is_allocated and measured.result is not None and measured.result in store:
-        with suppress(DamagedEntryError):
-            kept = load_result(store, measured.result).plan
-            if kept is not None:
-                return kept
+    kept = kept_plan(measured, store)
+    if kept is not None:
+        return kept
     planning = Planning(bench=bench, store=store, space=study.contract.space, progress=progress)
     return planning.plan(measured.setting)
 

@@ -86,7 +86,7 @@ def _require_experts(module: Any, blocks: Sequence[Block], plan: Plan) -> None:
     if len(others | {scheme_of(plan.setting_for(linear.name)) for linear in experts}) > 1:
         raise InputError(
             "transformers reads compressed-tensors of experts with one scheme for all Linears, and no experts in 16 "
-            f"bit; give all the same, or {DENSE}"
+            f"bit; give all the same and no budget, or {DENSE}"
         )
     if not only_scheme(plan).symmetric:
         raise InputError(

@@ -129,7 +129,7 @@ def _require_linear(limits: Limits, linear: LinearRole, plan: Plan, devices: int
     if linear.role in SPLIT_INPUTS and inputs % (devices * size):
         raise InputError(
             f"groups of {size} do not divide the {inputs} inputs of {linear.name} split over {devices} devices; give "
-            "a smaller --group-size, or another --tensor-parallel"
+            "another --tensor-parallel, or a smaller --group-size and no budget"
         )
     if linear.role in SPLIT_OUTPUTS and outputs % (devices * word):
         raise InputError(

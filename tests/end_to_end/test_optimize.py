@@ -475,6 +475,14 @@ def test_a_study_for_a_runtime_searches_what_that_loads(run: Run, small: SmallSt
             ["--for", "vllm", "--tensor-parallel", "3"],
             "4 attention heads with 2 key/value heads cannot be split over 3",
         ),
+        (
+            ["--for", "awq", "--budget", "4.3"],
+            "--for awq has one scheme for all Linears, and plans under a budget have several; give --for vllm, or",
+        ),
+        (
+            ["--for", "vllm", "--tensor-parallel", "4", "--front", "4.2..5", "--symmetric"],
+            "--for vllm: groups of 128 do not divide the 256 inputs of model.layers.0.self_attn.o_proj split over 4",
+        ),
         (["--for", "exllama"], "--for exllama is unknown; choose one of vllm, gptq, awq, gguf, mlx"),
         (["--beta", "0.8..0.2"], "lower bound 0.8 is above the upper bound 0.2"),
         (["--sampler", "cmaes"], "sampler 'cmaes' is unknown; choose one of gp, tpe, random, qmc, grid"),

@@ -11,6 +11,7 @@ import safetensors.torch
 import cli
 from hpo.deploy.deploy import Chosen, deploy
 from hpo.deploy.model_card import model_card
+from objectives.budget import Budget
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from objectives.export.formats import FORMATS, RegisteredFormat, Stored
@@ -132,6 +133,19 @@ def test_what_a_format_cannot_hold_is_refused_before_the_model_is_loaded(
     with pytest.raises(InputError, match="one file cannot hold groups of 32"):
         deploy(BENCH, chosen, {"one-file": tmp_path / "out"}, Paths(tmp_path / "home"), silent)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_whose_plans_may_not_be_split_is_refused_before_a_site_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four devices leave 64 inputs of o to each, and the budget may give it groups of 128."""
+    monkeypatch.setattr("hpo.deploy.deploy.allocate", lambda *_: pytest.fail("sites were measured"))
+    chosen, target = Chosen(plan=Plan.uniform(RTN), budget=Budget(bits_per_weight=5)), tmp_path / "out"
+    with pytest.raises(
+        InputError, match=r"groups of 128 do not divide the 256 inputs of .* split over 4 devices; give"
+    ):
+        deploy(BENCH, chosen, {"compressed-tensors": target}, Paths(tmp_path / "home"), silent, devices=4)
+    assert not target.exists()
 
 
 @pytest.mark.usefixtures("one_file")

@@ -1,8 +1,10 @@
 """What of a space a runtime loads is searched, and nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from hpo.space.loadable import loadable
 from hpo.space.space import INGREDIENTS, make_space
@@ -57,6 +59,47 @@ def test_what_only_the_model_tells_is_left_out_as_well(tmp_path: Path) -> None:
     ]
     with pytest.raises(InputError, match="--for vllm: "):
         loadable(space, Deployment(runtime="vllm", devices=8), bench)
+
+
+def test_under_a_budget_every_way_of_every_site_is_loaded(tmp_path: Path) -> None:
+    """Zero points go where there are several schemes; group sizes stay, for each site takes its own."""
+    bench = tiny.bench(tiny.model(tiny.LAYOUTS["llama"]()), tmp_path)
+    space = make_space(Setting(method="gw-awq"), INGREDIENTS)
+    narrowed, notices = loadable(space, Deployment(runtime="vllm"), bench, allocated=True)
+    assert narrowed.fixed["symmetric"] is True
+    assert narrowed.sizes("group_size") == space.sizes("group_size")
+    assert notices == [
+        "symmetric false left out: transformers does not read compressed-tensors of 5 schemes where one has zero points"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "said"),
+    [
+        # The 192 inputs of o are two groups of 64 and a half.
+        (
+            LlamaConfig(**{**tiny.GROUPED, "head_dim": 48}),
+            2,
+            "groups of 64 do not divide the 192 inputs of model.layers.0.self_attn.o_proj split over 2 devices; give "
+            "another --tensor-parallel, or a smaller --group-size and no budget",
+        ),
+        (
+            tiny.MIXTURES["mixtral"](),
+            1,
+            "transformers reads compressed-tensors of experts with one scheme for all Linears, and no experts in 16 "
+            "bit; give all the same and no budget, or write it with --format dense",
+        ),
+    ],
+)
+def test_plans_that_no_runtime_loads_are_not_searched(config: Any, devices: int, said: str, tmp_path: Path) -> None:
+    """What one size of groups suits, a budget that may give another does not."""
+    bench = tiny.bench(tiny.model(config), tmp_path)
+    space = make_space(Setting(method="gw-awq", symmetric=True), {"group_size": "32"})
+    deployment = Deployment(runtime="vllm", devices=devices)
+    loadable(space, deployment, bench)
+    with pytest.raises(InputError) as caught:
+        loadable(space, deployment, bench, allocated=True)
+    assert str(caught.value) == f"--for vllm: {said}"
 
 
 @pytest.mark.parametrize(
