@@ -23,6 +23,8 @@ from hpo.space.space import Space
 from hpo.study.attributes import CONFIRMATION, REFINED, SEARCH, WATERFALL
 from hpo.study.events import Listener, Notice
 from hpo.study.owner import Owner
+from hpo.study.record import read_study
+from hpo.study.searching import require_same_runtime
 from hpo.verdict.confirmation import confirm, front_members
 from hpo.verdict.snapshot import Study, ranked, read
 from hpo.workers.interrupts import Interrupts
@@ -79,7 +81,9 @@ def optimize(
         bench.model, bench.blocks, space, bench.calibration, texts, plan.bench.seed, plan.objective
     )
     study = open_study(storage, plan.name, contract)
-    if SEARCH not in study.user_attrs:
+    if SEARCH in study.user_attrs:
+        require_same_runtime(read_study(study).search, search_mode(plan), plan.name)
+    else:
         study.set_user_attr(SEARCH, encode(search_mode(plan)))
     pin(store, tuning)
     owner = Owner.this(str(bench.model.device), name)

@@ -459,6 +459,11 @@ def test_a_study_for_a_runtime_searches_what_that_loads(run: Run, small: SmallSt
     refused = run(*common, "--group-size", "256", "--json", "-")
     assert refused.returncode == 2
     assert "was begun with another contract: space.group_size is 256" in refused.stderr
+    # The space is the same, and what would be written is not.
+    elsewhere = run(*common, "--group-size", "64,128", "--for", "awq", "--json", "-")
+    assert elsewhere.returncode == 2
+    assert "study 'macs' was begun with --for mlx, and --for awq is given; give --for mlx, or begin" in elsewhere.stderr
+    assert json.loads(run(*common, "--group-size", "64,128", "--json", "-").stdout)["trials"] == study["trials"]
 
 
 @pytest.mark.parametrize(
