@@ -12,6 +12,9 @@ from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from hpo.verdict.ranking import Ranked, SizeClassRanking
 from hpo.verdict.snapshot import Study
 from hpo.verdict.words import flips_text, kl_text, number
+from objectives.errors import InputError
+from objectives.export.deployment import Deployment
+from objectives.export.formats import RUNTIMES
 from objectives.export.manifest import Manifest
 from objectives.rounding_notes import rounding_notes
 from quant.plan import Plan
@@ -26,6 +29,8 @@ SERVED_BY = {
     "gguf-q8": "llama-server -m DIRECTORY/model.gguf",
     "mlx": "mlx_lm.server --model DIRECTORY",
 }
+# By the name of a format: the library that a hub offers to load it with, where that is not transformers.
+LIBRARIES = {"gguf": "gguf", "gguf-q8": "gguf", "mlx": "mlx"}
 
 
 def model_card(manifest: Manifest, plan: Plan, study: Study | None = None, measured: Measured | None = None) -> str:
@@ -39,8 +44,12 @@ def model_card(manifest: Manifest, plan: Plan, study: Study | None = None, measu
     """
     lines = [*_head(manifest), *_what(manifest, plan), *_refinement(manifest), *_proof(manifest)]
     if study is not None and measured is not None:
-        lines += [*_study(study.record, measured), *_ranked(measured, study), *_confirmed(study.record, measured)]
-    return "\n".join([*lines, *_loading(manifest), *_origin(manifest)]) + "\n"
+        lines += [
+            *_study(study.record, measured, manifest),
+            *_ranked(measured, study),
+            *_confirmed(study.record, measured),
+        ]
+    return "\n".join([*lines, *_loading(manifest, plan), *_origin(manifest)]) + "\n"
 
 
 def _head(manifest: Manifest) -> Iterator[str]:
@@ -48,7 +57,7 @@ def _head(manifest: Manifest) -> Iterator[str]:
     data = ModelCardData(
         # A directory of this machine is no name that anyone else can look up.
         base_model=name if published else None,
-        library_name="transformers",
+        library_name=LIBRARIES.get(manifest.weights, "transformers"),
         pipeline_tag="text-generation",
         tags=[manifest.weights, "int4"],
     )
@@ -112,8 +121,6 @@ def _refinement(manifest: Manifest) -> Iterator[str]:
             for name, change in (("KL, nats", gain.kl), ("NLL, nats", gain.nll), ("share of flips", gain.flips)):
                 yield f"| {gain.source} ({gain.part}) | {name} | {change} | {change.verdict} |"
         yield ""
-    if manifest.proof is not None:
-        yield from ("What a study says of the setting below is of the model before it was refined.", "")
 
 
 def _weights(plan: Plan) -> str:
@@ -139,7 +146,7 @@ def _proof(manifest: Manifest) -> Iterator[str]:
         yield from (f"{note[0].upper()}{note[1:]}.", "")
 
 
-def _study(study: StudyRecord, measured: Measured) -> Iterator[str]:
+def _study(study: StudyRecord, measured: Measured, manifest: Manifest) -> Iterator[str]:
     tuning = study.contract.tuning
     subject = measured.name.capitalize() if isinstance(measured, TrialRecord) else f"The reference {measured.name}"
     yield from ("## The study", "")
@@ -148,6 +155,8 @@ def _study(study: StudyRecord, measured: Measured) -> Iterator[str]:
         f"end and gave {len(study.pruned)} up, on {tuning.sequences} sequences of {tuning.seq_len} tokens of "
         f"{tuning.source} ({tuning.protocol})."
     )
+    if manifest.refinement is not None:
+        yield "It measured the model before refinement."
     yield ""
 
 
@@ -212,15 +221,26 @@ def _confirmed(study: StudyRecord, measured: Measured) -> Iterator[str]:
     yield ""
 
 
-def _loading(manifest: Manifest) -> Iterator[str]:
+def _loading(manifest: Manifest, plan: Plan) -> Iterator[str]:
     yield from ("## Loading", "")
     needed = LOADED_WITH.get(manifest.weights)
     if needed is not None:
         yield from ("```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "")
         yield f'model = AutoModelForCausalLM.from_pretrained(DIRECTORY, dtype="auto")  # needs {needed}'
         yield from ("tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)", "```", "")
-    if manifest.weights in SERVED_BY:
+    if manifest.weights in SERVED_BY and _is_served(manifest, plan):
         yield from ("```bash", SERVED_BY[manifest.weights], "```", "")
+
+
+def _is_served(manifest: Manifest, plan: Plan) -> bool:
+    """Return whether the runtime of a format has kernels for the plan; what is written need not be served by it."""
+    for runtime, form in RUNTIMES.items():
+        if form == manifest.weights:
+            try:
+                Deployment(runtime=runtime).require_kernels(plan)
+            except InputError:
+                return False
+    return True
 
 
 def _origin(manifest: Manifest) -> Iterator[str]:

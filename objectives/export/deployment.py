@@ -58,12 +58,20 @@ class Deployment:
         Raises:
             InputError: With the reason and what to do instead.
         """
-        limits = self.form.limits
-        if limits is not None and self.runtime in FEWER:
-            require_plan(replace(limits, **FEWER[self.runtime]), plan)
+        self.require_kernels(plan)
         self.form.require_holds(plan, bench)
         if bench is not None:
             require_split(self.form, plan, bench, self.devices)
+
+    def require_kernels(self, plan: Plan) -> None:
+        """Refuse a plan that the runtime does not load although its format holds it.
+
+        Raises:
+            InputError: With the reason and what to do instead.
+        """
+        limits = self.form.limits
+        if limits is not None and self.runtime in FEWER:
+            require_plan(replace(limits, **FEWER[self.runtime]), plan)
 
 
 def find_deployment(runtime: str | None, devices: int = 1) -> Deployment | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from objectives.export.formats import RoundedParts, Stored
 from objectives.export.limits import Limits, only_scheme, quantized_linears
+from objectives.export.reading import SPECIFICATION, versions_of
 from objectives.export.runtime import RuntimeFormat
 from objectives.export.tensors import MIDDLE, exact_offsets, offsets_note, write_safetensors
 from objectives.trial import Bench
@@ -37,6 +38,11 @@ class Mlx(RuntimeFormat):
         return Stored(
             linear_bytes=size, notes=offsets_note(codes.values(), scale_type(bench.model.stored_dtype), "biases")
         )
+
+    def reader(self) -> str:
+        """Return what reads the files for the proof: MLX takes codes apart, and transformers computes with the rest."""
+        own = super().reader()
+        return own if own == SPECIFICATION else f"{own} (unpacks) and {versions_of('transformers')} (computes)"
 
     def rounded(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> RoundedParts | None:
         """Return what puts zero points into the Linears as biases of the model's type hold them; None without any."""
