@@ -41,6 +41,12 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 PERMUTED = ("llama",)
 """Architectures whose queries and keys have the two halves of a rotation side by side."""
 ROPE_TYPES = ("default",)
+ACTIVATIONS = ("silu", "swish")
+"""Names of what llama.cpp and transformers take the activation of these architectures to be."""
+BIASES = {"llama": ("attention_bias", "mlp_bias"), "qwen3": ("attention_bias",)}
+"""Fields of configurations that add biases, by model type; transformers reads GGUF files as if they were off."""
+QWEN3_HEAD = 128
+"""The width of heads that transformers takes GGUF files of qwen3 to have."""
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 
@@ -106,22 +112,41 @@ def _require_architecture(config: Any) -> None:
             f"gguf is written for models of the types {', '.join(ARCHITECTURES)}, and this is {config.model_type}; use "
             "--format compressed-tensors"
         )
+    parts = list(_not_written(config))
+    if parts:
+        raise InputError(
+            f"models with {' and '.join(parts)} are not written as gguf here; use --format compressed-tensors"
+        )
+
+
+def _not_written(config: Any) -> Iterator[str]:
+    """Yield what of a model is lost in the file, or where transformers reads that."""
     rotation = config.rope_parameters.get("rope_type", "default")
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    part = f"rotary positions of type {rotation!r}" if rotation not in ROPE_TYPES else "a sliding window"
-    if rotation not in ROPE_TYPES or window is not None:
-        raise InputError(f"the model has {part}, which is not written as gguf here; use --format compressed-tensors")
+    if rotation not in ROPE_TYPES:
+        yield f"rotary positions of type {rotation!r}"
+    if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
+        yield "a sliding window"
+    yield from (name for name in BIASES.get(config.model_type, ()) if getattr(config, name, False))
+    if config.hidden_act not in ACTIVATIONS:
+        yield f"the activation {config.hidden_act!r}"
+    read = {"qwen2": config.hidden_size // config.num_attention_heads, "qwen3": QWEN3_HEAD}
+    width = _head_width(config)
+    if width != read.get(config.model_type, width):
+        yield f"heads of {width} values"
+
+
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _add_architecture(writer: Any, config: Any, name: str) -> None:
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    width = _head_width(config)
     writer.add_name(name)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
+    writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(width)
     writer.add_value_length(width)

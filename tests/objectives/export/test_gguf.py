@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from objectives.bundled.text import MODEL_DIRECTORY
 from objectives.errors import InputError
@@ -99,11 +99,38 @@ def test_models_that_are_not_written_are_refused(tmp_path: Path, monkeypatch: py
             find_format("gguf").require_holds(PLAN, tiny.bench(tiny.complete(layout), tmp_path))
     scaled = tiny.complete()
     scaled.module.config.rope_parameters = {"rope_type": "yarn", "rope_theta": 10000.0}
-    with pytest.raises(InputError, match="rotary positions of type 'yarn', which is not written as gguf here"):
+    with pytest.raises(InputError, match="models with rotary positions of type 'yarn' are not written as gguf here"):
         find_format("gguf").require_holds(PLAN, tiny.bench(scaled, tmp_path))
     monkeypatch.setattr(format_gguf, "installed", lambda *_: False)
     with pytest.raises(InputError, match=r"needs the packages gguf and accelerate; pip install 'praqtune\[gguf\]'"):
         find_format("gguf").require_holds(PLAN)
+
+
+@pytest.mark.parametrize(
+    ("config", "lost"),
+    [
+        (LlamaConfig(**tiny.GROUPED, attention_bias=True, mlp_bias=True), "attention_bias and mlp_bias"),
+        (Qwen3Config(**tiny.GROUPED, head_dim=128, attention_bias=True), "attention_bias"),
+        (MistralConfig(**tiny.GROUPED, sliding_window=None, hidden_act="gelu"), "the activation 'gelu'"),
+        (Qwen2Config(**tiny.GROUPED, head_dim=32), "heads of 32 values"),
+        (Qwen3Config(**tiny.GROUPED, head_dim=16), "heads of 16 values"),
+        (LlamaConfig(**tiny.GROUPED, head_dim=32, hidden_act="swish"), None),
+        (Qwen2Config(**tiny.GROUPED), None),
+        (Qwen3Config(**tiny.GROUPED, head_dim=128), None),
+    ],
+)
+def test_what_is_lost_where_the_file_is_read_is_refused(config: Any, lost: str | None, tmp_path: Path) -> None:
+    """Before anything is quantized: the proof would fail without a remedy, or miss another activation."""
+    config.vocab_size = 4096
+    model = replace(tiny.model(config), tokenizer=AutoTokenizer.from_pretrained(MODEL_DIRECTORY))
+    bench = tiny.bench(model, tmp_path)
+    if lost is None:
+        find_format("gguf").require_holds(PLAN, bench)
+        return
+    with pytest.raises(InputError) as caught:
+        find_format("gguf").require_holds(PLAN, bench)
+    remedy = "are not written as gguf here; use --format compressed-tensors"
+    assert str(caught.value) == f"models with {lost} {remedy}"
 
 
 def test_the_file_says_what_llama_cpp_asks_for(tmp_path: Path) -> None:
