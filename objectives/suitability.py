@@ -52,7 +52,10 @@ def _require_all_named(blocks: Sequence[Block], plan: Plan) -> None:
     names = {linear.name: linear for block in blocks for linear in block.linears}
     unknown = [name for name in plan.named if name not in names]
     if unknown:
-        raise InputError(f"the plan has settings for {_listed(unknown)}, which this model does not have")
+        raise InputError(
+            f"the plan has settings for {_listed(unknown)}, which the decoder blocks of this model do not have; leave "
+            "them out (head and embeddings stay in 16 bit)"
+        )
     left_out = [name for name in names if plan.others is None and name not in plan.named]
     if left_out:
         raise InputError(f"the plan has no setting for {_listed(left_out)}; name them, or give one for all others")

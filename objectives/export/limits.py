@@ -4,8 +4,9 @@ Responsible for one line with the reason and the remedy, before anything is comp
 depends on the model is checked once its Linears are known.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 import torch
 
@@ -82,12 +83,12 @@ def require_linears(limits: Limits, plan: Plan, blocks: Sequence[Block]) -> None
     for setting in plan.settings:
         scheme = scheme_of(setting)
         size = None if scheme is None else scheme.group_size
-        widths = (linear.shape[1] for linear in linears if plan.setting_for(linear.name) == setting)
-        partial = sorted({width for width in widths if size and width % size})
+        widths = {linear.shape[1] for linear in linears if plan.setting_for(linear.name) == setting}
+        partial = sorted(width for width in widths if size and width % size)
         if partial:
             raise InputError(
                 f"{limits.name} cannot hold the partial last group that a group size of {size} leaves of "
-                f"{', '.join(map(str, partial))} inputs; use a size that divides them, or {DENSE}"
+                f"{', '.join(map(str, partial))} inputs; {_dividing(limits, widths)}, or {DENSE}"
             )
     if not limits.experts and any(site.pool is not None for block in blocks for site in block.sites):
         raise InputError(
@@ -124,6 +125,15 @@ def _require_setting(limits: Limits, setting: Setting) -> None:
         raise InputError(f"{setting.method} has one scale per row, which {limits.name} has no kernel for; {allowed}")
     if size is not None and limits.groups is not None and size not in limits.groups:
         raise InputError(f"{limits.name} has no kernel for groups of {size}; use --group-size {_listed(limits)}")
+
+
+def _dividing(limits: Limits, widths: Collection[int]) -> str:
+    """Say which groups divide all these inputs: those that a format has, else those of the format that has any."""
+    sizes = [size for size in limits.groups or () if all(width % size == 0 for width in widths)]
+    if sizes:
+        return f"use --group-size {' or '.join(map(str, sizes))}"
+    elsewhere = "use --format compressed-tensors with" if limits.groups else "use"
+    return f"{elsewhere} a --group-size that divides {gcd(*widths)}"
 
 
 def _listed(limits: Limits) -> str:

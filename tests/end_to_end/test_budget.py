@@ -101,7 +101,7 @@ def test_what_cannot_be_is_one_line(capsys: Any, arguments: list[str], said: str
     [
         (
             ["model.layers.9.mlp.up_proj,rtn,4"],
-            "settings for model.layers.9.mlp.up_proj, which this model does not have",
+            "settings for model.layers.9.mlp.up_proj, which the decoder blocks of this model do not have",
         ),
         (["model.layers.0.mlp.up_proj,rtn,4"], "the plan has no setting for model.layers.0.self_attn.q_proj, "),
     ],

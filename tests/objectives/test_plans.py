@@ -112,10 +112,13 @@ def test_linears_that_share_a_scale_have_to_agree(bench: Bench, change: dict[str
 
 def test_a_plan_has_to_cover_the_model_and_nothing_else(bench: Bench) -> None:
     """Unknown names and Linears without a setting are refused in one line."""
-    with pytest.raises(
-        InputError, match=r"settings for model\.layers\.7\.mlp\.up_proj, which this model does not have"
-    ):
-        require_suitable(bench.blocks, Plan(named={"model.layers.7.mlp.up_proj": FINE}, others=FINE))
+    for name in ("model.layers.7.mlp.up_proj", "lm_head"):
+        with pytest.raises(InputError) as caught:
+            require_suitable(bench.blocks, Plan(named={name: FINE}, others=FINE))
+        assert str(caught.value) == (
+            f"the plan has settings for {name}, which the decoder blocks of this model do not have; leave them out "
+            "(head and embeddings stay in 16 bit)"
+        )
     with pytest.raises(
         InputError, match=r"no setting for model\.layers\.1\.self_attn\.q_proj, .* and 4 more; name them"
     ):

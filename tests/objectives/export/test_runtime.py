@@ -344,6 +344,28 @@ def test_rows_are_refused_where_there_are_only_groups(name: str) -> None:
         find_format(name).require_holds(Plan.uniform(SETTINGS["rows"]))
 
 
+@pytest.mark.parametrize(
+    ("name", "hidden", "size", "remedy"),
+    [
+        ("awq", 64, 128, "use --group-size 32 or 64"),
+        ("compressed-tensors", 64, 48, "use a --group-size that divides 64"),
+        # No groups of this format suit 48 inputs.
+        ("mlx", 48, 32, "use --format compressed-tensors with a --group-size that divides 16"),
+        pytest.param("gguf", 48, 32, "use --format compressed-tensors with a --group-size that divides 16", marks=GGUF),
+    ],
+)
+def test_groups_that_leave_a_part_are_refused_with_those_that_do_not(
+    name: str, hidden: int, size: int, remedy: str, tmp_path: Path
+) -> None:
+    """Of the sizes that the format has, or of a format that has any."""
+    config = tiny.LAYOUTS["llama"]()
+    config.hidden_size, config.head_dim = hidden, hidden // tiny.HEADS
+    bench = tiny.bench(tiny.model(config), tmp_path)
+    with pytest.raises(InputError) as caught:
+        find_format(name).require_holds(Plan.uniform(replace(AWQ, group_size=size)), bench)
+    assert str(caught.value).endswith(f" inputs; {remedy}, or write it with --format dense")
+
+
 def test_linears_that_fill_no_words_are_refused(bench: Bench) -> None:
     """Eight codes are a word."""
     linear = next(bench.blocks[0].linears)
