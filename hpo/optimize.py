@@ -12,6 +12,7 @@ from dataclasses import replace
 from optuna.storages import BaseStorage
 
 from hpo.deploy.refined_winner import confirm_refined, refining_text
+from hpo.deploy.refining import refine_flags
 from hpo.plan import StudyPlan, search_mode
 from hpo.search.proposal import presets
 from hpo.search.pruners.registry import Pruning
@@ -126,10 +127,17 @@ def optimize(
             steps = measure_steps(bench, store, snapshot.record, chosen, tuning, progress, planning.plan)
             study.set_user_attr(WATERFALL, encode(steps))
             if plan.refining is not None and learned_from is not None:
-                refined = confirm_refined(
-                    bench, store, confirmed, plan.refining, learned_from, held_out, progress, planning.plan
-                )
-                study.set_user_attr(REFINED, encode(refined))
+                try:
+                    refined = confirm_refined(
+                        bench, store, confirmed, plan.refining, learned_from, held_out, progress, planning.plan
+                    )
+                except InputError as error:
+                    # The study is done, and its report is not to be lost for this.
+                    listen(Notice(text=f"not refined: {error}"))
+                else:
+                    study.set_user_attr(REFINED, encode(refined))
+                    again = replace(snapshot.record.search, **refine_flags(plan.refining))
+                    study.set_user_attr(SEARCH, encode(again))
             # Other workers may have gone on meanwhile.
             snapshot = read(study, paths)
     return replace(snapshot, notes=laid_out.notes)

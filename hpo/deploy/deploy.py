@@ -96,7 +96,7 @@ def deploy(
             appear, or none does.
         paths: Where calibration and results are kept.
         progress: Told how far each phase is.
-        refining: How its scales, norms and biases are tuned before; None for as they were rounded.
+        refining: How its codes, scales, norms and biases change before; None for as they were rounded.
         devices: How many a runtime has to be able to split every Linear over.
 
     Returns:
@@ -128,7 +128,7 @@ def deploy(
         for form in forms.values():
             form.require_holds(settled, bench)
         *_, training, validation = texts
-        text = text_of(training, validation, refining)
+        text = text_of(bench, training, validation, refining)
         judged = list(zip(data, texts, strict=False))
         bench = refined_bench(bench, settled, refining, text, judged, store, progress)
     export = Export(bench=bench, plan=settled, directories=directories)

@@ -4,14 +4,16 @@ Responsible for the text of refining being there before a study begins, and for 
 was made of and with the references, by divergence. May assume a study that was confirmed.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hpo.deploy.refinement_trials import refine_best
 from hpo.deploy.refining import Refining, stage_of, text_of, with_refining_text
-from hpo.study.confirmation import RefinedConfirmation
+from hpo.study.confirmation import ConfirmedComparison, RefinedConfirmation
 from hpo.study.objective import KL
 from hpo.study.record import FULL_PRECISION, TrialRecord
 from hpo.verdict.confirmation import compare, confirmed_scores
+from hpo.verdict.ranking import SIGNIFICANT
 from hpo.verdict.recommendation import judge
 from hpo.verdict.snapshot import Study
 from hpo.workers.measuring import Planned, measure_all, measure_plan
@@ -33,13 +35,13 @@ def refining_text(plan: BenchPlan, refining: Refining, bench: Bench) -> Refineme
     """Read what refining reads beside a study's text, of which it moves nothing.
 
     Raises:
-        InputError: If too little text is left.
+        InputError: If too little text is left, or the model's codes are to move and cannot.
     """
     everything = with_refining_text(plan, refining)
     *_, training, validation = prepare_text(
         [everything.calibration, *everything.data], bench.model.tokenizer, everything.seed
     )
-    return text_of(training, validation, refining)
+    return text_of(bench, training, validation, refining)
 
 
 def confirm_refined(
@@ -85,13 +87,32 @@ def confirm_refined(
     comparisons = compare([(name, rival) for rival in settings], scores, held_out, KL)
     own = [row for row in comparisons if row.against == chosen.measured.name]
     changes = ", ".join(f"{KL.interval_text(row.change)} on {row.dataset}" for row in own)
-    judgement = JUDGEMENTS.get(judge(own, KL), "not confirmed as different")
     return RefinedConfirmation(
         refined=chosen.measured.name,
         tuned=refined.refinement.sentence(),
-        sentence=f"On held-out text {name} against {chosen.measured.name}: KL {changes}: {judgement}.",
+        sentence=f"On held-out text {name} against {chosen.measured.name}: KL {changes}: {judgement(own)}.",
         rows=confirmed_scores(scores, held_out),
         comparisons=tuple(comparisons),
         kept_step=refined.refinement.kept_step,
         looks=refined.refinement.looks,
     )
+
+
+def judgement(comparisons: Sequence[ConfirmedComparison]) -> str:
+    """Say what held-out text shows of a refined model against what it was made of, a comparison for each text.
+
+    Where texts disagree, or differ by less than counts as a win, it says so text by text.
+    """
+    outcome = judge(comparisons, KL)
+    if outcome in JUDGEMENTS:
+        return JUDGEMENTS[outcome]
+    different = [
+        f"{'nearer to' if row.change.value < 0 else 'farther from'} full precision on {row.dataset}"
+        for row in comparisons
+        if row.holm < SIGNIFICANT
+    ]
+    if not different:
+        return "not confirmed as different"
+    if len(different) < len(comparisons):
+        different.append("not confirmed as different elsewhere")
+    return ", ".join(different)

@@ -19,7 +19,13 @@ from hpo.quiet import quiet_optuna
 from objectives.progress import Progress
 from objectives.refined import Refined
 from objectives.refinement.course import LOOKS
-from objectives.refinement.options import GoesOn, RefinementOptions, RefinementText, to_the_end
+from objectives.refinement.options import (
+    GoesOn,
+    RefinementOptions,
+    RefinementText,
+    TooLittleTimeError,
+    to_the_end,
+)
 from objectives.refinement.refine import forget_begun, is_finished, refine, refinement_key
 from objectives.refinement_record import HeldBack, RefinementTrial
 from objectives.trial import Bench
@@ -111,7 +117,10 @@ def refine_best(stage: Stage, progress: Progress) -> Refined:
     record, _ = stage.store.load(stage.key)
     trials = decode(tuple[RefinementTrial, ...], record["trials"], f"the refinements {stage.key}")
     chosen = min((trial for trial in trials if trial.finished), key=lambda trial: trial.kl)
-    return _telling_of(trials, stage.refine(stage.options(chosen), progress))
+    refined = stage.refine(stage.options(chosen), progress)
+    # It is made anew where quantizing came to give other codes.
+    stage.forget_begun([chosen])
+    return _telling_of(trials, refined)
 
 
 def _search(stage: Stage, progress: Progress) -> list[tuple[RefinementTrial, Refined]]:
@@ -136,9 +145,16 @@ def _search(stage: Stage, progress: Progress) -> list[tuple[RefinementTrial, Ref
             trial = study.ask(space)
         options = replace(stage.given, **trial.params, timeout=left)
         watch = _Watch(trial)
-        refined = stage.refine(options, _numbered(progress, len(made) + 1, stage.trials), watch)
-        watch(refined.refinement.looks)
+        try:
+            refined = stage.refine(options, _numbered(progress, len(made) + 1, stage.trials), watch)
+        except TooLittleTimeError:
+            if not made:
+                raise
+            break
         finished = is_finished(refined, stage.store)
+        if finished:
+            # Where time ended it the last look is out of turn, and nothing to be compared with those of others.
+            watch(refined.refinement.looks)
         made.append((_tried(options, refined, finished=finished, given_up=watch.gave_up and not finished), refined))
         if not finished and not watch.gave_up:
             break

@@ -16,6 +16,7 @@ from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from objectives.model.loading import BUNDLED
 from objectives.progress import Progress
+from objectives.refinement.codes import require_movable
 from objectives.refinement.gains import gain
 from objectives.refinement.options import RefinementOptions, RefinementText
 from objectives.refinement.refine import forgotten_where_codes_differ
@@ -104,8 +105,14 @@ def with_refining_text(plan: BenchPlan, refining: Refining) -> BenchPlan:
     return replace(plan, data=(*plan.data, training, validation))
 
 
-def text_of(training: Sequences, validation: Sequences, refining: Refining) -> RefinementText:
-    """Return what refining reads; a warning where that is less than was asked for."""
+def text_of(bench: Bench, training: Sequences, validation: Sequences, refining: Refining) -> RefinementText:
+    """Return what refining reads; a warning where that is less than was asked for.
+
+    Raises:
+        InputError: If codes are to move, and the model is not one whose codes can.
+    """
+    if refining.options.code_steps:
+        require_movable(bench, training)
     if len(training) < refining.samples:
         log.warning(
             "%s has text left for %d of the %d sequences to refine on; --refine-data takes them from another",

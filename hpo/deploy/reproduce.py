@@ -34,16 +34,22 @@ def repeat_command(record: StudyRecord, trials: int | None, storage: str | None 
 
 
 def quantize_command(record: StudyRecord, chosen: Measured, directory: str, storage: str | None = None) -> str:
-    """Write the command that makes a model directory of a trial of the study, or of the reference it recommends."""
+    """Write the command that makes a model directory of a trial of the study, or of the reference it recommends.
+
+    What was refined and confirmed is refined by it, too.
+    """
     selector = chosen.number if isinstance(chosen, TrialRecord) else RECOMMENDED
     runtime = record.search.for_
     form = None if runtime is None else RUNTIMES[runtime]
     devices = record.search.tensor_parallel if record.search.tensor_parallel > 1 else None
-    flags = {
+    refined = record.refined is not None and record.refined.refined == chosen.name
+    flags: dict[str, Any] = {
         "study": record.name, "trial": selector, "format": form, "tensor_parallel": devices, "storage": storage
     }  # fmt: skip
     arguments = {name: value for name, value in flags.items() if value is not None}
-    return _folded([f"{PROGRAM} quantize", *_words(arguments), f"--output-dir {shlex.quote(directory)}"])
+    how = record.search.refining if refined else {}
+    words = _words({**arguments, **how})
+    return _folded([f"{PROGRAM} quantize", *words, f"--output-dir {shlex.quote(directory)}"])
 
 
 def _space_flags(contract: Contract) -> dict[str, Any]:

@@ -45,6 +45,11 @@ class SearchMode:
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         return {name: value for name, (value, default) in values.items() if value != default}
 
+    @property
+    def refining(self) -> dict[str, object]:
+        """Return by name what of it is about refining, as `unusual` does."""
+        return {name: value for name, value in self.unusual().items() if name.startswith("refine")}
+
 
 def require_same_runtime(stored: SearchMode, own: SearchMode, study: str) -> None:
     """Refuse to go on with a study for another runtime than it was begun for; no runtime is that of the study.

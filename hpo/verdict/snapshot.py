@@ -5,7 +5,7 @@ and scores are of the same moment. May assume that scores lie where the study's 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -96,7 +96,12 @@ def ranked(record: StudyRecord, scores: Scores) -> Study:
     if not record.references:
         return Study(record=record, rankings=[], scores=scores, notes=(UNMEASURED,))
     rankings = [settled(ranking, record.confirmation) for ranking in rank(record, scores)]
-    return Study(record=record, rankings=rankings, scores=scores)
+    study = Study(record=record, rankings=rankings, scores=scores)
+    chosen, refined = study.recommendation, record.refined
+    if refined is None or (chosen is not None and chosen.measured.name == refined.refined):
+        return study
+    # The study went on, and recommends another setting than what was refined.
+    return replace(study, record=replace(record, refined=None))
 
 
 def read_unranked(study: optuna.Study, paths: Paths) -> Study:

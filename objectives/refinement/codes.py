@@ -1,43 +1,36 @@
-"""Let codes move by one step where that brings a block's outputs nearer to full precision's, block by block.
+"""Let the codes of a model move, block by block, each behind those whose codes have moved.
 
-Responsible for learned rounding after whatever rounded before, with scales as they are: the sign descent of SignRound
-(Cheng et al. 2024, arXiv 2309.05516), begun at given codes. No block ends farther away than it began, on the text that
-is compared. May assume a model that holds these codes; holds one block's offsets, and hidden states of the text twice.
-Shape letters: `O` outputs, `I` inputs.
+Responsible for going on where an earlier call was ended, for ending in time, and for less text at once where memory
+runs out. May assume a model that holds the codes; holds hidden states of the text twice, beside what one block needs.
 """
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import monotonic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from objectives.calibration.prefix import QuantizedPrefix
-from objectives.errors import InputError
-from objectives.model.roles import Block, LinearRole
+from objectives.model.memory import is_out_of_memory, release_cached
 from objectives.progress import Progress
 from objectives.refined import moved, moves_between
-from objectives.refinement.options import RefinementOptions
+from objectives.refinement.block_codes import learn
+from objectives.refinement.moves_entry import MovesEntry
+from objectives.refinement.options import RefinementOptions, TooLittleTimeError
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, Quantized
 from quant.plan import Plan
-from quant.scheme import IntWeight, Scheme, dequantize, loaded
-from storage.errors import DamagedEntryError
-from storage.results import ResultStore
+from quant.scheme import IntWeight, loaded
 
 log = logging.getLogger(__name__)
 
 MOST_SEQUENCES = 128
-COMPARED_TOKENS = 16_384
-"""Of them, on which it is decided whether a block keeps what it learned: paired, so that few say which is nearer."""
-DRIFT = 0.1
-"""Of a step: so far does what is rounded move at most, so that no code moves that was not near its boundary."""
-EDGE = 0.499
 INSTEAD = "--refine-codes 0"
+PHASES = 8
+"""So often does the progress say anew how much time is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,56 +39,26 @@ class MovedCodes:
 
     Attributes:
         codes: By name of the Linear, on the CPU; the model holds them.
-        blocks: How many blocks were gone through.
+        moves: Which of them moved, by name of the Linear, of the blocks that were gone through.
+        blocks: How many these are.
         share: Of the codes that moved.
+        seconds: From the first block that was not read from the store.
     """
 
     codes: Mapping[str, IntWeight]
+    moves: Mapping[str, Tensor]
     blocks: int
     share: float
+    seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Rounded:
-    """One Linear whose codes may move: `codes + round(offset)`.
+def require_movable(bench: Bench, text: Sequences) -> None:
+    """Refuse a model whose codes cannot be moved, before anything is computed; one sequence of the text is read.
 
-    Attributes:
-        linear: Whose weight it is.
-        weight: Its codes as they were, on its device.
-        scheme: What codes there are.
-        offset: Where in the step around its code a weight is, float32 `[O, I]`; changed in place.
-        sign: Of the scale of each weight, `[O, I]`.
+    Raises:
+        InputError: If the model has experts, or cannot be run block by block.
     """
-
-    linear: LinearRole
-    weight: IntWeight
-    scheme: Scheme
-    offset: Tensor
-    sign: Tensor
-
-    @classmethod
-    def of(cls, linear: LinearRole, weight: IntWeight, scheme: Scheme, exact: Tensor) -> "_Rounded":
-        """Begin where the exact weight `[O, I]` is; one whose code is not the nearest is as far within its border."""
-        scale = dequantize(replace(weight, codes=torch.ones_like(weight.codes), zero=None))
-        offset = (exact - dequantize(weight)) / scale
-        beyond = offset.abs() > 0.5
-        within = offset.sign() * (1 - offset.abs()).clamp(min=0)
-        offset = torch.where(beyond, within, offset).clamp(-EDGE, EDGE)
-        return cls(linear=linear, weight=weight, scheme=scheme, offset=offset, sign=scale.sign())
-
-    @property
-    def now(self) -> IntWeight:
-        """Return the codes that the offsets say."""
-        codes = (self.weight.codes.float() + self.offset.round()).clamp_(self.scheme.lowest, self.scheme.highest)
-        return replace(self.weight, codes=codes.to(self.weight.codes.dtype))
-
-    def step(self, rate: float) -> None:
-        """Move every offset against its gradient by as much, and put what is then rounded into the model."""
-        gradient = self.linear.parameter.grad
-        assert gradient is not None
-        direction = self.linear.part_of(gradient).float().mul_(self.sign).sign_()
-        self.offset.sub_(direction, alpha=rate).clamp_(-1, 1)
-        self.linear.set_weight(loaded(self.now))
+    QuantizedPrefix(bench.model.module, bench.blocks, text[:1], instead=INSTEAD)
 
 
 def move_codes(
@@ -104,11 +67,12 @@ def move_codes(
     rounded: Quantized,
     text: Sequences,
     options: RefinementOptions,
-    store: ResultStore,
-    key: str,
+    entry: MovesEntry,
     progress: Progress,
 ) -> MovedCodes:
     """Go through the blocks in order, each behind those whose codes have moved; what was done before is read.
+
+    Where memory runs out, it goes on with half as many tokens at a time, down to one sequence.
 
     Args:
         bench: Its model is quantized by `plan`.
@@ -116,133 +80,116 @@ def move_codes(
         rounded: What quantizing gave.
         text: What is read, the first `MOST_SEQUENCES` of it.
         options: How many steps, of how many tokens, and in how much time.
-        store: Where it is kept how far this is, as `key`.
-        key: There.
+        entry: Where the moves are kept.
         progress: Told how many blocks are done.
 
     Raises:
-        InputError: If the model cannot be run block by block, or the time is less than one block takes.
+        InputError: If the model cannot be run block by block.
+        TooLittleTimeError: If the time is less than the first block takes, whose moves are kept.
         StorageError: If the store cannot be written.
     """
-    began = monotonic()
-    codes, weights = dict(rounded.codes), bench.model.weights
-    prefix = QuantizedPrefix(bench.model.module, bench.blocks, text[:MOST_SEQUENCES], options.batch_tokens, INSTEAD)
-    finished = _read(store, key)
-    done = taken = 0
+    text = text[:MOST_SEQUENCES]
+    while True:
+        try:
+            return _through_blocks(bench, plan, rounded, text, options, entry, progress)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or options.batch_tokens < 2 * max(map(len, text.ids)):
+                raise
+        options = replace(options, batch_tokens=options.batch_tokens // 2)
+        log.warning("memory ran out; moving codes by %d tokens at a time from here on", options.batch_tokens)
+        release_cached(bench.model.device)
+
+
+def _through_blocks(
+    bench: Bench,
+    plan: Plan,
+    rounded: Quantized,
+    text: Sequences,
+    options: RefinementOptions,
+    entry: MovesEntry,
+    progress: Progress,
+) -> MovedCodes:
+    codes, weights, count = dict(rounded.codes), bench.model.weights, len(bench.blocks)
+    prefix = QuantizedPrefix(bench.model.module, bench.blocks, text, options.batch_tokens, INSTEAD)
+    finished = dict(entry.read().moves)
+    clock = _Clock(options.timeout, count, is_first=not finished)
+    done = 0
     for block in bench.blocks:
         linears = [linear for linear in block.linears if linear.name in codes]
         is_finished = all(linear.name in finished for linear in linears)
+        if not is_finished and clock.is_late:
+            break
         layer = bench.model.module.get_submodule(block.name)
         with torch.no_grad(), weights.as_before(block.name, layer, rounded.originals):
             prefix.follow(block)
             exact = {} if is_finished else {linear.name: linear.weight().clone() for linear in linears}
         if is_finished:
             codes |= {linear.name: moved(codes[linear.name], finished[linear.name]) for linear in linears}
-        elif options.timeout is not None and taken and _late(began, taken, options.timeout):
-            break
         else:
+            clock.start()
             with weights.at_hand(block.name):
-                learned = _learn(prefix, block, linears, exact, rounded, plan, options, bench.model.stored_dtype)
+                learned = learn(prefix, block, linears, exact, rounded, plan, options, bench.model.stored_dtype)
             for name, weight in learned.items():
                 finished[name] = moves_between(codes[name], weight)
                 codes[name] = weight
-            taken += 1
-            _require_time(monotonic() - began, taken, options.timeout, len(bench.blocks))
-            store.save(key, {"blocks": block.index + 1}, finished)
+            entry.save(finished)
+            clock.count()
         with torch.no_grad(), weights.changing(block.name):
             for linear in linears:
                 linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
             prefix.advance(block)
         done += 1
-        progress("moving codes for the outputs of blocks", done, len(bench.blocks))
-    count = sum(moves.numel() for moves in finished.values())
+        progress(clock.phase(done), done, count)
+    moves = sum(places.numel() for places in finished.values())
     total = sum(weight.codes.numel() for weight in codes.values())
-    return MovedCodes(codes=codes, blocks=done, share=count / max(1, total))
+    return MovedCodes(codes=codes, moves=finished, blocks=done, share=moves / max(1, total), seconds=clock.seconds)
 
 
-def _learn(
-    prefix: QuantizedPrefix,
-    block: Block,
-    linears: Sequence[LinearRole],
-    exact: Mapping[str, Tensor],
-    rounded: Quantized,
-    plan: Plan,
-    options: RefinementOptions,
-    stored: torch.dtype,
-) -> dict[str, IntWeight]:
-    """Return the codes of one block, on the CPU: those that were learned, or those that were there if they are nearer.
+class _Clock:
+    """The time of the blocks that are learned; those that were read from the store take none."""
 
-    `exact` are its original weights, `[O, I]` by name. The model is left with either.
-    """
-    compared = math.ceil(COMPARED_TOKENS / options.batch_tokens)
-    with torch.no_grad():
-        parts = [
-            _Rounded.of(
-                linear,
-                _on(rounded.codes[linear.name], linear.parameter.device),
-                plan.setting_for(linear.name).scheme(stored),
-                rounded.folded[linear.name].done(exact[linear.name]),
+    def __init__(self, timeout: float | None, blocks: int, is_first: bool) -> None:
+        self._timeout, self._blocks, self._is_first = timeout, blocks, is_first
+        self._began: float | None = None
+        self._taken = 0
+        self._phase = ""
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds since the first block began."""
+        return 0.0 if self._began is None else monotonic() - self._began
+
+    @property
+    def is_late(self) -> bool:
+        """Whether another block would end after the time that there is; the first never does."""
+        return self._timeout is not None and self._taken > 0 and self._until(self._taken + 1) > self._timeout
+
+    def start(self) -> None:
+        """Begin a block."""
+        self._began = monotonic() if self._began is None else self._began
+
+    def count(self) -> None:
+        """End a block.
+
+        Raises:
+            TooLittleTimeError: If it is the first of all and took longer than there is time.
+        """
+        self._taken += 1
+        elapsed = self.seconds
+        if self._is_first and self._taken == 1 and self._timeout is not None and elapsed > self._timeout:
+            raise TooLittleTimeError(
+                f"--refine-timeout {self._timeout:g} is less than moving the codes of one of {self._blocks} blocks "
+                f"takes ({elapsed:.1f} seconds); give more, or leave codes as they are with {INSTEAD}"
             )
-            for linear in linears
-        ]
-        before = prefix.loss(block, compared)
-    generator = torch.Generator().manual_seed(options.seed + block.index)
-    order: list[int] = []
-    with _differentiated([linear.parameter for linear in linears]) as parameters:
-        for step in range(options.code_steps):
-            order = order or torch.randperm(prefix.batches, generator=generator).tolist()
-            prefix.difference(block, order.pop()).square().mean().backward()  # type: ignore[no-untyped-call]
-            # Falls along a line, so that all steps together are the drift.
-            rate = 2 * DRIFT * (options.code_steps - step) / (options.code_steps * (options.code_steps + 1))
-            with torch.no_grad():
-                for part in parts:
-                    part.step(rate)
-            for parameter in parameters:
-                parameter.grad = None
-    with torch.no_grad():
-        # Also where it is not a number.
-        nearer = prefix.loss(block, compared) < before
-    return {part.linear.name: (part.now if nearer else part.weight).cpu() for part in parts}
 
+    def phase(self, done: int) -> str:
+        """Say what is done and how long it takes, anew after each of `PHASES` parts of the blocks."""
+        if not self._phase or done % math.ceil(self._blocks / PHASES) == 0:
+            left = self._until(self._blocks - done) / 60 if self._taken else math.nan
+            estimate = "" if math.isnan(left) else f"; {left:.0f} min left"
+            self._phase = f"moving codes for the outputs of blocks{estimate}"
+        return self._phase
 
-@contextmanager
-def _differentiated(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Collect the gradients of these parameters inside the block; one that is named twice is one."""
-    distinct = list(dict.fromkeys(parameters))
-    for parameter in distinct:
-        parameter.requires_grad_(True)
-    try:
-        yield distinct
-    finally:
-        for parameter in distinct:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-
-
-def _on(weight: IntWeight, device: torch.device) -> IntWeight:
-    zero = None if weight.zero is None else weight.zero.to(device)
-    return replace(weight, codes=weight.codes.to(device), scale=weight.scale.to(device), zero=zero)
-
-
-def _late(began: float, taken: int, timeout: float) -> bool:
-    return (monotonic() - began) * (taken + 1) / taken > timeout
-
-
-def _require_time(elapsed: float, taken: int, timeout: float | None, blocks: int) -> None:
-    if taken == 1 and timeout is not None and elapsed > timeout:
-        raise InputError(
-            f"--refine-timeout {timeout:g} is less than moving the codes of one of {blocks} blocks takes "
-            f"({elapsed:.1f} seconds); give more, or leave codes as they are with --refine-codes 0"
-        )
-
-
-def _read(store: ResultStore, key: str) -> dict[str, Tensor]:
-    """Return the moves of the Linears that were gone through before; what is damaged is begun anew."""
-    if key not in store:
-        return {}
-    try:
-        _, moves = store.load(key)
-    except DamagedEntryError as damage:
-        log.warning("%s; codes are moved anew", damage)
-        return {}
-    return dict(moves)
+    def _until(self, blocks: int) -> float:
+        """Return how long so many blocks take at the rate until now."""
+        return self.seconds / self._taken * blocks

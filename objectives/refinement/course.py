@@ -15,21 +15,20 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from objectives.errors import InputError
 from objectives.forward import halves
 from objectives.model.memory import is_out_of_memory, release_cached
 from objectives.progress import Progress, silent
+from objectives.refinement.course_entry import Saved, read_saved
 from objectives.refinement.gradient import pull_back, recomputed
-from objectives.refinement.options import GoesOn, RefinementOptions, RefinementText
+from objectives.refinement.options import GoesOn, RefinementOptions, RefinementText, TooLittleTimeError
 from objectives.refinement.tuned import Tuned
 from objectives.refinement_record import HeldBack
 from objectives.scoring import score_all
 from objectives.teacher import Teacher
 from objectives.text.batches import batches
 from objectives.trial import Bench
-from storage.errors import DamagedEntryError, StoredValueError
 from storage.results import ResultStore
-from storage.typed_json import decode, encode
+from storage.typed_json import encode
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +78,7 @@ class Subject:
         text: What is read.
         training: Full precision on the text that is learned from.
         validation: Full precision on what is held back.
+        codes: Hash of the codes.
     """
 
     bench: Bench
@@ -86,16 +86,7 @@ class Subject:
     text: RefinementText
     training: Teacher
     validation: Teacher
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """Where a course is, beside its tensors; the fields are those of `Ended`."""
-
-    step: int
-    kept_step: int
-    halvings: int
-    looks: tuple[HeldBack, ...]
+    codes: str
 
 
 class Course:
@@ -139,7 +130,7 @@ class Course:
         """Take all steps, or those that there is time for, or those until it is given up.
 
         Raises:
-            InputError: If the time is less than the first step takes.
+            TooLittleTimeError: If the time is less than the first step takes.
             StorageError: If the store cannot be written.
         """
         self._resume()
@@ -257,7 +248,7 @@ class Course:
         timeout = self._options.timeout
         # Where codes have moved, a step that takes longer is not all that there was time for.
         if taken == 1 and timeout is not None and elapsed > timeout and not self._options.code_steps:
-            raise InputError(
+            raise TooLittleTimeError(
                 f"--refine-timeout {timeout:g} is less than one of {len(self._steps)} steps takes ({elapsed:.1f} "
                 f"seconds); give {math.ceil(elapsed * len(self._steps))} for all of them, or leave it out"
             )
@@ -266,19 +257,21 @@ class Course:
         state = self._optimizer.state[self._changes]
         tensors = {"changes": self._changes.detach(), "best": self._best}
         tensors |= {f"{ADAM}{name}": tensor for name, tensor in state.items()}
-        saved = Saved(step=self._step, kept_step=self._kept_step, halvings=self._halvings, looks=tuple(self._looks))
+        saved = Saved(
+            codes=self._subject.codes,
+            step=self._step,
+            kept_step=self._kept_step,
+            halvings=self._halvings,
+            looks=tuple(self._looks),
+        )
         self._store.save(self._key, encode(saved), {name: tensor.cpu() for name, tensor in tensors.items()})
 
     def _resume(self) -> None:
-        """Go on from what was saved; what is damaged is begun anew."""
-        if self._key not in self._store:
+        """Go on from what was saved; what is damaged, or was saved of other codes, is begun anew."""
+        kept = read_saved(self._store, self._key, self._subject.codes)
+        if kept is None:
             return
-        try:
-            record, tensors = self._store.load(self._key)
-            saved = decode(Saved, record, f"the state {self._key}")
-        except (DamagedEntryError, StoredValueError) as damage:
-            log.warning("%s; refining begins anew", damage)
-            return
+        saved, tensors = kept
         device = self._changes.device
         with torch.no_grad():
             self._changes.copy_(tensors["changes"])

@@ -17,6 +17,11 @@ RATE, BATCH_TOKENS, PASSES, CODE_STEPS = 1e-3, 2048, 1, 50
 WARM_UP = 0.1
 """Of all steps: so long does the rate rise."""
 
+
+class TooLittleTimeError(InputError):
+    """The time that was given is less than the smallest piece of work takes."""
+
+
 GoesOn = Callable[[Sequence[HeldBack]], bool]
 """Says after each look, from all until then, whether a refinement is worth more steps."""
 

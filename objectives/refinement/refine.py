@@ -9,35 +9,31 @@ afterwards.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from time import monotonic
 
-import torch
 import xxhash
 from torch import Tensor
 
 from objectives.errors import InputError
 from objectives.model.memory import is_out_of_memory
-from objectives.progress import Progress, silent
+from objectives.progress import Progress
 from objectives.refined import (
     OtherCodesError,
     Refined,
-    coded,
     hash_of_codes,
     moves_between,
     owners,
     tunable_vectors,
 )
-from objectives.refinement.codes import MOST_SEQUENCES, move_codes
 from objectives.refinement.course import Course, Ended, Subject
+from objectives.refinement.moves_entry import MovesEntry
+from objectives.refinement.moving import moved_codes
 from objectives.refinement.options import GoesOn, RefinementOptions, RefinementText, to_the_end, tokens_of
 from objectives.refinement.tuned import Tuned
 from objectives.refinement_record import CodeMoves, Refinement
 from objectives.results import measurement_key
-from objectives.scoring import score_all
-from objectives.teacher import Teacher
-from objectives.trial import Bench, Quantized, quantized
+from objectives.trial import Bench, quantized
 from quant.plan import Plan
-from quant.scheme import IntWeight, loaded
+from quant.scheme import IntWeight
 from storage.results import ResultStore
 from storage.typed_json import decode, encode
 
@@ -89,14 +85,15 @@ def refine(
     progress: Progress,
     goes_on: GoesOn = to_the_end,
 ) -> Refined:
-    """Tune what a plan stores beside its codes; what was begun before is gone on with, what was finished is read.
+    """Change what a plan stores, codes included; what was begun before is gone on with, what was finished is read.
 
     What was kept on the way stays in the store until `forget_begun`. What ends because `goes_on` says so, or for lack
     of time, is not `finished`; the same call goes on with it.
 
     Raises:
-        InputError: If the plan has nothing to tune, there is too little calibration text or memory, the time is less
-            than one step's, or the model cannot be run block by block.
+        InputError: If the plan has nothing to tune, there is too little calibration text or memory, or the model
+            cannot be run block by block.
+        TooLittleTimeError: If the time is less than one step takes.
         QuantizationError: If a weight is not finite.
         StorageError: If the store cannot be written.
     """
@@ -183,66 +180,28 @@ def _refine(
         model.weights.restored(owners(model.module, vectors)),
         quantized(replace(bench, refined=None), plan, progress, with_codes=True) as result,
     ):
-        began = monotonic()
-        codes, moves, through = _moved(bench, plan, result, text, validation, options, store, progress)
+        entry = MovesEntry(store=store, key=_moves_key(bench, plan, text, options), codes=hash_of_codes(result.codes))
+        moving = moved_codes(bench, plan, result, text, validation, options, entry, progress)
+        codes, hashed = moving.codes, hash_of_codes(moving.codes)
         tuned = Tuned(model, bench.blocks, codes, plan)
-        subject = Subject(bench=bench, tuned=tuned, text=text, training=training, validation=validation)
-        spent = monotonic() - began if options.code_steps else 0.0
-        left = None if options.timeout is None else options.timeout - spent
+        subject = Subject(bench=bench, tuned=tuned, text=text, training=training, validation=validation, codes=hashed)
+        left = None if options.timeout is None else options.timeout - moving.seconds
         course = Course(subject, options, store, _begun_key(key), progress, left, goes_on)
-        ended = course.run() if moves is None or through else Ended.at_once(tuned.changes, moves.best)
+        ended = course.run() if moving.is_whole else Ended.at_once(tuned.changes, moving.kl)
         scales, changed = tuned.stored(ended.best)
         refined = Refined(
             plan=plan,
-            key=key if ended.finished else f"{key}-{hash_of_codes(codes)}-{ended.steps}",
-            codes=hash_of_codes(result.codes),
+            key=key if ended.finished else f"{key}-{hashed}-{ended.steps}",
+            codes=entry.codes,
             scales=scales,
             vectors=changed,
-            refinement=_refinement(text, options, ended, moves),
+            refinement=_refinement(text, options, ended, moving.outcome),
             moves=_moves(result.codes, codes),
         )
     if not ended.finished:
         return refined
     _write(store, refined)
     return None
-
-
-def _moved(
-    bench: Bench,
-    plan: Plan,
-    rounded: Quantized,
-    text: RefinementText,
-    validation: Teacher,
-    options: RefinementOptions,
-    store: ResultStore,
-    progress: Progress,
-) -> tuple[Mapping[str, IntWeight], CodeMoves | None, bool]:
-    """Move codes where that brings what is held back nearer; returns them, how, and whether all blocks were reached.
-
-    The model is left with what is returned.
-    """
-    if not options.code_steps:
-        return rounded.codes, None, True
-
-    def kl() -> float:
-        return score_all(bench.model.module, text.validation, "", silent, validation).mean("kl")
-
-    before = kl()
-    key = _moves_key(bench, plan, text, options)
-    result = move_codes(bench, plan, rounded, text.training, options, store, key, progress)
-    moves = CodeMoves(
-        steps=options.code_steps,
-        sequences=min(MOST_SEQUENCES, len(text.training)),
-        share=result.share,
-        before=before,
-        after=kl(),
-    )
-    codes = result.codes if moves.kept else rounded.codes
-    for block in bench.blocks:
-        with torch.no_grad(), bench.model.weights.changing(block.name):
-            for linear in coded([block], codes):
-                linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
-    return codes, moves, result.blocks == len(bench.blocks)
 
 
 def _moves(before: Mapping[str, IntWeight], after: Mapping[str, IntWeight]) -> dict[str, Tensor]:

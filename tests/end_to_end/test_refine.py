@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import cli
+from objectives.errors import InputError
 from tests.conftest import SmallStudy
 from tests.objectives.tiny import same_bits
 
@@ -175,6 +176,28 @@ def test_what_a_study_recommends_is_refined_and_confirmed(
         assert change["after"] == pytest.approx(kl[f"{recommended} refined", source], rel=1e-9)
     assert cli.main(["show", *where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["refined"] == refined
+
+
+@pytest.mark.slow
+def test_a_study_whose_winner_cannot_be_refined_has_its_report(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was searched for hours is not lost because memory runs out in the end."""
+
+    def refused(*_: Any) -> None:
+        raise InputError("refining bundled ran out of memory on cpu")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hpo.optimize.confirm_refined", refused)
+    space = ["--space", "original", "--group-size", "64", "--tau", "2", "--beta", "0.3..0.4"]
+    where = ["--study", "unrefined", "--storage", f"sqlite:///{tmp_path}/studies.db"]
+    capsys.readouterr()
+    assert (
+        cli.main(["optimize", "--trials", "3", *small_study.flags, *space, *where, *REFINE[:-1], "bundled:training"])
+        == 0
+    )
+    assert "not refined: refining bundled ran out of memory on cpu" in capsys.readouterr().err
+    assert list(tmp_path.glob("reports/unrefined/report.md"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,9 @@ from hpo.deploy.refinement_trials import Stage, refine_best
 from objectives.progress import silent
 from objectives.refined import Refined
 from objectives.refinement import course
-from objectives.refinement.options import RefinementOptions, RefinementText
+from objectives.refinement.options import RefinementOptions, RefinementText, TooLittleTimeError
 from objectives.refinement.refine import refine
+from objectives.refinement_record import HeldBack, Refinement
 from objectives.trial import Bench
 from quant.plan import Plan
 from quant.setting import Setting
@@ -140,3 +142,61 @@ def test_time_that_is_over_ends_between_refinements_and_the_same_call_goes_on(
     again = refine_best(stage(bench, tmp_path), ticking)
     assert again.refinement == usual.refinement
     assert "refinement 1 of 5" not in phases
+
+
+def with_looks(kls: list[float]) -> Refined:
+    """What is refined on the way to somewhere."""
+    looks = tuple(HeldBack(step=step, kl=kl) for step, kl in enumerate(kls))
+    refinement = Refinement(
+        source="some text",
+        fingerprint="0",
+        sequences=1,
+        tokens=16,
+        steps=len(kls) - 1,
+        rate=1e-3,
+        halvings=0,
+        kept_step=1,
+        validation_sequences=1,
+        looks=looks,
+    )
+    return Refined(plan=PLAN, key=str(kls), codes="0", scales={}, vectors={}, refinement=refinement)
+
+
+def test_a_look_out_of_turn_gives_nothing_up(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where time ends the last of them, what is scored then is not compared with later looks of the others."""
+    usual, ended = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [1.0, 0.9, 0.8, 0.7, 0.6, 0.55]
+    results = iter([with_looks(usual), with_looks(ended)])
+
+    def refined(*arguments: Any) -> Refined:
+        result = next(results)
+        arguments[-1](result.refinement.looks[:5])
+        return result
+
+    monkeypatch.setattr(refinement_trials, "refine", refined)
+    monkeypatch.setattr(refinement_trials, "is_finished", lambda result, _: len(result.refinement.looks) == len(usual))
+    two = stage(bench, tmp_path, 2)
+    first, second = refine_best(two, silent).refinement.trials
+    assert first.finished
+    assert not second.finished
+    assert not second.given_up
+    assert two.key not in two.store
+
+
+def test_too_little_time_for_another_keeps_what_there_is(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first it is refused."""
+    results: list[Refined | None] = [with_looks([1.0, 0.5]), None]
+
+    def refined(*_: Any) -> Refined:
+        result = results.pop(0)
+        if result is None:
+            raise TooLittleTimeError("less than one step takes")
+        return result
+
+    monkeypatch.setattr(refinement_trials, "refine", refined)
+    monkeypatch.setattr(refinement_trials, "is_finished", lambda *_: True)
+    assert refine_best(stage(bench, tmp_path, 2), silent).refinement.after == 0.5
+    results.append(None)
+    with pytest.raises(TooLittleTimeError):
+        refine_best(stage(bench, tmp_path, 2), silent)

@@ -13,12 +13,12 @@ from hpo.commands.parser import make_parser
 from hpo.deploy.reproduce import quantize_command, repeat_command
 from hpo.notebook import load
 from hpo.space.space import make_space
-from hpo.study.options import BenchOptions, SearchOptions
+from hpo.study.options import BenchOptions, RefineOptions, SearchOptions
 from hpo.study.record import StudyRecord
 from hpo.study.searching import SearchMode
 from quant.setting import Setting
 from tests.conftest import SmallStudy
-from tests.hpo.made_studies import CONTRACT
+from tests.hpo.made_studies import CONTRACT, refined_confirmation
 
 
 def words(command: str) -> list[str]:
@@ -122,3 +122,15 @@ def test_the_runtime_of_a_study_is_part_of_its_commands(small: SmallStudy) -> No
     assert (search.for_, search.tensor_parallel) == ("vllm", 2)
     options = make_parser().parse_args(words(quantize_command(served, best, "out")))
     assert (options.format, options.tensor_parallel) == ("compressed-tensors", 2)
+
+
+def test_what_was_refined_and_confirmed_is_refined_by_the_command(small: SmallStudy) -> None:
+    """With the flags that it was refined by; any other setting is written as it was measured."""
+    study = load("small", home=small.home)
+    first, second, *_ = study.record.trials
+    refined = replace(refined_confirmation(), refined=first.name)
+    refining = SearchMode(refine=True, refine_samples=64, refine_codes=5)
+    record = replace(study.record, refined=refined, search=refining)
+    options = options_of(make_parser().parse_args(words(quantize_command(record, first, "out"))), RefineOptions)
+    assert options == RefineOptions(refine=True, refine_samples=64, refine_codes=5)
+    assert "--refine" not in quantize_command(record, second, "out")

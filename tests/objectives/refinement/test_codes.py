@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from objectives.errors import InputError
+from objectives.model.roles import Block
 from objectives.progress import silent
 from objectives.refined import Refined, moved, moves_between
-from objectives.refinement import codes, course
-from objectives.refinement.options import RefinementOptions, RefinementText
-from objectives.refinement.refine import forget_begun, refine
+from objectives.refinement import block_codes, codes, course, moving
+from objectives.refinement.options import RefinementOptions, RefinementText, TooLittleTimeError
+from objectives.refinement.refine import forget_begun, is_finished, refine
 from objectives.scoring import score_all
 from objectives.trial import Bench, quantized
 from quant.plan import Plan
@@ -138,14 +139,14 @@ def test_killed_between_blocks_and_gone_on_with_it_gives_the_same_bytes(
         refine(bench, PLAN, TEXT, OPTIONS, store, killing)
     assert list(tmp_path.glob("home/results/*codes*"))
     learned: list[str] = []
-    real = codes._learn
+    real = codes.learn
 
     def counted(prefix: object, block: object, *others: object) -> object:
         learned.append(str(block))
         return real(prefix, block, *others)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codes, "_learn", counted)
+        patch.setattr(codes, "learn", counted)
         again = refined_by(bench, store)
     assert len(learned) == len(bench.blocks) - 1
     assert tiny.same_bits({**usual.moves, **usual.scales}, {**again.moves, **again.scales})
@@ -202,6 +203,82 @@ def test_codes_of_a_mixture_of_experts_are_refused_with_the_remedy(tmp_path: Pat
         refined_by(bench, store)
     fixed = refined_by(bench, store, replace(OPTIONS, code_steps=0))
     assert fixed.refinement.moves is None
+
+
+def test_the_same_small_time_given_again_and_again_ends(
+    bench: Bench, usual: Refined, store: ResultStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every call does at least one block or one step, and the codes are those of one call without a limit."""
+    short = replace(OPTIONS, timeout=1e-9)
+    with pytest.raises(TooLittleTimeError):
+        refined_by(bench, store, short)
+    calls, refined = 1, refined_by(bench, store, short)
+    while not is_finished(refined, store):
+        calls, refined = calls + 1, refined_by(bench, store, short)
+        assert calls < 10
+    assert calls >= len(OPTIONS.steps(TEXT.training))
+    assert tiny.same_bits(usual.moves, refined.moves)
+    assert usual.refinement.moves == refined.refinement.moves
+
+
+def test_codes_that_all_moved_are_read_without_following_the_text(
+    bench: Bench, usual: Refined, store: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is scored for them again either, so that another rate begins with its first step."""
+
+    def killing(phase: str, done: int, total: int) -> None:
+        if phase.startswith("refining"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+    for module in (codes, block_codes):
+        monkeypatch.setattr(module, "QuantizedPrefix", lambda *_: pytest.fail("followed again"))
+    monkeypatch.setattr(moving, "score_all", lambda *_: pytest.fail("scored again"))
+    again = refined_by(bench, store, replace(OPTIONS, rate=2e-9))
+    assert tiny.same_bits(usual.moves, again.moves)
+    assert usual.refinement.moves == again.refinement.moves
+
+
+def test_moves_of_other_codes_are_not_applied(
+    bench: Bench, usual: Refined, store: ResultStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Quantizing may give other codes by another number of threads: they are moved anew, and it is said so."""
+
+    def killing(phase: str, done: int, total: int) -> None:
+        if phase.startswith("moving codes") and done == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+    [path] = tmp_path.glob("home/results/*codes*")
+    record, moves = store.load(path.stem)
+    store.save(path.stem, {**record, "codes": "others"}, {name: -places for name, places in moves.items()})
+    assert tiny.same_bits(usual.moves, refined_by(bench, store).moves)
+    assert any("quantizing gave other codes than before" in message for message in caplog.messages)
+
+
+def test_memory_that_runs_out_halves_what_is_run_at_a_time(
+    bench: Bench,
+    store: ResultStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Codes move as before it did, with fewer tokens to a step."""
+    real = codes.QuantizedPrefix.difference
+
+    def narrow(prefix: codes.QuantizedPrefix, block: Block, number: int) -> torch.Tensor:
+        if len(prefix._passages[number].full) > 2:
+            raise torch.OutOfMemoryError("not enough")
+        return real(prefix, block, number)
+
+    monkeypatch.setattr(codes.QuantizedPrefix, "difference", narrow)
+    refined = refined_by(bench, store)
+    assert refined.moves
+    assert any("moving codes by 32 tokens at a time from here on" in message for message in caplog.messages)
+    fewer = refined_by(bench, ResultStore(Paths(tmp_path / "other").results), replace(OPTIONS, batch_tokens=32))
+    assert tiny.same_bits(refined.moves, fewer.moves)
 
 
 @pytest.mark.parametrize("code_steps", [20, 0], ids=["codes", "scales"])

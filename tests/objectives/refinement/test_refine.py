@@ -1,5 +1,6 @@
 """Refining changes what is stored beside the codes, for the better on held-back text, and can be gone on with."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from objectives.refined import Refined, owners, tunable_vectors
 from objectives.refinement import course
 from objectives.refinement.options import RefinementOptions, RefinementText
 from objectives.refinement.refine import forget_begun, forgotten_where_codes_differ, refine
-from objectives.scoring import score_all
+from objectives.scoring import Score, score_all
 from objectives.trial import Bench, quantized, run_trial
 from quant.plan import Plan
 from quant.scheme import loaded
@@ -188,6 +189,68 @@ def test_a_value_that_is_not_finite_halves_the_rate_twice(
     assert (refined.refinement.halvings, refined.refinement.steps) == (3, 9)
     assert refined.refinement.after <= refined.refinement.before
     assert sum("not finite" in record.message for record in caplog.records) == 3
+
+
+def test_a_look_that_is_not_finite_halves_the_rate(
+    bench: Bench, store: ResultStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a look is no point to keep, and is not among those that are told."""
+    calls: Iterator[int] = iter(range(1000))
+    real = course.score_all
+
+    def broken(*arguments: Any) -> Score:
+        score = real(*arguments)
+        return replace(score, kl=score.kl * torch.nan) if next(calls) == 2 else score
+
+    monkeypatch.setattr(course, "score_all", broken)
+    refined = refined_by(bench, store)
+    assert refined.refinement.halvings == 1
+    assert all(math.isfinite(look.kl) for look in refined.refinement.looks)
+    assert refined.refinement.after < refined.refinement.before
+    assert sum("not finite" in message for message in caplog.messages) == 1
+
+
+def test_memory_that_runs_out_halves_the_batches_of_a_step(
+    bench: Bench, usual: Refined, store: ResultStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step still reads as many tokens, so that it ends where it would have, but for rounding."""
+    real = course.pull_back
+
+    def narrow(halves: Any, batch: Any, teacher: Any) -> Tensor:
+        if batch.ids.numel() > 32:
+            raise torch.OutOfMemoryError("not enough")
+        total: Tensor = real(halves, batch, teacher)
+        return total
+
+    monkeypatch.setattr(course, "pull_back", narrow)
+    refined = refined_by(bench, store)
+    assert any("refining 32 tokens at a time from here on" in message for message in caplog.messages)
+    assert refined.refinement.steps == STEPS
+    assert refined.refinement.after == pytest.approx(usual.refinement.after, rel=0.01)
+
+
+def test_a_state_of_other_codes_is_begun_anew(
+    bench: Bench,
+    usual: Refined,
+    store: ResultStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its point is of no use to these, and it is said so."""
+    monkeypatch.setattr(course, "SECONDS_BETWEEN_SAVES", 0.0)
+
+    def killing(phase: str, done: int, total: int) -> None:
+        if phase.startswith("refining") and done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+    [path] = tmp_path.glob("home/results/*begun*")
+    record, saved = store.load(path.stem)
+    store.save(path.stem, {**record, "codes": "others"}, saved)
+    assert tiny.same_bits(tensors(usual), tensors(refined_by(bench, store)))
+    assert any("quantizing gave other codes than before" in message for message in caplog.messages)
 
 
 def test_a_time_that_is_over_keeps_the_best_point_and_goes_on_later(

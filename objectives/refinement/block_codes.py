@@ -1,0 +1,145 @@
+"""Let the codes of one block move by one step where that brings its outputs nearer to full precision's.
+
+Responsible for learned rounding after whatever rounded before, with scales as they are: the sign descent of SignRound
+(Cheng et al. 2024, arXiv 2309.05516), begun at given codes. No block ends farther away than it began, on the text that
+is compared. May assume a block that was followed; holds its offsets. Shape letters: `O` outputs, `I` inputs.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from objectives.calibration.prefix import QuantizedPrefix
+from objectives.model.roles import Block, LinearRole
+from objectives.refinement.options import RefinementOptions
+from objectives.trial import Quantized
+from quant.plan import Plan
+from quant.scheme import IntWeight, Scheme, dequantize, loaded
+
+COMPARED_TOKENS = 16_384
+"""Of the text: on these it is decided whether a block keeps what it learned; paired, so that few are enough."""
+DRIFT = 0.1
+"""Of a step: so far does what is rounded move at most, so that no code moves that was not near its boundary."""
+EDGE = 0.499
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rounded:
+    """One Linear whose codes may move: `codes + round(offset)`.
+
+    Attributes:
+        linear: Whose weight it is.
+        weight: Its codes as they were, on its device.
+        scheme: What codes there are.
+        offset: Where in the step around its code a weight is, float32 `[O, I]`; changed in place.
+        sign: Of the scale of each weight, `[O, I]`.
+    """
+
+    linear: LinearRole
+    weight: IntWeight
+    scheme: Scheme
+    offset: Tensor
+    sign: Tensor
+
+    @classmethod
+    def of(cls, linear: LinearRole, weight: IntWeight, scheme: Scheme, exact: Tensor) -> "_Rounded":
+        """Begin where the exact weight `[O, I]` is; one whose code is not the nearest is as far within its border."""
+        scale = dequantize(replace(weight, codes=torch.ones_like(weight.codes), zero=None))
+        offset = (exact - dequantize(weight)) / scale
+        beyond = offset.abs() > 0.5
+        within = offset.sign() * (1 - offset.abs()).clamp(min=0)
+        offset = torch.where(beyond, within, offset).clamp(-EDGE, EDGE)
+        return cls(linear=linear, weight=weight, scheme=scheme, offset=offset, sign=scale.sign())
+
+    @property
+    def now(self) -> IntWeight:
+        """Return the codes that the offsets say."""
+        codes = (self.weight.codes.float() + self.offset.round()).clamp_(self.scheme.lowest, self.scheme.highest)
+        return replace(self.weight, codes=codes.to(self.weight.codes.dtype))
+
+    def step(self, rate: float) -> None:
+        """Move every offset against its gradient by as much, and put what is then rounded into the model."""
+        gradient = self.linear.parameter.grad
+        assert gradient is not None
+        direction = self.linear.part_of(gradient).float().mul_(self.sign).sign_()
+        self.offset.sub_(direction, alpha=rate).clamp_(-1, 1)
+        self.linear.set_weight(loaded(self.now))
+
+
+def learn(
+    prefix: QuantizedPrefix,
+    block: Block,
+    linears: Sequence[LinearRole],
+    exact: Mapping[str, Tensor],
+    rounded: Quantized,
+    plan: Plan,
+    options: RefinementOptions,
+    stored: torch.dtype,
+) -> dict[str, IntWeight]:
+    """Return the codes of one block, on the CPU: those that were learned, or those that were there if they are nearer.
+
+    Args:
+        prefix: Calibration text before the block.
+        block: The block.
+        linears: Those of its Linears that have codes.
+        exact: Their original weights, `[O, I]` by name.
+        rounded: What quantizing gave.
+        plan: What codes there are.
+        options: How many steps, of how many tokens.
+        stored: The type of scales in 16 bit.
+    """
+    compared = math.ceil(COMPARED_TOKENS / options.batch_tokens)
+    with torch.no_grad():
+        for linear in linears:
+            # A block that ran out of memory was left on the way.
+            linear.set_weight(loaded(rounded.codes[linear.name]).to(linear.parameter.device))
+        parts = [
+            _Rounded.of(
+                linear,
+                _on(rounded.codes[linear.name], linear.parameter.device),
+                plan.setting_for(linear.name).scheme(stored),
+                rounded.folded[linear.name].done(exact[linear.name]),
+            )
+            for linear in linears
+        ]
+        before = prefix.loss(block, compared)
+    generator = torch.Generator().manual_seed(options.seed + block.index)
+    order: list[int] = []
+    with _differentiated([linear.parameter for linear in linears]) as parameters:
+        for step in range(options.code_steps):
+            order = order or torch.randperm(prefix.batches, generator=generator).tolist()
+            prefix.difference(block, order.pop()).square().mean().backward()  # type: ignore[no-untyped-call]
+            # Falls along a line, so that all steps together are the drift.
+            rate = 2 * DRIFT * (options.code_steps - step) / (options.code_steps * (options.code_steps + 1))
+            with torch.no_grad():
+                for part in parts:
+                    part.step(rate)
+            for parameter in parameters:
+                parameter.grad = None
+    with torch.no_grad():
+        # Also where it is not a number.
+        nearer = prefix.loss(block, compared) < before
+    return {part.linear.name: (part.now if nearer else part.weight).cpu() for part in parts}
+
+
+@contextmanager
+def _differentiated(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Collect the gradients of these parameters inside the block; one that is named twice is one."""
+    distinct = list(dict.fromkeys(parameters))
+    for parameter in distinct:
+        parameter.requires_grad_(True)
+    try:
+        yield distinct
+    finally:
+        for parameter in distinct:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+def _on(weight: IntWeight, device: torch.device) -> IntWeight:
+    zero = None if weight.zero is None else weight.zero.to(device)
+    return replace(weight, codes=weight.codes.to(device), scale=weight.scale.to(device), zero=zero)
