@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from hpo.commands.parser import PROGRAM, make_parser
-from hpo.commands.signals import Terminated, terminable
+from hpo.commands.signals import terminable
 from hpo.commands.streams import require_output, take_any_character
 from hpo.standard_error import say
+from hpo.workers.interrupts import Terminated
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 LONGEST_REASON = 160

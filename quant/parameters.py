@@ -138,11 +138,7 @@ class Parameters:
         search=Range(low=0.0, high=1.0),
     )
     tau: float = row(
-        *(
-            2.0,
-            "τ, temperature of the error weights",
-            "temperature of the weights of output errors; large values make them equal",
-        ),
+        *(2.0, "τ, temperature of the error weights", "temperature of the error weights; large values make them equal"),
         symbol="τ",
         legal=(SMALLEST, math.inf),
         search=Range(low=0.1, high=5.0, scale="log"),
@@ -221,7 +217,7 @@ class Parameters:
         *(
             "full",
             "prefix of GPTQ",
-            "inputs that GPTQ rounds for: full (of the original model) or quantized (behind quantized blocks)",
+            "GPTQ's inputs: full (of the original model) or quantized (behind quantized blocks)",
         ),
         choices=get_args(Prefix),
         search=Choices(values=("full",)),
@@ -236,7 +232,7 @@ class Parameters:
         *(
             "original",
             "placement of the activation",
-            "activation in the importance of MLP outputs: original (applied to all) or structural (as in the block)",
+            "the activation in importances of MLP outputs: on all, or as in the block",
         ),
         choices=get_args(Placement),
     )
@@ -267,11 +263,7 @@ class Parameters:
     # In products of a mean weight and a mean input: rounding to 4 bits errs by about 0.15 of one for each of I inputs,
     # and independent errors add up to 0.15 sqrt(I) of them, 4 at 576 inputs and 10 at 4096.
     noise_factor: float = row(
-        *(
-            0.2,
-            "weight of the rounding noise",
-            "weight of rounding noise in the estimate of whether an MLP output is active",
-        ),
+        *(0.2, "weight of the rounding noise", "weight of rounding noise in the estimate whether an output is active"),
         symbol="noise",
         legal=(0.0, LARGEST),
         search=Range(low=0.0, high=10.0),

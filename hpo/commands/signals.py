@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 
+from hpo.workers.interrupts import Terminated
+
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was told to end by another than the terminal's user."""
 
 
 @contextmanager

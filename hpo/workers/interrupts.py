@@ -15,17 +15,22 @@ from objectives.progress import Progress
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was told to end by another than the terminal's user."""
+
+
 class Interrupts:
     """Whether the process was asked to stop; one per process, used by its main thread."""
 
     def __init__(self) -> None:
-        self._requested = False
+        self._requested: type[KeyboardInterrupt] | None = None
         self._deferred = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Let these signals raise `KeyboardInterrupt` inside the block; one that the process ignores stays ignored.
+        """Let SIGINT raise `KeyboardInterrupt` inside the block, and the others `Terminated`.
 
+        A signal that the process ignores stays ignored.
         Python lets only the main thread handle signals: in another one, inside a Dask worker say, nothing is watched.
         """
         if current_thread() is not main_thread():
@@ -50,9 +55,9 @@ class Interrupts:
         self.check()
 
     def check(self) -> None:
-        """Raise `KeyboardInterrupt` if a signal came."""
-        if self._requested:
-            raise KeyboardInterrupt
+        """Raise what the first signal stands for, if one came."""
+        if self._requested is not None:
+            raise self._requested
 
     def checked(self, progress: Progress) -> Progress:
         """Make `progress` a safe point: it is called often, wherever work takes long."""
@@ -64,6 +69,6 @@ class Interrupts:
         return report
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._requested = True
+        self._requested = self._requested or (KeyboardInterrupt if number == signal.SIGINT else Terminated)
         if not self._deferred:
-            raise KeyboardInterrupt
+            raise self._requested

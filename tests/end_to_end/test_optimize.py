@@ -224,7 +224,7 @@ def interrupt(run: Run, tmp_path: Path, stop: signal.Signals, command: list[str]
     wait_for_trials(tmp_path, ended)
     assert process.pid is not None
     os.kill(process.pid, stop)
-    assert finish(process) == [130]
+    assert finish(process) == [130 if stop == signal.SIGINT else 143]
     errors = (tmp_path / "started.err").read_text()
     assert "Traceback" not in errors
     states = [trial["state"] for trial in shown(run)["trials"]]

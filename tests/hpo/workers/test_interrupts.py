@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hpo.workers.interrupts import Interrupts
+from hpo.workers.interrupts import Interrupts, Terminated
 from objectives.progress import silent
 
 
@@ -22,12 +22,16 @@ def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
-    """All do what Ctrl-C does, and the handlers of before are back afterwards."""
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGHUP, Terminated)],
+)
+def test_a_signal_interrupts_at_once(number: signal.Signals, kind: type[KeyboardInterrupt]) -> None:
+    """All do what Ctrl-C does, but say who ended it, and the handlers of before are back afterwards."""
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), Interrupts().watched():
+    with pytest.raises(KeyboardInterrupt) as caught, Interrupts().watched():
         send(number)
+    assert caught.type is kind
     assert signal.getsignal(number) == before
 
 
