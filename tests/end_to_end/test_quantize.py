@@ -316,7 +316,7 @@ def test_a_packed_model_that_scores_otherwise_fails(
         (["--format", "mlx", "--plan", "mixed.csv"], "mlx has one scheme for all Linears, and there are 2 here; give"),
         (
             ["--format", "gptq", "--plan", "head.csv"],
-            "the plan has settings for lm_head, which this model does not hav",
+            "the plan has settings for lm_head, which the decoder blocks of this model do not have; leave",
         ),
         (
             ["--format", "gguf", "--model", "words"],
