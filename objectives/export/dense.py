@@ -1,6 +1,6 @@
 """Write a quantized model as a directory that loads like any other.
 
-Responsible for what is in it: dense weights `W_eff` in the model's own type, tokenizer, generation configuration. May
+Responsible for what is in it: dense weights `W_eff` in the type that they were measured in, tokenizer, generation configuration. May
 assume a model whose weights are quantized at the moment.
 """
 
@@ -28,7 +28,7 @@ class Dense:
         """Refuse nothing: the values themselves are stored."""
 
     def write(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight], place: Path) -> Stored:
-        """Write the quantized weights in the model's own type; see `Format.write`."""
+        """Write the quantized weights in the type that they were measured in; see `Format.write`."""
         model = bench.model
         if model.weights.streamed:
             save_in_shards(model, bench.blocks, place)

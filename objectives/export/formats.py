@@ -195,7 +195,7 @@ def _mlx() -> Format:
 
 FORMATS: dict[str, RegisteredFormat] = {
     "dense": RegisteredFormat(
-        summary="a full-size 16-bit model that holds the quantized values, for experiments; not proven", load=_dense
+        summary="a full-size model that holds the quantized values, for experiments; not proven", load=_dense
     ),
     "compressed-tensors": RegisteredFormat(
         summary="INT4 for vLLM, SGLang and transformers (this and what follows is reloaded and scored as proof)",

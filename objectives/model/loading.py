@@ -117,7 +117,7 @@ class Model:
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """Return the type of what becomes of it on disk: computing in float32 makes no file wider."""
+        """Return the type that packed files hold it in: computing in float32 makes none of them wider."""
         return self.file_dtype if self.dtype == torch.float32 and self.file_dtype in SCALE_TYPES else self.dtype
 
 
