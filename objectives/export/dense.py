@@ -1,7 +1,7 @@
 """Write a quantized model as a directory that loads like any other.
 
-Responsible for what is in it: dense weights `W_eff` in the type that they were measured in, tokenizer, generation configuration. May
-assume a model whose weights are quantized at the moment.
+Responsible for what is in it: dense weights `W_eff` in the type that they were measured in, tokenizer, generation
+configuration. May assume a model whose weights are quantized at the moment.
 """
 
 from collections.abc import Mapping, Sequence
