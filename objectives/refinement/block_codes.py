@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from objectives.calibration.prefix import QuantizedPrefix
 from objectives.model.roles import Block, LinearRole
 from objectives.refinement.options import RefinementOptions
-from objectives.trial import Quantized
+from objectives.trial import Bench, Quantized
 from quant.plan import Plan
 from quant.scheme import IntWeight, Scheme, dequantize, loaded
 
@@ -28,7 +28,33 @@ EDGE = 0.499
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rounded:
+class RoundedModel:
+    """A model whose codes may move.
+
+    Attributes:
+        bench: Its model is quantized by the plan.
+        plan: What codes there are.
+        result: What quantizing gave.
+        options: How many steps, of how many tokens, and in how much time.
+    """
+
+    bench: Bench
+    plan: Plan
+    result: Quantized
+    options: RefinementOptions
+
+    @property
+    def codes(self) -> Mapping[str, IntWeight]:
+        """Return the codes as they were rounded, by name of the Linear, on the CPU."""
+        return self.result.codes
+
+    def scheme(self, linear: LinearRole) -> Scheme:
+        """Return what codes a Linear can have."""
+        return self.plan.setting_for(linear.name).scheme(self.bench.model.stored_dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Offsets:
     """One Linear whose codes may move: `codes + round(offset)`.
 
     Attributes:
@@ -46,7 +72,7 @@ class _Rounded:
     sign: Tensor
 
     @classmethod
-    def of(cls, linear: LinearRole, weight: IntWeight, scheme: Scheme, exact: Tensor) -> "_Rounded":
+    def of(cls, linear: LinearRole, weight: IntWeight, scheme: Scheme, exact: Tensor) -> "_Offsets":
         """Begin where the exact weight `[O, I]` is; one whose code is not the nearest is as far within its border."""
         scale = dequantize(replace(weight, codes=torch.ones_like(weight.codes), zero=None))
         offset = (exact - dequantize(weight)) / scale
@@ -71,38 +97,33 @@ class _Rounded:
 
 
 def learn(
+    rounded: RoundedModel,
     prefix: QuantizedPrefix,
     block: Block,
     linears: Sequence[LinearRole],
     exact: Mapping[str, Tensor],
-    rounded: Quantized,
-    plan: Plan,
-    options: RefinementOptions,
-    stored: torch.dtype,
 ) -> dict[str, IntWeight]:
     """Return the codes of one block, on the CPU: those that were learned, or those that were there if they are nearer.
 
     Args:
-        prefix: Calibration text before the block.
+        rounded: The model, which is left with either.
+        prefix: Text before the block.
         block: The block.
         linears: Those of its Linears that have codes.
         exact: Their original weights, `[O, I]` by name.
-        rounded: What quantizing gave.
-        plan: What codes there are.
-        options: How many steps, of how many tokens.
-        stored: The type of scales in 16 bit.
     """
+    options = rounded.options
     compared = math.ceil(COMPARED_TOKENS / options.batch_tokens)
     with torch.no_grad():
         for linear in linears:
             # A block that ran out of memory was left on the way.
             linear.set_weight(loaded(rounded.codes[linear.name]).to(linear.parameter.device))
         parts = [
-            _Rounded.of(
+            _Offsets.of(
                 linear,
                 _on(rounded.codes[linear.name], linear.parameter.device),
-                plan.setting_for(linear.name).scheme(stored),
-                rounded.folded[linear.name].done(exact[linear.name]),
+                rounded.scheme(linear),
+                rounded.result.folded[linear.name].done(exact[linear.name]),
             )
             for linear in linears
         ]

@@ -17,12 +17,11 @@ from objectives.calibration.prefix import QuantizedPrefix
 from objectives.model.memory import is_out_of_memory, release_cached
 from objectives.progress import Progress
 from objectives.refined import moved, moves_between
-from objectives.refinement.block_codes import learn
+from objectives.refinement.block_codes import RoundedModel, learn
 from objectives.refinement.moves_entry import MovesEntry
-from objectives.refinement.options import RefinementOptions, TooLittleTimeError
+from objectives.refinement.options import TooLittleTimeError
 from objectives.text.sequences import Sequences
-from objectives.trial import Bench, Quantized
-from quant.plan import Plan
+from objectives.trial import Bench
 from quant.scheme import IntWeight, loaded
 
 log = logging.getLogger(__name__)
@@ -61,25 +60,14 @@ def require_movable(bench: Bench, text: Sequences) -> None:
     QuantizedPrefix(bench.model.module, bench.blocks, text[:1], instead=INSTEAD)
 
 
-def move_codes(
-    bench: Bench,
-    plan: Plan,
-    rounded: Quantized,
-    text: Sequences,
-    options: RefinementOptions,
-    entry: MovesEntry,
-    progress: Progress,
-) -> MovedCodes:
+def move_codes(rounded: RoundedModel, text: Sequences, entry: MovesEntry, progress: Progress) -> MovedCodes:
     """Go through the blocks in order, each behind those whose codes have moved; what was done before is read.
 
     Where memory runs out, it goes on with half as many tokens at a time, down to one sequence.
 
     Args:
-        bench: Its model is quantized by `plan`.
-        plan: What codes there are.
-        rounded: What quantizing gave.
+        rounded: The model, which holds the codes that moved afterwards.
         text: What is read, the first `MOST_SEQUENCES` of it.
-        options: How many steps, of how many tokens, and in how much time.
         entry: Where the moves are kept.
         progress: Told how many blocks are done.
 
@@ -91,24 +79,18 @@ def move_codes(
     text = text[:MOST_SEQUENCES]
     while True:
         try:
-            return _through_blocks(bench, plan, rounded, text, options, entry, progress)
+            return _through_blocks(rounded, text, entry, progress)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or options.batch_tokens < 2 * max(map(len, text.ids)):
+            if not is_out_of_memory(error) or rounded.options.batch_tokens < 2 * max(map(len, text.ids)):
                 raise
-        options = replace(options, batch_tokens=options.batch_tokens // 2)
-        log.warning("memory ran out; moving codes by %d tokens at a time from here on", options.batch_tokens)
-        release_cached(bench.model.device)
+        fewer = rounded.options.batch_tokens // 2
+        log.warning("memory ran out; moving codes by %d tokens at a time from here on", fewer)
+        rounded = replace(rounded, options=replace(rounded.options, batch_tokens=fewer))
+        release_cached(rounded.bench.model.device)
 
 
-def _through_blocks(
-    bench: Bench,
-    plan: Plan,
-    rounded: Quantized,
-    text: Sequences,
-    options: RefinementOptions,
-    entry: MovesEntry,
-    progress: Progress,
-) -> MovedCodes:
+def _through_blocks(rounded: RoundedModel, text: Sequences, entry: MovesEntry, progress: Progress) -> MovedCodes:
+    bench, options = rounded.bench, rounded.options
     codes, weights, count = dict(rounded.codes), bench.model.weights, len(bench.blocks)
     prefix = QuantizedPrefix(bench.model.module, bench.blocks, text, options.batch_tokens, INSTEAD)
     finished = dict(entry.read().moves)
@@ -120,7 +102,7 @@ def _through_blocks(
         if not is_finished and clock.is_late:
             break
         layer = bench.model.module.get_submodule(block.name)
-        with torch.no_grad(), weights.as_before(block.name, layer, rounded.originals):
+        with torch.no_grad(), weights.as_before(block.name, layer, rounded.result.originals):
             prefix.follow(block)
             exact = {} if is_finished else {linear.name: linear.weight().clone() for linear in linears}
         if is_finished:
@@ -128,7 +110,7 @@ def _through_blocks(
         else:
             clock.start()
             with weights.at_hand(block.name):
-                learned = learn(prefix, block, linears, exact, rounded, plan, options, bench.model.stored_dtype)
+                learned = learn(rounded, prefix, block, linears, exact)
             for name, weight in learned.items():
                 finished[name] = moves_between(codes[name], weight)
                 codes[name] = weight

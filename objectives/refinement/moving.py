@@ -12,14 +12,13 @@ import torch
 
 from objectives.progress import Progress, silent
 from objectives.refined import coded, moved
+from objectives.refinement.block_codes import RoundedModel
 from objectives.refinement.codes import MOST_SEQUENCES, move_codes
 from objectives.refinement.moves_entry import MovesEntry
-from objectives.refinement.options import RefinementOptions, RefinementText
+from objectives.refinement.options import RefinementText
 from objectives.refinement_record import CodeMoves
 from objectives.scoring import score_all
 from objectives.teacher import Teacher
-from objectives.trial import Bench, Quantized
-from quant.plan import Plan
 from quant.scheme import IntWeight, loaded
 
 
@@ -46,62 +45,59 @@ class Moving:
 
 
 def moved_codes(
-    bench: Bench,
-    plan: Plan,
-    rounded: Quantized,
-    text: RefinementText,
-    validation: Teacher,
-    options: RefinementOptions,
-    entry: MovesEntry,
-    progress: Progress,
+    rounded: RoundedModel, text: RefinementText, validation: Teacher, entry: MovesEntry, progress: Progress
 ) -> Moving:
-    """Move codes where that brings what is held back nearer; the model is left with what is returned."""
-    if not options.code_steps:
+    """Move codes where that brings what is held back nearer; the model is left with what is returned.
+
+    Args:
+        rounded: The model.
+        text: What is read, and what is held back.
+        validation: Full precision on what is held back.
+        entry: Where the moves are kept.
+        progress: Told how many blocks are done.
+
+    Raises:
+        InputError, StorageError: As `move_codes`.
+    """
+    if not rounded.options.code_steps:
         return Moving(codes=rounded.codes)
     kept = entry.read()
     if kept.outcome is not None:
         as_kept = {name: moved(weight, kept.moves.get(name)) for name, weight in rounded.codes.items()}
         moving = Moving(codes=as_kept, outcome=kept.outcome)
     else:
-        moving = _newly_moved(bench, plan, rounded, text, validation, options, entry, progress)
+        moving = _newly_moved(rounded, text, validation, entry, progress)
     assert moving.outcome is not None
     codes = moving.codes if moving.outcome.kept else rounded.codes
-    for block in bench.blocks:
-        with torch.no_grad(), bench.model.weights.changing(block.name):
+    for block in rounded.bench.blocks:
+        with torch.no_grad(), rounded.bench.model.weights.changing(block.name):
             for linear in coded([block], codes):
                 linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
     return replace(moving, codes=codes)
 
 
 def _newly_moved(
-    bench: Bench,
-    plan: Plan,
-    rounded: Quantized,
-    text: RefinementText,
-    validation: Teacher,
-    options: RefinementOptions,
-    entry: MovesEntry,
-    progress: Progress,
+    rounded: RoundedModel, text: RefinementText, validation: Teacher, entry: MovesEntry, progress: Progress
 ) -> Moving:
     """Move codes as far as there is time, and score what is held back before and after."""
 
     def kl() -> float:
-        return score_all(bench.model.module, text.validation, "", silent, validation).mean("kl")
+        return score_all(rounded.bench.model.module, text.validation, "", silent, validation).mean("kl")
 
     before = kl()
 
     def telling(phase: str, done: int, total: int) -> None:
         progress(f"{phase}; KL {before:.4f} on what is held back before", done, total)
 
-    result = move_codes(bench, plan, rounded, text.training, options, entry, telling)
+    result = move_codes(rounded, text.training, entry, telling)
     outcome = CodeMoves(
-        steps=options.code_steps,
+        steps=rounded.options.code_steps,
         sequences=min(MOST_SEQUENCES, len(text.training)),
         share=result.share,
         before=before,
         after=kl(),
     )
-    is_whole = result.blocks == len(bench.blocks)
+    is_whole = result.blocks == len(rounded.bench.blocks)
     if is_whole:
         entry.save(result.moves, outcome)
     return Moving(codes=result.codes, outcome=outcome, is_whole=is_whole, seconds=result.seconds)

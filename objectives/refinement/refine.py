@@ -24,6 +24,7 @@ from objectives.refined import (
     owners,
     tunable_vectors,
 )
+from objectives.refinement.block_codes import RoundedModel
 from objectives.refinement.course import Course, Ended, Subject
 from objectives.refinement.moves_entry import MovesEntry
 from objectives.refinement.moving import moved_codes
@@ -180,8 +181,9 @@ def _refine(
         model.weights.restored(owners(model.module, vectors)),
         quantized(replace(bench, refined=None), plan, progress, with_codes=True) as result,
     ):
+        rounded = RoundedModel(bench=bench, plan=plan, result=result, options=options)
         entry = MovesEntry(store=store, key=_moves_key(bench, plan, text, options), codes=hash_of_codes(result.codes))
-        moving = moved_codes(bench, plan, result, text, validation, options, entry, progress)
+        moving = moved_codes(rounded, text, validation, entry, progress)
         codes, hashed = moving.codes, hash_of_codes(moving.codes)
         tuned = Tuned(model, bench.blocks, codes, plan)
         subject = Subject(bench=bench, tuned=tuned, text=text, training=training, validation=validation, codes=hashed)
