@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,6 +147,17 @@ def test_a_budget_whose_plans_may_not_be_split_is_refused_before_a_site_is_measu
     ):
         deploy(BENCH, chosen, {"compressed-tensors": target}, Paths(tmp_path / "home"), silent, devices=4)
     assert not target.exists()
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_plan_that_was_kept_is_judged_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a study measured has groups of 64 throughout, which four devices can split; others of its budget may not."""
+    monkeypatch.setattr("hpo.deploy.deploy.kept_plan", lambda *_: Plan.uniform(RTN))
+    measured: Any = SimpleNamespace(perplexity=None)
+    chosen = Chosen(plan=Plan.uniform(RTN), budget=Budget(bits_per_weight=5), measured=measured)
+    directories = {"compressed-tensors": tmp_path / "out"}
+    [written] = deploy(BENCH, chosen, directories, Paths(tmp_path / "home"), silent, devices=4).values()
+    assert written.plan == Plan.uniform(RTN)
 
 
 @pytest.mark.usefixtures("one_file")
