@@ -42,6 +42,8 @@ def measurement_key(bench: Bench, plan: Plan | None, sequences: Sequences) -> st
         parts += plan_parts(bench.model, bench.blocks, bench.calibration, plan, bench.allow_partial_groups)
         refined = bench.refinement_of(plan)
         parts += [] if refined is None else [refined.key, refined.codes]
+    if bench.original is not None:
+        parts += ["of", bench.original.fingerprint]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode()))
 
 

@@ -9,12 +9,12 @@ is asked for. Shape letters: `N` rows, `F` features.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
 from objectives.forward import BATCH_TOKENS, Halves, halves, run_batches
 from objectives.model.loading import Model
@@ -47,6 +47,41 @@ class Teacher:
     def features(self, indices: Sequence[int]) -> Tensor:
         """Return what the head reads at the targets of these sequences, `[N, F]`, one after the other."""
         return torch.cat([self.rows[index] for index in indices])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """Full precision of the model that others were made of, which take its place in memory.
+
+    Attributes:
+        fingerprint: Of its weights.
+        vocabulary: How many tokens it tells apart.
+        teachers: By the fingerprint of the text; of no text where its head cannot do without the rest of the model.
+    """
+
+    fingerprint: str
+    vocabulary: int
+    teachers: Mapping[str, Teacher]
+
+    def teacher(self, model: Model, sequences: Sequences) -> Teacher | None:
+        """Return the teacher of a model that was made of it; None where they do not tell the same tokens apart."""
+        return self.teachers.get(sequences.fingerprint()) if vocabulary_of(model) == self.vocabulary else None
+
+
+def original_of(model: Model, texts: Sequence[Sequences], teachers: Sequence[Teacher | None]) -> Original:
+    """Return full precision of a model on texts, with the head that its teachers need; of the rest nothing is held."""
+    split = halves(model.module, texts[0])
+    kept = {
+        text.fingerprint(): replace(teacher, head=split.head)
+        for text, teacher in zip(texts, teachers, strict=True)
+        if teacher is not None and (split.whole or isinstance(split.head, nn.Module))
+    }
+    return Original(fingerprint=model.fingerprint, vocabulary=vocabulary_of(model), teachers=kept)
+
+
+def vocabulary_of(model: Model) -> int:
+    """Return how many tokens a model tells apart."""
+    return int(model.module.config.get_text_config().vocab_size)
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ from objectives.refined import Refined, owners
 from objectives.scoring import FIRST_LOOK, Score, score
 from objectives.stopwatch import Stopwatch
 from objectives.suitability import require_suitable
-from objectives.teacher import Teacher, cached_teacher
+from objectives.teacher import Original, Teacher, cached_teacher
 from objectives.text.sequences import Sequences
 from quant.plan import Plan
 from quant.scheme import IntWeight
@@ -49,6 +49,7 @@ class Bench:
         calibration: Statistics of the calibration text.
         allow_partial_groups: Accept group sizes that leave a partial last group.
         refined: What refining made of one plan, which is quantized so wherever it is; None where none was refined.
+        original: Of a ready-made model, what it was made of; None of a model that is its own full precision.
     """
 
     model: Model
@@ -56,6 +57,7 @@ class Bench:
     calibration: Calibration
     allow_partial_groups: bool = False
     refined: Refined | None = None
+    original: Original | None = None
 
     def refinement_of(self, plan: Plan | None) -> Refined | None:
         """Return what refining made of a plan; None where it was not refined."""
@@ -64,11 +66,13 @@ class Bench:
     def teacher(self, sequences: Sequences, progress: Progress = silent) -> Teacher | None:
         """Return full precision on the sequences, computed once for all processes; asked while weights are original.
 
-        None for a model that was quantized before: there is no full precision of it.
+        None where there is none: of a model that was quantized before, or has other tokens than its original.
 
         Raises:
             StorageError: If the cache cannot be written, or has no room.
         """
+        if self.original is not None:
+            return self.original.teacher(self.model, sequences)
         if self.model.quantized is not None:
             return None
         return cached_teacher(self.model, sequences, self.calibration.cache, progress)

@@ -22,6 +22,7 @@ from objectives.model.provenance import read_provenance
 from objectives.progress import Progress
 from objectives.quantization import stored_bytes
 from objectives.suitability import require_suitable
+from objectives.teacher import Original, original_of
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench, TrialResult
 from quant.errors import QuantizationError
@@ -43,11 +44,11 @@ def compare(plan: ComparePlan, paths: Paths, progress: Progress) -> Comparison:
         StorageError: If the disk is full or refuses.
     """
     store = ResultStore(paths.results)
-    entries, texts, about, notes = _settings(plan, paths, store, progress)
+    entries, texts, original, about, notes = _settings(plan, paths, store, progress)
     bench_plan = replace(plan.bench, model=replace(plan.bench.model, dtype=about["model"]["dtype"], revision=None))
     for name, directory in plan.models.items():
         try:
-            entry, remarks = _model(name, directory, bench_plan, texts, paths, store, progress)
+            entry, remarks = _model(name, directory, bench_plan, texts, original, paths, store, progress)
         except (InputError, RunError) as error:
             notes.append(f"{name} is left out: {error}")
         else:
@@ -58,7 +59,7 @@ def compare(plan: ComparePlan, paths: Paths, progress: Progress) -> Comparison:
 
 def _settings(
     plan: ComparePlan, paths: Paths, store: ResultStore, progress: Progress
-) -> tuple[list[Entry], list[Sequences], dict[str, Any], list[str]]:
+) -> tuple[list[Entry], list[Sequences], Original, dict[str, Any], list[str]]:
     """Measure the rows of the model itself. It is let go afterwards, so that there is room for others."""
     laid_out = lay_out(plan.bench, paths, progress)
     bench, texts = laid_out.bench, laid_out.data
@@ -76,7 +77,8 @@ def _settings(
             notes.append(f"{name} is left out: {error}")
         else:
             entries.append(_entry(kind, name, measured, results))
-    return entries, texts, _about(plan, laid_out), notes
+    original = original_of(bench.model, texts, [bench.teacher(text, progress) for text in texts])
+    return entries, texts, original, _about(plan, laid_out), notes
 
 
 def _requested_rows(plan: ComparePlan) -> Iterator[tuple[Kind, Measured | None, Setting]]:
@@ -111,11 +113,14 @@ def _model(
     directory: Path,
     plan: BenchPlan,
     texts: Sequence[Sequences],
+    original: Original,
     paths: Paths,
     store: ResultStore,
     progress: Progress,
 ) -> tuple[Entry, list[str]]:
     """Measure the row of a ready-made model, and note what a reader must know of it.
+
+    Its divergence is that from the model that is compared, not from what it may once have been itself.
 
     Raises:
         InputError: If it cannot be loaded, or reads the text as other tokens.
@@ -134,6 +139,7 @@ def _model(
             f"its tokenizer reads {', '.join(differing)} as other tokens, and perplexities of different tokens cannot "
             "be compared"
         )
+    bench = replace(bench, original=original)
     entry = _entry("model", name, None, measure(bench, store, None, texts, progress))
     facts = _packed_facts(directory) or _quantized_facts(bench)
     if facts is None:

@@ -64,7 +64,7 @@ def test_methods_on_two_data_sets(capsys: Any, small_study: SmallStudy, tmp_path
 
 
 def test_a_study_and_ready_made_models_are_rows_besides(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
-    """What `quantize` wrote scores as its method does, with its packed bits; an absent directory is a note."""
+    """What `quantize` wrote scores and diverges as its method does, with its packed bits; an absent one is a note."""
     made = tmp_path / "made"
     setting = [*small_study.flags, "--group-size", "64", "--keep-ratio", "0.1"]
     assert cli.main(["quantize", *setting, "--method", "praq-mixed", "--output-dir", str(made)]) == 0
@@ -77,6 +77,8 @@ def test_a_study_and_ready_made_models_are_rows_besides(capsys: Any, small_study
     for dataset in DATASETS:
         mine, method = rows["mine", dataset], rows["praq-mixed", dataset]
         assert mine["perplexity"] == pytest.approx(method["perplexity"], rel=1e-3)
+        assert mine["kl"] == pytest.approx(method["kl"], rel=1e-2)
+        assert mine["kl"]["value"] > 0
         assert (mine["bits_per_weight"], mine["model_mb"]) == (method["bits_per_weight"], method["model_mb"])
         assert mine["setting"]["keep_ratio"] == 0.1
     assert any("gone is left out" in note and "is not a directory" in note for note in found["notes"])

@@ -380,7 +380,10 @@ def test_a_method_that_fails_is_left_out_with_its_reason(bundle: Bundle, monkeyp
 def test_ready_made_models_that_cannot_be_compared_are_left_out(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Absent ones, and those whose tokenizer reads other tokens; one that reads the same is a row."""
+    """Absent ones, and those whose tokenizer reads other tokens; one that reads the same is a row.
+
+    It diverges from the model that is compared, and is measured anew where that is another one.
+    """
     other = tiny.model(tiny.LAYOUTS["llama"](), seed=5)
     same = tiny.bench(other, tmp_path)
     loaded: list[str] = []
@@ -397,6 +400,9 @@ def test_ready_made_models_that_cannot_be_compared_are_left_out(
     found = bundle.compare("rtn", models=models)
     assert [(entry.name, entry.kind, entry.packed) for entry in found.entries[2:]] == [("same", "model", False)]
     assert loaded == ["different", "same"]
+    divergence = found.entries[2].scores[0].kl
+    assert divergence is not None
+    assert float(divergence.min()) > 0.01
     notes = " | ".join(found.notes)
     assert f"absent is left out: {tmp_path / 'absent'} is not a directory" in notes
     assert "different is left out: its tokenizer reads random-3 as other tokens" in notes
