@@ -142,15 +142,19 @@ def mixed_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written is scored in this process, for tests that do not need a fresh one: that takes seconds."""
+    from objectives.export.digests import compared_dtype, loaded_digests
     from objectives.export.reading import load_directory
+    from objectives.export.rescoring import Reloaded
     from objectives.progress import silent
     from objectives.scoring import score_all
 
+    def reloaded(directory: Path, loader: str, text: Any, model: Any, trust: bool) -> Any:
+        module = load_directory(loader, directory, model.dtype, trust).eval()
+        score = score_all(module, text, "", silent)
+        return Reloaded(score=score, digests=loaded_digests(module, directory, compared_dtype(model)))
+
     def here(loaders: Mapping[Path, str], text: Any, model: Any, progress: object, trust: bool = False) -> Any:
-        return {
-            directory: score_all(load_directory(loader, directory, model.dtype, trust).eval(), text, "", silent)
-            for directory, loader in loaders.items()
-        }
+        return {directory: reloaded(directory, loader, text, model, trust) for directory, loader in loaders.items()}
 
     monkeypatch.setattr("objectives.export.writing.rescore", here)
 

@@ -34,6 +34,7 @@ def run(parsed: Namespace) -> None:
         ("commit", pushed.commit),
         ("files", str(pushed.files)),
         ("MB", f"{pushed.bytes / 1e6:.2f}"),
+        *((("files of an earlier push, removed", str(pushed.removed)),) if pushed.removed else ()),
     ):
         table.add_row(name, text)
     output(parsed, encode(pushed), [], table)

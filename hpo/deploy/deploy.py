@@ -12,6 +12,7 @@ from hpo.deploy.model_card import model_card
 from hpo.deploy.refining import Refining, gain_lines, refined_bench, text_of, with_refining_text
 from hpo.study.choosing import require_same_bench, require_same_text
 from hpo.study.record import Measured
+from hpo.study.scores import Scores
 from hpo.verdict.snapshot import Study
 from hpo.workers.planning import kept_plan, plan_of
 from objectives.budget import Budget, allocate, possible_plans
@@ -26,6 +27,7 @@ from objectives.progress import Progress
 from objectives.refinement.refine import forgotten_where_codes_differ, require_refinable
 from objectives.results import load_result, measurement_key
 from objectives.rounding_notes import rounding_notes
+from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.plan import Plan
@@ -190,20 +192,29 @@ def _with_proof(
         require_same_text(study.record, tuning)
     # What a study measured is the model before it was refined.
     perplexity = measured.perplexity if measured is not None and export.bench.refined is None else None
-    if perplexity is None:
-        perplexity = _measured_before(export.bench, plan, tuning, store)
+    if measured is not None and perplexity is not None:
+        score = _score_of(measured, tuning, store)
+    else:
+        score = _measured_before(export.bench, plan, tuning, store)
+        perplexity = None if score is None else score.perplexity
 
     def card(manifest: Manifest) -> str:
         return model_card(manifest, plan, study, measured)
 
-    proof = Proof(text=tuning, perplexity=perplexity, trust_remote_code=trust_remote_code)
+    proof = Proof(text=tuning, perplexity=perplexity, score=score, trust_remote_code=trust_remote_code)
     return replace(export, proof=proof, card=card)
 
 
-def _measured_before(bench: Bench, plan: Plan, tuning: Sequences, store: ResultStore) -> float | None:
+def _score_of(measured: Measured, tuning: Sequences, store: ResultStore) -> Score | None:
+    """Return what a study measured by sequence; None where that is not kept, or is not of all of the text."""
+    scores = [score for _, score in Scores(store).readable([measured])]
+    return next((score for score in scores if score.clusters.tolist() == list(tuning.clusters)), None)
+
+
+def _measured_before(bench: Bench, plan: Plan, tuning: Sequences, store: ResultStore) -> Score | None:
     """Look up what the plan scored when it was measured to the end; None where it was not."""
     key = measurement_key(bench, plan, tuning)
     if key not in store:
         return None
     result = load_result(store, key)
-    return None if result.score is None or result.outcome != "complete" else result.score.perplexity
+    return result.score if result.outcome == "complete" else None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from objectives.export.limits import Limits
     from objectives.export.manifest import Manifest
     from objectives.model.roles import Block
+    from objectives.scoring import Score
     from objectives.text.sequences import Sequences
     from objectives.trial import Bench
     from quant.plan import Plan
@@ -31,11 +32,14 @@ class Proof:
     Attributes:
         text: What it is scored on.
         perplexity: What was measured there; None to measure it now.
+        score: The same by sequence, as far as it was kept: what differs from it no more than a runtime's arithmetic
+            scatters is accepted.
         trust_remote_code: Run Python code that comes with the model.
     """
 
     text: "Sequences"
     perplexity: float | None
+    score: "Score | None" = None
     trust_remote_code: bool = False
 
 
@@ -77,11 +81,13 @@ class RoundedParts:
 
     Attributes:
         parts: In words, as `embeddings and head`.
-        in_place: Has the values of the file in the model meanwhile, which then scores what the file has to score.
+        in_place: Has the values of the file in the model meanwhile, which is then what a reader has to load.
+        scored: Whether that shows in what the model scores, which is then measured with them in place.
     """
 
     parts: str
     in_place: AbstractContextManager[None]
+    scored: bool = True
 
 
 class Format(Protocol):

@@ -58,6 +58,7 @@ class Gguf(RuntimeFormat):
     specification = GGUF
     runtime = GGUF
     packages = PACKAGES
+    rounds = "minima"
     embeddings: ClassVar[str | None] = None
     """The type of embeddings and head in the file; None for that of the model."""
 
@@ -69,6 +70,11 @@ class Gguf(RuntimeFormat):
         if bench is not None:
             _require_architecture(bench.model.module.config)
             require_tokenizer(bench.model.tokenizer, bench.model.module.config.vocab_size)
+
+    def held(self, weight: IntWeight) -> tuple[Tensor, Tensor]:
+        """Return scales, and minima in float16 where there are zero points; see `RuntimeFormat.held`."""
+        scale, offset = super().held(weight)
+        return scale, offset if weight.zero is None else exact_offsets(weight).half().float()
 
     def reader(self) -> str:
         """Return what reads the file for the proof: transformers, by the package gguf."""

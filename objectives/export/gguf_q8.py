@@ -5,7 +5,7 @@ May assume that embeddings have a multiple of 32 inputs, once a plan was found t
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -38,15 +38,17 @@ class GgufQ8(Gguf):
                 )
 
     def rounded(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> RoundedParts:
-        """Return what puts the values of Q8_0 into embeddings and head."""
-        return RoundedParts(parts="embeddings and head", in_place=_rounded(bench))
+        """Return what puts the values of Q8_0 into embeddings and head, beside what is rounded in the Linears."""
+        linears = super().rounded(bench, plan, codes)
+        others = nullcontext() if linears is None else linears.in_place
+        return RoundedParts(parts="embeddings and head", in_place=_rounded(bench, others))
 
 
 @contextmanager
 @torch.inference_mode()
-def _rounded(bench: Bench) -> Iterator[None]:
+def _rounded(bench: Bench, others: AbstractContextManager[None]) -> Iterator[None]:
     modules = _embeddings(bench)
-    with weights_restored(modules):
+    with others, weights_restored(modules):
         for weight in {id(module.weight): module.weight for module in modules}.values():
             weight.copy_(_through_q8(weight))
         yield

@@ -4,19 +4,18 @@ Responsible for its tensors and its configuration: a value is `code * scale + bi
 letters: `O` outputs, `I` inputs, `G` groups.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from objectives.export.formats import RoundedParts, Stored
-from objectives.export.limits import Limits, only_scheme, quantized_linears
+from objectives.export.formats import Stored
+from objectives.export.limits import Limits, only_scheme
 from objectives.export.reading import SPECIFICATION, versions_of
 from objectives.export.runtime import RuntimeFormat
-from objectives.export.tensors import MIDDLE, exact_offsets, offsets_note, write_safetensors
+from objectives.export.tensors import exact_offsets, numbers, offsets_note, write_safetensors
 from objectives.trial import Bench
 from quant.packing import pack
 from quant.plan import Plan
@@ -30,6 +29,8 @@ class Mlx(RuntimeFormat):
     specification = "mlx"
     runtime = "mlx-package"
     packages = ("mlx",)
+    rounds = "zero points"
+    rounding_shows = True
 
     def write(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight], place: Path) -> Stored:
         """Write codes, scales and biases; see `Format.write`."""
@@ -44,34 +45,9 @@ class Mlx(RuntimeFormat):
         own = super().reader()
         return own if own == SPECIFICATION else f"{own} (unpacks) and {versions_of('transformers')} (computes)"
 
-    def rounded(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> RoundedParts | None:
-        """Return what puts zero points into the Linears as biases of the model's type hold them; None without any."""
-        if all(torch.equal(_biases(weight).float(), exact_offsets(weight)) for weight in codes.values()):
-            return None
-        return RoundedParts(parts="zero points", in_place=_with_stored_biases(bench, plan, codes))
-
-
-@contextmanager
-@torch.inference_mode()
-def _with_stored_biases(bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> Iterator[None]:
-    weights, linears = bench.model.weights, quantized_linears(bench.blocks, plan)
-    with weights.restored([linear.module for linear in linears]):
-        for block in bench.blocks:
-            with weights.changing(block.name):
-                for linear in quantized_linears([block], plan):
-                    linear.set_weight(_stored_values(codes[linear.name]).to(linear.parameter))
-        yield
-
-
-def _stored_values(weight: IntWeight) -> Tensor:
-    """Return what MLX makes of a Linear, `[O, I]` float32."""
-    scales, biases = (part.float().repeat_interleave(weight.group_size, 1) for part in (weight.scale, _biases(weight)))
-    return _numbers(weight).float() * scales + biases
-
-
-def _numbers(weight: IntWeight) -> Tensor:
-    """Return the codes from zero on, int32 `[O, I]`."""
-    return weight.codes.to(torch.int32) + (MIDDLE if weight.zero is None else 0)
+    def held(self, weight: IntWeight) -> tuple[Tensor, Tensor]:
+        """Return scales and biases as the file has them, which the model's type rounds; see `RuntimeFormat.held`."""
+        return weight.scale.float(), _biases(weight).float()
 
 
 def _biases(weight: IntWeight) -> Tensor:
@@ -85,7 +61,7 @@ def mlx_tensors(weight: IntWeight) -> dict[str, Tensor]:
         `weight` uint32 `[O, I / 8]`; `scales` and `biases` `[O, G]` in the type of the scales.
     """
     return {
-        "weight": pack(_numbers(weight)).view(torch.uint32),
+        "weight": pack(numbers(weight)).view(torch.uint32),
         "scales": weight.scale,
         "biases": _biases(weight),
     }

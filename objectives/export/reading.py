@@ -5,12 +5,14 @@ directory is complete.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -79,12 +81,26 @@ def load_directory(reader: str, directory: Path, dtype: torch.dtype, trust_remot
     return model
 
 
+def stored_linears(directory: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every quantized Linear of a directory with its tensors, by what their names end in, one at a time."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(directory.glob("*.safetensors"))]
+        places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        linears: dict[str, list[str]] = {}
+        for name in places:
+            module, _, part = name.rpartition(".")
+            linears.setdefault(module, []).append(part)
+        for module, parts in linears.items():
+            if MARK.removeprefix(".") in parts:
+                yield module, {part: places[f"{module}.{part}"].get_tensor(f"{module}.{part}") for part in parts}
+
+
 def _dense(reader: str, directory: Path) -> dict[str, Tensor]:
     """Return all tensors, those of quantized Linears as the weights in the type of the others."""
     from objectives.export.specification import MLX, SPECIFICATIONS
 
     read, key = SPECIFICATIONS[MLX if reader == MLX_PACKAGE else reader]
-    read = _read_by_mlx if reader == MLX_PACKAGE else read
+    read = read_by_mlx if reader == MLX_PACKAGE else read
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     dtype = getattr(torch, config["dtype"])
     tensors: dict[str, Tensor] = {}
@@ -99,7 +115,7 @@ def _dense(reader: str, directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_by_mlx(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+def read_by_mlx(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     """Return the weights `[O, I]`, float32, as MLX itself has them."""
     import mlx.core as mx
     import numpy as np

@@ -1,9 +1,9 @@
-"""Score model directories in fresh processes that know nothing but the directories.
+"""Load and score model directories in fresh processes that know nothing but the directories.
 
-Responsible for showing that what was written scores what it should: it is loaded there as it would be anywhere, and
-nothing that this process has in memory can help. Run as a module, it is such a process; it takes the directories that
-the same packages read, because most of its time goes into importing them. May assume that the directories are
-complete and that the device has room for the model.
+Responsible for what such a process has loaded, tensor by tensor, and for what that scores: it is loaded as it would be
+anywhere, and nothing that this process has in memory can help. Run as a module, it is such a process; it takes the
+directories that the same packages read, because most of its time goes into importing them. May assume that the
+directories are complete and that the device has room for the model.
 """
 
 import json
@@ -12,12 +12,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from objectives.errors import RunError
+from objectives.export.digests import compared_dtype, loaded_digests
 from objectives.export.reading import MLX_PACKAGE, TRANSFORMERS, load_directory, read_by_transformers
 from objectives.model.loading import DTYPES, Model
 from objectives.model.memory import available_bytes, release_cached
@@ -28,10 +30,23 @@ from objectives.text.sequences import Sequences
 from storage.results import ResultStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SCORED, REMOTE_CODE = "scored", "trust-remote-code"
+SCORED, REMOTE_CODE, DIGESTS = "scored", "trust-remote-code", "digests"
 THREADS = "OMP_NUM_THREADS"
 COPIES = 2
 """How often a process may hold the model while it loads: the tensors of the file, and the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reloaded:
+    """What a fresh process has to say of a directory.
+
+    Attributes:
+        score: Of its model.
+        digests: Of every tensor of the model, by its name (`objectives.export.digests`).
+    """
+
+    score: Score
+    digests: Mapping[str, str]
 
 
 def rescore(
@@ -40,8 +55,8 @@ def rescore(
     model: Model,
     progress: Progress,
     trust_remote_code: bool = False,
-) -> dict[Path, Score]:
-    """Score the model in each directory, as its loader loads it, as `model` was: on its device and in its type.
+) -> dict[Path, Reloaded]:
+    """Load the model in each directory by its loader, and score it as `model` was: on its device and in its type.
 
     Directories with the same packages for a loader share a process, one after another. On processors processes run
     side by side, where PyTorch may use several threads here and memory suffices.
@@ -59,9 +74,9 @@ def rescore(
     directories = list(loaders)
     with TemporaryDirectory() as exchange:
         store = ResultStore(Path(exchange))
-        dtype = next(name for name, dtype in DTYPES.items() if dtype == model.dtype)
+        dtypes = [_dtype_name(dtype) for dtype in (model.dtype, compared_dtype(model))]
         places = json.dumps([[str(directory), loader] for directory, loader in loaders.items()])
-        common = [exchange, pin(store, sequences), str(model.device), dtype, places]
+        common = [exchange, pin(store, sequences), str(model.device), *dtypes, places]
         flags = [REMOTE_CODE] if trust_remote_code else []
         shares = _shares(list(loaders.values()))
 
@@ -75,7 +90,18 @@ def rescore(
                 if failure is not None:
                     at = next((number for number in share if _key(number) not in store), share[-1])
                     raise RunError(f"{directories[at]} cannot be loaded and scored in a fresh process: {failure}")
-        return {directory: Score(**store.load(_key(number))[1]) for number, directory in enumerate(directories)}
+        return {directory: _reloaded(store, number) for number, directory in enumerate(directories)}
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return next(name for name, own in DTYPES.items() if own == dtype)
+
+
+def _reloaded(store: ResultStore, number: int) -> Reloaded:
+    record, tensors = store.load(_key(number))
+    digests = record[DIGESTS]
+    assert isinstance(digests, dict)
+    return Reloaded(score=Score(**tensors), digests=digests)
 
 
 def _shares(loaders: Sequence[str]) -> list[list[int]]:
@@ -147,7 +173,9 @@ def _key(number: int) -> str:
     return f"score-{number}"
 
 
-def _main(exchange: str, text: str, device: str, dtype: str, places: str, numbers: str, *flags: str) -> None:
+def _main(
+    exchange: str, text: str, device: str, dtype: str, compared: str, places: str, numbers: str, *flags: str
+) -> None:
     store = ResultStore(Path(exchange))
     sequences, loaders = pinned(store, text), json.loads(places)
     for number in json.loads(numbers):
@@ -158,7 +186,8 @@ def _main(exchange: str, text: str, device: str, dtype: str, places: str, number
             sys.exit(str(error))
         for look in score(model.to(device).eval(), sequences):
             print(SCORED, number, len(look.nll), flush=True)
-        store.save(_key(number), {}, look.tensors)
+        digests = loaded_digests(model, Path(directory), DTYPES[compared])
+        store.save(_key(number), {DIGESTS: digests}, look.tensors)
         # There is room for one at a time.
         del model
         release_cached(torch.device(device))

@@ -5,12 +5,17 @@ Responsible for everything of a `Format` but its files. May assume that `objecti
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from torch import Tensor
+
 from objectives.export.formats import RoundedParts, Stored
+from objectives.export.held_values import held_exactly, with_held_values
 from objectives.export.limits import Limits, require_linears, require_plan
 from objectives.export.reading import SPECIFICATION, TRANSFORMERS, installed, versions_of
+from objectives.export.tensors import exact_offsets, half_scales
 from objectives.model.roles import Block, unscaled_inputs
 from objectives.trial import Bench
 from quant.plan import Plan
@@ -25,6 +30,8 @@ class RuntimeFormat(ABC):
         specification: The reader of `objectives.export.reading` that follows its specification.
         runtime: The reader that uses the packages.
         packages: What that needs.
+        rounds: What it may round of the Linears beside their codes, in words.
+        rounding_shows: Whether that shows in what the model scores.
     """
 
     proven = True
@@ -32,6 +39,8 @@ class RuntimeFormat(ABC):
     specification: ClassVar[str]
     runtime: ClassVar[str] = TRANSFORMERS
     packages: ClassVar[tuple[str, ...]]
+    rounds: ClassVar[str] = "scales"
+    rounding_shows: ClassVar[bool] = False
 
     def require_holds(self, plan: Plan, bench: Bench | None = None) -> None:
         """Refuse what the limits do not allow; see `Format.require_holds`."""
@@ -43,8 +52,19 @@ class RuntimeFormat(ABC):
         """Write codes and scales; see `Format.write`."""
 
     def rounded(self, bench: Bench, plan: Plan, codes: Mapping[str, IntWeight]) -> RoundedParts | None:
-        """Return None where everything is stored as it was measured; see `Format.rounded`."""
-        return None
+        """Return what has scales and offsets in the Linears as the file holds them; None where it holds all exactly."""
+        if all(held_exactly(weight, *self.held(weight)) for weight in codes.values()):
+            return None
+        in_place = with_held_values(bench, plan, codes, self.held)
+        return RoundedParts(parts=self.rounds, in_place=in_place, scored=self.rounding_shows)
+
+    def held(self, weight: IntWeight) -> tuple[Tensor, Tensor]:
+        """Return scales and offsets `[O, G]`, float32, as the file has them: codes from zero on are taken times these.
+
+        Zero points are whole, so an offset is that of the scale in float16 unless a format stores it itself.
+        """
+        scale = half_scales(weight)
+        return scale.float(), exact_offsets(replace(weight, scale=scale))
 
     def reader(self) -> str:
         """Return what reads the files for the proof."""

@@ -5,7 +5,7 @@ and imported by the process alone that proves a directory. May assume the tensor
 outputs, `I` inputs, `G` groups.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,12 @@ def read_mlx(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor
     codes = torch.stack([_nibble(words, place) for place in range(NIBBLES)], dim=-1).flatten(1)
     group = torch.arange(codes.shape[1]) // int(config["group_size"])
     return codes * tensors["scales"].float()[:, group] + tensors["biases"].float()[:, group]
+
+
+def read_steps(tensors: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+    """Return how far apart the values of neighbouring codes are, `[O, I]` float32, of the `scales` of GPTQ or AWQ."""
+    steps = tensors["scales"].float().abs().T
+    return steps.repeat_interleave(shape[1] // steps.shape[1], dim=1)
 
 
 def _nibble(words: Tensor, place: int) -> Tensor:

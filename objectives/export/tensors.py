@@ -126,6 +126,11 @@ def half_scales_note(codes: Iterable[IntWeight]) -> tuple[str, ...]:
     return (f"{inexact} of {total} scales were rounded to float16, by at most {apart:.2g} of their value",)
 
 
+def numbers(weight: IntWeight) -> Tensor:
+    """Return the codes from zero on, int32 `[O, I]`."""
+    return weight.codes.to(torch.int32) + (MIDDLE if weight.zero is None else 0)
+
+
 def exact_offsets(weight: IntWeight) -> Tensor:
     """Return what is added to codes from zero on times their scale, float32 `[O, G]`: exact, before any rounding."""
     zero = MIDDLE if weight.zero is None else weight.zero.float()

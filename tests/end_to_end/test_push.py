@@ -31,17 +31,21 @@ class Hub:
         address: Where it listens.
         repositories: Those that were made, and whether they are private.
         uploads: Large files by hash, also those of no commit.
-        commits: The files of every commit.
+        files: What the repository has.
+        commits: What every commit changed: new files, and None for those that it removed.
         asked: What was asked of it, in order.
         refuses: Beginnings of requests, with the status that they are answered with.
+        large: What the names of files end in that are sent on their own.
     """
 
     address: str = ""
     repositories: dict[str, bool] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)
-    commits: list[dict[str, bytes]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=lambda: {".gitattributes": b""})
+    commits: list[dict[str, bytes | None]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     refuses: dict[str, int] = field(default_factory=dict)
+    large: str = ".safetensors"
 
     def answer(self, request: str, body: bytes) -> tuple[int, Any]:
         self.asked.append(request)
@@ -55,6 +59,11 @@ class Hub:
             return 200, {"url": f"{self.address}/{name}"}
         if request == "POST /api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
+        if request.startswith("GET /api/models/") and request.removeprefix("GET /api/models/") in self.repositories:
+            siblings = [{"rfilename": name} for name in self.files]
+            return 200, {"id": "me/model", "_id": "0", "sha": self.sha, "siblings": siblings}
+        if "/resolve/" in request:
+            return 200, self.files[request.partition(f"/resolve/{self.sha}/")[2]]
         if "/preupload/" in request:
             names = [file["path"] for file in json.loads(body)["files"]]
             return 200, {"files": [self._mode(name) for name in names]}
@@ -64,12 +73,21 @@ class Hub:
             self.uploads[request.rpartition("/")[2]] = body
             return 200, {}
         if "/commit/" in request:
-            self.commits.append(dict(self._committed(body)))
+            change = dict(self._committed(body))
+            self.commits.append(change)
+            self.files |= {name: data for name, data in change.items() if data is not None}
+            for name in [name for name, data in change.items() if data is None]:
+                del self.files[name]
             return 200, {"commitUrl": f"{self.address}/me/model/commit/1", "commitOid": "1", "success": True}
         return 404, {"error": f"nothing is known of {request}"}
 
+    @property
+    def sha(self) -> str:
+        """Of the last commit."""
+        return f"{len(self.commits):040x}"
+
     def _mode(self, name: str) -> dict[str, Any]:
-        mode = "lfs" if name.endswith(".safetensors") else "regular"
+        mode = "lfs" if name.endswith(self.large) else "regular"
         return {"path": name, "uploadMode": mode, "shouldIgnore": False}
 
     def _upload(self, file: dict[str, Any]) -> dict[str, Any]:
@@ -77,11 +95,16 @@ class Hub:
         actions = {} if there else {"actions": {"upload": {"href": f"{self.address}/upload/{file['oid']}"}}}
         return {"oid": file["oid"], "size": file["size"], **actions}
 
-    def _committed(self, body: bytes) -> Iterator[tuple[str, bytes]]:
+    def _committed(self, body: bytes) -> Iterator[tuple[str, bytes | None]]:
         for line in body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
-            if entry["key"] == "file":
+            if entry["key"] == "header":
+                # Nobody committed since the client looked.
+                assert value["parentCommit"] == self.sha
+            elif entry["key"] == "deletedFile":
+                yield value["path"], None
+            elif entry["key"] == "file":
                 yield value["path"], base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 yield value["path"], self.uploads[value["oid"]]
@@ -98,14 +121,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             path = self.path.partition("?")[0]
             authorized = self.headers.get("Authorization") == f"Bearer {TOKEN}" or path.startswith("/upload/")
             status, said = known.answer(f"{self.command} {path}", body) if authorized else (401, {"error": "who?"})
-            content = json.dumps(said).encode()
+            content = said if isinstance(said, bytes) else json.dumps(said).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
+            self.send_header("ETag", hashlib.sha1(content).hexdigest())
+            self.send_header("X-Repo-Commit", known.sha)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
 
-        do_GET = do_POST = do_PUT = _handle
+        do_GET = do_HEAD = do_POST = do_PUT = _handle
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
@@ -116,6 +142,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     known.address = f"http://127.0.0.1:{server.server_port}"
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", known.address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{known.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     # It would be the client's own way of storing large files.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -168,7 +197,54 @@ def test_a_proven_model_arrives_whole(
     assert hub.commits == [contents(made)]
     assert found["repository"] == "me/model-int4"
     assert found["commit"] == f"{hub.address}/me/model/commit/1"
-    assert (found["files"], found["bytes"]) == (len(hub.commits[0]), sum(map(len, hub.commits[0].values())))
+    sizes = [len(data) for data in contents(made).values()]
+    assert (found["files"], found["bytes"], found["removed"]) == (len(sizes), sum(sizes), 0)
+
+
+@pytest.mark.parametrize("xet", [True, False])
+def test_one_commit_is_asked_for(
+    xet: bool, capsys: Any, hub: Hub, proven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files there are, and whether or not the client would send a folder as a series of commits."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", not xet)
+    # It has a protocol of its own for these.
+    hub.large = ".none"
+    for number in range(300):
+        (proven / f"tokens-{number}.txt").write_text(str(number))
+    write_manifest(proven, replace(MANIFEST, files=file_hashes(proven)))
+    pushed(capsys, str(proven), "me/model")
+    assert [request for request in hub.asked if "/commit/" in request] == ["POST /api/models/me/model/commit/main"]
+    assert hub.commits == [contents(proven)]
+
+
+def test_nothing_of_an_earlier_push_stays(capsys: Any, hub: Hub, proven: Path) -> None:
+    """Of another format; what somebody put beside it does, and one commit does both."""
+    pushed(capsys, str(proven), "me/model")
+    hub.files["picture.png"] = b"theirs"
+    (proven / "model.safetensors").unlink()
+    (proven / "model.gguf").write_bytes(b"blocks" * 100)
+    write_manifest(proven, replace(MANIFEST, weights="gguf", files=file_hashes(proven)))
+    found = pushed(capsys, str(proven), "me/model")
+    assert hub.files == {**contents(proven), ".gitattributes": b"", "picture.png": b"theirs"}
+    assert len(hub.commits) == 2
+    assert (hub.commits[1]["model.safetensors"], found["removed"]) == (None, 1)
+    hub.commits.clear()
+    hub.files["praqtune.json"] = b'{"files": 3}'
+    line = pushed(capsys, str(proven), "me/model", code=2)
+    assert line.startswith("me/model has weights that were not pushed as a proven model (model.gguf); give another")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "q4_0.gguf", "model.safetensors.index.json"]
+)
+def test_weights_that_no_push_put_there_are_not_joined(capsys: Any, hub: Hub, proven: Path, name: str) -> None:
+    """Nor overwritten: they may be the only copy of the original."""
+    hub.files[name] = b"theirs"
+    line = pushed(capsys, str(proven), "me/model", code=2)
+    assert line == (
+        f"me/model has weights that were not pushed as a proven model ({name}); give another name, or remove them there"
+    )
+    assert hub.commits == []
 
 
 def test_an_upload_that_breaks_leaves_nothing_and_can_be_repeated(capsys: Any, hub: Hub, proven: Path) -> None:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
 
 from storage.errors import StorageError
 from storage.files import TEMPORARY
-from storage.model_directory import REMEDY, new_directory, require_vacant
+from storage.model_directory import REMEDY, new_directories, new_directory, require_room, require_vacant
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,6 +131,102 @@ def test_a_failure_to_make_it_durable_leaves_nothing(tmp_path: Path, monkeypatch
     assert os.listdir(tmp_path) == []
 
 
+def names(place: Path) -> list[str]:
+    return sorted(path.relative_to(place).as_posix() for path in place.rglob("*"))
+
+
+@pytest.mark.parametrize("parent", ["absent", "empty", "used"])
+def test_several_directories_appear_together(parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one rename with their parent where that is absent or empty, so that a kill cannot come between two."""
+    models = tmp_path / "models"
+    if parent != "absent":
+        models.mkdir()
+    if parent == "used":
+        (models / "kept").write_text("precious")
+    renamed: list[str] = []
+    rename = Path.rename
+
+    def counted(path: Path, target: Path) -> Path:
+        renamed.append(target.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", counted)
+    with new_directories([models / "a", models / "b"]) as places:
+        for place in places:
+            (place / "weights").write_text(place.name)
+        assert not (models / "a").exists()
+    assert renamed == (["a", "b"] if parent == "used" else ["models"])
+    kept = ["kept"] if parent == "used" else []
+    assert names(tmp_path) == sorted(
+        ["models", *(f"models/{name}" for name in ("a", "a/weights", "b", "b/weights", *kept))]
+    )
+
+
+def test_where_a_disk_is_mounted_each_directory_appears_on_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No directory can take the place of one that another disk is mounted at."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with new_directories([tmp_path / "a", tmp_path / "b"]) as places:
+        assert {place.parent for place in places} == {tmp_path}
+    assert names(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("parent", ["absent", "used"])
+@pytest.mark.parametrize("taken", ["a", "b"])
+def test_where_one_of_several_directories_is_taken_none_appears(parent: str, taken: str, tmp_path: Path) -> None:
+    """Somebody else fills one while they are written; that stays, and nothing else is left."""
+    models = tmp_path / "models"
+    if parent == "used":
+        models.mkdir()
+        (models / "kept").write_text("precious")
+
+    def write() -> None:
+        with new_directories([models / "a", models / "b"]) as places:
+            for place in places:
+                fill(place)
+            (models / taken).mkdir(parents=True)
+            (models / taken / "theirs").write_text("theirs")
+
+    with pytest.raises(StorageError, match="exists already" if parent == "used" else "Directory not empty"):
+        write()
+    kept = ["kept"] if parent == "used" else []
+    assert names(models) == sorted([taken, f"{taken}/theirs", *kept])
+    assert os.listdir(tmp_path) == ["models"]
+
+
+def test_directories_before_one_that_cannot_be_renamed_are_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all were vacant when that was looked at last."""
+    (tmp_path / "kept").write_text("precious")
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if target.name == "b":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+
+    def write() -> None:
+        with new_directories([tmp_path / "a", tmp_path / "b"]) as places:
+            for place in places:
+                fill(place)
+
+    with pytest.raises(StorageError, match=r"cannot use .*/b: Input/output error"):
+        write()
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_room_is_needed_for_all_directories_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would fit, and both do not."""
+    monkeypatch.setattr("storage.files.shutil.disk_usage", lambda _: SimpleNamespace(free=15_000_000))
+    require_room({tmp_path / "a": 7_000_000, tmp_path / "b": 8_000_000})
+    with pytest.raises(StorageError, match="has 15 MB free and 16 MB are needed; free space or choose"):
+        require_room({tmp_path / "a": 8_000_000, tmp_path / "b": 8_000_000})
+
+
 @pytest.fixture
 def umask() -> Iterator[int]:
     """A mask under which the group may read."""
@@ -185,7 +282,9 @@ def test_what_a_killed_writer_left_is_named_by_the_next(tmp_path: Path, caplog: 
         path.mkdir()
     (left / "model.safetensors").write_bytes(b"x" * 3_000_000)
     require_vacant(target, 0)
-    assert caplog.messages == [
+    # One of several formats.
+    require_vacant(target / "gptq", 0)
+    assert caplog.messages == 2 * [
         f"{left} was left by a writer that died (3 MB); remove it, unless one on another machine is at it"
     ]
 

@@ -15,12 +15,14 @@ from hpo.deploy.model_card import model_card
 from objectives.budget import Budget
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
+from objectives.export.digests import measured_digests
 from objectives.export.formats import FORMATS, RegisteredFormat, Stored
 from objectives.export.manifest import Manifest, make_manifest
+from objectives.export.rescoring import Reloaded
 from objectives.model.loading import Model, ModelPlan
 from objectives.model.roles import Block
 from objectives.progress import Progress, silent
-from objectives.scoring import Score, score_all
+from objectives.scoring import score_all
 from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import Bench
 from quant.plan import Plan
@@ -67,18 +69,19 @@ class OneFile:
 
 def scored_here(
     loaders: Mapping[Path, str], text: Sequences, model: Model, progress: Progress, trust_remote_code: bool = False
-) -> dict[Path, Score]:
+) -> dict[Path, Reloaded]:
     """Score what that format wrote in the model that is here."""
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    scores = {}
+    reloaded = {}
     try:
         for directory, loader in loaders.items():
             assert loader == "one-file"
             model.module.load_state_dict(safetensors.torch.load_file(directory / "weights.safetensors"))
-            scores[directory] = score_all(model.module, text, "", progress)
+            score = score_all(model.module, text, "", progress)
+            reloaded[directory] = Reloaded(score=score, digests=measured_digests(model))
     finally:
         model.module.load_state_dict(before)
-    return scores
+    return reloaded
 
 
 @pytest.fixture

@@ -70,6 +70,17 @@ def test_mlx_unpacks_what_transformers_computes(monkeypatch: pytest.MonkeyPatch)
     assert find_format("mlx").reader() == "mlx 1 (unpacks) and transformers 1 (computes)"
 
 
+def test_a_card_says_that_codes_were_equal() -> None:
+    """Where they were compared, which manifests of before do not say."""
+    sentence = (
+        "All 21 tensors that were loaded there are equal, bit for bit, to those of the quantized model, the codes of"
+    )
+    assert MANIFEST.proof is not None
+    proven = replace(MANIFEST, proof=replace(MANIFEST.proof, tensors=21, linears=14))
+    assert f"\n{sentence} its 14 quantized Linears among them.\n" in model_card(proven, Plan.uniform(RTN))
+    assert "bit for bit" not in model_card(MANIFEST, Plan.uniform(RTN))
+
+
 def test_the_card_of_a_refined_model_refers_to_a_study_where_there_is_one(tmp_path: Path) -> None:
     """Its numbers are from before; a model that a person chose has none."""
     refined = replace(MANIFEST, refinement=REFINEMENT)

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from objectives.errors import InputError
+from objectives.errors import InputError, RunError
+from objectives.export import tensors
 from objectives.export.expert_names import expert_names
 from objectives.export.formats import FORMATS, Export, Proof, find_format
 from objectives.export.manifest import Manifest
@@ -69,6 +70,24 @@ def test_packed_experts_come_back_bit_by_bit(mixture: str, tmp_path: Path) -> No
     more = 128 * matrices / manifest.size.weights
     assert manifest.stored_bits_per_weight == pytest.approx(manifest.bits_per_weight + more, abs=1e-3)
     assert manifest.proof.unfolded == pytest.approx(manifest.proof.packed, rel=5e-3)
+
+
+@pytest.mark.usefixtures("same_process")
+def test_one_wrong_code_of_one_expert_fails_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensor that holds all of them is named."""
+    module_codes = tensors.module_codes
+
+    def wrong(*arguments: Any) -> Any:
+        for module, weight in module_codes(*arguments):
+            codes = weight.codes.clone()
+            if module == "model.layers.1.mlp.experts.3.up_proj":
+                codes[3, 5] += 1 if codes[3, 5] < 7 else -1
+            yield module, replace(weight, codes=codes)
+
+    monkeypatch.setattr(tensors, "module_codes", wrong)
+    bench = made("mixtral", tmp_path / "home")
+    with pytest.raises(RunError, match=r"1 of \d+ tensors .* \(first: model\.layers\.1\.mlp\.experts\.gate_up_proj\)"):
+        write(bench, Plan.uniform(AWQ), tmp_path / "model")
 
 
 @pytest.mark.usefixtures("same_process")

@@ -9,6 +9,7 @@ import torch
 
 from objectives.errors import RunError
 from objectives.export import rescoring
+from objectives.export.digests import differing, measured_digests
 from objectives.export.rescoring import rescore
 from objectives.progress import silent
 from objectives.scoring import score_all
@@ -24,18 +25,20 @@ def waves_of(monkeypatch: pytest.MonkeyPatch, threads: int, available: int) -> l
     waves = []
 
     def run(commands: Sequence[Sequence[str]], place: Path, each: int, told: Callable[[int, int], None]) -> list[None]:
-        shares = [json.loads(command[5]) for command in commands]
+        shares = [json.loads(command[6]) for command in commands]
         waves.append((shares, each))
         for number in (number for share in shares for number in share):
             values = {"nll": torch.tensor([float(number)]), "tokens": torch.ones(1), "clusters": torch.zeros(1)}
-            ResultStore(place).save(f"score-{number}", {}, values)
+            ResultStore(place).save(f"score-{number}", {"digests": {"number": str(number)}}, values)
         return [None] * len(commands)
 
     monkeypatch.setattr(rescoring, "_run", run)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(rescoring, "available_bytes", lambda _: available)
     scores = rescore(LOADERS, TEXT, tiny.model(tiny.LAYOUTS["llama"]()), silent)
-    assert [score.mean_nll for score in scores.values()] == list(range(len(LOADERS)))
+    assert [(reloaded.score.mean_nll, reloaded.digests) for reloaded in scores.values()] == [
+        (number, {"number": str(number)}) for number in range(len(LOADERS))
+    ]
     return waves
 
 
@@ -66,7 +69,8 @@ def test_each_directory_is_scored_by_its_own_files(tmp_path: Path, monkeypatch: 
         dict.fromkeys(directories, "transformers"), TEXT, models[0], lambda phase, done, _: told.append((phase, done))
     )
     for model, directory in zip(models, directories, strict=True):
-        torch.testing.assert_close(scores[directory].nll, score_all(model.module, TEXT, "", silent).nll)
+        torch.testing.assert_close(scores[directory].score.nll, score_all(model.module, TEXT, "", silent).nll)
+        assert not differing(measured_digests(model), scores[directory].digests)
     assert told == [(f"scoring {number} in a fresh process", done) for number in range(2) for done in (8, 10)]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     (directories[1] / "model.safetensors").unlink()

@@ -31,6 +31,7 @@ from tests.objectives import tiny
 
 GGUF = pytest.mark.skipif(not reading.installed("gguf", "accelerate"), reason="gguf is not installed")
 FORMATS = ("gptq", "awq", "mlx", pytest.param("gguf", marks=GGUF))
+PROVEN = ("compressed-tensors", *FORMATS)
 AWQ = Setting(method="gw-awq", group_size=32, n_calib=8, n_grid=5)
 SETTINGS = {
     "symmetric": AWQ,
@@ -156,14 +157,7 @@ def test_what_is_measured_is_what_is_proven(bench: Bench, tmp_path: Path) -> Non
     assert measured is not None
     with pytest.raises(RunError, match=r"the gptq model has a perplexity of .* was measured .*nothing was written"):
         write(bench, AWQ, tmp_path / "models", ("gptq", "awq"), 1.002 * measured.perplexity)
-    assert os.listdir(tmp_path / "models") == []
-
-
-@pytest.fixture
-def sure(bench: Bench) -> Bench:
-    """As sure of itself as a model that was trained: what is wrong shows."""
-    bench.model.module.lm_head.weight.mul_(20)
-    return bench
+    assert not (tmp_path / "models").exists()
 
 
 def with_codes_of(change: Callable[[str, IntWeight], IntWeight], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,27 +171,62 @@ def with_codes_of(change: Callable[[str, IntWeight], IntWeight], monkeypatch: py
         monkeypatch.setattr(module, "module_codes", wrong)
 
 
-def assert_nothing_is_left(bench: Bench, setting: Setting, name: str, target: Path) -> None:
-    with pytest.raises(RunError, match="nothing was written"):
+def assert_not_proven(bench: Bench, setting: Setting, name: str, target: Path) -> str:
+    """What is said of tensors that are not those that were measured; nothing of the directory is left."""
+    with pytest.raises(
+        RunError, match=rf"a fresh process has loaded of the {name} model are not .*nothing was"
+    ) as caught:
         write(bench, setting, target / "models", (name,))
     assert os.listdir(target / "models") == []
+    return str(caught.value)
 
 
 @pytest.mark.usefixtures("same_process")
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", PROVEN)
+def test_one_wrong_code_fails_the_proof(
+    name: str, symmetric: bool, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 73,728; the Linear that has it is named."""
+    linear = "model.layers.1.mlp.down_proj"
+
+    def wrong(module: str, weight: IntWeight) -> IntWeight:
+        codes = weight.codes.clone()
+        if module == linear:
+            codes[3, 5] += 1 if codes[3, 5] < 7 else -1
+        return replace(weight, codes=codes)
+
+    with_codes_of(wrong, monkeypatch)
+    line = assert_not_proven(bench, replace(AWQ, symmetric=symmetric), name, tmp_path)
+    assert line.startswith("1 of 21 tensors ")
+    assert f"(first: {linear})" in line
+    monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("name", PROVEN)
+def test_the_proof_says_how_many_tensors_and_codes_were_equal(name: str, bench: Bench, tmp_path: Path) -> None:
+    """All of them: seven Linears in each of two blocks, beside norms, embeddings and head."""
+    proof = write(bench, AWQ, tmp_path, (name,))[name].proof
+    assert proof is not None
+    assert (proof.tensors, proof.linears, proof.noise) == (21, 14, 0.0)
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize("name", PROVEN)
 def test_codes_of_nearest_rounding_fail_the_proof_of_another_setting(
-    name: str, sure: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the calibration had not been used."""
     nearest = Setting(method="rtn", group_size=32, n_calib=8)
-    with quantized(sure, Plan.uniform(nearest), with_codes=True) as result:
+    with quantized(bench, Plan.uniform(nearest), with_codes=True) as result:
         codes = result.codes
     with_codes_of(lambda module, _: codes[module], monkeypatch)
-    assert_nothing_is_left(sure, replace(nearest, range_search="block", rounding="gptq"), name, tmp_path)
+    assert_not_proven(bench, replace(nearest, range_search="block", rounding="gptq"), name, tmp_path)
 
 
 @pytest.mark.usefixtures("same_process")
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", PROVEN)
 def test_zero_points_that_are_off_by_one_fail_the_proof(
     name: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,17 +237,17 @@ def test_zero_points_that_are_off_by_one_fail_the_proof(
         return replace(weight, zero=(weight.zero + 1).clamp(max=15))
 
     with_codes_of(above, monkeypatch)
-    assert_nothing_is_left(bench, SETTINGS["asymmetric"], name, tmp_path)
+    assert_not_proven(bench, SETTINGS["asymmetric"], name, tmp_path)
 
 
 @pytest.mark.usefixtures("same_process")
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", PROVEN)
 def test_scales_that_were_folded_twice_fail_the_proof(
-    name: str, sure: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Norms that took the input scales once more."""
     other_tensors = tensors.other_tensors
-    original = tiny.state(sure.model.module)
+    original = tiny.state(bench.model.module)
 
     def twice(*arguments: Any) -> dict[str, Tensor]:
         kept: dict[str, Tensor] = other_tensors(*arguments)
@@ -227,7 +256,7 @@ def test_scales_that_were_folded_twice_fail_the_proof(
 
     for module in (tensors, gguf):
         monkeypatch.setattr(module, "other_tensors", twice)
-    assert_nothing_is_left(sure, AWQ, name, tmp_path)
+    assert_not_proven(bench, AWQ, name, tmp_path)
 
 
 @pytest.mark.usefixtures("same_process")
@@ -252,7 +281,6 @@ def test_a_directory_is_complete(name: str, bench: Bench, tmp_path: Path) -> Non
         )
 
 
-@pytest.mark.usefixtures("same_process")
 @pytest.mark.usefixtures("same_process")
 def test_biases_of_mlx_that_the_models_type_rounds_are_in_the_model_that_is_scored(tmp_path: Path) -> None:
     """What is measured is what the file holds, to the digit, and a note has both numbers; other formats hold all."""

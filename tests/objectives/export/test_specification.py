@@ -12,7 +12,8 @@ from torch import Tensor
 from objectives.export.awq import awq_tensors
 from objectives.export.gptq import gptq_tensors
 from objectives.export.mlx import mlx_tensors
-from objectives.export.specification import SPECIFICATIONS
+from objectives.export.reading import read_by_mlx
+from objectives.export.specification import SPECIFICATIONS, read_mlx
 from quant.scheme import IntWeight, dequantize
 
 Write = Callable[[IntWeight], dict[str, Tensor]]
@@ -52,6 +53,15 @@ def test_every_code_is_read_as_it_was_written(name: str, weight: IntWeight) -> N
         assert steps.max() <= (15 / 256 if weight.zero is not None else 1e-6 * 16)
     else:
         assert torch.equal(values, exact)
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(weight=weights(sizes=(32, 64)))
+def test_mlx_reads_what_its_specification_reads(weight: IntWeight) -> None:
+    """Where it is installed it is what reads files for the proof: the values are equal in float32, to the last bit."""
+    pytest.importorskip("mlx.core")
+    tensors, config = mlx_tensors(weight), {"group_size": weight.group_size, "bits": 4}
+    assert torch.equal(read_by_mlx(tensors, config) + 0, read_mlx(tensors, config) + 0)
 
 
 def test_words_are_as_published() -> None:

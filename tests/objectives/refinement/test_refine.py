@@ -326,7 +326,7 @@ def test_every_kind_of_layout_is_refined(layout: str, tmp_path: Path) -> None:
     teacher = bench.teacher(TEXT.validation)
     with quantized(made, PLAN, with_codes=True) as result:
         folded = score_all(bench.model.module, TEXT.validation, "", silent, teacher)
-    from objectives.export.writing import unfolded_perplexity
+    from objectives.export.proving import unfolded_perplexity
 
     unfolded = unfolded_perplexity(made, PLAN, result, TEXT.validation, silent)
     assert unfolded == pytest.approx(folded.perplexity, rel=2e-3)
