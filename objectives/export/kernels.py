@@ -17,15 +17,16 @@ from torch import Tensor
 from objectives.export.reading import stored_linears
 from objectives.export.specification import SPECIFICATIONS, read_steps
 
+HALF = torch.finfo(torch.float16)
 INPUTS = 1024
 """How many inputs are looked at in one call."""
 
 
 def packed_weights(module: Any, directory: Path, without: Container[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the weight `[O, I]`, float32, of every Linear that has none, one at a time.
+    """Yield name and weight `[O, I]`, float32, of every Linear that has none, one at a time, and its bias.
 
-    It is what the specification reads in the files where the kernels compute with the same codes - their values are
-    within half a step of it - and else what they compute.
+    The weight is what the specification reads in the files where the kernels compute with the same codes - their values
+    are within half a step of it - and else what they compute. So is the bias, which they may hold in float16.
 
     Args:
         module: The model.
@@ -41,9 +42,14 @@ def packed_weights(module: Any, directory: Path, without: Container[str]) -> Ite
         if f"{name}.weight" in without:
             continue
         weight = read(tensors, config)
-        computed = _computed(module.get_submodule(name), weight.shape[1], module)
+        linear = module.get_submodule(name)
+        computed = _computed(linear, weight.shape[1], module)
         same = bool(((computed - weight).abs() < read_steps(tensors, weight.shape) / 2).all())
         yield f"{name}.weight", weight if same else computed
+        if "bias" in tensors and linear.bias is not None:
+            bias, held = tensors["bias"], linear.bias.cpu().to(tensors["bias"].dtype)
+            same = torch.allclose(held, bias.half().to(bias.dtype), rtol=HALF.eps, atol=HALF.smallest_normal)
+            yield f"{name}.bias", bias if same else held
 
 
 @torch.inference_mode()

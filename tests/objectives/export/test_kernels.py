@@ -18,7 +18,8 @@ from objectives.export.kernels import packed_weights
 from quant.scheme import IntWeight, dequantize
 
 WRITERS: dict[str, Callable[[IntWeight], dict[str, Tensor]]] = {"gptq": gptq_tensors, "awq": awq_tensors}
-BIAS = 1000.0
+# Float16 holds the last one as another number.
+BIASES = torch.tensor([*([1000.0] * 15), 3e-7], dtype=torch.bfloat16)
 
 
 class Packed(nn.Module):
@@ -27,7 +28,7 @@ class Packed(nn.Module):
     def __init__(self, weight: Tensor, rounding: Tensor) -> None:
         super().__init__()
         self.register_buffer("qweight", (weight + rounding).bfloat16())
-        self.register_buffer("bias", torch.full((len(weight),), BIAS, dtype=torch.bfloat16))
+        self.register_buffer("bias", BIASES.half())
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = inputs @ self.qweight.T
@@ -60,16 +61,16 @@ def weight() -> IntWeight:
 def directory(request: Any, weight: IntWeight, tmp_path: Path) -> Path:
     """A directory of either format, with the one Linear."""
     tensors = {f"linear.{part}": tensor.contiguous() for part, tensor in WRITERS[request.param](weight).items()}
-    save_file(tensors, tmp_path / "model.safetensors")
+    save_file({**tensors, "linear.bias": BIASES}, tmp_path / "model.safetensors")
     config = {"quant_method": request.param, "checkpoint_format": "gptq_v2"}
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     return tmp_path
 
 
 def read(runtime: Runtime, directory: Path) -> Tensor:
-    [(name, tensor)] = packed_weights(runtime, directory, without=())
-    assert name == "linear.weight"
-    return tensor
+    tensors = dict(packed_weights(runtime, directory, without=()))
+    assert set(tensors) == {"linear.weight", "linear.bias"}
+    return tensors["linear.weight"]
 
 
 def test_a_kernel_that_rounds_in_its_own_way_has_the_codes_of_the_files(
@@ -81,9 +82,9 @@ def test_a_kernel_that_rounds_in_its_own_way_has_the_codes_of_the_files(
     step = weight.scale.float().repeat_interleave(32, 1)
     runtime = Runtime(Packed(exact, 0.4 * step))
     assert torch.equal(read(runtime, directory), exact)
-    assert torch.equal(runtime.linear.bias, torch.full((16,), BIAS, dtype=torch.bfloat16))
+    assert torch.equal(runtime.linear.bias, BIASES.half())
     digests = loaded_digests(runtime, directory, torch.bfloat16)
-    assert set(digests) == {"linear.weight"}
+    assert set(digests) == {"linear.weight", "linear.bias"}
 
 
 def test_one_code_that_a_kernel_computes_with_and_the_files_have_not_shows(weight: IntWeight, directory: Path) -> None:
@@ -93,6 +94,18 @@ def test_one_code_that_a_kernel_computes_with_and_the_files_have_not_shows(weigh
     found = read(Runtime(Packed(exact, apart)), directory)
     assert (found - exact).abs().argmax() == 3 * 64 + 5
     assert not torch.equal(found, exact)
+
+
+def test_biases_are_those_of_the_files_as_far_as_float16_holds_them(weight: IntWeight, directory: Path) -> None:
+    """And another one is what was loaded."""
+    runtime = Runtime(Packed(dequantize(weight), torch.zeros(16, 64)))
+
+    def bias() -> Tensor:
+        return dict(packed_weights(runtime, directory, without=()))["linear.bias"]
+
+    assert torch.equal(bias(), BIASES)
+    runtime.linear.bias[3] = 1008
+    assert bias()[3] == 1008
 
 
 def test_a_kernel_that_puts_out_no_numbers_has_no_codes(weight: IntWeight, directory: Path) -> None:
