@@ -7,7 +7,9 @@ scored by the packages of others on the text that it was proven by, each in a pr
 the runtime is installed, else of this one. A row has perplexity, how far the mean NLL is from what was measured when
 the model was quantized, the runtime's noise, bytes, seconds to load, and whether all codes are those of the
 compressed-tensors file as its own package unpacks them; or the reason why not. Codes are taken from what a runtime
-makes of one-hot inputs. All of it is written to OUT/runtimes.json as well.
+makes of one-hot inputs. A runtime with a tokenizer of its own - llama.cpp has the one in the GGUF file - is asked for
+the tokens of the scored text and of numbers, spaces, other scripts and special tokens, which have to be those of the
+directory's tokenizer. All of it is written to OUT/runtimes.json as well.
 
 Noise is half of the 95 % interval of the mean difference from transformers' losses of the same model, over sequences:
 the roundings of another kernel move every token in one direction or the other, and their mean scatters by that. A
@@ -23,7 +25,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -45,8 +47,17 @@ from storage.paths import Paths  # noqa: E402
 
 Losses = Callable[[Sequence[int]], Tensor]
 """Nats of every token of a sequence but the first."""
-Loaded = tuple[Losses, Any, str]
-"""What scores sequences; the model in memory, where its Linears can be called; what it said of itself."""
+
+
+class Loaded(NamedTuple):
+    """What scores sequences; what calls a Linear, where that can be; its kernels; what gives the tokens of a text."""
+
+    losses: Losses
+    call: Callable[[str, Tensor], Tensor] | None
+    kernels: str
+    tokenize: Callable[[str], list[int]] | None = None
+
+
 RECIPES = {"symmetric": "gw-awq+full+range+alpha+gptq", "asymmetric": "gw-awq+range+alpha+gptq"}
 RUNTIMES = {
     "compressed-tensors": ("transformers", "vllm"),
@@ -56,7 +67,17 @@ RUNTIMES = {
     "mlx": ("mlx-lm",),
 }
 REFERENCE = ("compressed-tensors", "transformers")
-COLUMNS = ("group", "grid", "format", "runtime", "perplexity", "NLL - measured", "noise", "MB", "s to load", "codes")
+COLUMNS = (
+    *("group", "grid", "format", "runtime", "perplexity", "NLL - measured", "noise", "MB", "s to load", "codes"),
+    "tokens",
+)
+TEXTS = (
+    "1234567890 3.14159 2026-07-31 1,000,000 0x1F",
+    "naïve façade \u2014 Ωmega, привет, \u6771\u4eac, \U0001f642\U0001f44d\U0001f3fd, e\u0301",
+    " two  spaces\tand a tab\n\n\na line\r\n    def f(x): return x**2  ",
+    "I'm, you're, WE'LL, it's; don't",
+)
+"""What tokenizers disagree about: digits, other scripts and marks, white space, contractions."""
 FINE = 1e-3
 SECONDS = 1200
 
@@ -93,7 +114,10 @@ def llama_cpp(directory: Path, length: int) -> Loaded:
         context.decode(batch)
         return torch.from_numpy(np.array([context.get_logits_ith(position) for position in range(len(ids))]))
 
-    return from_logits(logits), None, "llama.cpp by cyllama"
+    def tokenize(text: str) -> list[int]:
+        return list(model.get_vocab().tokenize(text, True, True))
+
+    return Loaded(from_logits(logits), None, "llama.cpp by cyllama", tokenize)
 
 
 def mlx_lm(directory: Path, length: int) -> Loaded:
@@ -112,7 +136,7 @@ def mlx_lm(directory: Path, length: int) -> Loaded:
             linear = linear[int(part)] if part.isdigit() else getattr(linear, part)
         return torch.from_numpy(np.array(linear(mx.array(inputs.numpy()).astype(mx.bfloat16)).astype(mx.float32)))
 
-    return from_logits(logits), call, "mlx-lm"
+    return Loaded(from_logits(logits), call, "mlx-lm")
 
 
 def transformers(directory: Path, length: int) -> Loaded:
@@ -130,7 +154,7 @@ def transformers(directory: Path, length: int) -> Loaded:
     def call(name: str, inputs: Tensor) -> Tensor:
         return model.get_submodule(name)(inputs.bfloat16()).float()
 
-    return from_logits(logits), call, type(model.model.layers[0].mlp.down_proj).__name__
+    return Loaded(from_logits(logits), call, type(model.model.layers[0].mlp.down_proj).__name__)
 
 
 def vllm(directory: Path, length: int) -> Loaded:
@@ -151,7 +175,7 @@ def vllm(directory: Path, length: int) -> Loaded:
         pairs = zip(ids[1:], made.prompt_logprobs[1:], strict=True)
         return torch.tensor([-row[token].logprob for token, row in pairs], dtype=torch.float64)
 
-    return losses, None, "vllm"
+    return Loaded(losses, None, "vllm")
 
 
 LOADERS = {
@@ -187,6 +211,12 @@ def differing_codes(directory: Path, call: Callable[[str, Tensor], Tensor]) -> i
     return differing
 
 
+def differing_texts(tokenize: Callable[[str], list[int]], tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """Return the texts, and some that tokenizers disagree about, that a runtime takes apart in another way."""
+    special = [f"before{token}after {token}" for token in tokenizer.all_special_tokens]
+    return [text for text in (*texts, *TEXTS, *special) if tokenize(text) != tokenizer(text).input_ids]
+
+
 def one(parsed: argparse.Namespace) -> None:
     """Score one directory by one runtime and print a line of JSON."""
     directory = parsed.out
@@ -194,16 +224,27 @@ def one(parsed: argparse.Namespace) -> None:
     plan = bench_plan(options_of(parsed), parsed.n_calib)
     _, text = prepare_text([plan.calibration, *plan.data], tokenizer, plan.seed)
     begun = perf_counter()
-    losses, call, kernels = LOADERS[parsed.one](directory, parsed.length)
+    loaded = LOADERS[parsed.one](directory, parsed.length)
     seconds = perf_counter() - begun
-    scored = [losses(ids.tolist())[mask[1:]] for ids, mask in zip(text.ids, text.scored, strict=True)]
-    differing = None if call is None else differing_codes(directory, call)
+    scored = [loaded.losses(ids.tolist())[mask[1:]] for ids, mask in zip(text.ids, text.scored, strict=True)]
+    differing = None if loaded.call is None else differing_codes(directory, loaded.call)
+    apart = None
+    if loaded.tokenize is not None:
+        apart = differing_texts(loaded.tokenize, tokenizer, [str(tokenizer.decode(ids)) for ids in text.ids])
     nll = float(torch.cat(scored).double().mean())
     sums = [float(part.double().sum()) for part in scored]
     tokens = [len(part) for part in scored]
     print(
         json.dumps(
-            {"nll": nll, "seconds": seconds, "differing": differing, "said": kernels, "sums": sums, "tokens": tokens}
+            {
+                "nll": nll,
+                "seconds": seconds,
+                "differing": differing,
+                "texts": apart,
+                "said": loaded.kernels,
+                "sums": sums,
+                "tokens": tokens,
+            }
         )
     )
 
@@ -327,7 +368,7 @@ def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
     head = [row[name] for name in COLUMNS[:4]]
     if "reason" in row:
-        return f"| {' | '.join([*head, row['reason'], '', '', '', '', ''])} |"
+        return f"| {' | '.join([*head, row['reason'], *[''] * 6])} |"
     codes = {None: "not shown", 0: "equal"}.get(row["differing"], f"{row['differing']} differ")
     numbers = (
         f"{math.exp(row['nll']):.4f}",
@@ -336,6 +377,7 @@ def line(row: dict[str, Any]) -> str:
         f"{row['bytes'] / 1e6:.2f}",
         f"{row['seconds']:.1f}",
         codes,
+        "-" if row["texts"] is None else f"{len(row['texts'])} texts differ" if row["texts"] else "equal",
     )
     head[3] += f" ({row['said']})"
     return f"| {' | '.join([*head, *numbers])} |"

@@ -178,6 +178,9 @@ def test_what_is_recommended_is_packed_and_proven(
     assert found["notes"][0].startswith("what is recommended is gw-awq g128, a reference: nothing that was searched")
     assert found["proof"]["measured"] == best["perplexity"]
     assert found["proof"]["packed"] == pytest.approx(best["perplexity"], rel=1e-3)
+    # The study's values per sequence are at hand.
+    assert found["proof"]["noise"] == pytest.approx(0, abs=1e-3)
+    assert (found["proof"]["linears"], found["proof"]["tensors"]) == (42, 56)
     assert found["disk_bytes"] == sum(path.stat().st_size for path in target.iterdir())
     assert found["stored_bits_per_weight"] == pytest.approx(best["bits_per_weight"], abs=0.02)
     model = load_model(ModelPlan(name=str(target), accept_quantized=True))
