@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
@@ -20,6 +21,8 @@ from tests.servers import Database
 
 # Numbers that tests know are those of the CPU, whatever the machine has.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# `nohup` has it ignored, here and in every process that tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 PICTURES = "hpo.report.write._pictures"
 
 

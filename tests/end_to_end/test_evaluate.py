@@ -278,7 +278,7 @@ def test_bundled_text_needs_no_file(capsys: Any, flags: list[str]) -> None:
         (["--method", "rtn", "--scales", "shared"], ["'shared'", "linear", "foldable"]),
         (["--model", "org/name", "--beta", "0.3"], ["beta, n_grid, n_calib given without --method"]),
         (["--dtype", "int8"], ["dtype 'int8' is unknown", "auto, float32, bfloat16, float16"]),
-        (["--device", "tpu"], ["device 'tpu' cannot be used", "choose cpu, cuda or cuda:N"]),
+        (["--device", "tpu"], ["device 'tpu' cannot be used", "choose auto, cpu, cuda or cuda:N"]),
         (["--protocol", "chat"], ["protocol 'chat' is unknown", "documents or packed"]),
         (["--eval-samples", "0"], ["0 sequences of 32 tokens were asked for"]),
         (["--eval-samples", "9999"], ["has tuning text for", "sequences of 32 tokens, not for 9999"]),
