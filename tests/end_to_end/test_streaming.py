@@ -53,15 +53,17 @@ def test_what_cannot_be_streamed_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["compressed-tensors", "gptq", "mlx"])
-def test_a_packed_model_is_the_same_file_for_file(capsys: Any, tmp_path: Path, form: str) -> None:
-    """What is written of a streamed model has the bytes of what is written of the model in memory."""
-    flags = ["quantize", "--method", "gw-awq", "--group-size", "32", "--n-grid", "3", "--format", form, *SMALL]
+@pytest.mark.parametrize(("form", "grid"), [
+    ("compressed-tensors", "--symmetric"), ("gptq", "--symmetric"), ("mlx", "--asymmetric"), ("gguf", "--asymmetric")
+])  # fmt: skip
+def test_a_packed_model_is_the_same_file_for_file(capsys: Any, tmp_path: Path, form: str, grid: str) -> None:
+    """What is written of a streamed model has the bytes of what is written of the model in memory, and is proven so."""
+    flags = ["quantize", "--method", "gw-awq", "--group-size", "32", "--n-grid", "3", "--format", form, grid, *SMALL]
     for name, memory in (("whole", []), ("parts", TIGHT)):
         ran(capsys, *flags, *memory, "--cache", str(tmp_path / "cache" / name), "--out", str(tmp_path / name))
     files = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "parts").iterdir())
-    assert "model.safetensors" in files
+    assert ("model.gguf" if form == "gguf" else "model.safetensors") in files
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
 

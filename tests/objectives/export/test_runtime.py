@@ -133,6 +133,24 @@ def test_every_grid_comes_back_from_gguf(name: str, bench: Bench, tmp_path: Path
     assert manifest.stored_bits_per_weight == (4.5 if SETTINGS[name].symmetric else 5.0)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize(
+    ("dtype", "file"),
+    [("float32", None), ("float32", "bfloat16"), ("float32", "float16"), ("float16", None)],
+)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_models_of_every_number_type_are_proven(dtype: str, file: str | None, symmetric: bool, tmp_path: Path) -> None:
+    """As they are run and as they are stored, which readers round at different places."""
+    bench = made(tmp_path, "qwen2")
+    bench.model.module.to(getattr(torch, file or dtype)).to(getattr(torch, dtype))
+    bench = replace(bench, model=replace(bench.model, file_dtype=None if file is None else getattr(torch, file)))
+    names = ("compressed-tensors", "gptq", "awq", "mlx", *(("gguf", "gguf-q8") if reading.installed("gguf") else ()))
+    for manifest in write(bench, replace(AWQ, symmetric=symmetric), tmp_path / "models", names).values():
+        assert manifest.proof is not None
+        assert (manifest.proof.tensors, manifest.proof.linears) == (27, 14)
+
+
 @pytest.mark.usefixtures("same_process")
 @pytest.mark.parametrize(
     "layout",
