@@ -60,14 +60,17 @@ def require_movable(bench: Bench, text: Sequences) -> None:
     QuantizedPrefix(bench.model.module, bench.blocks, text[:1], instead=INSTEAD)
 
 
-def move_codes(rounded: RoundedModel, text: Sequences, entry: MovesEntry, progress: Progress) -> MovedCodes:
-    """Go through the blocks in order, each behind those whose codes have moved; what was done before is read.
+def move_codes(
+    rounded: RoundedModel, text: Sequences, before: Mapping[str, Tensor], entry: MovesEntry, progress: Progress
+) -> MovedCodes:
+    """Go through the blocks in order, each behind those whose codes have moved; what was done before stays.
 
     Where memory runs out, it goes on with half as many tokens at a time, down to one sequence.
 
     Args:
         rounded: The model, which holds the codes that moved afterwards.
         text: What is read, the first `MOST_SEQUENCES` of it.
+        before: Which codes have moved already, by name of the Linear, of the blocks that were gone through.
         entry: Where the moves are kept.
         progress: Told how many blocks are done.
 
@@ -76,10 +79,10 @@ def move_codes(rounded: RoundedModel, text: Sequences, entry: MovesEntry, progre
         TooLittleTimeError: If the time is less than the first block takes, whose moves are kept.
         StorageError: If the store cannot be written.
     """
-    text = text[:MOST_SEQUENCES]
+    text, finished = text[:MOST_SEQUENCES], dict(before)
     while True:
         try:
-            return _through_blocks(rounded, text, entry, progress)
+            return _through_blocks(rounded, text, finished, entry, progress)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or rounded.options.batch_tokens < 2 * max(map(len, text.ids)):
                 raise
@@ -89,11 +92,13 @@ def move_codes(rounded: RoundedModel, text: Sequences, entry: MovesEntry, progre
         release_cached(rounded.bench.model.device)
 
 
-def _through_blocks(rounded: RoundedModel, text: Sequences, entry: MovesEntry, progress: Progress) -> MovedCodes:
+def _through_blocks(
+    rounded: RoundedModel, text: Sequences, finished: dict[str, Tensor], entry: MovesEntry, progress: Progress
+) -> MovedCodes:
+    """Go through the blocks once; the moves of those that are learned are added to `finished`."""
     bench, options = rounded.bench, rounded.options
     codes, weights, count = dict(rounded.codes), bench.model.weights, len(bench.blocks)
     prefix = QuantizedPrefix(bench.model.module, bench.blocks, text, options.batch_tokens, INSTEAD)
-    finished = dict(entry.read().moves)
     clock = _Clock(options.timeout, count, is_first=not finished)
     done = 0
     for block in bench.blocks:

@@ -18,8 +18,8 @@ from torch import Tensor
 from objectives.forward import halves
 from objectives.model.memory import is_out_of_memory, release_cached
 from objectives.progress import Progress, silent
-from objectives.refinement.course_entry import Saved, read_saved
 from objectives.refinement.gradient import pull_back, recomputed
+from objectives.refinement.kept import read_kept
 from objectives.refinement.options import GoesOn, RefinementOptions, RefinementText, TooLittleTimeError
 from objectives.refinement.tuned import Tuned
 from objectives.refinement_record import HeldBack
@@ -87,6 +87,17 @@ class Subject:
     training: Teacher
     validation: Teacher
     codes: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """Where a course is, beside its tensors; the fields are those of `Subject` and `Ended`."""
+
+    codes: str
+    step: int
+    kept_step: int
+    halvings: int
+    looks: tuple[HeldBack, ...]
 
 
 class Course:
@@ -268,7 +279,7 @@ class Course:
 
     def _resume(self) -> None:
         """Go on from what was saved; what is damaged, or was saved of other codes, is begun anew."""
-        kept = read_saved(self._store, self._key, self._subject.codes)
+        kept = read_kept(self._store, self._key, Saved, self._subject.codes, "refining begins anew")
         if kept is None:
             return
         saved, tensors = kept

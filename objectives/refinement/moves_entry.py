@@ -1,20 +1,17 @@
 """What is kept of codes that move: which have moved of each Linear, and in the end what that gained.
 
-Responsible for moves being read only by a refinement of the same codes. May assume a store of results.
+Responsible for the form in which that is stored. May assume a store of results.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from objectives.refinement.kept import read_kept
 from objectives.refinement_record import CodeMoves
-from storage.errors import DamagedEntryError, StoredValueError
 from storage.results import ResultStore
-from storage.typed_json import decode, encode
-
-log = logging.getLogger(__name__)
+from storage.typed_json import encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +49,10 @@ class MovesEntry:
 
     def read(self) -> KeptMoves:
         """Return what was kept for these codes; nothing, and a warning, where it is damaged or of other codes."""
-        if self.key not in self.store:
+        kept = read_kept(self.store, self.key, _Record, self.codes, "codes are moved anew")
+        if kept is None:
             return KeptMoves()
-        try:
-            stored, moves = self.store.load(self.key)
-            record = decode(_Record, stored, f"the moves {self.key}")
-        except (DamagedEntryError, StoredValueError) as damage:
-            log.warning("%s; codes are moved anew", damage)
-            return KeptMoves()
-        if record.codes != self.codes:
-            log.warning("quantizing gave other codes than before; codes are moved anew")
-            return KeptMoves()
+        record, moves = kept
         return KeptMoves(moves=dict(moves), outcome=record.outcome)
 
     def save(self, moves: Mapping[str, Tensor], outcome: CodeMoves | None = None) -> None:

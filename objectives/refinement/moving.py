@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from objectives.progress import Progress, silent
 from objectives.refined import coded, moved
@@ -66,7 +67,7 @@ def moved_codes(
         as_kept = {name: moved(weight, kept.moves.get(name)) for name, weight in rounded.codes.items()}
         moving = Moving(codes=as_kept, outcome=kept.outcome)
     else:
-        moving = _newly_moved(rounded, text, validation, entry, progress)
+        moving = _newly_moved(rounded, text, validation, kept.moves, entry, progress)
     assert moving.outcome is not None
     codes = moving.codes if moving.outcome.kept else rounded.codes
     for block in rounded.bench.blocks:
@@ -77,9 +78,14 @@ def moved_codes(
 
 
 def _newly_moved(
-    rounded: RoundedModel, text: RefinementText, validation: Teacher, entry: MovesEntry, progress: Progress
+    rounded: RoundedModel,
+    text: RefinementText,
+    validation: Teacher,
+    moves: Mapping[str, Tensor],
+    entry: MovesEntry,
+    progress: Progress,
 ) -> Moving:
-    """Move codes as far as there is time, and score what is held back before and after."""
+    """Move codes from where they are on as far as there is time, and score what is held back before and after."""
 
     def kl() -> float:
         return score_all(rounded.bench.model.module, text.validation, "", silent, validation).mean("kl")
@@ -89,7 +95,7 @@ def _newly_moved(
     def telling(phase: str, done: int, total: int) -> None:
         progress(f"{phase}; KL {before:.4f} on what is held back before", done, total)
 
-    result = move_codes(rounded, text.training, entry, telling)
+    result = move_codes(rounded, text.training, moves, entry, telling)
     outcome = CodeMoves(
         steps=rounded.options.code_steps,
         sequences=min(MOST_SEQUENCES, len(text.training)),
