@@ -20,6 +20,7 @@ from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
 from tests.objectives import tiny
+from tests.objectives.refinement.killing import Killed
 
 PLAN = Plan.uniform(Setting(method="gw-awq", group_size=32, symmetric=False, n_calib=8, n_grid=3))
 GIVEN = RefinementOptions(rate=3e-3, batch_tokens=64, code_steps=3)
@@ -76,10 +77,6 @@ def test_what_was_tried_is_read(bench: Bench, usual: Refined, home: Path, monkey
     monkeypatch.setattr("objectives.refinement.refine.quantized", lambda *_, **__: pytest.fail("quantized again"))
     again = refine_best(stage(bench, home), silent)
     assert again.refinement == usual.refinement
-
-
-class Killed(BaseException):
-    """As if the process had ended."""
 
 
 def test_killed_anywhere_the_same_is_tried(

@@ -22,6 +22,7 @@ from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
 from tests.objectives import tiny
+from tests.objectives.refinement.killing import Killed, killing_at
 
 AWQ = Setting(method="gw-awq", group_size=32, symmetric=False, n_calib=8, n_grid=3)
 PLAN = Plan.uniform(AWQ)
@@ -122,21 +123,13 @@ def test_codes_that_are_no_nearer_on_what_is_held_back_stay(
     assert "codes" not in refined.refinement.sentence() or "as they were rounded" in refined.refinement.sentence()
 
 
-class Killed(BaseException):
-    """As if the process had ended."""
-
-
 def test_killed_between_blocks_and_gone_on_with_it_gives_the_same_bytes(
     bench: Bench, usual: Refined, store: ResultStore, tmp_path: Path
 ) -> None:
     """What was learned of a block is read, and nothing of it is left when it is forgotten."""
 
-    def killing(phase: str, done: int, total: int) -> None:
-        if phase.startswith("moving codes") and done == 1:
-            raise Killed
-
     with pytest.raises(Killed):
-        refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+        refine(bench, PLAN, TEXT, OPTIONS, store, killing_at("moving codes"))
     assert list(tmp_path.glob("home/results/*codes*"))
     learned: list[str] = []
     real = codes.learn
@@ -183,12 +176,8 @@ def test_a_state_that_is_damaged_is_begun_anew(
 ) -> None:
     """It is said so, and the result is the same."""
 
-    def killing(phase: str, done: int, total: int) -> None:
-        if phase.startswith("moving codes"):
-            raise Killed
-
     with pytest.raises(Killed):
-        refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+        refine(bench, PLAN, TEXT, OPTIONS, store, killing_at("moving codes"))
     [path] = tmp_path.glob("home/results/*codes*")
     path.write_bytes(path.read_bytes()[:-100])
     assert tiny.same_bits(usual.moves, refined_by(bench, store).moves)
@@ -226,12 +215,8 @@ def test_codes_that_all_moved_are_read_without_following_the_text(
 ) -> None:
     """Nothing is scored for them again either, so that another rate begins with its first step."""
 
-    def killing(phase: str, done: int, total: int) -> None:
-        if phase.startswith("refining"):
-            raise Killed
-
     with pytest.raises(Killed):
-        refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+        refine(bench, PLAN, TEXT, OPTIONS, store, killing_at("refining"))
     for module in (codes, block_codes):
         monkeypatch.setattr(module, "QuantizedPrefix", lambda *_: pytest.fail("followed again"))
     monkeypatch.setattr(moving, "score_all", lambda *_: pytest.fail("scored again"))
@@ -245,12 +230,8 @@ def test_moves_of_other_codes_are_not_applied(
 ) -> None:
     """Quantizing may give other codes by another number of threads: they are moved anew, and it is said so."""
 
-    def killing(phase: str, done: int, total: int) -> None:
-        if phase.startswith("moving codes") and done == 1:
-            raise Killed
-
     with pytest.raises(Killed):
-        refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+        refine(bench, PLAN, TEXT, OPTIONS, store, killing_at("moving codes"))
     [path] = tmp_path.glob("home/results/*codes*")
     record, moves = store.load(path.stem)
     store.save(path.stem, {**record, "codes": "others"}, {name: -places for name, places in moves.items()})

@@ -25,6 +25,7 @@ from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
 from tests.objectives import tiny
+from tests.objectives.refinement.killing import Killed, killing_at
 
 AWQ = Setting(method="gw-awq", group_size=32, symmetric=False, n_calib=8, n_grid=3)
 PLAN = Plan.uniform(AWQ)
@@ -103,10 +104,6 @@ def test_a_measurement_of_a_refined_model_is_another(bench: Bench, usual: Refine
     assert plain is not None
     assert changed is not None
     assert changed.mean("kl") < plain.mean("kl")
-
-
-class Killed(BaseException):
-    """As if the process had ended."""
 
 
 def test_killed_and_gone_on_with_it_gives_the_same_bytes(
@@ -239,13 +236,8 @@ def test_a_state_of_other_codes_is_begun_anew(
 ) -> None:
     """Its point is of no use to these, and it is said so."""
     monkeypatch.setattr(course, "SECONDS_BETWEEN_SAVES", 0.0)
-
-    def killing(phase: str, done: int, total: int) -> None:
-        if phase.startswith("refining") and done == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        refine(bench, PLAN, TEXT, OPTIONS, store, killing)
+        refine(bench, PLAN, TEXT, OPTIONS, store, killing_at("refining", 3))
     [path] = tmp_path.glob("home/results/*begun*")
     record, saved = store.load(path.stem)
     store.save(path.stem, {**record, "codes": "others"}, saved)
