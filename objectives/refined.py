@@ -44,7 +44,7 @@ class Refined:
         key: Says which refinement it is.
         codes: Hash of the codes.
         moves: Which codes moved by a step (`moves_between`), by name of the Linear; only those where some did.
-        scales: `[O, G]` in the type they are stored in, by name of the Linear, on the CPU.
+        scales: `[O, G]` in the type they are stored in, by name of the Linear, on the CPU; none where they stayed.
         vectors: Norm weights and biases, `[N]` in the type they are stored in, by name of the parameter, on the CPU.
         refinement: How they came about.
     """
@@ -67,7 +67,7 @@ class Refined:
         if hash_of_codes(codes) != self.codes:
             raise OtherCodesError(self.key)
         refined = {
-            name: moved(replace(weight, scale=self.scales[name]), self.moves.get(name))
+            name: moved(replace(weight, scale=self.scales.get(name, weight.scale)), self.moves.get(name))
             for name, weight in codes.items()
         }
         left = dict(self.vectors)
@@ -89,7 +89,8 @@ class Refined:
             scale = folded[first].inputs if first in folded else None
             if scale is not None and isinstance(producer, NormRole):
                 weight, bias = f"{producer.name}.weight", f"{producer.name}.bias"
-                vectors[weight] = (producer.offset + vectors[weight]) * scale.cpu() - producer.offset
+                if weight in vectors:
+                    vectors[weight] = (producer.offset + vectors[weight]) * scale.cpu() - producer.offset
                 if bias in vectors:
                     vectors[bias] *= scale.cpu()
         for linear in coded(blocks, folded):

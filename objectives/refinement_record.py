@@ -5,7 +5,10 @@ Responsible for these as values that are stored and printed. Needs no tensors, s
 
 from dataclasses import dataclass
 
-TUNED = "group scales, norms and biases were tuned for KL from full precision"
+PART_NAMES = {"scales": "group scales", "norms": "norms", "biases": "biases"}
+"""What can be tuned, by the name that options give it."""
+PARTS = tuple(PART_NAMES)
+CODE_DRIFT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ class CodeMoves:
     Attributes:
         steps: For each block.
         sequences: How many were read for them.
+        drift: How far all steps together moved what is rounded, in steps between codes.
         share: Of the codes that moved by a step.
         before: KL on what is held back, nats per token, with the codes as they were rounded.
         after: The same with those that moved.
@@ -75,6 +79,7 @@ class CodeMoves:
 
     steps: int
     sequences: int
+    drift: float = CODE_DRIFT
     share: float
     before: float
     after: float
@@ -97,7 +102,10 @@ class RefinementTrial:
     Attributes:
         rate: The highest relative change of a scale in a step.
         passes: How often the text was to be read.
+        batch_tokens: Of a step.
+        parts: What was tuned.
         code_steps: In which the codes of a block could move.
+        code_drift: How far these together could move what is rounded.
         steps: Of the optimizer that were taken.
         kl: Its least KL on what is held back, nats per token.
         finished: Whether all steps were taken.
@@ -106,7 +114,10 @@ class RefinementTrial:
 
     rate: float
     passes: int
+    batch_tokens: int = 2048
+    parts: tuple[str, ...] = PARTS
     code_steps: int
+    code_drift: float = CODE_DRIFT
     steps: int
     kl: float
     finished: bool
@@ -131,6 +142,7 @@ class Refinement:
         gains: What it changed on text that had no part in it.
         moves: How codes moved before; None where they stayed.
         trials: All that were tried where this is the nearest of several.
+        parts: What was tuned.
     """
 
     source: str
@@ -146,6 +158,7 @@ class Refinement:
     gains: tuple[Gain, ...] = ()
     moves: CodeMoves | None = None
     trials: tuple[RefinementTrial, ...] = ()
+    parts: tuple[str, ...] = PARTS
 
     @property
     def before(self) -> float:
@@ -162,13 +175,18 @@ class Refinement:
         text = f"{self.tokens} tokens of {self.source}"
         measured = f"KL from full precision on {self.validation_sequences} sequences held back from it"
         before = f"{self.before:.4f} nats per token before"
-        changed = [*self._moved(), *([] if not self.kept_step else [f"{TUNED} on {text} ({self.kept_step} steps)"])]
+        changed = [*self._moved(), *([] if not self.kept_step else [self._tuned(text)])]
         if not changed:
             return (
                 f"refining on {text} improved nothing ({measured}: {before}): "
                 "codes, scales, norms and biases are as they were rounded"
             )
         return f"{', and '.join(changed)}; {measured}: {before}, {self.after:.4f} after{self._chosen()}"
+
+    def _tuned(self, text: str) -> str:
+        parts = [PART_NAMES[part] for part in self.parts]
+        listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+        return f"{listed} were tuned for KL from full precision on {text} ({self.kept_step} steps)"
 
     def _chosen(self) -> str:
         if not self.trials:

@@ -106,12 +106,14 @@ def _refinement(manifest: Manifest) -> Iterator[str]:
     yield from ("## Refined", "", f"{sentence[0].upper()}{sentence[1:]}.", "")
     if refinement.trials:
         yield from (
-            "| rate | passes | steps for codes | steps | KL held back |",
-            "|---|---|---|---|---|",
+            "| steps for codes | drift | tuned | rate | tokens a step | passes | steps | KL held back |",
+            "|---|---|---|---|---|---|---|---|",
         )
         for trial in refinement.trials:
             taken = f"{trial.steps}, given up" if trial.given_up else f"{trial.steps}"
-            yield f"| {trial.rate:.2g} | {trial.passes} | {trial.code_steps} | {taken} | {trial.kl:.4f} |"
+            codes = f"{trial.code_steps} | {trial.code_drift:g}" if trial.code_steps else "0 | – "
+            tuned = f"{', '.join(trial.parts)} | {trial.rate:.2g} | {trial.batch_tokens} | {trial.passes}"
+            yield f"| {codes} | {tuned} | {taken} | {trial.kl:.4f} |"
         yield ""
     if refinement.gains:
         yield "On text that had no part in it, per token, with paired 95 % intervals:"

@@ -8,6 +8,7 @@ ended in between or not.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
+from typing import Any
 
 import optuna
 import xxhash
@@ -24,10 +25,12 @@ from objectives.refinement.options import (
     RefinementOptions,
     RefinementText,
     TooLittleTimeError,
+    sequences_of,
     to_the_end,
 )
 from objectives.refinement.refine import forget_begun, is_finished, refine, refinement_key
 from objectives.refinement_record import HeldBack, RefinementTrial
+from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.plan import Plan
 from storage.results import ResultStore
@@ -69,7 +72,15 @@ class Stage:
 
     def options(self, trial: RefinementTrial) -> RefinementOptions:
         """Return the options of one that was tried."""
-        return replace(self.given, rate=trial.rate, passes=trial.passes, code_steps=trial.code_steps)
+        return replace(
+            self.given,
+            rate=trial.rate,
+            passes=trial.passes,
+            batch_tokens=trial.batch_tokens,
+            parts=trial.parts,
+            code_steps=trial.code_steps,
+            code_drift=trial.code_drift,
+        )
 
     def refine(self, options: RefinementOptions, progress: Progress, goes_on: GoesOn = to_the_end) -> Refined:
         """Refine once, or read that."""
@@ -126,14 +137,14 @@ def refine_best(stage: Stage, progress: Progress) -> Refined:
 def _search(stage: Stage, progress: Progress) -> list[tuple[RefinementTrial, Refined]]:
     """Refine until all trials are done or there is no time for another."""
     began = monotonic()
-    space = _space(stage.given)
+    space = _space(stage.given, stage.text.training)
     made: list[tuple[RefinementTrial, Refined]] = []
     with quiet_optuna():
         study = optuna.create_study(
             sampler=GPSampler(seed=stage.given.seed, n_startup_trials=RANDOM_TRIALS),
             pruner=PercentilePruner(25.0, n_startup_trials=1, n_warmup_steps=LOOKS // 2),
         )
-        study.enqueue_trial({name: getattr(stage.given, name) for name in space})
+        study.enqueue_trial(_proposal(stage.given))
     while len(made) < stage.trials:
         spent = monotonic() - began
         left = stage.given.timeout
@@ -143,7 +154,7 @@ def _search(stage: Stage, progress: Progress) -> list[tuple[RefinementTrial, Ref
                 break
         with quiet_optuna():
             trial = study.ask(space)
-        options = replace(stage.given, **trial.params, timeout=left)
+        options = replace(_proposed(stage.given, trial.params), timeout=left)
         watch = _Watch(trial)
         try:
             refined = stage.refine(options, _numbered(progress, len(made) + 1, stage.trials), watch)
@@ -162,14 +173,36 @@ def _search(stage: Stage, progress: Progress) -> list[tuple[RefinementTrial, Ref
     return made
 
 
-def _space(given: RefinementOptions) -> dict[str, BaseDistribution]:
-    """Return what is tried around the options that were given; whether codes move only where they may."""
+def _proposal(options: RefinementOptions) -> dict[str, Any]:
+    """Return options as Optuna proposes them: what is tuned is one of several choices, by their names."""
+    names = ("rate", "passes", "batch_tokens", "code_steps", "code_drift")
+    return {name: getattr(options, name) for name in names} | {"parts": ",".join(options.parts)}
+
+
+def _proposed(given: RefinementOptions, proposal: dict[str, Any]) -> RefinementOptions:
+    """Return the options that were given with what is proposed in their place, the inverse of `_proposal`."""
+    return replace(given, **{**proposal, "parts": tuple(proposal["parts"].split(","))})
+
+
+def _space(given: RefinementOptions, text: Sequences) -> dict[str, BaseDistribution]:
+    """Return what is tried around the options that were given; codes move only where they may.
+
+    Drifts are few, so that refinements which move codes alike move them once.
+    """
     lowest, highest = given.rate / FARTHEST_RATE, min(given.rate * FARTHEST_RATE, HIGHEST_RATE)
     codes = (given.code_steps, 2 * given.code_steps, 0) if given.code_steps else (0,)
+    drift, tokens = given.code_drift, given.batch_tokens
+    drifts = (drift, min(2 * drift, 1.0), drift / 2) if given.code_steps else (drift,)
+    # Steps of as many sequences are the same.
+    steps = {sequences_of(text, number): number for number in (tokens // 2, 2 * tokens, tokens)}
+    parts = (given.parts, ("scales",)) if "scales" in given.parts else (given.parts,)
     return {
         "rate": FloatDistribution(lowest, max(highest, given.rate), log=True),
         "passes": IntDistribution(1, max(MOST_PASSES, given.passes)),
+        "batch_tokens": CategoricalDistribution(tuple(steps.values())),
+        "parts": CategoricalDistribution(tuple(dict.fromkeys(map(",".join, parts)))),
         "code_steps": CategoricalDistribution(codes),
+        "code_drift": CategoricalDistribution(tuple(dict.fromkeys(drifts))),
     }
 
 
@@ -187,7 +220,10 @@ def _tried(options: RefinementOptions, refined: Refined, *, finished: bool, give
     return RefinementTrial(
         rate=options.rate,
         passes=options.passes,
+        batch_tokens=options.batch_tokens,
+        parts=options.parts,
         code_steps=options.code_steps,
+        code_drift=options.code_drift,
         steps=refined.refinement.steps,
         kl=refined.refinement.after,
         finished=finished,

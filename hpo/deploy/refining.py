@@ -20,7 +20,8 @@ from objectives.refinement.codes import require_movable
 from objectives.refinement.gains import gain
 from objectives.refinement.options import RefinementOptions, RefinementText
 from objectives.refinement.refine import forgotten_where_codes_differ
-from objectives.refinement_record import Gain
+from objectives.refinement.tuned import require_tunable
+from objectives.refinement_record import PARTS, Gain
 from objectives.text.sequences import Sequences, TextPlan
 from objectives.trial import Bench
 from quant.parameters import flag_of
@@ -72,11 +73,20 @@ def make_refining(given: RefineOptions, seed: int) -> Refining | None:
     options = RefinementOptions(
         rate=given.refine_rate,
         passes=given.refine_passes,
+        batch_tokens=given.refine_batch_tokens,
+        parts=_parts(given.refine_parts),
         code_steps=given.refine_codes,
+        code_drift=given.refine_drift,
         seed=seed,
         timeout=given.refine_timeout,
     )
     return Refining(source=given.refine_data, samples=given.refine_samples, trials=given.refine_trials, options=options)
+
+
+def _parts(named: str) -> tuple[str, ...]:
+    """Return parts that are named by commas, once each and in one order; what is unknown comes last."""
+    names = {name.strip() for name in named.split(",") if name.strip()}
+    return (*(part for part in PARTS if part in names), *sorted(names.difference(PARTS)))
 
 
 def refine_flags(refining: Refining) -> dict[str, Any]:
@@ -86,6 +96,9 @@ def refine_flags(refining: Refining) -> dict[str, Any]:
         "refine_data": refining.source,
         "refine_samples": refining.samples,
         "refine_codes": refining.options.code_steps,
+        "refine_drift": refining.options.code_drift,
+        "refine_parts": ",".join(refining.options.parts),
+        "refine_batch_tokens": refining.options.batch_tokens,
         "refine_passes": refining.options.passes,
         "refine_rate": refining.options.rate,
         "refine_trials": refining.trials,
@@ -109,8 +122,9 @@ def text_of(bench: Bench, training: Sequences, validation: Sequences, refining: 
     """Return what refining reads; a warning where that is less than was asked for.
 
     Raises:
-        InputError: If codes are to move, and the model is not one whose codes can.
+        InputError: If the model has nothing of what is to be tuned, or codes are to move and it is not one whose can.
     """
+    require_tunable(bench.model, refining.options.parts)
     if refining.options.code_steps:
         require_movable(bench, training)
     if len(training) < refining.samples:

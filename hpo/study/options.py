@@ -144,12 +144,19 @@ class RefineOptions:
     refine_codes: int = option(
         "refining", 50, "steps per block in which codes may move by one; 0 leaves them as rounded", metavar="N"
     )
+    refine_drift: float = option(
+        "refining", 0.1, "how near to its boundary a code must be to move, in steps between codes", metavar="D"
+    )
+    refine_parts: str = option(
+        "refining", "scales,norms,biases", "what is tuned after the codes, by commas", metavar="PARTS"
+    )
+    refine_batch_tokens: int = option("refining", 2048, "tokens of a step of that", metavar="N")
     refine_passes: int = option("refining", 1, "passes over the refining text")
     refine_rate: float = option("refining", 1e-3, "highest relative change of a scale in one step", metavar="R")
     refine_trials: int = option(
         "refining",
         1,
-        "refinements to try, with other rates, passes and steps for codes; the held-back text chooses one",
+        "refinements to try, around the values above; the held-back text chooses one",
         metavar="N",
     )
     refine_timeout: float | None = option(

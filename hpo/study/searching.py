@@ -30,6 +30,9 @@ class SearchMode:
     refine_data: str | None = RefineOptions.refine_data
     refine_samples: int = RefineOptions.refine_samples
     refine_codes: int = RefineOptions.refine_codes
+    refine_drift: float = RefineOptions.refine_drift
+    refine_parts: str = RefineOptions.refine_parts
+    refine_batch_tokens: int = RefineOptions.refine_batch_tokens
     refine_passes: int = RefineOptions.refine_passes
     refine_rate: float = RefineOptions.refine_rate
     refine_trials: int = RefineOptions.refine_trials

@@ -22,8 +22,6 @@ from quant.scheme import IntWeight, Scheme, dequantize, loaded
 
 COMPARED_TOKENS = 16_384
 """Of the text: on these it is decided whether a block keeps what it learned; paired, so that few are enough."""
-DRIFT = 0.1
-"""Of a step: so far does what is rounded move at most, so that no code moves that was not near its boundary."""
 EDGE = 0.499
 
 
@@ -113,7 +111,7 @@ def learn(
         exact: Their original weights, `[O, I]` by name.
     """
     options = rounded.options
-    compared = math.ceil(COMPARED_TOKENS / options.batch_tokens)
+    compared = math.ceil(COMPARED_TOKENS / options.code_batch_tokens)
     with torch.no_grad():
         for linear in linears:
             # A block that ran out of memory was left on the way.
@@ -135,10 +133,10 @@ def learn(
             order = order or torch.randperm(prefix.batches, generator=generator).tolist()
             prefix.difference(block, order.pop()).square().mean().backward()  # type: ignore[no-untyped-call]
             # Falls along a line, so that all steps together are the drift.
-            rate = 2 * DRIFT * (options.code_steps - step) / (options.code_steps * (options.code_steps + 1))
+            left = (options.code_steps - step) / (options.code_steps * (options.code_steps + 1))
             with torch.no_grad():
                 for part in parts:
-                    part.step(rate)
+                    part.step(2 * options.code_drift * left)
             for parameter in parameters:
                 parameter.grad = None
     with torch.no_grad():

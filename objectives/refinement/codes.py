@@ -84,11 +84,11 @@ def move_codes(
         try:
             return _through_blocks(rounded, text, finished, entry, progress)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or rounded.options.batch_tokens < 2 * max(map(len, text.ids)):
+            if not is_out_of_memory(error) or rounded.options.code_batch_tokens < 2 * max(map(len, text.ids)):
                 raise
-        fewer = rounded.options.batch_tokens // 2
+        fewer = rounded.options.code_batch_tokens // 2
         log.warning("memory ran out; moving codes by %d tokens at a time from here on", fewer)
-        rounded = replace(rounded, options=replace(rounded.options, batch_tokens=fewer))
+        rounded = replace(rounded, options=replace(rounded.options, code_batch_tokens=fewer))
         release_cached(rounded.bench.model.device)
 
 
@@ -98,7 +98,7 @@ def _through_blocks(
     """Go through the blocks once; the moves of those that are learned are added to `finished`."""
     bench, options = rounded.bench, rounded.options
     codes, weights, count = dict(rounded.codes), bench.model.weights, len(bench.blocks)
-    prefix = QuantizedPrefix(bench.model.module, bench.blocks, text, options.batch_tokens, INSTEAD)
+    prefix = QuantizedPrefix(bench.model.module, bench.blocks, text, options.code_batch_tokens, INSTEAD)
     clock = _Clock(options.timeout, count, is_first=not finished)
     done = 0
     for block in bench.blocks:

@@ -98,6 +98,7 @@ def _newly_moved(
     result = move_codes(rounded, text.training, moves, entry, telling)
     outcome = CodeMoves(
         steps=rounded.options.code_steps,
+        drift=rounded.options.code_drift,
         sequences=min(MOST_SEQUENCES, len(text.training)),
         share=result.share,
         before=before,

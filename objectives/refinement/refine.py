@@ -133,8 +133,8 @@ def _begun_key(key: str) -> str:
 
 def _moves_key(bench: Bench, plan: Plan, text: RefinementText, options: RefinementOptions) -> str:
     """Return the key of the codes that moved, which do not depend on how scales are tuned after them."""
-    alone = replace(options, rate=RefinementOptions.rate, passes=RefinementOptions.passes)
-    return f"{refinement_key(bench, plan, text, alone)}-codes"
+    codes = {name: value for name, value in vars(options).items() if name.startswith("code_")}
+    return f"{refinement_key(bench, plan, text, RefinementOptions(seed=options.seed, **codes))}-codes"
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def _refine(
         entry = MovesEntry(store=store, key=_moves_key(bench, plan, text, options), codes=hash_of_codes(result.codes))
         moving = moved_codes(rounded, text, validation, entry, progress)
         codes, hashed = moving.codes, hash_of_codes(moving.codes)
-        tuned = Tuned(model, bench.blocks, codes, plan)
+        tuned = Tuned(model, bench.blocks, codes, plan, options.parts)
         subject = Subject(bench=bench, tuned=tuned, text=text, training=training, validation=validation, codes=hashed)
         left = None if options.timeout is None else options.timeout - moving.seconds
         course = Course(subject, options, store, _begun_key(key), progress, left, goes_on)
@@ -220,6 +220,7 @@ def _refinement(text: RefinementText, options: RefinementOptions, ended: Ended, 
         tokens=tokens_of(text.training, steps),
         steps=ended.steps,
         rate=options.rate,
+        parts=options.parts,
         halvings=ended.halvings,
         kept_step=ended.kept_step,
         validation_sequences=len(text.validation),

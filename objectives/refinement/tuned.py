@@ -13,9 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from objectives.errors import InputError
 from objectives.model.loading import Model
 from objectives.model.roles import Block, LinearRole
 from objectives.refined import tunable_vectors
+from objectives.refinement_record import PARTS
 from quant.plan import Plan
 from quant.scheme import IntWeight, Scheme, grouped, loaded, stored_scale
 
@@ -126,15 +128,52 @@ class Vector:
         return gradient.float() * self.unit
 
 
+def require_tunable(model: Model, parts: Sequence[str]) -> None:
+    """Refuse a model that has nothing of what is to be tuned.
+
+    Raises:
+        InputError: With what else there is.
+    """
+    if "scales" not in parts and not _vectors(model, parts):
+        raise InputError(
+            f"model {model.name} has no {' or '.join(parts)} to tune; add scales to --refine-parts {','.join(parts)}"
+        )
+
+
+def _vectors(model: Model, parts: Sequence[str]) -> dict[str, float | None]:
+    """Return the offsets of the norms that are tuned, by name, and None for biases that are."""
+    kinds = (
+        (name, "biases" if offset is None else "norms", offset) for name, _, offset in tunable_vectors(model.module)
+    )
+    return {name: offset for name, kind, offset in kinds if kind in parts}
+
+
 class Tuned:
     """All that is tuned of a model: `changes`, float32 `[P]` on its device, zero where nothing is changed yet."""
 
-    def __init__(self, model: Model, blocks: Sequence[Block], codes: Mapping[str, IntWeight], plan: Plan) -> None:
+    def __init__(
+        self,
+        model: Model,
+        blocks: Sequence[Block],
+        codes: Mapping[str, IntWeight],
+        plan: Plan,
+        parts: Sequence[str] = PARTS,
+    ) -> None:
+        """Begin with nothing changed.
+
+        Args:
+            model: Holds the codes.
+            blocks: All of its blocks, in order.
+            codes: By name of the Linear.
+            plan: What they were rounded by.
+            parts: What is tuned, of `PARTS`; the model has some of it.
+        """
         self._weights, self._blocks = model.weights, [block.name for block in blocks]
-        offsets = {name: offset for name, _, offset in tunable_vectors(model.module)}
+        offsets = _vectors(model, parts)
         of_block = {name: home for name in offsets for home in self._blocks if name.startswith(f"{home}.")}
         device = torch.device("cpu") if self._weights.streamed else model.device
         scales: list[tuple[str | None, Part]] = []
+        with_scales = "scales" in parts
         vectors: dict[str, Part] = {}
 
         def begin(names: Iterable[str]) -> None:
@@ -145,7 +184,7 @@ class Tuned:
         for block in blocks:
             with self._weights.at_hand(block.name):
                 for linear in block.linears:
-                    if linear.name in codes:
+                    if linear.name in codes and with_scales:
                         scheme = plan.setting_for(linear.name).scheme(model.stored_dtype)
                         part = Scales(linear=linear, codes=_own(codes[linear.name], device), scheme=scheme)
                         scales.append((block.name, part))

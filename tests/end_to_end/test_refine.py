@@ -117,6 +117,10 @@ def test_a_plan_of_several_settings_is_refined(capsys: Any, small_study: SmallSt
         (["--refine", "--refine-samples", "0"], "--refine-samples 0 is less than 1"),
         (["--refine", "--refine-codes", "-1"], "--refine-codes -1 is less than 0"),
         (["--refine", "--refine-trials", "0"], "--refine-trials 0 is not from 1 to 100"),
+        (["--refine", "--refine-drift", "0"], "--refine-drift 0 is not above 0 and at most 1"),
+        (["--refine", "--refine-parts", "norms,zeros"], "--refine-parts has zeros; give some of scales,norms,biases"),
+        (["--refine", "--refine-parts", "biases"], "has no biases to tune; add scales to --refine-parts biases"),
+        (["--refine", "--refine-batch-tokens", "0"], "1 passes in steps of 0 tokens read nothing"),
         (["--refine-codes", "5"], "--refine-codes given without --refine; add it, or leave them out"),
         (["--refine", "--refine-samples", "2", "--refine-timeout", "1e-6"], "--refine-timeout 1e-06 is less than"),
         (["--refine", "--refine-timeout", "-1"], "--refine-timeout -1 is not above 0"),
@@ -170,7 +174,7 @@ def test_what_a_study_recommends_is_refined_and_confirmed(
         min(look["kl"] for look in manifest["refinement"]["looks"])
     )
     assert "the nearest of 2 refinements" in refined["tuned"]
-    assert (target / "README.md").read_text().count("| 3 | 5 |") >= 1
+    assert (target / "README.md").read_text().count("| 5 | 0.1 | scales, norms, biases | 0.003 | 2048 | 3 |") == 1
     for source, change in gains.items():
         assert change["before"] == pytest.approx(kl[recommended, source], rel=1e-9)
         assert change["after"] == pytest.approx(kl[f"{recommended} refined", source], rel=1e-9)

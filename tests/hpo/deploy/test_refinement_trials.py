@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from hpo.deploy import refinement_trials
 from hpo.deploy.refinement_trials import Stage, refine_best
@@ -13,7 +16,7 @@ from objectives.refined import Refined
 from objectives.refinement import course
 from objectives.refinement.options import RefinementOptions, RefinementText, TooLittleTimeError
 from objectives.refinement.refine import refine
-from objectives.refinement_record import HeldBack, Refinement
+from objectives.refinement_record import PARTS, HeldBack, Refinement
 from objectives.trial import Bench
 from quant.plan import Plan
 from quant.setting import Setting
@@ -23,7 +26,7 @@ from tests.objectives import tiny
 from tests.objectives.refinement.killing import Killed
 
 PLAN = Plan.uniform(Setting(method="gw-awq", group_size=32, symmetric=False, n_calib=8, n_grid=3))
-GIVEN = RefinementOptions(rate=3e-3, batch_tokens=64, code_steps=3)
+GIVEN = RefinementOptions(rate=3e-3, batch_tokens=64, code_steps=3, code_batch_tokens=64)
 TEXT = RefinementText(
     training=replace(tiny.sequences([16] * 40, seed=3), source="some text"),
     validation=replace(tiny.sequences([16] * 6, seed=4), source="some text"),
@@ -47,11 +50,11 @@ def test_the_nearest_of_all_is_kept(bench: Bench, usual: Refined, home: Path) ->
     """The first has the options that were given; what is kept is what these options give alone."""
     tried = usual.refinement.trials
     assert (tried[0].rate, tried[0].passes, tried[0].code_steps) == (3e-3, 1, 3)
-    assert len({(trial.rate, trial.passes, trial.code_steps) for trial in tried}) == len(tried) == TRIALS
+    assert len({stage(bench, home).options(trial) for trial in tried}) == len(tried) == TRIALS
     nearest = min(tried, key=lambda trial: trial.kl)
     assert nearest.finished
     assert usual.refinement.after == nearest.kl < tried[0].kl
-    alone = replace(GIVEN, rate=nearest.rate, passes=nearest.passes, code_steps=nearest.code_steps)
+    alone = stage(bench, home).options(nearest)
     again = refine(bench, PLAN, TEXT, alone, ResultStore(Paths(home / "other").results), silent)
     assert again.key == usual.key
     assert tiny.same_bits(dict(again.scales), dict(usual.scales))
@@ -66,7 +69,7 @@ def test_what_is_behind_is_given_up_in_the_middle(usual: Refined) -> None:
     behind = [trial for trial in usual.refinement.trials if trial.given_up]
     assert behind
     for trial in behind:
-        steps = len(replace(GIVEN, passes=trial.passes).steps(TEXT.training))
+        steps = len(replace(GIVEN, passes=trial.passes, batch_tokens=trial.batch_tokens).steps(TEXT.training))
         assert steps / 2 <= trial.steps < steps
         assert trial.kl > usual.refinement.after
 
@@ -197,3 +200,44 @@ def test_too_little_time_for_another_keeps_what_there_is(
     results.append(None)
     with pytest.raises(TooLittleTimeError):
         refine_best(stage(bench, tmp_path, 2), silent)
+
+
+def test_what_is_tried_is_around_the_options_that_were_given() -> None:
+    """Steps of as many sequences are tried once; codes that are to stay have no drift to try."""
+    space = refinement_trials._space(replace(GIVEN, batch_tokens=40), TEXT.training)
+    assert space["rate"] == FloatDistribution(3e-3 / 4, 3e-3 * 4, log=True)
+    assert space["passes"] == IntDistribution(1, 2)
+    # Of 16 tokens each, 20 are one sequence, 40 are two and 80 are five.
+    assert choices(space, "batch_tokens") == {20, 40, 80}
+    assert choices(space, "parts") == {"scales,norms,biases", "scales"}
+    assert choices(space, "code_steps") == {3, 6, 0}
+    assert choices(space, "code_drift") == {0.1, 0.2, 0.05}
+    fixed = replace(GIVEN, batch_tokens=16, parts=("norms",), code_steps=0)
+    space = refinement_trials._space(fixed, TEXT.training)
+    assert choices(space, "batch_tokens") == {16, 32}
+    assert choices(space, "parts") == {"norms"}
+    assert choices(space, "code_steps") == {0}
+    assert choices(space, "code_drift") == {0.1}
+
+
+def choices(space: dict[str, Any], name: str) -> set[Any]:
+    """What of a dimension is tried."""
+    return set(space[name].choices)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rate=st.floats(1e-6, 0.5),
+    parts=st.lists(st.sampled_from(PARTS), min_size=1, unique=True),
+    steps=st.integers(0, 9),
+    drift=st.floats(0.01, 1),
+)
+def test_a_proposal_and_the_options_it_makes_are_each_others_inverse(
+    rate: float, parts: list[str], steps: int, drift: float
+) -> None:
+    """And the space holds the proposal that the given options are."""
+    options = RefinementOptions(rate=rate, parts=tuple(parts), code_steps=steps, code_drift=drift, seed=7)
+    proposal = refinement_trials._proposal(options)
+    assert refinement_trials._proposed(replace(GIVEN, seed=7, code_batch_tokens=2048), proposal) == options
+    for name, distribution in refinement_trials._space(options, TEXT.training).items():
+        assert distribution._contains(distribution.to_internal_repr(proposal[name]))

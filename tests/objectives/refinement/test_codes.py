@@ -27,7 +27,7 @@ from tests.objectives.refinement.killing import Killed, killing_at
 AWQ = Setting(method="gw-awq", group_size=32, symmetric=False, n_calib=8, n_grid=3)
 PLAN = Plan.uniform(AWQ)
 # A step of the scales that is as good as none.
-OPTIONS = RefinementOptions(rate=1e-9, batch_tokens=64, code_steps=20)
+OPTIONS = RefinementOptions(rate=1e-9, batch_tokens=64, code_steps=20, code_batch_tokens=64)
 TEXT = RefinementText(
     training=replace(tiny.sequences([16] * 20, seed=3), source="some text"),
     validation=replace(tiny.sequences([16] * 6, seed=4), source="some text"),
@@ -93,12 +93,39 @@ def test_moves_and_the_codes_they_make_are_each_others_inverse(symmetric: bool, 
     assert moved(weight, None) is weight
 
 
-@pytest.mark.parametrize("changed", [replace(OPTIONS, code_steps=5), replace(OPTIONS, seed=1)], ids=["steps", "seed"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(OPTIONS, code_steps=5),
+        replace(OPTIONS, code_drift=0.05),
+        replace(OPTIONS, code_batch_tokens=32),
+        replace(OPTIONS, seed=1),
+    ],
+    ids=["steps", "drift", "batch", "seed"],
+)
 def test_every_option_changes_the_codes(
     bench: Bench, usual: Refined, store: ResultStore, changed: RefinementOptions
 ) -> None:
     other = refined_by(bench, store, changed)
     assert not tiny.same_bits(usual.moves, other.moves)
+    assert other.refinement.moves is not None
+    assert (other.refinement.moves.steps, other.refinement.moves.drift) == (changed.code_steps, changed.code_drift)
+
+
+def test_a_smaller_drift_moves_fewer_codes(bench: Bench, usual: Refined, store: ResultStore) -> None:
+    """Only those that were as near to their boundary."""
+    fewer = refined_by(bench, store, replace(OPTIONS, code_drift=0.02))
+    assert 0 < sum(map(len, fewer.moves.values())) < sum(map(len, usual.moves.values())) / 2
+
+
+def test_codes_that_moved_are_read_whatever_is_tuned_after_them(
+    bench: Bench, usual: Refined, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rate, passes, tokens of a step and parts have no say in where codes move."""
+    monkeypatch.setattr(moving, "move_codes", lambda *_: pytest.fail("codes were moved again"))
+    tuned = replace(OPTIONS, rate=1e-3, passes=2, batch_tokens=32, parts=("norms",))
+    again = refined_by(bench, ResultStore(Paths(home).results), tuned)
+    assert tiny.same_bits(usual.moves, again.moves)
 
 
 def test_codes_that_are_no_nearer_on_what_is_held_back_stay(
@@ -258,7 +285,7 @@ def test_memory_that_runs_out_halves_what_is_run_at_a_time(
     refined = refined_by(bench, store)
     assert refined.moves
     assert any("moving codes by 32 tokens at a time from here on" in message for message in caplog.messages)
-    fewer = refined_by(bench, ResultStore(Paths(tmp_path / "other").results), replace(OPTIONS, batch_tokens=32))
+    fewer = refined_by(bench, ResultStore(Paths(tmp_path / "other").results), replace(OPTIONS, code_batch_tokens=32))
     assert tiny.same_bits(refined.moves, fewer.moves)
 
 

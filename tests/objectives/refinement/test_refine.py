@@ -1,7 +1,7 @@
 """Refining changes what is stored beside the codes, for the better on held-back text, and can be gone on with."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from objectives.errors import InputError, RunError
+from objectives.export.proving import unfolded_perplexity
 from objectives.progress import silent
 from objectives.refined import Refined, owners, tunable_vectors
 from objectives.refinement import course
 from objectives.refinement.options import RefinementOptions, RefinementText
 from objectives.refinement.refine import forget_begun, forgotten_where_codes_differ, refine
+from objectives.refinement.tuned import require_tunable
+from objectives.refinement_record import PARTS
 from objectives.scoring import Score, score_all
 from objectives.trial import Bench, quantized, run_trial
 from quant.plan import Plan
-from quant.scheme import loaded
+from quant.scheme import IntWeight, loaded
 from quant.setting import Setting
 from storage.paths import Paths
 from storage.results import ResultStore
@@ -145,8 +148,10 @@ def test_what_was_finished_is_read(bench: Bench, usual: Refined, home: Path, mon
         replace(OPTIONS, batch_tokens=32),
         replace(OPTIONS, passes=1),
         replace(OPTIONS, seed=1),
+        replace(OPTIONS, parts=("scales",)),
+        replace(OPTIONS, parts=("norms", "biases")),
     ],
-    ids=["rate", "batch", "passes", "seed"],
+    ids=["rate", "batch", "passes", "seed", "scales", "vectors"],
 )
 def test_every_option_changes_the_result(
     bench: Bench, usual: Refined, store: ResultStore, changed: RefinementOptions
@@ -156,7 +161,42 @@ def test_every_option_changes_the_result(
     assert not tiny.same_bits(tensors(usual), tensors(other))
     assert usual.refinement.steps == STEPS
     assert other.refinement.steps == len(changed.steps(TEXT.training))
-    assert other.refinement.rate == changed.rate
+    assert (other.refinement.rate, other.refinement.parts) == (changed.rate, changed.parts)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_not_to_be_tuned_stays_as_it_was(bench: Bench, store: ResultStore, part: str) -> None:
+    """Of scales, norms and biases one alone changes, for the better; scores without folded scales are the same."""
+    refined = refined_by(bench, store, replace(OPTIONS, parts=(part,)))
+    assert refined.refinement.kept_step > 0
+    assert part.removesuffix("s") in refined.refinement.sentence()
+    with quantized(bench, PLAN, with_codes=True) as plain:
+        before = tiny.state(bench.model.module)
+    made = replace(bench, refined=refined)
+    with quantized(made, PLAN, with_codes=True) as result:
+        after = tiny.state(bench.model.module)
+        folded = score_all(bench.model.module, TEXT.validation, "", silent)
+    changed = {kind_of(name, result.codes) for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {part}
+    scales = {name: weight.scale for name, weight in result.codes.items()}
+    assert tiny.same_bits(scales, {name: weight.scale for name, weight in plain.codes.items()}) == (part != "scales")
+    unfolded = unfolded_perplexity(made, PLAN, result, TEXT.validation, silent)
+    assert unfolded == pytest.approx(folded.perplexity, rel=2e-3)
+
+
+def kind_of(name: str, codes: Mapping[str, IntWeight]) -> str:
+    """Which part of what is tuned a parameter belongs to."""
+    if name.removesuffix(".weight") in codes:
+        return "scales"
+    return "biases" if name.endswith("bias") else "norms"
+
+
+def test_a_model_without_what_is_to_be_tuned_is_refused(tmp_path: Path) -> None:
+    """With what else there is; a Llama has no biases."""
+    llama = tiny.bench(tiny.complete("llama", torch.bfloat16), tmp_path / "home").model
+    with pytest.raises(InputError, match="has no biases to tune; add scales to --refine-parts biases"):
+        require_tunable(llama, ("biases",))
+    require_tunable(llama, ("norms", "biases"))
 
 
 def test_where_nothing_improves_the_start_is_kept(bench: Bench, store: ResultStore) -> None:
@@ -285,6 +325,10 @@ def test_what_has_no_codes_is_refused(bench: Bench, store: ResultStore, setting:
         ({"passes": 0}, "0 passes in steps of 2048 tokens read nothing"),
         ({"timeout": 0.0}, "--refine-timeout 0 is not above 0"),
         ({"code_steps": -1}, "--refine-codes -1 is less than 0"),
+        ({"code_drift": 0.0}, "--refine-drift 0 is not above 0 and at most 1; 0.1 is usual"),
+        ({"code_drift": 1.5}, "--refine-drift 1.5 is not above 0"),
+        ({"parts": ("scales", "zeros")}, "--refine-parts has zeros; give some of scales,norms,biases"),
+        ({"parts": ()}, "--refine-parts is empty; give some of scales,norms,biases"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], reason: str) -> None:
@@ -318,8 +362,6 @@ def test_every_kind_of_layout_is_refined(layout: str, tmp_path: Path) -> None:
     teacher = bench.teacher(TEXT.validation)
     with quantized(made, PLAN, with_codes=True) as result:
         folded = score_all(bench.model.module, TEXT.validation, "", silent, teacher)
-    from objectives.export.proving import unfolded_perplexity
-
     unfolded = unfolded_perplexity(made, PLAN, result, TEXT.validation, silent)
     assert unfolded == pytest.approx(folded.perplexity, rel=2e-3)
 
