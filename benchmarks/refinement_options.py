@@ -48,11 +48,11 @@ CHANGED = {
     "codes stay": replace(USUAL, code_steps=0),
     "rate 5e-4": replace(USUAL, rate=5e-4),
     "rate 2e-3": replace(USUAL, rate=2e-3),
-    "1,024 tokens": replace(USUAL, batch_tokens=1024),
-    "4,096 tokens": replace(USUAL, batch_tokens=4096),
+    "1024 tokens": replace(USUAL, batch_tokens=1024),
+    "4096 tokens": replace(USUAL, batch_tokens=4096),
     "2 passes": replace(USUAL, passes=2),
     "scales": replace(USUAL, parts=("scales",)),
-    "norms, biases": replace(USUAL, parts=("norms", "biases")),
+    "norms and biases": replace(USUAL, parts=("norms", "biases")),
 }
 
 
@@ -69,7 +69,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--method", default="gw-awq+range+gptq")
     parser.add_argument("--asymmetric", action="store_true")
     parser.add_argument("--only", default=",".join(CHANGED), help="of what is changed; defaults come first")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := [name for name in options.only.split(",") if name not in CHANGED]:
+        parser.error(f"--only has {', '.join(unknown)}; give some of {','.join(CHANGED)}")
+    return options
 
 
 def plans_of(options: argparse.Namespace) -> tuple[BenchPlan, Plan, Refining]:
