@@ -11,6 +11,7 @@ from torch import Tensor
 
 import cli
 from objectives.errors import InputError
+from objectives.export.formats import FORMATS
 from tests.conftest import SmallStudy
 from tests.objectives.tiny import same_bits
 
@@ -87,6 +88,35 @@ def test_a_refined_model_is_proven_like_any_other(
     assert "| bundled:topics (tuning) | KL, nats | " in card
     assert "## Refined" not in (tmp_path / "plain" / "README.md").read_text()
     assert any("KL on 8 sequences of bundled:topics (tuning) is " in note for note in refined["notes"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize(
+    ("kind", "left_out", "code_steps"),
+    [("--symmetric", "awq", "0"), ("--asymmetric", None, "5")],
+    ids=["scales", "codes"],
+)
+def test_every_format_holds_what_was_refined(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, kind: str, left_out: str | None, code_steps: str
+) -> None:
+    """From one refinement: each file has the codes, scales and norms that were scored."""
+    names = [name for name in FORMATS if name != left_out]
+    setting = ["--method", "gw-awq", "--group-size", "32", kind, "--format", ",".join(names)]
+    refine = [*REFINE, "--refine-codes", code_steps]
+    formats = written(capsys, tmp_path / "models", *small_study.flags, *setting, *refine)["formats"]
+    assert set(formats) == set(names)
+    refinements = [manifest["refinement"] for manifest in formats.values()]
+    assert all(refinement == refinements[0] for refinement in refinements)
+    assert refinements[0]["kept_step"] > 0 or refinements[0]["moves"]["share"] > 0
+    assert (refinements[0]["moves"] is None) == (code_steps == "0")
+    for name, manifest in formats.items():
+        proof = manifest["proof"]
+        assert (proof is None) == (name == "dense")
+        if proof is not None:
+            assert proof["packed"] == pytest.approx(proof["measured"], rel=1e-3)
+            assert proof["linears"] == 42
+            assert "## Refined" in (tmp_path / "models" / name / "README.md").read_text()
 
 
 @pytest.mark.slow
