@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -77,12 +78,17 @@ def assert_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code_steps", [0, 4])
-@pytest.mark.parametrize("layout", ["qwen2", "gemma2", "opt", "gpt-neox"])
+@pytest.mark.parametrize(
+    ("layout", "code_steps"),
+    [
+        *product(["qwen2", "gemma2", "opt", "gpt-neox"], [0, 4]),
+        *product(["mixtral", "qwen2-moe", "deepseek-v3"], [0]),
+    ],
+)
 def test_refining_block_by_block_gives_the_same_bits(layout: str, code_steps: int, tmp_path: Path) -> None:
-    """Scales, norms, biases, codes that moved, looks and scores are those of the model in memory."""
+    """Scales, norms, biases, codes that moved, looks and scores are those of the model in memory, of mixtures too."""
     path = tmp_path / "model"
-    tiny.module(tiny.LAYOUTS[layout](), dtype=torch.bfloat16).save_pretrained(path)
+    tiny.module({**tiny.LAYOUTS, **tiny.MIXTURES}[layout](), dtype=torch.bfloat16).save_pretrained(path)
     AutoTokenizer.from_pretrained(MODEL_DIRECTORY).save_pretrained(path)
     options = replace(OPTIONS, code_steps=code_steps)
     model = loaded(str(path), tmp_path, "bfloat16", streamed=True)
