@@ -84,21 +84,29 @@ class Refined:
     def unfolded(self, blocks: Sequence[Block], folded: Mapping[str, FoldedScales]) -> dict[str, Tensor]:
         """Return the vectors as they are in a model whose scales were not folded, float32 by name."""
         vectors = {name: vector.float().clone() for name, vector in self.vectors.items()}
-        for site in (site for block in blocks for site in block.sites):
-            first, producer = site.linears[0].name, site.producer
-            scale = folded[first].inputs if first in folded else None
-            if scale is not None and isinstance(producer, NormRole):
-                weight, bias = f"{producer.name}.weight", f"{producer.name}.bias"
-                if weight in vectors:
-                    vectors[weight] = (producer.offset + vectors[weight]) * scale.cpu() - producer.offset
-                if bias in vectors:
-                    vectors[bias] *= scale.cpu()
+        for norm, scale in _scales_of_norms(blocks, folded):
+            weight, bias = f"{norm.name}.weight", f"{norm.name}.bias"
+            if weight in vectors:
+                vectors[weight] = (norm.offset + vectors[weight]) * scale - norm.offset
+            if bias in vectors:
+                vectors[bias] *= scale
         for linear in coded(blocks, folded):
             bias, divisor = _bias_name(linear), folded[linear.name].outputs
             if divisor is not None and bias in vectors:
                 rows = slice(None) if linear.rows is None else linear.rows.cpu()
                 vectors[bias][rows] *= divisor.cpu()
         return vectors
+
+
+def _scales_of_norms(blocks: Sequence[Block], folded: Mapping[str, FoldedScales]) -> Iterator[tuple[NormRole, Tensor]]:
+    """Yield every norm that a scale was folded into, once, with the scale `[N]` on the CPU; experts share both."""
+    norms: dict[str, tuple[NormRole, Tensor]] = {}
+    for site in (site for block in blocks for site in block.sites):
+        first = site.linears[0].name
+        scale = folded[first].inputs if first in folded else None
+        if scale is not None and isinstance(site.producer, NormRole):
+            norms.setdefault(site.producer.name, (site.producer, scale.cpu()))
+    return iter(norms.values())
 
 
 def coded(blocks: Sequence[Block], named: Container[str]) -> Iterator[LinearRole]:

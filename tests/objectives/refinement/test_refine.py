@@ -34,7 +34,7 @@ AWQ = Setting(method="gw-awq", group_size=32, symmetric=False, n_calib=8, n_grid
 PLAN = Plan.uniform(AWQ)
 OPTIONS = RefinementOptions(rate=1e-2, batch_tokens=64, passes=2, code_steps=0)
 STEPS = 10
-OTHERS = ("gemma2", "opt", "gpt-neox")
+OTHERS = ("gemma2", "opt", "gpt-neox", "mixtral", "qwen2-moe")
 TEXT = RefinementText(
     training=replace(tiny.sequences([16] * 20, seed=3), source="some text"),
     validation=replace(tiny.sequences([16] * 6, seed=4), source="some text"),
@@ -352,8 +352,9 @@ def test_other_codes_than_those_that_were_refined_are_refused(bench: Bench, usua
 
 @pytest.mark.parametrize("layout", ["phi3", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_every_kind_of_layout_is_refined(layout: str, tmp_path: Path) -> None:
-    """Fused Linears, norms with an offset, biases of norms; with folded scales undone it scores the same."""
-    bench = tiny.bench(tiny.complete(layout, torch.bfloat16), tmp_path / "home")
+    """Fused Linears, norms with an offset or read by experts, biases of norms; without folded scales it is the same."""
+    layouts = {**tiny.LAYOUTS, **tiny.MIXTURES}
+    bench = tiny.bench(tiny.model(layouts[layout](), dtype=torch.bfloat16), tmp_path / "home")
     store = ResultStore(Paths(tmp_path / "home").results)
     refined = refined_by(bench, store, replace(OPTIONS, rate=1e-3))
     assert refined.refinement.kept_step > 0
