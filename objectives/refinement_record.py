@@ -109,7 +109,7 @@ class RefinementTrial:
         steps: Of the optimizer that were taken.
         kl: Its least KL on what is held back, nats per token.
         finished: Whether all steps were taken.
-        given_up: Whether they were not because others were nearer.
+        pruned: Whether they were not because others were nearer.
     """
 
     rate: float
@@ -121,7 +121,7 @@ class RefinementTrial:
     steps: int
     kl: float
     finished: bool
-    given_up: bool
+    pruned: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +191,8 @@ class Refinement:
     def _chosen(self) -> str:
         if not self.trials:
             return ""
-        given_up = sum(trial.given_up for trial in self.trials)
-        return f", the nearest of {len(self.trials)} refinements ({given_up} given up on the way; rate {self.rate:.2g})"
+        pruned = sum(trial.pruned for trial in self.trials)
+        return f", the nearest of {len(self.trials)} refinements ({pruned} pruned; rate {self.rate:.2g})"
 
     def _moved(self) -> list[str]:
         if self.moves is None or not self.moves.kept:

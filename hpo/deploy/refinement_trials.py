@@ -1,6 +1,6 @@
 """Several refinements of one winner, of which the nearest to full precision on what is held back is kept.
 
-Responsible for what is tried after the options that were given, for giving up what is behind, and for ending in time.
+Responsible for what is tried after the options that were given, for pruning what is behind, and for ending in time.
 Reads only what refining itself holds back, so that no other text chooses. The same seed tries the same, whether it was
 ended in between or not.
 """
@@ -97,20 +97,20 @@ class _Watch:
 
     def __init__(self, trial: optuna.Trial) -> None:
         self._trial, self._told = trial, 0
-        self.gave_up = False
+        self.pruned = False
 
     def __call__(self, looks: Sequence[HeldBack]) -> bool:
         for look in looks[self._told :]:
             self._trial.report(look.kl, self._told)
             self._told += 1
-            self.gave_up = self.gave_up or bool(self._trial.should_prune())
-        return not self.gave_up
+            self.pruned = self.pruned or bool(self._trial.should_prune())
+        return not self.pruned
 
 
 def refine_best(stage: Stage, progress: Progress) -> Refined:
     """Refine as often as was asked for, first with the options that were given, and return the best.
 
-    A refinement is given up from the middle of its looks on where it was never as near to full precision as the best
+    A refinement is pruned from the middle of its looks on where it was never as near to full precision as the best
     quarter of those before it was after as many; so the nearest never is. Where time runs out, it is the nearest until
     then, and the same call goes on.
 
@@ -120,7 +120,7 @@ def refine_best(stage: Stage, progress: Progress) -> Refined:
     if stage.key not in stage.store:
         made = _search(stage, progress)
         trials = tuple(trial for trial, _ in made)
-        if len(made) < stage.trials or not (trials[-1].finished or trials[-1].given_up):
+        if len(made) < stage.trials or not (trials[-1].finished or trials[-1].pruned):
             nearest = min((refined for _, refined in made), key=lambda refined: refined.refinement.after)
             return _telling_of(trials, nearest)
         stage.store.save(stage.key, {"trials": encode(trials)}, {})
@@ -166,8 +166,8 @@ def _search(stage: Stage, progress: Progress) -> list[tuple[RefinementTrial, Ref
         if finished:
             # Where time ended it the last look is out of turn, and nothing to be compared with those of others.
             watch(refined.refinement.looks)
-        made.append((_tried(options, refined, finished=finished, given_up=watch.gave_up and not finished), refined))
-        if not finished and not watch.gave_up:
+        made.append((_tried(options, refined, finished=finished, pruned=watch.pruned and not finished), refined))
+        if not finished and not watch.pruned:
             break
         study.tell(trial, refined.refinement.after)
     return made
@@ -216,7 +216,7 @@ def _numbered(progress: Progress, number: int, trials: int) -> Progress:
     return telling
 
 
-def _tried(options: RefinementOptions, refined: Refined, *, finished: bool, given_up: bool) -> RefinementTrial:
+def _tried(options: RefinementOptions, refined: Refined, *, finished: bool, pruned: bool) -> RefinementTrial:
     return RefinementTrial(
         rate=options.rate,
         passes=options.passes,
@@ -227,7 +227,7 @@ def _tried(options: RefinementOptions, refined: Refined, *, finished: bool, give
         steps=refined.refinement.steps,
         kl=refined.refinement.after,
         finished=finished,
-        given_up=given_up,
+        pruned=pruned,
     )
 
 

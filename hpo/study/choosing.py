@@ -111,7 +111,7 @@ def _notes(trial: TrialRecord) -> list[str]:
     if trial.state == "PRUNED":
         guess = f" (estimated: {trial.objective.number(trial.estimate.value)})" if trial.estimate else ""
         label = trial.objective.label
-        return [f"trial {trial.number} was given up before all text was read; its {label} is not known{guess}"]
+        return [f"trial {trial.number} was pruned before all text was read; its {label} is not known{guess}"]
     if trial.state == "FAIL":
         return [f"trial {trial.number} failed ({trial.reason or trial.outcome}), so its setting may fail again"]
     return [

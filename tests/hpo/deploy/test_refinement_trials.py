@@ -1,4 +1,4 @@
-"""Several refinements of one winner: which are tried, which is kept, what is given up, and what survives a kill."""
+"""Several refinements of one winner: which are tried, which is kept, what is pruned, and what survives a kill."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -58,15 +58,15 @@ def test_the_nearest_of_all_is_kept(bench: Bench, usual: Refined, home: Path) ->
     again = refine(bench, PLAN, TEXT, alone, ResultStore(Paths(home / "other").results), silent)
     assert again.key == usual.key
     assert tiny.same_bits(dict(again.scales), dict(usual.scales))
-    behind = sum(trial.given_up for trial in tried)
+    behind = sum(trial.pruned for trial in tried)
     assert usual.refinement.sentence().endswith(
-        f"of 5 refinements ({behind} given up on the way; rate {nearest.rate:.2g})"
+        f"of 5 refinements ({behind} pruned; rate {nearest.rate:.2g})"
     )
 
 
-def test_what_is_behind_is_given_up_in_the_middle(usual: Refined) -> None:
+def test_what_is_behind_is_pruned_in_the_middle(usual: Refined) -> None:
     """It was farther away than the nearest, and did not take all of its steps."""
-    behind = [trial for trial in usual.refinement.trials if trial.given_up]
+    behind = [trial for trial in usual.refinement.trials if trial.pruned]
     assert behind
     for trial in behind:
         steps = len(replace(GIVEN, passes=trial.passes, batch_tokens=trial.batch_tokens).steps(TEXT.training))
@@ -178,7 +178,7 @@ def test_a_look_out_of_turn_gives_nothing_up(bench: Bench, tmp_path: Path, monke
     first, second = refine_best(two, silent).refinement.trials
     assert first.finished
     assert not second.finished
-    assert not second.given_up
+    assert not second.pruned
     assert two.key not in two.store
 
 

@@ -46,7 +46,7 @@ def test_a_completed_trial_is_chosen_without_a_word(which: str, number: int) -> 
 @pytest.mark.parametrize(
     ("which", "said"),
     [
-        ("2", "trial 2 was given up before all text was read; its perplexity is not known (estimated: 8.500)"),
+        ("2", "trial 2 was pruned before all text was read; its perplexity is not known (estimated: 8.500)"),
         ("3", "trial 3 failed (out of memory), so its setting may fail again"),
         ("4", "trial 4 is not measured yet (running); its perplexity is not known"),
     ],
