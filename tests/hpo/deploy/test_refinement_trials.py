@@ -59,9 +59,7 @@ def test_the_nearest_of_all_is_kept(bench: Bench, usual: Refined, home: Path) ->
     assert again.key == usual.key
     assert tiny.same_bits(dict(again.scales), dict(usual.scales))
     behind = sum(trial.pruned for trial in tried)
-    assert usual.refinement.sentence().endswith(
-        f"of 5 refinements ({behind} pruned; rate {nearest.rate:.2g})"
-    )
+    assert usual.refinement.sentence().endswith(f"of 5 refinements ({behind} pruned; rate {nearest.rate:.2g})")
 
 
 def test_what_is_behind_is_pruned_in_the_middle(usual: Refined) -> None:
