@@ -41,10 +41,11 @@ USUAL = RefinementOptions()
 CHANGED = {
     "defaults": USUAL,
     "drift .05": replace(USUAL, code_drift=0.05),
-    "drift .2": replace(USUAL, code_drift=0.2),
+    "drift .1": replace(USUAL, code_drift=0.1),
     "drift .4": replace(USUAL, code_drift=0.4),
     "25 steps": replace(USUAL, code_steps=25),
     "100 steps": replace(USUAL, code_steps=100),
+    "100 steps of drift .4": replace(USUAL, code_steps=100, code_drift=0.4),
     "codes stay": replace(USUAL, code_steps=0),
     "rate 5e-4": replace(USUAL, rate=5e-4),
     "rate 2e-3": replace(USUAL, rate=2e-3),

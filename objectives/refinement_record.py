@@ -8,7 +8,7 @@ from dataclasses import dataclass
 PART_NAMES = {"scales": "group scales", "norms": "norms", "biases": "biases"}
 """What can be tuned, by the name that options give it."""
 PARTS = tuple(PART_NAMES)
-CODE_DRIFT = 0.1
+CODE_DRIFT = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)

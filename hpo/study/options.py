@@ -145,7 +145,7 @@ class RefineOptions:
         "refining", 50, "steps per block in which codes may move by one; 0 leaves them as rounded", metavar="N"
     )
     refine_drift: float = option(
-        "refining", 0.1, "how near to its boundary a code must be to move, in steps between codes", metavar="D"
+        "refining", 0.2, "how near to its boundary a code must be to move, in steps between codes", metavar="D"
     )
     refine_parts: str = option(
         "refining", "scales,norms,biases", "what is tuned after the codes, by commas", metavar="PARTS"
