@@ -8,7 +8,8 @@ from dataclasses import dataclass
 PART_NAMES = {"scales": "group scales", "norms": "norms", "biases": "biases"}
 """What can be tuned, by the name that options give it."""
 PARTS = tuple(PART_NAMES)
-CODE_DRIFT = 0.2
+UNSAID_DRIFT, UNSAID_TOKENS = 0.1, 2048
+"""What manifests of before they said it were made with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class CodeMoves:
 
     steps: int
     sequences: int
-    drift: float = CODE_DRIFT
+    drift: float = UNSAID_DRIFT
     share: float
     before: float
     after: float
@@ -114,10 +115,10 @@ class RefinementTrial:
 
     rate: float
     passes: int
-    batch_tokens: int = 2048
+    batch_tokens: int = UNSAID_TOKENS
     parts: tuple[str, ...] = PARTS
     code_steps: int
-    code_drift: float = CODE_DRIFT
+    code_drift: float = UNSAID_DRIFT
     steps: int
     kl: float
     finished: bool

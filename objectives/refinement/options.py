@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from objectives.errors import InputError
-from objectives.refinement_record import CODE_DRIFT, PARTS, HeldBack
+from objectives.refinement_record import PARTS, HeldBack
 from objectives.text.sequences import Sequences
 
-RATE, BATCH_TOKENS, PASSES, CODE_STEPS = 1e-3, 2048, 1, 50
+RATE, BATCH_TOKENS, PASSES, CODE_STEPS, CODE_DRIFT = 1e-3, 2048, 1, 50, 0.2
 WARM_UP = 0.1
 """Of all steps: so long does the rate rise."""
 

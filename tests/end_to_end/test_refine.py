@@ -204,7 +204,7 @@ def test_what_a_study_recommends_is_refined_and_confirmed(
         min(look["kl"] for look in manifest["refinement"]["looks"])
     )
     assert "the nearest of 2 refinements" in refined["tuned"]
-    assert (target / "README.md").read_text().count("| 5 | 0.1 | scales, norms, biases | 0.003 | 2048 | 3 |") == 1
+    assert (target / "README.md").read_text().count("| 5 | 0.2 | scales, norms, biases | 0.003 | 2048 | 3 |") == 1
     for source, change in gains.items():
         assert change["before"] == pytest.approx(kl[recommended, source], rel=1e-9)
         assert change["after"] == pytest.approx(kl[f"{recommended} refined", source], rel=1e-9)

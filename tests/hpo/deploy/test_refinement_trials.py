@@ -209,13 +209,13 @@ def test_what_is_tried_is_around_the_options_that_were_given() -> None:
     assert choices(space, "batch_tokens") == {20, 40, 80}
     assert choices(space, "parts") == {"scales,norms,biases", "scales"}
     assert choices(space, "code_steps") == {3, 6, 0}
-    assert choices(space, "code_drift") == {0.1, 0.2, 0.05}
+    assert choices(space, "code_drift") == {0.2, 0.4, 0.1}
     fixed = replace(GIVEN, batch_tokens=16, parts=("norms",), code_steps=0)
     space = refinement_trials._space(fixed, TEXT.training)
     assert choices(space, "batch_tokens") == {16, 32}
     assert choices(space, "parts") == {"norms"}
     assert choices(space, "code_steps") == {0}
-    assert choices(space, "code_drift") == {0.1}
+    assert choices(space, "code_drift") == {0.2}
 
 
 def choices(space: dict[str, Any], name: str) -> set[Any]:

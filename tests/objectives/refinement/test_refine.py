@@ -325,7 +325,7 @@ def test_what_has_no_codes_is_refused(bench: Bench, store: ResultStore, setting:
         ({"passes": 0}, "0 passes in steps of 2048 tokens read nothing"),
         ({"timeout": 0.0}, "--refine-timeout 0 is not above 0"),
         ({"code_steps": -1}, "--refine-codes -1 is less than 0"),
-        ({"code_drift": 0.0}, "--refine-drift 0 is not above 0 and at most 1; 0.1 is usual"),
+        ({"code_drift": 0.0}, "--refine-drift 0 is not above 0 and at most 1; 0.2 is usual"),
         ({"code_drift": 1.5}, "--refine-drift 1.5 is not above 0"),
         ({"parts": ("scales", "zeros")}, "--refine-parts has zeros; give some of scales,norms,biases"),
         ({"parts": ()}, "--refine-parts is empty; give some of scales,norms,biases"),
