@@ -1,4 +1,4 @@
-"""What of a search space a runtime loads.
+"""What of a search space a runtime loads, and loads at the size that is counted.
 
 Responsible for asking the deployment of every combination that formats can tell apart, so that what can be loaded
 stands with the formats alone. May assume a valid space; without a model only what holds for every model is judged.
@@ -54,7 +54,17 @@ def loadable(
         reason = reasons[0].partition(";")[0] if reasons else ""
         space, notice = space.limited(name, loaded, reason)
         notices += [notice] if notice else []
-    return space, notices
+    space, notice = _of_one_size(space, deployment)
+    return space, [*notices, notice] if notice else notices
+
+
+def _of_one_size(space: Space, deployment: Deployment) -> tuple[Space, str | None]:
+    """Leave out symmetric codes where they take the bits of asymmetric ones; whoever gave them alone has them."""
+    limits = deployment.form.limits
+    if limits is None or not limits.always_zero_points or set(space.values("symmetric")) != {True, False}:
+        return space, None
+    reason = f"{limits.name} stores a zero point for every group, so that they are as large as asymmetric codes"
+    return space.limited("symmetric", {False}, reason)
 
 
 def _refusal(setting: Setting, deployment: Deployment, bench: Bench | None, allocated: bool) -> str | None:

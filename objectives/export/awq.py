@@ -27,7 +27,7 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 class Awq(RuntimeFormat):
     """The AWQ format, whose kernels in vLLM take groups of 32, 64, 128 or rows."""
 
-    limits = Limits(name="awq", groups=(32, 64, 128), multiple=8, splits=True)
+    limits = Limits(name="awq", groups=(32, 64, 128), always_zero_points=True, multiple=8, splits=True)
     specification = "awq"
     packages = ("transformers", "gptqmodel")
 

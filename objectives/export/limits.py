@@ -30,6 +30,7 @@ class Limits:
         groups: Group sizes that its runtimes have kernels for; None for any.
         per_row: Whether it has one scale per row.
         zero_points: Whether codes may count from zero, with a zero point per group.
+        always_zero_points: Whether it stores one for every group, of symmetric codes too, which are then no smaller.
         several_schemes: Whether Linears may have different schemes.
         multiple: What inputs and outputs of a Linear have to be multiples of.
         experts: Whether it has matrices of experts one by one, of one scheme with all Linears.
@@ -41,6 +42,7 @@ class Limits:
     groups: tuple[int, ...] | None = None
     per_row: bool = True
     zero_points: bool = True
+    always_zero_points: bool = False
     several_schemes: bool = False
     multiple: int = 1
     experts: bool = False

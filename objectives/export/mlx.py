@@ -25,7 +25,7 @@ from quant.scheme import IntWeight, scale_type
 class Mlx(RuntimeFormat):
     """The affine format of MLX, which has groups of 32, 64 and 128."""
 
-    limits = Limits(name="mlx", groups=(32, 64, 128), per_row=False, multiple=8)
+    limits = Limits(name="mlx", groups=(32, 64, 128), per_row=False, always_zero_points=True, multiple=8)
     specification = "mlx"
     runtime = "mlx-package"
     packages = ("mlx",)

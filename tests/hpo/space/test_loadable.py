@@ -24,10 +24,10 @@ from tests.objectives import tiny
     ],
 )
 def test_group_sizes_are_those_that_a_runtime_has_kernels_for(runtime: str, sizes: list[int]) -> None:
-    """The rest is left out, with the reason; so are zero points, which vLLM does not load from GPTQ."""
+    """The rest is left out, with the reason; so are zero points where none are loaded, and codes that save none."""
     space, notices = loadable(make_space(Setting(), INGREDIENTS), Deployment(runtime=runtime))
     assert space.sizes("group_size") == sizes
-    assert set(space.values("symmetric")) == ({True} if runtime == "gptq" else {True, False})
+    assert set(space.values("symmetric")) == {"gptq": {True}, "vllm": {True, False}}.get(runtime, {False})
     lost = {
         "vllm": [],
         "gptq": [
@@ -35,7 +35,22 @@ def test_group_sizes_are_those_that_a_runtime_has_kernels_for(runtime: str, size
             "symmetric false left out: vLLM for gptq has no kernel for zero points",
         ],
     }
-    assert notices == lost.get(runtime, [f"group_size 256 left out: {runtime} has no kernel for groups of 256"])
+    no_smaller = f"{runtime} stores a zero point for every group, so that they are as large as asymmetric codes"
+    both = [
+        f"group_size 256 left out: {runtime} has no kernel for groups of 256",
+        f"symmetric true left out: {no_smaller}",
+    ]
+    assert notices == lost.get(runtime, both)
+
+
+@pytest.mark.parametrize("runtime", ["awq", "mlx"])
+def test_symmetric_codes_are_searched_where_they_are_all_that_was_given(runtime: str) -> None:
+    """Their format holds them, though no smaller."""
+    space, notices = loadable(
+        make_space(Setting(), {"symmetric": "true", "group_size": "64"}), Deployment(runtime=runtime)
+    )
+    assert space.values("symmetric") == [True]
+    assert notices == []
 
 
 def test_a_size_that_is_left_is_fixed() -> None:
