@@ -12,8 +12,9 @@ from hpo.study.contract import Contract
 from hpo.study.options import BenchOptions
 from objectives.evaluation import BenchPlan
 from objectives.model.loading import BUNDLED, ModelPlan
+from objectives.text.bos import Beginning
 from objectives.text.dealing import Part
-from objectives.text.sequences import Beginning, Protocol, TextPlan
+from objectives.text.sequences import Protocol, TextPlan
 
 BUNDLED_LENGTH, HUB_LENGTH = 256, 512
 BUNDLED_DATA, HUB_DATA = "bundled:docstrings,bundled:topics", "c4"

@@ -18,21 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from objectives.errors import InputError
+from objectives.text.bos import BEGINNINGS, Beginning, beginning
 from objectives.text.dealing import LEFT_SHARES, Part, deal, deal_left_over, left_over
 from objectives.text.overlap import count_repeats
 from objectives.text.sources import read_documents
 
 Protocol = Literal["documents", "packed"]
-Beginning = Literal["auto", "always", "never"]
 PROTOCOLS: tuple[Protocol, ...] = ("documents", "packed")
-BEGINNINGS: tuple[Beginning, ...] = ("auto", "always", "never")
 MIN_CHARACTERS = 100
 SEPARATOR = "\n\n"
 TOKENIZER_BATCH = 256
 # A first guess at how much text makes the tokens that are wanted.
 CHARACTERS_PER_TOKEN = 5
 DRAWN_FROM = 1024
-ANY_TEXT = "a"
 Piece = tuple[Tensor, Tensor, int, frozenset[int]]
 """Token ids `[L]`, which are scored `[L]`, the document they mostly come from, and all they take something from."""
 
@@ -122,7 +120,7 @@ def prepare_text(plans: Sequence[TextPlan], tokenizer: Any, seed: int = 0) -> li
     pools: dict[TextPlan, Sequences] = {}
     prepared: dict[TextPlan, Sequences] = {}
     for source in dict.fromkeys(plan.source for plan in plans):
-        documents = read_documents(source)
+        documents = read_documents(source, tokenizer)
         readers = [plan for plan in plans if plan.source == source and plan.part not in LEFT_SHARES]
         left = [plan for plan in plans if plan.source == source and plan.part in LEFT_SHARES]
         dealt = deal(documents, [plan.part for plan in readers], seed) if readers else {}
@@ -169,24 +167,6 @@ def _sequences(pieces: Sequence[Piece], tokenizer: Any, plan: TextPlan) -> Seque
     )
 
 
-def beginning(tokenizer: Any, bos: Beginning) -> tuple[int, ...]:
-    """Return the token ids that come before a text.
-
-    Raises:
-        InputError: If there are to be some and the tokenizer has none.
-    """
-    if bos == "never":
-        return ()
-    encoded = tokenizer(ANY_TEXT, return_special_tokens_mask=True)
-    special = [*encoded.special_tokens_mask, 0]
-    usual = tuple(encoded.input_ids[: special.index(0)])
-    if usual or bos == "auto":
-        return usual
-    if tokenizer.bos_token_id is None:
-        raise InputError("the tokenizer has no token that begins a text; use --bos auto or --bos never")
-    return (int(tokenizer.bos_token_id),)
-
-
 def _drawn(pieces: int, plan: TextPlan, seed: int) -> list[int]:
     """Draw the first `plan.count` of so many in a seeded order, the same for every count up to `DRAWN_FROM`.
 
@@ -214,10 +194,17 @@ def _truncated(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iter
             add_special_tokens=plan.bos != "never",
         )
         for (index, _), ids, special in zip(batch, encoded.input_ids, encoded.special_tokens_mask, strict=True):
-            scored = torch.cat([torch.zeros(len(added), dtype=torch.bool), ~torch.tensor(special, dtype=torch.bool)])
+            tokens = torch.tensor(ids, dtype=torch.int64)
+            before = _lacking(added, tokens)
+            scored = torch.cat([torch.zeros(len(before), dtype=torch.bool), ~torch.tensor(special, dtype=torch.bool)])
             scored[:1] = False
             if scored.any():
-                yield torch.cat([added, torch.tensor(ids, dtype=torch.int64)]), scored, index, frozenset((index,))
+                yield torch.cat([before, tokens]), scored, index, frozenset((index,))
+
+
+def _lacking(prefix: Tensor, ids: Tensor) -> Tensor:
+    """Return the prefix, or nothing where `ids` begin with it themselves, as a chat template may have them do."""
+    return prefix[:0] if torch.equal(ids[: len(prefix)], prefix) else prefix
 
 
 def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterator[Piece]:
@@ -228,11 +215,13 @@ def _packed(documents: Sequence[str], tokenizer: Any, plan: TextPlan) -> Iterato
     scored = torch.ones(plan.length, dtype=torch.bool)
     scored[: max(1, len(prefix))] = False
     # One block more than wanted, so that where the text is cut off cannot show in the blocks that are used.
-    tokens = (plan.count + 1) * length
+    tokens = (plan.count + 1) * plan.length
     join = _joined if getattr(tokenizer, "is_fast", False) else _joined_one_by_one
     ids, owners = join(documents, tokenizer, tokens)
-    for begin in range(0, len(ids) - length + 1, length):
-        block = slice(begin, begin + length)
+    end = 0
+    while (begin := end + len(prefix) - len(_lacking(prefix, ids[end:]))) + length <= len(ids):
+        end = begin + length
+        block = slice(begin, end)
         parts = np.bincount(owners[block])
         yield torch.cat([prefix, ids[block]]), scored, int(parts.argmax()), frozenset(parts.nonzero()[0].tolist())
 

@@ -1,8 +1,8 @@
 """Text sources: from the name a user types to a list of documents.
 
 Responsible for reading and for telling documents apart. Names are `bundled:...`, `c4`, `wikitext2`,
-`hub:org/name[:config[:split[:column]]]`, or a local text, JSON lines or parquet file. May assume that the first `POOL`
-documents of a source represent it.
+`hub:org/name[:config[:split[:column]]]`, or a local text, JSON lines or parquet file. A row is a document: its text, or
+its messages as the model's chat template renders them. May assume that the first `POOL` documents represent a source.
 """
 
 import gzip
@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -20,10 +21,12 @@ import pyarrow.parquet
 from objectives.bundled import text as bundled
 from objectives.errors import InputError
 from objectives.model.hub import hub_errors
+from objectives.text.conversations import render
 
 log = logging.getLogger(__name__)
 
 POOL = 10_000
+TEXT, MESSAGES = "text", "messages"
 HUB_NAMES = {"c4": "hub:allenai/c4:en:validation:text", "wikitext2": "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"}
 SUFFIXES = (".txt", ".raw", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 ALLOWED = (
@@ -39,25 +42,29 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
 
 
-def read_documents(source: str) -> list[str]:
+def read_documents(source: str, tokenizer: Any = None) -> list[str]:
     """Read the non-empty documents of a source, at most `POOL`, in its own order.
 
+    Args:
+        source: A name, as above.
+        tokenizer: Of the model; it has the chat template for rows of messages. None where there are no such rows.
+
     Raises:
-        InputError: If the source is unknown, absent, not text or empty.
+        InputError: If the source is unknown, absent, not text or empty, or has messages that cannot be rendered.
     """
-    documents = [text for text in itertools.islice(_documents(source), POOL) if text.strip()]
+    documents = [text for text in itertools.islice(_documents(source, tokenizer), POOL) if text.strip()]
     if not documents:
         raise InputError(f"{source} has no text; {ALLOWED}")
     return documents
 
 
-def _documents(source: str) -> Iterable[str]:
+def _documents(source: str, tokenizer: Any) -> Iterable[str]:
     if source.startswith("bundled:"):
         return _bundled(source)
     name = HUB_NAMES.get(source, source)
     if name.startswith("hub:"):
-        return _articles(_hub(name)) if source == "wikitext2" else _hub(name)
-    return _file(Path(source))
+        return _articles(_hub(name, tokenizer)) if source == "wikitext2" else _hub(name, tokenizer)
+    return _file(Path(source), tokenizer)
 
 
 def _bundled(source: str) -> list[str]:
@@ -72,7 +79,7 @@ def _bundled(source: str) -> list[str]:
     raise InputError(f"{source} is unknown; {ALLOWED}")
 
 
-def _hub(name: str) -> Iterator[str]:
+def _hub(name: str, tokenizer: Any) -> Iterator[str]:
     # Imported here because it takes a second, and most runs read local text.
     import datasets
 
@@ -82,23 +89,24 @@ def _hub(name: str) -> Iterator[str]:
     repository, config, split, column = parts + [""] * (4 - len(parts))
     with hub_errors(f"data set {repository}", datasets.exceptions.DatasetsError, RuntimeError):
         rows = datasets.load_dataset(repository, config or None, split=split or "validation", streaming=True)
-        yield from (_text_of(row, column or "text", name) for row in rows)
+        for number, row in enumerate(rows, 1):
+            yield _text_of(row, column or TEXT, f"{name} row {number}", tokenizer)
 
 
-def _file(path: Path) -> Iterable[str]:
+def _file(path: Path, tokenizer: Any) -> Iterable[str]:
     if not path.is_file():
         raise InputError(f"{path} is not a file; {ALLOWED}")
     reader = next((reader for suffix, reader in _READERS.items() if path.name.endswith(suffix)), None)
     if reader is None:
         raise InputError(f"{path} is of an unknown kind; {ALLOWED}")
     try:
-        return list(itertools.islice(reader(path), POOL))
+        return list(itertools.islice(reader(path, tokenizer), POOL))
     except (UnicodeDecodeError, EOFError, OSError, zlib.error, pa.ArrowException) as error:
         remedy = "; convert it to UTF-8, as with `iconv -t utf-8`" if isinstance(error, UnicodeDecodeError) else ""
         raise InputError(f"{path} cannot be read as {path.suffix}: {' '.join(str(error).split())}{remedy}") from error
 
 
-def _plain(path: Path) -> Iterator[str]:
+def _plain(path: Path, _: Any) -> Iterator[str]:
     """Split at WikiText's article headings where the file has them, at blank lines otherwise."""
     text = path.read_text(encoding=ENCODING)
     if WIKITEXT_HEADING.search(text):
@@ -116,7 +124,7 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
     yield "".join(article)
 
 
-def _json_lines(path: Path) -> Iterator[str]:
+def _json_lines(path: Path, tokenizer: Any) -> Iterator[str]:
     open_text = gzip.open if path.suffix == ".gz" else open
     halves, first = 0, 0
     try:
@@ -124,7 +132,8 @@ def _json_lines(path: Path) -> Iterator[str]:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
-                text, count = LONE_SURROGATE.subn(REPLACEMENT, _text_of_line(line, f"{path} line {number}"))
+                whole = _text_of_line(line, f"{path} line {number}", tokenizer)
+                text, count = LONE_SURROGATE.subn(REPLACEMENT, whole)
                 halves, first = halves + count, first or (number if count else 0)
                 yield text
     finally:
@@ -133,7 +142,7 @@ def _json_lines(path: Path) -> Iterator[str]:
             log.warning("%s: %d halves of characters were replaced, the first in line %d", path, halves, first)
 
 
-def _text_of_line(line: str, where: str) -> str:
+def _text_of_line(line: str, where: str, tokenizer: Any) -> str:
     try:
         row = json.loads(line)
     except RecursionError as error:
@@ -142,25 +151,35 @@ def _text_of_line(line: str, where: str) -> str:
         # Also of numbers that are too long.
         raise InputError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(row, dict):
-        raise InputError(f"{where} is not an object with a text field")
-    return _text_of(row, "text", where)
+        raise InputError(f"{where} is not an object with a field {TEXT!r} or {MESSAGES!r}")
+    return _text_of(row, TEXT, where, tokenizer)
 
 
-def _parquet(path: Path) -> Iterator[str]:
+def _parquet(path: Path, tokenizer: Any) -> Iterator[str]:
     with pyarrow.parquet.ParquetFile(path) as file:
-        if "text" not in file.schema_arrow.names:
-            raise InputError(f"{path} has no column 'text'; it has {', '.join(file.schema_arrow.names)}")
-        for batch in file.iter_batches(batch_size=256, columns=["text"]):
-            yield from (_text_of(row, "text", str(path)) for row in batch.to_pylist())
+        names = file.schema_arrow.names
+        columns = [name for name in (TEXT, MESSAGES) if name in names][:1]
+        if not columns:
+            raise InputError(f"{path} has no column {TEXT!r} or {MESSAGES!r}; it has {', '.join(names)}")
+        batches = file.iter_batches(batch_size=256, columns=columns)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, row in enumerate(rows, 1):
+            yield _text_of(row, TEXT, f"{path} row {number}", tokenizer)
 
 
-def _text_of(row: Mapping[str, object], column: str, where: str) -> str:
-    text = row.get(column)
-    if isinstance(text, str):
-        return text
-    if column not in row:
-        raise InputError(f"{where} has no column {column!r}; it has {', '.join(map(str, row))}")
-    raise InputError(f"{where} holds {type(text).__name__} in {column!r}, not text")
+def _text_of(row: Mapping[str, object], column: str, where: str, tokenizer: Any) -> str:
+    """Return the text of a column, or render the messages in it; a row without `text` may have `messages`."""
+    if column == TEXT and TEXT not in row and MESSAGES in row:
+        return render(row[MESSAGES], tokenizer, where)
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and column != TEXT:
+        return render(value, tokenizer, where)
+    if column in row:
+        raise InputError(f"{where} holds {type(value).__name__} in {column!r}, not text")
+    wanted = f"{TEXT!r} or {MESSAGES!r}" if column == TEXT else repr(column)
+    raise InputError(f"{where} has no column {wanted}; it has {', '.join(map(str, row))}")
 
 
 _KINDS = {".txt": _plain, ".raw": _plain, ".jsonl": _json_lines, ".json": _json_lines, ".parquet": _parquet}

@@ -186,7 +186,7 @@ def test_a_hub_column_that_is_absent_is_refused_with_those_there_are(load: FakeL
     """A missing column names the data set and its columns."""
     load([{"content": "x", "url": "y"}])
     message = refusal("hub:org/name:en:train:body")
-    assert "hub:org/name:en:train:body has no column 'body'; it has content, url" in message
+    assert "hub:org/name:en:train:body row 1 has no column 'body'; it has content, url" in message
 
 
 # Bad input
@@ -280,10 +280,10 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pyt
     ("second", "said"),
     [
         ("{broken", "line 3 is not JSON"),
-        ('"a text"', "line 3 is not an object with a text field"),
+        ('"a text"', "line 3 is not an object with a field 'text' or 'messages'"),
         ("[1, 2]", "line 3 is not an object"),
         ("null", "line 3 is not an object"),
-        ('{"content": "x", "url": "y"}', "line 3 has no column 'text'; it has content, url"),
+        ('{"content": "x", "url": "y"}', "line 3 has no column 'text' or 'messages'; it has content, url"),
         ('{"text": 3}', "line 3 holds int in 'text', not text"),
         ('{"text": null}', "line 3 holds NoneType in 'text', not text"),
         ('{"text": ["x"]}', "line 3 holds list in 'text', not text"),
@@ -301,10 +301,10 @@ def test_a_bad_json_line_is_refused_with_its_number(tmp_path: Path, name: str, s
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"content": ["x"], "url": ["y"]}, "has no column 'text'; it has content, url"),
-        ({"text": [1, 2]}, "holds int in 'text', not text"),
-        ({"text": ["x", None]}, "holds NoneType in 'text', not text"),
-        ({"text": [{"inner": "x"}]}, "holds dict in 'text', not text"),
+        ({"content": ["x"], "url": ["y"]}, "has no column 'text' or 'messages'; it has content, url"),
+        ({"text": [1, 2]}, "row 1 holds int in 'text', not text"),
+        ({"text": ["x", None]}, "row 2 holds NoneType in 'text', not text"),
+        ({"text": [{"inner": "x"}]}, "row 1 holds dict in 'text', not text"),
     ],
 )
 def test_a_bad_parquet_column_is_refused(tmp_path: Path, columns: dict[str, list[object]], said: str) -> None:
