@@ -41,7 +41,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"cache", "results", "studies"},
     ),
     "objectives": (
-        {"errors", "progress", "stopwatch", "bundled", "divergence", "refinement_record"},
+        {"errors", "progress", "stopwatch", "bundled", "divergence", "refinement_record", "versions"},
         {"model"},
         {"text", "suitability", "plan_files", "quantized_blocks"},
         {"forward", "calibration", "limits"},

@@ -56,11 +56,23 @@ class LazyParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
+class ShowVersion(argparse.Action):
+    """Prints the version and ends. It is looked up only then, because that takes longer than parsing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print what `--version` asks for."""
+        from objectives.versions import project_version
+
+        print(f"{PROGRAM} {project_version()}")
+        parser.exit()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of all commands; what it parses has the command's `run` among the options."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Hyperparameter optimization for INT4 quantization of causal language models."
     )
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=LazyParser)
     for name, summary in COMMANDS.items():
         commands.add_parser(name, help=summary, fill=_filler(name))

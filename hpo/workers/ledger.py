@@ -9,7 +9,6 @@ import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib.metadata import version
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -46,6 +45,7 @@ from hpo.workers.queue import Queue
 from objectives.scoring import Score
 from objectives.text.sequences import Sequences
 from objectives.trial import TrialResult
+from objectives.versions import versions
 from quant.setting import Setting
 from storage.errors import DamagedEntryError
 from storage.results import ResultStore
@@ -176,8 +176,6 @@ def _size_class(trial: FrozenTrial) -> SizeClass:
     return size_class_of(decode(Setting, trial.user_attrs[SETTING], f"trial {trial.number}: setting"))
 
 
-def versions() -> dict[str, str]:
+def trial_versions() -> dict[str, str]:
     """List the versions that a trial's numbers may depend on."""
-    return {name: version(name) for name in ("praqtune", "torch", "transformers")} | {
-        "python": platform.python_version()
-    }
+    return versions() | {"python": platform.python_version()}

@@ -27,7 +27,7 @@ from hpo.study.record import ENDED, StudyRecord, TrialRecord, read_study, trial_
 from hpo.workers.failures import failure_in, failure_of, require_some_success
 from hpo.workers.heartbeat import Heartbeat
 from hpo.workers.interrupts import Interrupts
-from hpo.workers.ledger import Ledger, versions
+from hpo.workers.ledger import Ledger, trial_versions
 from hpo.workers.measuring import Planned
 from hpo.workers.queue import Queue
 from objectives.errors import InputError
@@ -224,7 +224,7 @@ class Worker:
 
     def _result(self, trial: Trial, setting: Setting, heartbeat: Heartbeat) -> TrialResult:
         record = self._patiently(lambda: trial_record(self.queue.storage.get_trial(trial._trial_id), self.objective))
-        self._patiently(lambda: self.ledger.write(trial, VERSIONS, versions()))
+        self._patiently(lambda: self.ledger.write(trial, VERSIONS, trial_versions()))
 
         def go_on(look: Score) -> bool:
             self.interrupts.check()

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from objectives.model.provenance import FORMAT, RECORD, ModelOrigin
@@ -18,12 +17,11 @@ from objectives.quantization import model_size
 from objectives.quantized_blocks import LayerResult
 from objectives.refinement_record import Refinement
 from objectives.trial import Bench
+from objectives.versions import versions
 from quant.plan import MIXED, Plan
 from quant.sizes import ModelSize
 from storage.files import write_file
 from storage.typed_json import encode
-
-VERSIONS_OF = ("praqtune", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +157,7 @@ def make_manifest(bench: Bench, plan: Plan, layers: Sequence[LayerResult], weigh
             fingerprint=text.fingerprint(),
             route_all=bench.calibration.route_all,
         ),
-        versions={package: _version(package) for package in VERSIONS_OF},
+        versions=versions(),
         layers=tuple(layers),
         refinement=None if refined is None else refined.refinement,
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
