@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from storage.paths import Paths
 
 ALLOCATED = "its recipe is used, and bits are allocated under the budget: no trial of the study measured that"
+UNPROVEN = (
+    f"{DEFAULT_FORMAT} weights are of full size, and no fresh process has proven them; to ship the model, give another "
+    f"--format: {', '.join(name for name in FORMATS if name != DEFAULT_FORMAT)}"
+)
 EXAMPLES = """examples:
   %(prog)s --method gw-awq --group-size 64 --output-dir awq-64
   %(prog)s --model org/name --calib-data wikitext2 --method gwh-praq-v2 --beta 0.3 --tau 2.5 --output-dir ./v2
@@ -60,9 +64,7 @@ def add_flags(parser: ArgumentParser) -> None:
     )
     add_plan_flags(group)
     add_storage_flag(group)
-    group.add_argument(
-        "--format", metavar="F[,F...]", default=DEFAULT_FORMAT, help=f"one or several of {formats_help()}"
-    )
+    group.add_argument("--format", metavar="F[,F...]", help=f"one or several of {formats_help()}")
     group.add_argument(
         "--tensor-parallel",
         metavar="N",
@@ -90,16 +92,20 @@ def run(parsed: Namespace) -> None:
     paths = paths_of(parsed)
     chosen, plan, notes = what_to_write(parsed, paths)
     refining = make_refining(options_of(parsed, RefineOptions), plan.seed)
-    directories = directories_of(parsed.format, parsed.output_dir)
+    formats = DEFAULT_FORMAT if parsed.format is None else parsed.format
+    directories = directories_of(formats, parsed.output_dir)
     with progress_display(parsed.quiet) as progress:
         written = deploy(plan, chosen, directories, paths, progress, refining, parsed.tensor_parallel)
     notes = list(dict.fromkeys([*notes, *(note for model in written.values() for note in model.notes)]))
+    if parsed.format is None:
+        # Whoever names it knows what it is.
+        notes.append(UNPROVEN)
     facts = {name: facts_of(model, notes) for name, model in written.items()}
     [first, *others] = written.values()
     if others:
         output(parsed, {"formats": facts}, notes, *several_tables(list(written.values())))
     else:
-        output(parsed, facts[parsed.format.strip()], notes, written_table(first))
+        output(parsed, facts[formats.strip()], notes, written_table(first))
 
 
 def directories_of(formats: str, directory: Path) -> dict[str, Path]:

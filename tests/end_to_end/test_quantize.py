@@ -34,7 +34,9 @@ def _home(small_study: SmallStudy, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_method_is_written_as_it_was_measured(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
     """The directory loads like any other, in the model's type, and scores the method's perplexity."""
     target = tmp_path / "made" / "awq"
-    found = printed(capsys, "quantize", *small_study.flags, *METHOD, "--output-dir", str(target))
+    where = ["--format", "dense", "--output-dir", str(target)]
+    found = printed(capsys, "quantize", *small_study.flags, *METHOD, *where)
+    assert not [note for note in found["notes"] if "dense" in note]
     assert (found["method"], found["bits_per_weight"], found["directory"]) == ("gw-awq", 4.25, str(target))
     assert found["parameters"]["n_calib"] == 16
     assert found["disk_bytes"] == sum(path.stat().st_size for path in target.iterdir())
@@ -82,14 +84,18 @@ def test_a_reference_that_wins_is_written_and_the_reason_is_said(capsys: Any, tm
 def test_the_best_trial_is_written_as_the_study_measured_it(
     capsys: Any, small_study: SmallStudy, tmp_path: Path
 ) -> None:
-    """With nothing but the study's name and that word: model, text and setting are its own."""
+    """With nothing but the study's name and that word: model, text and setting are its own, and a note says that the
+    default format is not one to ship."""
     best = printed(capsys, "show", "--study", "small")["best"]
     target = tmp_path / "best"
     found = printed(capsys, "quantize", "--study", "small", "--trial", "best", "--output-dir", str(target))
     reads = {"beta", "tau", "n_grid", "n_calib", "group_size"}
     assert {name: found["parameters"][name] for name in reads} == {name: best["params"][name] for name in reads}
     assert found["bits_per_weight"] == best["bits_per_weight"]
-    assert found["notes"] == []
+    assert found["notes"] == [
+        "dense weights are of full size, and no fresh process has proven them; to ship the model, give another "
+        "--format: compressed-tensors, gptq, awq, gguf, gguf-q8, mlx"
+    ]
     contract = printed(capsys, "show", "--study", "small")["contract"]
     tuning = pinned(ResultStore(Paths(small_study.home).results), f"text-{contract['tuning']['fingerprint']}")
     model = load_model(ModelPlan(name=str(target), dtype=contract["model"]["dtype"], accept_quantized=True))
