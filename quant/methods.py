@@ -26,6 +26,7 @@ class Method:
         error_weights: How the output errors are weighted in the loss.
         per_row: True for one scale per output row instead of groups.
         keeps_rows: True to leave the rows of the most important outputs in 16 bit.
+        in_groups: The method that does the same with a scale per group; empty where there is none.
         parameters: The fields of `Setting` that this method reads beyond the grid and the calibration size.
     """
 
@@ -37,6 +38,7 @@ class Method:
     error_weights: ErrorWeights = "uniform"
     per_row: bool = False
     keeps_rows: bool = False
+    in_groups: str = ""
     parameters: tuple[str, ...] = ()
 
     @property
@@ -61,13 +63,14 @@ METHODS = {
     method.name: method
     for method in (
         Method(name="rtn", summary="nearest rounding in groups"),
-        Method(name="rtn-channel", summary="nearest rounding, one scale per output row", per_row=True),
+        Method(name="rtn-channel", summary="nearest rounding, one scale per output row", per_row=True, in_groups="rtn"),
         Method(
             name="awq",
             summary="AWQ with one scale per output row",
             salience="activation",
             normalisation="mean",
             per_row=True,
+            in_groups="gw-awq",
             parameters=("n_grid",),
         ),
         Method(

@@ -5,13 +5,14 @@ scheme, its label, which other settings it equals.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 
 from quant.errors import QuantizationError
 from quant.methods import METHODS, Method
-from quant.parameters import PARAMETERS, Parameters
+from quant.parameters import PARAMETERS, Parameters, Range
 from quant.recipes import recipe_name
 from quant.rounding.rounding import ROUNDINGS
 from quant.scheme import Scheme, scale_type
@@ -141,6 +142,36 @@ class Setting(Parameters):
     def as_dict(self) -> dict[str, object]:
         """Every field by name, JSON-able."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def unread_numbers(settings: Sequence[Setting], names: Iterable[str]) -> list[str]:
+    """Say of every number among these fields that none of the settings reads it, and what to do.
+
+    Names and truths are left out: a study is given all of them, whatever its method is.
+    """
+    read = frozenset[str]().union(*(setting.reads for setting in settings))
+    return [
+        f"{_who_reads_not(settings, name)} {name}; leave {PARAMETERS[name].flag} out{_in_groups(settings, name)}"
+        for name in names
+        if isinstance(PARAMETERS[name].search, Range) and name not in read
+    ]
+
+
+def _who_reads_not(settings: Sequence[Setting], name: str) -> str:
+    if all(setting.is_unquantized for setting in settings):
+        return f"--bits {UNQUANTIZED} does not read"
+    if name == "damping":
+        return f"{' and '.join(dict.fromkeys(setting.rounding for setting in settings))} rounding does not read"
+    methods = list(dict.fromkeys(setting.method for setting in settings))
+    return f"none of {', '.join(methods)} reads" if len(methods) > 1 else f"{methods[0]} does not read"
+
+
+def _in_groups(settings: Sequence[Setting], name: str) -> str:
+    """Name the method that reads a group size and does the same, where there is one."""
+    others = dict.fromkeys(setting.definition.in_groups for setting in settings if setting.definition.in_groups)
+    if name != "group_size" or not others:
+        return ""
+    return f", or give --method {' or '.join(others)}, the same in groups"
 
 
 RECIPE = "recommended-recipe"

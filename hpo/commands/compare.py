@@ -17,6 +17,7 @@ from hpo.commands.flags import (
     options_of,
 )
 from hpo.commands.output import output, report_table
+from hpo.commands.settings import require_read
 from hpo.commands.stores import opened_study, paths_of
 from hpo.study.options import BenchOptions
 
@@ -87,7 +88,9 @@ def compare_plan(parsed: Namespace) -> "ComparePlan":
     from hpo.verdict.snapshot import read_ranked_if_possible
     from objectives.errors import InputError
 
-    settings = method_settings(parsed.methods, given_parameters(parsed, PARAMETER_FLAGS))
+    values = given_parameters(parsed, PARAMETER_FLAGS)
+    settings = method_settings(parsed.methods, values)
+    require_read(settings, values)
     models = model_directories(parsed.models) if parsed.models else {}
     samples = [setting.n_calib for setting in settings]
     record, chosen = None, None

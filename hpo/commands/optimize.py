@@ -23,6 +23,7 @@ from hpo.commands.flags import (
     options_of,
 )
 from hpo.commands.ranking import conclude, report_directory
+from hpo.commands.settings import OWN_GROUP_SIZES
 from hpo.commands.stores import paths_of, storage_url
 from hpo.study.options import BenchOptions, RefineOptions, SearchOptions, WorkerOptions
 from objectives.errors import InputError
@@ -112,7 +113,7 @@ def searched_space(parsed: Namespace) -> "Space":
         values |= read_space_file(Path(parsed.space))
     given = recipe_fields(given_parameters(parsed))
     if "group_size" in {**values, **given} and (hasattr(parsed, "budget") or hasattr(parsed, "front")):
-        raise InputError("under a budget every Linear has a group size of its own; leave --group-size out")
+        raise InputError(OWN_GROUP_SIZES)
     fixed = Setting(**{name: value for name, value in given.items() if name in FIXED})
     return make_space(fixed, {**values, **{name: value for name, value in given.items() if name in SEARCHED}})
 

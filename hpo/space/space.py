@@ -18,7 +18,7 @@ from hpo.space.dimension import DIMENSIONS, Dimension, Number, Value
 from hpo.space.given import CHOICES, parse, several
 from objectives.errors import InputError
 from quant.parameters import PARAMETERS, value_text
-from quant.setting import Setting
+from quant.setting import Setting, unread_numbers
 from storage.typed_json import encode
 
 INGREDIENTS: Mapping[str, object] = {name: list(DIMENSIONS[name].choices) for name in CHOICES}
@@ -48,7 +48,7 @@ class Space:
         numbers = {dimension.name: dimension.low for dimension in self.dimensions if not dimension.choices}
         # A base holds nothing that varies, and whether there is a budget decides what is read.
         base = replace(self.base, **numbers)  # type: ignore[arg-type]
-        return _read(base, [dimension for dimension in self.dimensions if dimension.choices])
+        return _read(_combinations(base, [dimension for dimension in self.dimensions if dimension.choices]))
 
     @property
     def is_front(self) -> bool:
@@ -206,12 +206,9 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
     choices = {name: part for name, part in parts.items() if name in CHOICES}
     searched = {name: part for name, part in choices.items() if isinstance(part, Dimension)}
     base = replace(base, **{name: part for name, part in choices.items() if name not in searched})  # type: ignore[arg-type]
-    read = _read(base, list(searched.values()))
-    problems += [
-        f"{_reader(base, name)} does not read {name}; leave {PARAMETERS[name].flag} out"
-        for name in parts
-        if name not in read and name not in CHOICES
-    ]
+    settings = _combinations(base, list(searched.values()))
+    read = _read(settings)
+    problems += unread_numbers(settings, parts)
     if base.is_unquantized:
         problems = [f"bits {base.bits} leave every weight as it is, and nothing to search; give fewer with --bits"]
     if problems:
@@ -229,14 +226,13 @@ def make_space(base: Setting, given: Mapping[str, object]) -> Space:
     )
 
 
-def _read(base: Setting, choices: Sequence[Dimension]) -> frozenset[str]:
-    """What settings read that have these choices, and are like `base` otherwise."""
+def _combinations(base: Setting, choices: Sequence[Dimension]) -> list[Setting]:
+    """The settings that have these choices, and are like `base` otherwise."""
     combinations = itertools.product(*(choice.choices for choice in choices))
     names = [choice.name for choice in choices]
-    settings = (replace(base, **dict(zip(names, values, strict=True))) for values in combinations)  # type: ignore[arg-type]
+    return [replace(base, **dict(zip(names, values, strict=True))) for values in combinations]  # type: ignore[arg-type]
+
+
+def _read(settings: Sequence[Setting]) -> frozenset[str]:
+    """Everything that some of these settings read."""
     return frozenset().union(*(setting.reads for setting in settings))
-
-
-def _reader(base: Setting, name: str) -> str:
-    """Who does not read it."""
-    return f"{base.rounding} rounding" if name == "damping" else base.method

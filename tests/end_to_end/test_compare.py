@@ -66,7 +66,7 @@ def test_methods_on_two_data_sets(capsys: Any, small_study: SmallStudy, tmp_path
 def test_a_study_and_ready_made_models_are_rows_besides(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
     """What `quantize` wrote scores and diverges as its method does, with its packed bits; an absent one is a note."""
     made = tmp_path / "made"
-    setting = [*small_study.flags, "--group-size", "64", "--keep-ratio", "0.1"]
+    setting = [*small_study.flags[:6], "--keep-ratio", "0.1"]
     assert cli.main(["quantize", *setting, "--method", "praq-mixed", "--output-dir", str(made)]) == 0
     models = ["--models", f"mine={made},gone={tmp_path / 'gone'}", "--study", "small", "--trial", "best"]
     found = compared(capsys, "--methods", "rtn,praq-mixed", *setting, *models)
@@ -94,7 +94,7 @@ def test_data_sets_may_be_files_and_the_first_is_in_distribution(
     ]
     (tmp_path / "mine.txt").write_text("\n\n".join(documents))
     datasets = f"{tmp_path / 'mine.txt'},bundled:topics"
-    flags = ["--methods", "rtn", "--datasets", datasets, "--calib-data", "bundled:docstrings", *small_study.flags]
+    flags = ["--methods", "rtn", "--datasets", datasets, "--calib-data", "bundled:docstrings", *small_study.flags[:6]]
     found = compared(capsys, *flags)
     assert [row["dataset"] for row in found["rows"]][::2] == datasets.split(",")
     assert [gap["cross_dataset"] for gap in found["gaps"]] == ["bundled:topics"]
@@ -111,6 +111,7 @@ def test_data_sets_may_be_files_and_the_first_is_in_distribution(
         (["--study", "absent"], "there is no study 'absent'; there are: small"),
         (["--datasets", "absent.txt"], "absent.txt is not a file"),
         (["--keep-ratio", "-1"], "keep_ratio -1.0 is outside 0..1"),
+        (["--methods", "rtn,gw-awq", "--tau", "2"], "none of rtn, gw-awq reads tau; leave --tau out"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -123,4 +124,4 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 def test_a_csv_that_cannot_be_written_is_a_failure(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
     """Exit code 1 and the path."""
     path = str(tmp_path / "no" / "rows.csv")
-    assert path in refusal(capsys, "compare", "--methods", "rtn", *small_study.flags, "--csv", path, code=1)
+    assert path in refusal(capsys, "compare", "--methods", "rtn", *small_study.flags[:6], "--csv", path, code=1)

@@ -84,8 +84,8 @@ def test_what_measures_goes_to_any_encoding(
     rows = [{"text": f"{number} " + "def f(a): return a\n" * 40} for number in range(60)]
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["--cache", str(home), "--seq-len", "64", "--eval-data", str(text), "--calib-data", "bundled:docstrings"]
-    flags = [*small_study.flags, *data]
-    small = ["--space", "original", "--group-size", "64", "--trials", "1"]
+    flags = [*small_study.flags[:6], *data]
+    small = ["--space", "original", "--group-size", "64", "--n-grid", "5", "--trials", "1"]
     commands = (
         ["evaluate", *flags, "--method", "rtn"],
         ["calibrate", *data, "--sizes", "16"],

@@ -60,6 +60,10 @@ def write(path: Path, seed: int, count: int = 60) -> str:
     return str(path)
 
 
+GRID = ["--n-grid", "3"]
+"""For methods with input scales."""
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> str:
     return write(tmp_path / "text.txt", seed=1)
@@ -68,7 +72,7 @@ def text(tmp_path: Path) -> str:
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
     """A small evaluation of the bundled model."""
-    small = ["--seq-len", "32", "--eval-samples", "9", "--n-calib", "4", "--n-grid", "3", "--dtype", "float32"]
+    small = ["--seq-len", "32", "--eval-samples", "9", "--n-calib", "4", "--dtype", "float32"]
     return [*small, "--cache", str(tmp_path / "cache")]
 
 
@@ -85,7 +89,7 @@ def rows(capsys: Any, *arguments: str) -> list[dict[str, Any]]:
 
 def test_the_json_schema(capsys: Any, flags: list[str], text: str) -> None:
     """Every row has exactly the promised columns, of the promised types, and they agree with each other."""
-    assert cli.main(["evaluate", *flags, "--eval-data", text, "--method", "rtn,gwh-praq-v2", "--json", "-"]) == 0
+    assert cli.main(["evaluate", *flags, *GRID, "--eval-data", text, "--method", "rtn,gwh-praq-v2", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert set(record) == {"rows", "notes"}
     for row in record["rows"]:
@@ -132,7 +136,7 @@ def test_several_data_sets(capsys: Any, flags: list[str], text: str, tmp_path: P
 
 def test_the_default_is_the_presets(capsys: Any, flags: list[str], text: str) -> None:
     """Without a method the bundled model is measured as it is, rounded, and under the presets of V2."""
-    methods = [row["method"] for row in rows(capsys, *flags, "--eval-data", text, "--asymmetric")]
+    methods = [row["method"] for row in rows(capsys, *flags, *GRID, "--eval-data", text, "--asymmetric")]
     assert methods == [
         "full precision",
         "rtn",
@@ -148,7 +152,7 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
     """Every flag of a setting is in the row that it belongs to."""
     given = ["--method", "gwh-praq-v2", "--beta", "0.25", "--tau", "0.7", "--group-size", "64", "--asymmetric"]
     given += ["--scales", "linear", "--placement", "structural"]
-    row = rows(capsys, *flags, "--eval-data", text, *given)[-1]
+    row = rows(capsys, *flags, *GRID, "--eval-data", text, *given)[-1]
     assert row["setting"] == {
         "method": "gwh-praq-v2",
         "bits": 4,
@@ -178,7 +182,7 @@ def test_setting_flags_reach_the_setting(capsys: Any, flags: list[str], text: st
 
 def test_stacked_flags_and_a_recipe_reach_the_codes(capsys: Any, flags: list[str], text: str) -> None:
     """Ranges, alpha's proxy, rounding and damping of one command; and what a recipe's name says."""
-    given = [*flags, "--eval-data", text]
+    given = [*flags, *GRID, "--eval-data", text]
     stack = ["--range-search", "diagonal", "--alpha-proxy", "range", "--rounding", "gptq", "--damping", "5"]
     stacked = rows(capsys, *given, "--method", "gw-awq", *stack)[-1]
     assert stacked["method"] == "gw-awq+range+alpha+gptq n_grid=3 damping=5"
@@ -189,7 +193,7 @@ def test_stacked_flags_and_a_recipe_reach_the_codes(capsys: Any, flags: list[str
 @pytest.mark.slow
 def test_ranges_and_rounding_reach_the_codes(capsys: Any, flags: list[str], text: str) -> None:
     """Each flag changes the perplexity, and the label says what was done."""
-    given = [*flags, "--eval-data", text, "--method", "gw-awq"]
+    given = [*flags, *GRID, "--eval-data", text, "--method", "gw-awq"]
     stacks: list[list[str]] = [
         [],
         ["--range-search", "diagonal"],
@@ -210,7 +214,7 @@ def test_ranges_and_rounding_reach_the_codes(capsys: Any, flags: list[str], text
         "gw-awq+full n_grid=3",
         "gw-awq+range+alpha n_grid=3",
     ]
-    named = rows(capsys, *flags, "--eval-data", text, "--method", "gw-awq+range,gw-awq+full")
+    named = rows(capsys, *flags, *GRID, "--eval-data", text, "--method", "gw-awq+range,gw-awq+full")
     assert [row["mean_nll"] for row in named[1:]] == [measured[1]["mean_nll"], measured[5]["mean_nll"]]
 
 
@@ -229,7 +233,7 @@ def test_linears_that_kept_nearest_rounding_are_named(
 
 def test_the_same_command_gives_the_same_numbers(capsys: Any, flags: list[str], text: str, tmp_path: Path) -> None:
     """A second run repeats every value, and finds its calibration in the cache."""
-    arguments = [*flags, "--eval-data", text, "--method", "gw-awq"]
+    arguments = [*flags, *GRID, "--eval-data", text, "--method", "gw-awq"]
     first = [row["mean_nll"] for row in rows(capsys, *arguments)]
     entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "calibration").rglob("*")}
     assert [row["mean_nll"] for row in rows(capsys, *arguments)] == first
@@ -276,7 +280,9 @@ def test_bundled_text_needs_no_file(capsys: Any, flags: list[str]) -> None:
         (["--method", "gwh-praq-v2", "--beta", "-1", "--tau", "0"], ["beta -1.0", "tau 0.0 is outside 0.001..inf"]),
         (["--method", "rtn", "--group-size", "100"], ["group size 100 does not divide", "use 32, 64, 128, 256"]),
         (["--method", "rtn", "--scales", "shared"], ["'shared'", "linear", "foldable"]),
-        (["--model", "org/name", "--beta", "0.3"], ["beta, n_grid, n_calib given without --method"]),
+        (["--model", "org/name", "--beta", "0.3"], ["beta, n_calib given without --method"]),
+        (["--method", "awq", "--group-size", "64"], ["awq does not read group_size", "give --method gw-awq"]),
+        (["--method", "rtn", "--budget", "4.3", "--group-size", "64"], ["leave --group-size out"]),
         (["--dtype", "int8"], ["dtype 'int8' is unknown", "auto, float32, bfloat16, float16"]),
         (["--device", "tpu"], ["device 'tpu' cannot be used", "choose auto, cpu, cuda or cuda:N"]),
         (["--protocol", "chat"], ["protocol 'chat' is unknown", "documents or packed"]),

@@ -191,7 +191,7 @@ def test_a_proven_model_arrives_whole(
     monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
     made = tmp_path / "made"
     setting = ["--method", "rtn", "--group-size", "64", "--format", "compressed-tensors"]
-    assert cli.main(["quantize", *small_study.flags, *setting, "--output-dir", str(made), "--quiet"]) == 0
+    assert cli.main(["quantize", *small_study.flags[:6], *setting, "--output-dir", str(made), "--quiet"]) == 0
     found = pushed(capsys, str(made), "me/model-int4", "--private")
     assert hub.repositories == {"me/model-int4": True}
     assert hub.commits == [contents(made)]
@@ -323,7 +323,7 @@ def test_dense_weights_are_not_pushed(
     """They were scored, but not as they are stored."""
     monkeypatch.setenv("PRAQTUNE_HOME", str(small_study.home))
     made = tmp_path / "dense"
-    assert cli.main(["quantize", *small_study.flags, "--method", "rtn", "--output-dir", str(made), "--quiet"]) == 0
+    assert cli.main(["quantize", *small_study.flags[:6], "--method", "rtn", "--output-dir", str(made), "--quiet"]) == 0
     assert "was not proven to score what was measured" in pushed(capsys, str(made), "me/model", code=2)
     assert hub.asked == []
 

@@ -172,7 +172,7 @@ def test_weights_that_change_under_a_run_end_it(
         yield from record(*arguments)
 
     monkeypatch.setattr(calibration, "record", meanwhile)
-    code, line = refused(capsys, model, tmp_path, *TIGHT, "--eval-data", "bundled:docstrings", "--n-grid", "2")
+    code, line = refused(capsys, model, tmp_path, *TIGHT, "--eval-data", "bundled:docstrings")
     assert code == 1
     assert f"{model / 'model.safetensors'} was written to while its weights were in use" in line
     assert not list((tmp_path / "cache").glob("calibration/*"))
