@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo.deploy.choosing import choose
 from hpo.deploy.deploy import Chosen, Written, deploy
+from hpo.report.caption import FigureKey
 from hpo.report.charts import chart_data
 from hpo.report.export import trials_frame
 from hpo.study.bench import stored_bench_plan
@@ -79,7 +80,7 @@ class LoadedStudy:
         """Compute each hyperparameter's share of the outcome with its interval; seconds for many trials."""
         return self.study.importances
 
-    def figure(self, key: str) -> "go.Figure":
+    def figure(self, key: FigureKey) -> "go.Figure":
         """Draw one of the report's figures, by its anchor there: `forest`, `bits`, `history`, `alpha`, ...
 
         Raises:

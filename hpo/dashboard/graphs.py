@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
+from hpo.report.caption import FigureKey
 from hpo.report.charts import ChartData
 from hpo.report.figures import figures
 
@@ -15,7 +16,7 @@ from hpo.report.figures import figures
 INK = "#808080"
 HEIGHT = 430
 
-GRAPHS: Mapping[str, tuple[str, str]] = {
+GRAPHS: Mapping[str, tuple[FigureKey, str]] = {
     "praqtune-forest": ("forest", "Who won: paired differences, 95 %"),
     "praqtune-bits": ("bits", "The value against bits per weight"),
     "praqtune-importances": ("importances", "What mattered"),

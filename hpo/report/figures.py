@@ -13,6 +13,7 @@ from plotly.colors import sample_colorscale
 from hpo.report import palette
 from hpo.report.axes import Axis
 from hpo.report.canvas import HEIGHT, blank, heatmap, hyperparameter_axis, joined, points, texts
+from hpo.report.caption import FigureKey
 from hpo.report.charts import ChartData, intervals, shown_up_to, value_range
 from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
@@ -22,7 +23,7 @@ from hpo.report.verdict_figures import bits, damage, forest, memory, refining, t
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "pentagon")
 
 
-def figures(key: str, data: ChartData) -> list[tuple[str, go.Figure]]:
+def figures(key: FigureKey, data: ChartData) -> list[tuple[str, go.Figure]]:
     """Draw the panels of one figure, each with what it shows beyond the figure's caption."""
     return DRAWN[key](data)
 
@@ -256,7 +257,7 @@ def _reduction(data: ChartData) -> list[tuple[str, go.Figure]]:
     return [("", heatmap(layer_map, "%", (min(0.0, *layer_map.numbers), max(layer_map.numbers)), ":.1f"))]
 
 
-DRAWN: dict[str, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
+DRAWN: dict[FigureKey, Callable[[ChartData], list[tuple[str, go.Figure]]]] = {
     "forest": forest,
     "waterfall": waterfall,
     "bits": bits,

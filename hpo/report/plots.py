@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hpo.report import palette
+from hpo.report.caption import FigureKey
 from hpo.report.charts import ChartData, heights, intervals, shown_up_to, value_range
 from hpo.report.layer_map import share_ends
 from hpo.report.parallel import SHADES, parallel_lines, parallel_ticks
@@ -29,7 +30,7 @@ MARKERS = ("o", "D", "s", "^", "*", "p")
 UNDER_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
 
 
-def pictures(key: str, data: ChartData) -> dict[str, bytes]:
+def pictures(key: FigureKey, data: ChartData) -> dict[str, bytes]:
     """Draw one figure as a PNG and an SVG file, by the ending; equal data give equal bytes."""
     figure = DRAWN[key](data)
     return {"png": png(figure), "svg": _svg(figure)}
@@ -252,7 +253,7 @@ def _reduction(data: ChartData) -> Figure:
     return heatmap(layer_map, "loss avoided, %", (min(0.0, *layer_map.numbers), max(layer_map.numbers)))
 
 
-DRAWN: dict[str, Callable[[ChartData], Figure]] = {
+DRAWN: dict[FigureKey, Callable[[ChartData], Figure]] = {
     "forest": forest,
     "waterfall": waterfall,
     "bits": bits,

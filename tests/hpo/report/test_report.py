@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib.image
 import numpy as np
@@ -15,16 +15,20 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 import hpo.report.write
+from hpo.report import figures, plots
 from hpo.report.axes import varied_axes
-from hpo.report.caption import Caption
-from hpo.report.charts import ChartData
+from hpo.report.caption import Caption, FigureKey
+from hpo.report.captions import captions
+from hpo.report.charts import ChartData, chart_data
 from hpo.report.export import study_json
+from hpo.report.plan_data import PlanData
 from hpo.report.write import write_report
 from hpo.space.space import make_space
 from hpo.study.record import StudyRecord
 from hpo.study.scores import Scores
 from hpo.verdict.importance import importances
 from hpo.verdict.snapshot import Study as Snapshot
+from hpo.verdict.snapshot import ranked
 from hpo.verdict.words import percent_text
 from objectives.paired import paired_difference
 from quant.setting import Setting
@@ -156,6 +160,16 @@ def folder(mixed_report: Path) -> Path:
 @pytest.fixture(scope="module")
 def page(folder: Path) -> Reader:
     return Reader((folder / "index.html").read_text(encoding="utf-8"))
+
+
+def test_each_figure_has_a_caption_and_is_drawn_for_screen_and_paper(small: Study) -> None:
+    """A figure that is added to one of them is added to all, and stands on the page where the list has it."""
+    keys = get_args(FigureKey)
+    assert set(figures.DRAWN) == set(plots.DRAWN) == set(keys)
+    data = replace(
+        chart_data(ranked(small.record, Scores(small.store))), plans=PlanData(name="trial 1", volume=((1, 0.5),))
+    )
+    assert tuple(caption.key for caption in captions(data)) == keys
 
 
 def test_a_report_is_one_folder_with_everything(folder: Path) -> None:
