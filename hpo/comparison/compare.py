@@ -126,8 +126,6 @@ def _model(
         InputError: If it cannot be loaded, or reads the text as other tokens.
         RunError: If its values are not finite.
     """
-    if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory")
     model = replace(plan.model, name=str(directory), accept_quantized=True)
     bench_plan = replace(plan, model=model, allow_partial=True)
     bench, own_texts = load_bench(bench_plan, paths, progress)

@@ -11,6 +11,7 @@ from typing import Any
 from hpo.study.record import FULL_PRECISION, Measured, StudyRecord, TrialRecord
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
+from objectives.export.runtime import missing_packages
 from quant.methods import METHODS
 from quant.recipes import recipe_fields
 from quant.setting import Setting
@@ -25,7 +26,7 @@ class ComparePlan:
     Attributes:
         bench: Model and text; the first data set is the one that methods are chosen on.
         settings: One for each method, every method at most once.
-        models: Ready-made model directories by the names that their rows get.
+        models: Ready-made model directories by the names that their rows get; they have to be there.
         study: What of it is a row besides stands in `chosen`.
         chosen: What the study recommends, or one of its trials.
         notes: What a person should know of that.
@@ -42,6 +43,9 @@ class ComparePlan:
         taken = [name for name in self.models if name in METHODS or name == FULL_PRECISION]
         if taken:
             raise InputError(f"{', '.join(taken)} is the name of a method; give the model of --models another name")
+        absent = [str(directory) for directory in self.models.values() if not directory.is_dir()]
+        if absent:
+            raise InputError(f"{', '.join(absent)} of --models is not a directory; give the directory of a model")
 
     @property
     def study_choice(self) -> Measured | None:
@@ -69,7 +73,7 @@ def model_directories(text: str) -> dict[str, Path]:
     """Read directories by name from `NAME=DIR,...`.
 
     Raises:
-        InputError: If a part is not of that form, or a name comes twice.
+        InputError: If a part is not of that form, a name comes twice, or packages that read a directory are missing.
     """
     directories: dict[str, Path] = {}
     for part in text.split(","):
@@ -79,4 +83,10 @@ def model_directories(text: str) -> dict[str, Path]:
         if name in directories:
             raise InputError(f"--models names {name!r} twice; give every directory a name of its own")
         directories[name] = Path(directory)
+        missing = missing_packages(directories[name])
+        if missing:
+            packages = " and ".join(missing)
+            raise InputError(
+                f"transformers reads {directory} of --models with {packages}; install that, or leave it out"
+            )
     return directories

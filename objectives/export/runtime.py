@@ -11,11 +11,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from objectives.export.formats import RoundedParts, Stored
+from objectives.export.formats import FORMATS, RoundedParts, Stored, find_format
 from objectives.export.held_values import held_exactly, with_held_values
 from objectives.export.limits import Limits, require_linears, require_plan
 from objectives.export.reading import SPECIFICATION, TRANSFORMERS, installed, versions_of
 from objectives.export.tensors import exact_offsets, half_scales
+from objectives.model.provenance import declared_method
 from objectives.model.roles import Block, unscaled_inputs
 from objectives.trial import Bench
 from quant.plan import Plan
@@ -78,3 +79,11 @@ class RuntimeFormat(ABC):
         """Say which inputs are not scaled: here a scale has to fold."""
         note = unscaled_inputs(blocks)
         return [] if note is None else [note]
+
+
+def missing_packages(directory: Path) -> list[str]:
+    """Return what is not installed of the packages that transformers reads a model directory with, by its method."""
+    method = declared_method(directory)
+    form = find_format(method) if method in FORMATS else None
+    needed = form.packages if isinstance(form, RuntimeFormat) else ()
+    return [package for package in needed if not installed(package)]

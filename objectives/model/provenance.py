@@ -160,6 +160,14 @@ def _declared(config: Any) -> Any:
     return next((values for values in declared if values is not None), None)
 
 
+def declared_method(directory: Path) -> str | None:
+    """Return the method by which the `config.json` of a directory says it is quantized; None where it says none."""
+    config = _json_object(directory / "config.json")
+    declared = config.get("quantization_config") if isinstance(config, Mapping) else None
+    method = declared.get("quant_method") if isinstance(declared, Mapping) else None
+    return method if isinstance(method, str) else None
+
+
 def _said_elsewhere(config: Any, directory: Path) -> AlreadyQuantized | None:
     """Return what is said where transformers does not look, and would take the codes for weights."""
     places = [("compression_config", getattr(config, "compression_config", None))]

@@ -64,11 +64,11 @@ def test_methods_on_two_data_sets(capsys: Any, small_study: SmallStudy, tmp_path
 
 
 def test_a_study_and_ready_made_models_are_rows_besides(capsys: Any, small_study: SmallStudy, tmp_path: Path) -> None:
-    """What `quantize` wrote scores and diverges as its method does, with its packed bits; an absent one is a note."""
+    """What `quantize` wrote scores and diverges as its method does, with its packed bits."""
     made = tmp_path / "made"
     setting = [*small_study.flags[:6], "--keep-ratio", "0.1"]
     assert cli.main(["quantize", *setting, "--method", "praq-mixed", "--output-dir", str(made)]) == 0
-    models = ["--models", f"mine={made},gone={tmp_path / 'gone'}", "--study", "small", "--trial", "best"]
+    models = ["--models", f"mine={made}", "--study", "small", "--trial", "best"]
     found = compared(capsys, "--methods", "rtn,praq-mixed", *setting, *models)
     best = [row for row in found["rows"] if row["kind"] == "trial"]
     assert len(best) == 2
@@ -81,7 +81,6 @@ def test_a_study_and_ready_made_models_are_rows_besides(capsys: Any, small_study
         assert mine["kl"]["value"] > 0
         assert (mine["bits_per_weight"], mine["model_mb"]) == (method["bits_per_weight"], method["model_mb"])
         assert mine["setting"]["keep_ratio"] == 0.1
-    assert any("gone is left out" in note and "is not a directory" in note for note in found["notes"])
     assert any("was chosen for its perplexity on text of bundled:docstrings" in note for note in found["notes"])
 
 
@@ -108,6 +107,7 @@ def test_data_sets_may_be_files_and_the_first_is_in_distribution(
         (["--methods", "rtn,gptq"], "method 'gptq' is unknown; choose one of rtn, rtn-channel, awq"),
         (["--models", "./dir"], "--models './dir' is not of the form NAME=DIR"),
         (["--models", "awq=./dir"], "awq is the name of a method"),
+        (["--models", "mine=./dir"], "dir of --models is not a directory; give the directory of a model"),
         (["--study", "absent"], "there is no study 'absent'; there are: small"),
         (["--datasets", "absent.txt"], "absent.txt is not a file"),
         (["--keep-ratio", "-1"], "keep_ratio -1.0 is outside 0..1"),

@@ -380,7 +380,7 @@ def test_a_method_that_fails_is_left_out_with_its_reason(bundle: Bundle, monkeyp
 def test_ready_made_models_that_cannot_be_compared_are_left_out(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Absent ones, and those whose tokenizer reads other tokens; one that reads the same is a row.
+    """Those whose tokenizer reads other tokens; one that reads the same is a row.
 
     It diverges from the model that is compared, and is measured anew where that is another one.
     """
@@ -396,7 +396,7 @@ def test_ready_made_models_that_cannot_be_compared_are_left_out(
     monkeypatch.setattr(hpo.comparison.compare, "load_bench", load)
     for name in ("same", "different"):
         (tmp_path / name).mkdir()
-    models = {name: tmp_path / name for name in ("absent", "different", "same")}
+    models = {name: tmp_path / name for name in ("different", "same")}
     found = bundle.compare("rtn", models=models)
     assert [(entry.name, entry.kind, entry.packed) for entry in found.entries[2:]] == [("same", "model", False)]
     assert loaded == ["different", "same"]
@@ -404,7 +404,6 @@ def test_ready_made_models_that_cannot_be_compared_are_left_out(
     assert divergence is not None
     assert float(divergence.min()) > 0.01
     notes = " | ".join(found.notes)
-    assert f"absent is left out: {tmp_path / 'absent'} is not a directory" in notes
     assert "different is left out: its tokenizer reads random-3 as other tokens" in notes
     assert "same: its bits and bytes are those of its dense weights" in notes
 
@@ -475,3 +474,25 @@ def test_models_have_names_that_no_method_has() -> None:
     assert model_directories("a=x=1, b=y") == {"a": Path("x=1"), "b": Path("y")}
     with pytest.raises(InputError, match="rtn is the name of a method"):
         ComparePlan(bench=replace(PLAN), settings=(), models={"rtn": Path("x")})
+
+
+def test_models_are_directories(tmp_path: Path) -> None:
+    """All that are none are named before anything is measured."""
+    (tmp_path / "file").touch()
+    models = {"a": tmp_path, "b": tmp_path / "file", "c": tmp_path / "absent"}
+    with pytest.raises(InputError, match=r"file, .*absent of --models is not a directory; give the directory of a"):
+        ComparePlan(bench=replace(PLAN), settings=(), models=models)
+
+
+def test_packages_that_read_a_model_are_missing_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPTQ and AWQ need some of their own; what a directory does not say of itself is found when it is loaded."""
+    monkeypatch.setattr("objectives.export.runtime.installed", lambda package: package == "transformers")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match="of --models with gptqmodel and optimum; install that, or leave it out"):
+        model_directories(f"a={tmp_path}")
+    for text in ("{}", "[]", "", '{"quantization_config": {"quant_method": "compressed-tensors"}}'):
+        config.write_text(text)
+        assert model_directories(f"a={tmp_path}") == {"a": tmp_path}
