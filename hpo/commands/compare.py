@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   %(prog)s                                        every method on the bundled model, two data sets
   %(prog)s --methods rtn,gw-awq,gwh-praq-v2 --model org/name --datasets c4,wikitext2 --group-size 64
-  %(prog)s --methods gw-awq,gw-awq+gptq,gw-awq+range+gptq --asymmetric --group-size 64
+  %(prog)s --methods gw-awq,gw-awq+gptq,gw-awq+range+alpha+gptq --asymmetric --group-size 64
   %(prog)s --methods all --study mine --csv rows.csv --json rows.json --plots ./comparison
   %(prog)s --methods gw-awq --models gptq=./my-gptq,autoround=./my-autoround --model org/name
 """

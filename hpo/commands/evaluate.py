@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from hpo.commands.command import Command
-from hpo.commands.flags import add_options, add_plan_flags, add_setting_flags, options_of
+from hpo.commands.flags import METHOD_HELP, add_options, add_plan_flags, add_setting_flags, options_of
 from hpo.commands.output import make_table, output
 from hpo.commands.settings import evaluated_settings, given_budget, given_plans
 from hpo.commands.stores import paths_of
@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   %(prog)s                                        the bundled model: full precision, rtn and the presets
   %(prog)s --model org/name --eval-data c4,wikitext2
   %(prog)s --model ./dir --calib-data calib.txt --eval-data eval.jsonl.gz \\
-      --method gwh-praq-v2 --beta 0.3 --tau 2.5 --group-size 64 --json rows.json
+      --method gw-awq,gw-awq+range+alpha+gptq --asymmetric --group-size 64 --json rows.json
   %(prog)s --method gw-awq+full+range+gptq --budget 4.4      each Linear in its own bits
 """
 
@@ -59,7 +59,7 @@ def add_flags(parser: ArgumentParser) -> None:
     add_options(parser, BenchOptions, "model", "text")
     group = parser.add_argument_group("methods")
     # Not given and given differ: without a method, the bundled model is measured with the presets.
-    group.add_argument("--method", help="methods by commas: rtn, gw-awq, gw-awq+range+gptq, gwh-praq-v2, ...")
+    group.add_argument("--method", help=f"one or several by commas: {METHOD_HELP}")
     group.add_argument("--presets", action="store_true", help="measure rtn and the presets of gwh-praq-v2")
     add_plan_flags(group)
     add_setting_flags(parser)

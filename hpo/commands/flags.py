@@ -19,6 +19,10 @@ STORAGE_HELP = (
     "where studies are: sqlite:///FILE, postgresql://..., or @FILE that has the URL (default $PRAQTUNE_STORAGE, else a "
     "file in --cache)"
 )
+METHOD_HELP = (
+    "a method (rtn, gw-awq, gwh-praq-v2, ...: docs/methods.md), to which ingredients may be added (+range, +gptq, ...: "
+    "docs/recipes.md); gw-awq+range+alpha+gptq is recommended"
+)
 PARAMETER_FLAGS = tuple(name for name in PARAMETERS if name not in ("method", "bit_budget"))
 """What a setting has beside its method; the budget of a plan is given as `--budget`, in bits or in bytes."""
 SPACE_WORDS = "0.3 fixes a hyperparameter; 0.2..0.8 searches a range, 32,64 sizes, nearest,gptq choices"

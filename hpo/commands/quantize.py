@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from hpo.commands.command import Command
-from hpo.commands.flags import add_options, add_plan_flags, add_setting_flags, add_storage_flag, given, options_of
+from hpo.commands.flags import (
+    METHOD_HELP,
+    add_options,
+    add_plan_flags,
+    add_setting_flags,
+    add_storage_flag,
+    given,
+    options_of,
+)
 from hpo.commands.output import make_table, output
 from hpo.commands.settings import given_budget, one_plan
 from hpo.commands.stores import opened_study, paths_of
@@ -32,10 +40,11 @@ UNPROVEN = (
     f"--format: {', '.join(name for name in FORMATS if name != DEFAULT_FORMAT)}"
 )
 EXAMPLES = """examples:
-  %(prog)s --method gw-awq --group-size 64 --output-dir awq-64
-  %(prog)s --model org/name --calib-data wikitext2 --method gwh-praq-v2 --beta 0.3 --tau 2.5 --output-dir ./v2
-  %(prog)s --study mine --output-dir ./best       what it recommends, as the study measured it
-  %(prog)s --study mine --format compressed-tensors --output-dir ./best-int4    as INT4 that vLLM loads
+  %(prog)s --study mine --format compressed-tensors --output-dir ./best-int4    recommended, as INT4 that vLLM loads
+  %(prog)s --method gw-awq+range+alpha+gptq --asymmetric --group-size 64 --format compressed-tensors --output-dir ./int4
+  %(prog)s --model org/name --calib-data wikitext2 --method gw-awq+full+range+alpha+gptq --symmetric --group-size 64 \\
+      --format gptq --output-dir ./gptq
+  %(prog)s --study mine --output-dir ./best       the same, full-size (dense), for experiments
   %(prog)s --study mine --format awq,gptq --output-dir ./best    into ./best/awq and ./best/gptq
   %(prog)s --study mine --format awq --refine --output-dir ./refined    codes, scales, norms and biases tuned
   %(prog)s --method gw-awq+full+range+gptq --budget 4.4 --format compressed-tensors --output-dir ./4.4
@@ -51,7 +60,7 @@ def add_flags(parser: ArgumentParser) -> None:
     add_setting_flags(parser)
     add_options(parser, RefineOptions, "refining")
     group = parser.add_argument_group("what to write")
-    group.add_argument("--method", default=SUPPRESS, help="rtn, gw-awq, gw-awq+range+gptq, ...")
+    group.add_argument("--method", default=SUPPRESS, help=METHOD_HELP)
     group.add_argument(
         "--study",
         metavar="S",

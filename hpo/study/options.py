@@ -71,7 +71,7 @@ class BenchOptions:
     )
     seq_len: int | None = option("text", None, "tokens per sequence (default 512; 256 for the bundled model)")
     eval_samples: int = option("text", 64, "sequences to score of each data set")
-    seed: int = option("text", 0, "seed of the text's order and of the search")
+    seed: int = option("text", 0, "seed of the order of texts, of a study's search and of refining")
     confirm_data: str | None = option(
         "confirmation",
         None,
@@ -148,15 +148,21 @@ class RefineOptions:
         "refining", 0.2, "how near to its boundary a code must be to move, in steps between codes", metavar="D"
     )
     refine_parts: str = option(
-        "refining", "scales,norms,biases", "what is tuned after the codes, by commas", metavar="PARTS"
+        "refining",
+        "scales,norms,biases",
+        "what is tuned after the codes: some of scales, norms and biases, by commas",
+        metavar="PARTS",
     )
-    refine_batch_tokens: int = option("refining", 2048, "tokens of a step of that", metavar="N")
-    refine_passes: int = option("refining", 1, "passes over the refining text")
+    refine_batch_tokens: int = option(
+        "refining", 2048, "tokens per step of tuning scales, norms and biases", metavar="N"
+    )
+    refine_passes: int = option("refining", 1, "passes of that tuning over the refining text")
     refine_rate: float = option("refining", 1e-3, "highest relative change of a scale in one step", metavar="R")
     refine_trials: int = option(
         "refining",
         1,
-        "refinements to try, around the values above; the held-back text chooses one",
+        "refinements to try: the first with the values above, then others around its rate, passes, tokens per step, "
+        "parts, code steps and drift; the held-back text chooses one",
         metavar="N",
     )
     refine_timeout: float | None = option(

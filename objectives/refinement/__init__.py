@@ -1,1 +1,1 @@
-"""Tuning what is continuous in a quantized model: scales, norms and biases, for its divergence from full precision."""
+"""Refining a quantized model towards full precision: codes move by a step, then scales, norms and biases are tuned."""
