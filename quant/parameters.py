@@ -229,11 +229,9 @@ class Parameters:
         choices=get_args(Scales),
     )
     placement: Placement = row(
-        *(
-            "original",
-            "placement of the activation",
-            "importance of MLP outputs: original (the activation on all) or structural (only where the block has it)",
-        ),
+        "original",
+        "placement of the activation",
+        "activation in MLP importances: original (on all outputs) or structural (only where the block has it)",
         choices=get_args(Placement),
     )
     # A row in 16 bit costs 12 bits per weight more than one in 4: 5 % of the rows make 4.6 bits, just above groups of
