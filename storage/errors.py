@@ -6,7 +6,7 @@ class StorageError(RuntimeError):
 
 
 class AddressError(StorageError):
-    """What was given as a storage or a cache cannot be used as one."""
+    """What was given as a storage, a cache or the place of a model cannot be used as one."""
 
 
 class DamagedEntryError(StorageError):

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from safetensors import SafetensorError
 
-from storage.errors import StorageError
+from storage.errors import AddressError, StorageError
 from storage.files import TEMPORARY, disk_errors, require_free, temporary_name
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,11 @@ def require_vacant(directory: Path, needed: int) -> None:
     """Refuse, before any work is done, a place where `needed` bytes cannot be written.
 
     Raises:
-        StorageError: If something is there already, the place is not writable or the disk has no room.
+        AddressError: If something is there already, or the place is not writable.
+        StorageError: If the disk has no room, or refuses.
     """
     target = directory.resolve()
-    _require_nothing_at(target)
+    _require_nothing_at(target, AddressError)
     # Several directories may have been filled in one for their common parent.
     for leftover in (*leftovers(target), *leftovers(target.parent)):
         log.warning(
@@ -44,7 +45,7 @@ def require_vacant(directory: Path, needed: int) -> None:
         )
     parent = _nearest(target)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise StorageError(f"cannot write to {parent}; choose another --output-dir")
+        raise AddressError(f"cannot write to {parent}; choose another --output-dir")
     require_free(parent, needed, REMEDY)
 
 
@@ -180,11 +181,12 @@ def tensor_bytes(directory: Path) -> dict[str, int]:
     return sizes
 
 
-def _require_nothing_at(target: Path) -> None:
+def _require_nothing_at(target: Path, error: type[StorageError] = StorageError) -> None:
+    """Refuse a place that is taken: a wrong address before the work, bad luck where that shows only after it."""
     with disk_errors(target):
         occupied = any(target.iterdir()) if target.is_dir() else target.exists()
     if occupied:
-        raise StorageError(f"{target} exists already; choose another --output-dir or remove it first")
+        raise error(f"{target} exists already; choose another --output-dir or remove it first")
 
 
 def _make_durable(path: Path) -> None:

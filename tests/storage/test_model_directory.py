@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors import SafetensorError
 
-from storage.errors import StorageError
+from storage.errors import AddressError, StorageError
 from storage.files import TEMPORARY
 from storage.model_directory import REMEDY, new_directories, new_directory, require_room, require_vacant
 
@@ -27,10 +27,11 @@ def fill(place: Path) -> None:
 
 def refusal(directory: Path) -> str:
     """What both say of a directory that cannot be written."""
-    with pytest.raises(StorageError) as early:
+    with pytest.raises(AddressError) as early:
         require_vacant(directory, 0)
     with pytest.raises(StorageError) as late, new_directory(directory):
         pytest.fail("the block must not run")
+    assert not isinstance(late.value, AddressError)
     assert "\n" not in str(early.value) + str(late.value)
     assert str(early.value) == str(late.value)
     return str(early.value)
@@ -255,14 +256,14 @@ def test_too_little_room_is_noticed_early(tmp_path: Path) -> None:
 def test_a_place_below_a_file_is_refused_early(tmp_path: Path) -> None:
     """A path that leads through a file can never become a directory."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot write to .*file; choose another --output-dir"):
+    with pytest.raises(AddressError, match=r"cannot write to .*file; choose another --output-dir"):
         require_vacant(tmp_path / "file" / "mine", 0)
 
 
 def test_a_place_that_may_not_be_written_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions are looked at before any work is done."""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(StorageError, match=r"cannot write to .*; choose another --output-dir"):
+    with pytest.raises(AddressError, match=r"cannot write to .*; choose another --output-dir"):
         require_vacant(tmp_path / "mine", 0)
 
 
