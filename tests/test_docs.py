@@ -29,6 +29,7 @@ OTHERS = {
     "llama-server",
     "mlx_lm.server",
     "vllm",
+    "lm_eval",
     "curl",
 }
 
