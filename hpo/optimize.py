@@ -205,28 +205,26 @@ def _within_bits(space: Space, bench: Bench, most: float, listen: Listener) -> S
     """Leave out what costs more bits than are allowed: grids on which nothing fits, and sizes that do not fit on all.
 
     Raises:
-        InputError: If nothing is left.
+        InputError: If nothing is left, with the least that settings cost.
     """
     names = [name for name in SIZE_CLASS_FIELDS if name in space.reads]
     combinations = [
         dict(zip(names, values, strict=True)) for values in itertools.product(*(space.values(name) for name in names))
     ]
     settings = [replace(space.base, **values) for values in combinations]  # type: ignore[arg-type]
-    fits = [
-        model_size(bench.model, bench.blocks, Plan.uniform(setting)).bits_per_weight <= most for setting in settings
-    ]
-    too_large = f"it costs more than {most} bits per weight"
-    sizes = [name for name in names if name != "symmetric"]
-    if not any(fits) and not sizes:
-        raise InputError(f"{space.base.method}: {too_large}; give a larger --max-bits")
+    costs = [model_size(bench.model, bench.blocks, Plan.uniform(setting)).bits_per_weight for setting in settings]
+    fits = [cost <= most for cost in costs]
+    too_large = f"it costs more than {most:g} bits per weight"
+    if not any(fits):
+        least = math.ceil(min(costs) * 10**TYPED) / 10**TYPED
+        raise InputError(f"{space.base.method}: {too_large}, {least:g} at the least; give a larger --max-bits")
     grids = {values["symmetric"] for values, fit in zip(combinations, fits, strict=True) if fit}
-    if grids:
-        space = _limited(space, "symmetric", grids, too_large, listen)
-    for name in sizes:
+    space = _limited(space, "symmetric", grids, too_large, listen)
+    for name in [name for name in names if name != "symmetric"]:
         above = {
             values[name]
             for values, fit in zip(combinations, fits, strict=True)
-            if not fit and values["symmetric"] in (grids or {True, False})
+            if not fit and values["symmetric"] in grids
         }
         allowed = [value for value in space.values(name) if value not in above]
         space = _limited(space, name, allowed, too_large, listen)

@@ -413,7 +413,7 @@ def test_max_bits_leaves_out_shares_of_kept_rows_that_cost_more(run: Run) -> Non
     assert {trial["params"]["keep_ratio"] for trial in json.loads(result.stdout)["trials"]} <= {0.05, 0.1}
     refused = run("optimize", "--study", "rows", "--space", "original", "--method", "awq", "--max-bits", "4")
     assert refused.returncode == 2
-    assert "awq: it costs more than 4.0 bits per weight; give a larger --max-bits" in refused.stderr
+    assert "awq: it costs more than 4 bits per weight, 4.053 at the least; give a larger" in refused.stderr
 
 
 @pytest.mark.slow
@@ -503,7 +503,10 @@ def test_a_study_for_a_runtime_searches_what_that_loads(run: Run, small: SmallSt
         (["--method", "praq-mixed", "--group-size", "64"], "praq-mixed does not read group_size"),
         (["--method", "praq-mixed", "--keep-ratio", "0.1,0.2,0.4"], "evenly spaced"),
         (["--group-size", "48"], "group_size 48: it does not divide the input widths of this model"),
-        (["--max-bits", "3"], "it costs more than 3.0 bits per weight"),
+        (
+            ["--max-bits", "4"],
+            "gwh-praq-v2: it costs more than 4 bits per weight, 4.063 at the least; give a larger --max-bits",
+        ),
         (["--eval-samples", "100000"], "not for 100000"),
         (["--n-calib", "4096"], "4096"),
         (["--confirm-data", "absent.txt"], "absent.txt is not a file"),
