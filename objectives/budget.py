@@ -24,7 +24,7 @@ from storage.results import ResultStore
 
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?B)?", re.IGNORECASE)
-WORDS = "give bits per weight of the decoder blocks, such as 4.25, or the size of the whole model, such as 110MB"
+WORDS = "give bits per weight of the decoder blocks, such as {}, or the size of the whole model, such as {}MB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def parse_budget(text: str) -> Budget:
     """
     match = AMOUNT.fullmatch(text.strip())
     if match is None or not float(match[1]):
-        raise InputError(f"the budget {text!r} cannot be read; {WORDS}")
+        raise InputError(f"the budget {text!r} cannot be read; {WORDS.format(4.25, 110)}")
     if match[2] is None:
         return Budget(bits_per_weight=float(match[1]))
     return Budget(model_bytes=float(match[1]) * UNITS[match[2].upper()])
@@ -131,10 +131,19 @@ def require_affordable(bench: Bench, recipe: Setting, budget: Budget) -> ModelSi
     """
     smallest, largest = size_limits(bench, recipe)
     if budget.spare(smallest) < 0 or budget.spare(largest) > 0:
+        remedy = WORDS.format(
+            _within(smallest.bits_per_weight, largest.bits_per_weight),
+            _within(smallest.model_bytes / 1e6, largest.model_bytes / 1e6),
+        )
         raise InputError(
-            f"{budget} cannot be allocated: plans take from {size_text(smallest)} to {size_text(largest)}; {WORDS}"
+            f"{budget} cannot be allocated: plans take from {size_text(smallest)} to {size_text(largest)}; {remedy}"
         )
     return smallest
+
+
+def _within(least: float, most: float) -> str:
+    """Write a size between two, a tenth of the way from the smaller one, as it can be typed."""
+    return f"{math.ceil((least + (most - least) / 10) * 100) / 100:.2f}"
 
 
 def size_limits(bench: Bench, recipe: Setting) -> tuple[ModelSize, ModelSize]:

@@ -1,5 +1,6 @@
 """What each site loses is measured once, and an allocation of bits is made from it under any budget."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import objectives.sensitivity
-from objectives.budget import Budget, allocate, parse_budget, size_limits
+from objectives.budget import Budget, allocate, parse_budget, require_affordable, size_limits
 from objectives.errors import InputError
 from objectives.model.sites import Site, find_sites
 from objectives.progress import silent
@@ -236,12 +237,16 @@ def test_more_budget_never_loses_more(bench: Bench, store: ResultStore) -> None:
 
 @pytest.mark.parametrize("budget", [Budget(bits_per_weight=4.0), Budget(bits_per_weight=16.1), Budget(model_bytes=1e4)])
 def test_a_budget_outside_is_refused_before_anything_is_measured(budget: Budget, bench: Bench, tmp_path: Path) -> None:
-    """Both limits are named, in bits and in bytes."""
+    """Both limits are named, in bits and in bytes, and sizes that can be given instead."""
     with pytest.raises(
         InputError, match=r"cannot be allocated: plans take from 4\.\d+ bits per weight \(0\.\d+ MB\) to 16\.000 bits"
-    ):
+    ) as caught:
         allocate(bench, RECIPE, budget, ResultStore(tmp_path / "results"), silent)
     assert not (tmp_path / "results").exists()
+    remedies = re.findall(r"such as ([\d.]+(?:MB)?)", str(caught.value))
+    assert len(remedies) == 2
+    for remedy in remedies:
+        require_affordable(bench, RECIPE, parse_budget(remedy))
 
 
 def test_what_another_process_measures_is_waited_for_and_not_measured_twice(
