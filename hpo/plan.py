@@ -22,6 +22,7 @@ from objectives.budget import Budget, parse_budget
 from objectives.errors import InputError
 from objectives.evaluation import BenchPlan
 from objectives.export.deployment import Deployment, find_deployment
+from objectives.export.limits import unfit_for_budgets
 from objectives.refinement.refine import require_refinable
 from quant.plan import Plan
 
@@ -87,12 +88,9 @@ class StudyPlan:
     def _unfit_for_sizes(self) -> list[str]:
         """List what cannot be together with a budget or a front."""
         problems = []
-        limits = None if self.deployment is None else self.deployment.form.limits
-        if self.deployment is not None and limits is not None and not limits.several_schemes:
-            problems.append(
-                f"--for {self.deployment.runtime} has one scheme for all Linears, and plans under a budget have "
-                "several; give --for vllm, or leave the budget out"
-            )
+        if self.deployment is not None:
+            given = f"--for {self.deployment.runtime}"
+            problems += unfit_for_budgets(self.deployment.form.limits, given, "--for vllm")
         if self.max_bits is not None:
             problems.append("--max-bits is for settings that store all Linears alike; leave it out, or the budget")
         if len(self.sizes) > 1:

@@ -16,9 +16,11 @@ from hpo.study.scores import Scores
 from hpo.verdict.snapshot import Study
 from hpo.workers.planning import kept_plan, plan_of
 from objectives.budget import Budget, allocate, possible_plans
+from objectives.errors import InputError
 from objectives.evaluation import BenchPlan, load_bench
 from objectives.export.deployment import require_devices, require_split
 from objectives.export.formats import Export, Format, Proof, find_format
+from objectives.export.limits import unfit_for_budgets
 from objectives.export.manifest import Manifest
 from objectives.export.writing import write_model
 from objectives.limits import length_note
@@ -112,10 +114,13 @@ def deploy(
     """
     forms, store = {name: find_format(name) for name in directories}, ResultStore(paths.results)
     require_devices(list(forms.values()), devices)
+    decided = _decided_plan(chosen, store)
     for name, form in forms.items():
         require_vacant(directories[name], 0)
-        if chosen.budget is None:
-            form.require_holds(chosen.plan)
+        if decided is not None:
+            form.require_holds(decided)
+        elif unfit := unfit_for_budgets(form.limits, f"--format {name}", "--format compressed-tensors"):
+            raise InputError(*unfit)
     if refining is not None:
         require_refinable(chosen.plan)
     data = plan.data
@@ -123,7 +128,10 @@ def deploy(
     tuning = texts[0]
     if chosen.study is not None:
         require_same_bench(chosen.study.record, bench)
-    settled, notes = _settled(bench, chosen, list(forms.values()), devices, store, progress)
+    if decided is not None:
+        settled, notes = decided, list[str]()
+    else:
+        settled, notes = _allocated(bench, chosen, list(forms.values()), devices, store, progress)
     for form in forms.values():
         require_split(form, settled, bench, devices)
     if refining is not None:
@@ -162,17 +170,20 @@ def _notes(bench: Bench, tuning: Sequences, manifest: Manifest) -> list[str]:
     return notes
 
 
-def _settled(
+def _decided_plan(chosen: Chosen, store: ResultStore) -> Plan | None:
+    """Return the plan to write; None where bits have to be allocated first."""
+    if chosen.budget is None:
+        return chosen.plan
+    return None if chosen.measured is None else kept_plan(chosen.measured, store)
+
+
+def _allocated(
     bench: Bench, chosen: Chosen, forms: Sequence[Format], devices: int, store: ResultStore, progress: Progress
 ) -> tuple[Plan, list[str]]:
-    """Return the plan to write, and what a person should know of how it came about."""
-    if chosen.budget is None:
-        return chosen.plan, []
-    kept = None if chosen.measured is None else kept_plan(chosen.measured, store)
-    if kept is not None:
-        return kept, []
+    """Allocate the budget; return the plan, and what a person should know of how it came about."""
     recipe = chosen.plan.only
     assert recipe is not None
+    assert chosen.budget is not None
     # Of every plan that may come, so that what a format cannot hold is known before hours of measuring.
     for plan, form in product(possible_plans(recipe, bench.blocks), forms):
         form.require_holds(plan, bench)

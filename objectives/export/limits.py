@@ -68,6 +68,20 @@ def require_plan(limits: Limits, plan: Plan) -> None:
         )
 
 
+def unfit_for_budgets(limits: Limits | None, given: str, instead: str) -> list[str]:
+    """Say why bits cannot be allocated for a format, and what to do; nothing where they can.
+
+    Args:
+        limits: Of the format; None where it holds anything.
+        given: The flag that chose it.
+        instead: The flag that chooses one that holds several schemes.
+    """
+    if limits is None or limits.several_schemes:
+        return []
+    several = f"{given} has one scheme for all Linears, and plans under a budget have several"
+    return [f"{several}; give {instead}, or leave the budget out"]
+
+
 def require_linears(limits: Limits, plan: Plan, blocks: Sequence[Block]) -> None:
     """Refuse Linears that the format cannot hold by this plan.
 
@@ -108,8 +122,8 @@ def require_linears(limits: Limits, plan: Plan, blocks: Sequence[Block]) -> None
 def _require_setting(limits: Limits, setting: Setting) -> None:
     if setting.bits not in limits.bits:
         raise InputError(
-            f"{limits.name} has weights of {' or '.join(map(str, limits.bits))} bits, not of {setting.bits}; give "
-            f"--bits so, or {DENSE}"
+            f"{limits.name} has weights of {_either(limits.bits)} bits, not of {setting.bits}; give "
+            f"--bits {_either(limits.bits)}, or {DENSE}"
         )
     if not setting.symmetric and not limits.zero_points:
         raise InputError(f"{limits.name} has no kernel for zero points; use --symmetric, or another format or runtime")
@@ -123,23 +137,23 @@ def _require_setting(limits: Limits, setting: Setting) -> None:
     scheme = scheme_of(setting)
     size = None if scheme is None else scheme.group_size
     if size is None and not limits.per_row:
-        allowed = f"choose a method with groups and --group-size {_listed(limits)}"
+        allowed = f"choose a method with groups and --group-size {_either(limits.groups)}"
         raise InputError(f"{setting.method} has one scale per row, which {limits.name} has no kernel for; {allowed}")
     if size is not None and limits.groups is not None and size not in limits.groups:
-        raise InputError(f"{limits.name} has no kernel for groups of {size}; use --group-size {_listed(limits)}")
+        raise InputError(f"{limits.name} has no kernel for groups of {size}; use --group-size {_either(limits.groups)}")
 
 
 def _dividing(limits: Limits, widths: Collection[int]) -> str:
     """Say which groups divide all these inputs: those that a format has, else those of the format that has any."""
     sizes = [size for size in limits.groups or () if all(width % size == 0 for width in widths)]
     if sizes:
-        return f"use --group-size {' or '.join(map(str, sizes))}"
+        return f"use --group-size {_either(sizes)}"
     elsewhere = "use --format compressed-tensors with" if limits.groups else "use"
     return f"{elsewhere} a --group-size that divides {gcd(*widths)}"
 
 
-def _listed(limits: Limits) -> str:
-    return " or ".join(map(str, limits.groups or ()))
+def _either(numbers: Collection[int] | None) -> str:
+    return " or ".join(map(str, numbers or ()))
 
 
 def scheme_of(setting: Setting) -> Scheme | None:

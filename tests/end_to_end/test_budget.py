@@ -129,6 +129,21 @@ def test_what_the_format_cannot_hold_is_known_at_once(capsys: Any, tmp_path: Pat
     assert "schemes where one has zero points; use --symmetric for all Linears" in line
 
 
+@pytest.mark.parametrize("form", ["gguf", "gptq", "dense,awq"])
+def test_formats_of_one_scheme_have_no_budgets(
+    capsys: Any, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the group sizes are; that needs no model."""
+
+    def loaded(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("hpo.deploy.deploy.load_bench", loaded)
+    flags = [*FLAGS, "--method", "gw-awq", "--budget", "4.3", "--format", form, "--output-dir", str(tmp_path / "out")]
+    said = "has one scheme for all Linears, and plans under a budget have several; give --format compressed-tensors, or"
+    assert f"--format {form.partition(',')[2] or form} {said}" in refusal(capsys, "quantize", *flags)
+
+
 def test_a_plan_or_a_method_or_a_study(capsys: Any, tmp_path: Path) -> None:
     """One of them says how to quantize."""
     target = ["--output-dir", str(tmp_path / "out")]

@@ -331,7 +331,10 @@ def test_a_packed_model_that_holds_something_else_fails(
             ["--format", "awq", "--method", "praq-mixed"],
             "praq-mixed keeps rows in 16 bit, which awq cannot hold; write",
         ),
-        (["--format", "gptq", "--bits", "8"], "gptq has weights of 4 bits, not of 8; give --bits so, or write it with"),
+        (
+            ["--format", "gptq", "--bits", "8"],
+            "gptq has weights of 4 bits, not of 8; give --bits 4, or write it",
+        ),
         (["--format", "mlx", "--plan", "mixed.csv"], "mlx has one scheme for all Linears, and there are 2 here; give"),
         (
             ["--format", "gptq", "--plan", "head.csv"],

@@ -388,7 +388,7 @@ def test_what_runtimes_fuse_has_one_scheme(change: dict[str, int], bench: Bench)
 def test_bits_that_are_not_read_are_refused(bench: Bench) -> None:
     """Nothing has to be computed to know; and neither is anything packed where nothing is quantized."""
     with pytest.raises(
-        InputError, match="compressed-tensors has weights of 4 or 8 bits, not of 3; give --bits so, or write"
+        InputError, match="compressed-tensors has weights of 4 or 8 bits, not of 3; give --bits 4 or 8, or write"
     ):
         CompressedTensors().require_holds(Plan.uniform(replace(AWQ, bits=3)))
     with pytest.raises(InputError, match="nothing is quantized, so there is nothing to pack; give fewer bits"):

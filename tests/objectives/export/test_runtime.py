@@ -364,7 +364,7 @@ REFUSED = [
     (Setting(method="praq-mixed"), "keeps rows in 16 bit, which {} cannot hold; write it with --format dense"),
     (replace(AWQ, scales="linear"), "which {} cannot hold; write it with --format dense, or use --scales foldable"),
     (replace(AWQ, group_size=256), "{} has no kernel for groups of 256; use --group-size 32"),
-    (replace(AWQ, bits=8), "{} has weights of 4 bits, not of 8; give --bits so, or write it with --format dense"),
+    (replace(AWQ, bits=8), "{} has weights of 4 bits, not of 8; give --bits 4, or write it with --format dense"),
     (
         Plan(named={"model.layers.0.mlp.down_proj": AWQ}, others=replace(AWQ, symmetric=False)),
         "{} has one scheme for all Linears, and there are 2 here",
