@@ -7,7 +7,7 @@ reproduce a study read them here. Light to import, so that help answers at once;
 from dataclasses import dataclass, field
 from typing import Any
 
-from objectives.export.formats import RUNTIMES
+from objectives.export.formats import ALIASES, RUNTIMES
 
 
 def option(
@@ -121,7 +121,11 @@ class SearchOptions:
     )
     max_bits: float | None = option("space", None, "search only settings of at most this many bits per weight")
     for_: str | None = option(
-        "space", None, f"search only what this runtime loads: {', '.join(RUNTIMES)}", metavar="RUNTIME"
+        "space",
+        None,
+        f"search only what this runtime loads: {', '.join(RUNTIMES)} (gptq and awq: such files in vLLM); also "
+        f"{', '.join(f'{alias} (as {runtime})' for alias, runtime in ALIASES.items())}",
+        metavar="RUNTIME",
     )
     tensor_parallel: int = option(
         "space", 1, "devices that the runtime of --for will split every Linear over", metavar="N"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from objectives.errors import InputError
-from objectives.export.formats import RUNTIMES, Format, find_format
+from objectives.export.formats import ALIASES, RUNTIMES, Format, find_format
 from objectives.export.limits import Limits, quantized_linears, require_plan, scheme_of
 from objectives.model.layouts import Role
 from objectives.model.roles import LinearRole
@@ -19,7 +19,7 @@ from quant.plan import Plan
 
 FEWER: Mapping[str, Mapping[str, Any]] = {
     "vllm": {"name": "vllm", "groups": (32, 64, 128, 256)},
-    "gptq": {"name": "vLLM for gptq", "zero_points": False},
+    "gptq": {"name": "gptq (GPTQ files in vLLM)", "zero_points": False},
 }
 """What a runtime loads less than its format holds: vLLM's kernels on GPUs, and GPTQ there (docs/deploy.md)."""
 WORD_BITS = 32
@@ -44,7 +44,7 @@ class Deployment:
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
-            raise InputError(f"--for {self.runtime} is unknown; choose one of {', '.join(RUNTIMES)}")
+            raise InputError(f"--for {self.runtime} is unknown; choose one of {', '.join((*RUNTIMES, *ALIASES))}")
         require_devices([self.form], self.devices)
 
     @property
@@ -75,13 +75,13 @@ class Deployment:
 
 
 def find_deployment(runtime: str | None, devices: int = 1) -> Deployment | None:
-    """Return where a model is to run; None where nothing is said.
+    """Return where a model is to run, by a name of `RUNTIMES` or of `ALIASES`; None where nothing is said.
 
     Raises:
         InputError: If only the number of devices is said, or what is said cannot be.
     """
     if runtime is not None:
-        return Deployment(runtime=runtime, devices=devices)
+        return Deployment(runtime=ALIASES.get(runtime, runtime), devices=devices)
     if devices != 1:
         raise InputError(f"--tensor-parallel {devices} needs the runtime that splits Linears; give --for vllm")
     return None

@@ -223,6 +223,8 @@ RUNTIMES: dict[str, str] = {
     "mlx": "mlx",
 }
 """What a model can be quantized for, and the format that it is then written in."""
+ALIASES: dict[str, str] = {"sglang": "vllm", "llama.cpp": "gguf", "ollama": "gguf", "lmstudio": "gguf"}
+"""Runtimes that load what is quantized for another one, under whose name a study is stored."""
 
 
 def find_format(name: str) -> Format:

@@ -31,8 +31,8 @@ def test_group_sizes_are_those_that_a_runtime_has_kernels_for(runtime: str, size
     lost = {
         "vllm": [],
         "gptq": [
-            "group_size 256 left out: vLLM for gptq has no kernel for groups of 256",
-            "symmetric false left out: vLLM for gptq has no kernel for zero points",
+            "group_size 256 left out: gptq (GPTQ files in vLLM) has no kernel for groups of 256",
+            "symmetric false left out: gptq (GPTQ files in vLLM) has no kernel for zero points",
         ],
     }
     no_smaller = f"{runtime} stores a zero point for every group, so that they are as large as asymmetric codes"

@@ -7,7 +7,7 @@ import pytest
 
 from objectives.errors import InputError
 from objectives.export.deployment import Deployment, find_deployment, require_devices, require_split
-from objectives.export.formats import FORMATS, RUNTIMES, find_format
+from objectives.export.formats import ALIASES, FORMATS, RUNTIMES, find_format
 from objectives.trial import Bench
 from quant.plan import Plan
 from quant.setting import Setting
@@ -43,7 +43,7 @@ def test_gptq_with_zero_points_is_written_and_not_searched_for() -> None:
     """GPTQModel reads it, vLLM refuses it."""
     asymmetric = Plan.uniform(replace(AWQ, symmetric=False))
     find_format("gptq").require_holds(asymmetric)
-    with pytest.raises(InputError, match="vLLM for gptq has no kernel for zero points; use --symmetric"):
+    with pytest.raises(InputError, match=r"gptq \(GPTQ files in vLLM\) has no kernel for zero points; use --symm"):
         Deployment(runtime="gptq").require_loads(asymmetric)
     Deployment(runtime="awq").require_loads(asymmetric)
 
@@ -100,5 +100,13 @@ def test_devices_without_a_runtime_that_splits_are_refused() -> None:
         find_deployment("gguf", 2)
     with pytest.raises(InputError, match="--tensor-parallel 0 is not at least 1"):
         find_deployment("vllm", 0)
-    with pytest.raises(InputError, match="--for ollama is unknown; choose one of vllm, gptq, awq, gguf, mlx"):
-        find_deployment("ollama")
+    with pytest.raises(InputError, match="--for exllama is unknown; choose one of vllm, gptq, awq, gguf, mlx, sglang"):
+        find_deployment("exllama")
+
+
+def test_runtimes_that_load_the_same_are_one() -> None:
+    """What a study is stored with does not depend on how its runtime was called."""
+    assert set(ALIASES.values()) <= RUNTIMES.keys()
+    assert not ALIASES.keys() & RUNTIMES.keys()
+    assert find_deployment("sglang", 2) == find_deployment("vllm", 2)
+    assert {find_deployment(name) for name in ("llama.cpp", "ollama", "lmstudio")} == {Deployment(runtime="gguf")}
