@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from objectives.errors import InputError
-from objectives.export.formats import DEFAULT_FORMAT, FORMATS, Export, Proof, find_format, formats_help
+from objectives.export.formats import FORMATS, Export, Proof, find_format
 from objectives.export.manifest import Manifest
 from objectives.export.reading import load_directory
 from objectives.export.rescoring import rescore
@@ -81,13 +81,6 @@ def test_an_unknown_format_is_refused_with_those_there_are() -> None:
     """In one line."""
     with pytest.raises(InputError, match="format 'exl2' is unknown; choose dense or compressed-tensors"):
         find_format("exl2")
-
-
-def test_help_names_every_format() -> None:
-    """And says which is usual."""
-    assert DEFAULT_FORMAT in FORMATS
-    assert all(f"{name}" in formats_help() and form.summary in formats_help() for name, form in FORMATS.items())
-    assert f"{DEFAULT_FORMAT} (default)" in formats_help()
 
 
 def test_listing_formats_costs_no_time() -> None:
