@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from optuna.storages import BaseStorage
 
-from hpo.deploy.refined_winner import confirm_refined, refining_text
+from hpo.deploy.refined_winner import confirm_refined, lay_out_to_refine
 from hpo.deploy.refining import refine_flags
 from hpo.plan import StudyPlan, search_mode
 from hpo.search.proposal import presets
@@ -36,8 +36,8 @@ from hpo.workers.queue import Queue
 from hpo.workers.worker import Budget, Worker
 from objectives.budget import Budget as Size
 from objectives.budget import require_affordable, size_limits
-from objectives.errors import InputError
-from objectives.evaluation import LaidOut, lay_out
+from objectives.errors import InputError, RunError
+from objectives.evaluation import LaidOut
 from objectives.progress import Progress
 from objectives.quantization import model_size
 from objectives.results import pin
@@ -72,10 +72,8 @@ def optimize(
         KeyboardInterrupt: On SIGINT or SIGTERM; the running trial is back in the queue.
     """
     store = ResultStore(paths.results)
-    laid_out = lay_out(plan.bench, paths, progress)
+    laid_out, learned_from = lay_out_to_refine(plan.bench, plan.refining, paths, progress)
     bench, (tuning, *held_out) = laid_out.bench, laid_out.data
-    # Read before hours of work, so that too little text is known now.
-    learned_from = None if plan.refining is None else refining_text(plan.bench, plan.refining, bench)
     space = fit(plan, laid_out, listen)
     texts = list(zip(plan.bench.data, laid_out.data, strict=True))
     contract = make_contract(
@@ -131,7 +129,7 @@ def optimize(
                     refined = confirm_refined(
                         bench, store, confirmed, plan.refining, learned_from, held_out, progress, planning.plan
                     )
-                except InputError as error:
+                except (InputError, RunError) as error:
                     # The study is done, and its report is not to be lost for this.
                     listen(Notice(text=f"not refined: {error}"))
                 else:

@@ -73,8 +73,7 @@ class Refined:
         left = dict(self.vectors)
         for block in blocks:
             with model.weights.changing(block.name):
-                for linear in coded([block], codes):
-                    linear.set_weight(loaded(refined[linear.name]).to(linear.parameter.device))
+                put_codes(block, refined)
                 for name in [name for name in left if name.startswith(f"{block.name}.")]:
                     model.module.get_parameter(name).copy_(left.pop(name))
         for name, vector in left.items():
@@ -109,6 +108,13 @@ def _scales_of_norms(blocks: Sequence[Block], folded: Mapping[str, FoldedScales]
     return iter(norms.values())
 
 
+@torch.no_grad()
+def put_codes(block: Block, codes: Mapping[str, IntWeight]) -> None:
+    """Put codes, by name of the Linear, into the weights of one block, which are at hand."""
+    for linear in coded([block], codes):
+        linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
+
+
 def coded(blocks: Sequence[Block], named: Container[str]) -> Iterator[LinearRole]:
     """Yield the Linears that are stored as codes; others may stay in 16 bit."""
     return (linear for block in blocks for linear in block.linears if linear.name in named)
@@ -119,10 +125,10 @@ def _bias_name(linear: LinearRole) -> str:
 
 
 def moves_between(before: IntWeight, after: IntWeight) -> Tensor:
-    """Return which codes differ by a step, int64 `[M]`: places in the matrix from 1 on, negative where it is down."""
+    """Return which codes differ by a step, int32 `[M]`: places in the matrix from 1 on, negative where it is down."""
     change = after.codes.flatten().short() - before.codes.flatten().short()
     places = change.nonzero()[:, 0]
-    return (places + 1) * change[places].long()
+    return ((places + 1) * change[places].long()).int()
 
 
 def moved(weight: IntWeight, moves: Tensor | None) -> IntWeight:
@@ -130,7 +136,7 @@ def moved(weight: IntWeight, moves: Tensor | None) -> IntWeight:
     if moves is None:
         return weight
     codes = weight.codes.flatten().clone()
-    places = moves.abs() - 1
+    places = moves.abs().long() - 1
     codes[places] = (codes[places].short() + moves.sign().short()).to(codes.dtype)
     return replace(weight, codes=codes.view_as(weight.codes))
 

@@ -3,6 +3,7 @@
 Responsible for these as values that are stored and printed. Needs no tensors, so that what only reads them is light.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PART_NAMES = {"scales": "group scales", "norms": "norms", "biases": "biases"}
@@ -176,18 +177,19 @@ class Refinement:
         text = f"{self.tokens} tokens of {self.source}"
         measured = f"KL from full precision on {self.validation_sequences} sequences held back from it"
         before = f"{self.before:.4f} nats per token before"
-        changed = [*self._moved(), *([] if not self.kept_step else [self._tuned(text)])]
-        if not changed:
-            return (
-                f"refining on {text} improved nothing ({measured}: {before}): "
-                "codes, scales, norms and biases are as they were rounded"
-            )
-        return f"{', and '.join(changed)}; {measured}: {before}, {self.after:.4f} after{self._chosen()}"
+        moved = self._moved()
+        if not moved and not self.kept_step:
+            kept = [*(["codes"] if self.moves is not None else []), *self._parts]
+            return f"refining on {text} improved nothing ({measured}: {before}): {listed(kept)} are as they were"
+        tuned = self._tuned(text) if self.kept_step else f"{listed(self._parts)} are as they were: no step was nearer"
+        return f"{', and '.join([*moved, tuned])}; {measured}: {before}, {self.after:.4f} after{self._chosen()}"
+
+    @property
+    def _parts(self) -> list[str]:
+        return [PART_NAMES[part] for part in self.parts]
 
     def _tuned(self, text: str) -> str:
-        parts = [PART_NAMES[part] for part in self.parts]
-        listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-        return f"{listed} were tuned for KL from full precision on {text} ({self.kept_step} steps)"
+        return f"{listed(self._parts)} were tuned for KL from full precision on {text} ({self.kept_step} steps)"
 
     def _chosen(self) -> str:
         if not self.trials:
@@ -202,3 +204,9 @@ class Refinement:
             f"{100 * self.moves.share:.1f} % of the codes were moved by a step for the outputs of blocks "
             f"({self.moves.steps} steps each on {self.moves.sequences} sequences)"
         ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """List names in a sentence: `a`, `a and b`, `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

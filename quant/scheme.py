@@ -94,10 +94,14 @@ class IntWeight:
     group_size: int
     bits: int
 
+    def to(self, device: torch.device) -> "IntWeight":
+        """The same on a device."""
+        zero = None if self.zero is None else self.zero.to(device)
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero=zero)
+
     def cpu(self) -> "IntWeight":
         """The same in the memory of the processor."""
-        zero = None if self.zero is None else self.zero.cpu()
-        return replace(self, codes=self.codes.cpu(), scale=self.scale.cpu(), zero=zero)
+        return self.to(torch.device("cpu"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,19 +128,20 @@ def deploy(
     tuning = texts[0]
     if chosen.study is not None:
         require_same_bench(chosen.study.record, bench)
+        if any(form.proven for form in forms.values()):
+            require_same_text(chosen.study.record, tuning)
+    learned_from = None if refining is None else text_of(bench, texts[-2], texts[-1], refining)
     if decided is not None:
         settled, notes = decided, list[str]()
     else:
         settled, notes = _allocated(bench, chosen, list(forms.values()), devices, store, progress)
     for form in forms.values():
         require_split(form, settled, bench, devices)
-    if refining is not None:
+    if refining is not None and learned_from is not None:
         for form in forms.values():
             form.require_holds(settled, bench)
-        *_, training, validation = texts
-        text = text_of(bench, training, validation, refining)
         judged = list(zip(data, texts, strict=False))
-        bench = refined_bench(bench, settled, refining, text, judged, store, progress)
+        bench = refined_bench(bench, settled, refining, learned_from, judged, store, progress)
     export = Export(bench=bench, plan=settled, directories=directories)
     if any(form.proven for form in forms.values()):
         export = _with_proof(export, chosen, tuning, store, plan.model.trust_remote_code)
@@ -199,8 +200,6 @@ def _with_proof(
 ) -> Export:
     """Add what the model has to score, and its card, which says what was measured."""
     plan, study, measured = export.plan, chosen.study, chosen.measured
-    if study is not None:
-        require_same_text(study.record, tuning)
     # What a study measured is the model before it was refined.
     perplexity = measured.perplexity if measured is not None and export.bench.refined is None else None
     if measured is not None and perplexity is not None:

@@ -17,31 +17,34 @@ from hpo.verdict.ranking import SIGNIFICANT
 from hpo.verdict.recommendation import judge
 from hpo.verdict.snapshot import Study
 from hpo.workers.measuring import Planned, measure_all, measure_plan
-from objectives.evaluation import BenchPlan
+from objectives.evaluation import BenchPlan, LaidOut, lay_out
 from objectives.progress import Progress
 from objectives.refinement.options import RefinementText
 from objectives.refinement.refine import forgotten_where_codes_differ
 from objectives.scoring import Score
-from objectives.text.sequences import Sequences, prepare_text
+from objectives.text.sequences import Sequences
 from objectives.trial import Bench
 from quant.plan import Plan
+from storage.paths import Paths
 from storage.results import ResultStore
 
 SUFFIX = " refined"
 JUDGEMENTS = {"confirmed": "confirmed as nearer to full precision", "worse": "confirmed as farther from it"}
 
 
-def refining_text(plan: BenchPlan, refining: Refining, bench: Bench) -> RefinementText:
-    """Read what refining reads beside a study's text, of which it moves nothing.
+def lay_out_to_refine(
+    plan: BenchPlan, refining: Refining | None, paths: Paths, progress: Progress
+) -> tuple[LaidOut, RefinementText | None]:
+    """Lay out a study's bench, and what refining reads beside its text, of which that moves nothing.
 
     Raises:
-        InputError: If too little text is left, or the model's codes are to move and cannot.
+        InputError: As `lay_out`; or if too little text is left, or the model's codes are to move and cannot.
     """
-    everything = with_refining_text(plan, refining)
-    *_, training, validation = prepare_text(
-        [everything.calibration, *everything.data], bench.model.tokenizer, everything.seed
-    )
-    return text_of(bench, training, validation, refining)
+    if refining is None:
+        return lay_out(plan, paths, progress), None
+    laid_out = lay_out(with_refining_text(plan, refining), paths, progress)
+    *data, training, validation = laid_out.data
+    return replace(laid_out, data=data), text_of(laid_out.bench, training, validation, refining)
 
 
 def confirm_refined(

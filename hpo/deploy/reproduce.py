@@ -48,7 +48,7 @@ def quantize_command(record: StudyRecord, chosen: Measured, directory: str, stor
     }  # fmt: skip
     arguments = {name: value for name, value in flags.items() if value is not None}
     how = record.search.refining if refined else {}
-    words = _words({**arguments, **how})
+    words = _words({**arguments, **record.search.allowed, **how})
     return _folded([f"{PROGRAM} quantize", *words, f"--output-dir {shlex.quote(directory)}"])
 
 

@@ -49,6 +49,12 @@ class SearchMode:
         return {name: value for name, (value, default) in values.items() if value != default}
 
     @property
+    def allowed(self) -> dict[str, object]:
+        """Return by name what a model may do or be only because it was allowed, as `unusual` does."""
+        names = ("trust_remote_code", "allow_partial", "allow_partial_groups")
+        return {name: value for name, value in self.unusual().items() if name in names}
+
+    @property
     def refining(self) -> dict[str, object]:
         """Return by name what of it is about refining, as `unusual` does."""
         return {name: value for name, value in self.unusual().items() if name.startswith("refine")}

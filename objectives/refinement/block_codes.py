@@ -104,7 +104,7 @@ def learn(
     """Return the codes of one block, on the CPU: those that were learned, or those that were there if they are nearer.
 
     Args:
-        rounded: The model, which is left with either.
+        rounded: The model, which is left with what was learned.
         prefix: Text before the block.
         block: The block.
         linears: Those of its Linears that have codes.
@@ -119,7 +119,7 @@ def learn(
         parts = [
             _Offsets.of(
                 linear,
-                _on(rounded.codes[linear.name], linear.parameter.device),
+                rounded.codes[linear.name].to(linear.parameter.device),
                 rounded.scheme(linear),
                 rounded.result.folded[linear.name].done(exact[linear.name]),
             )
@@ -131,7 +131,7 @@ def learn(
     with _differentiated([linear.parameter for linear in linears]) as parameters:
         for step in range(options.code_steps):
             order = order or torch.randperm(prefix.batches, generator=generator).tolist()
-            prefix.difference(block, order.pop()).square().mean().backward()  # type: ignore[no-untyped-call]
+            _signed_loss(prefix.difference(block, order.pop())).backward()  # type: ignore[no-untyped-call]
             # Falls along a line, so that all steps together are the drift.
             left = (options.code_steps - step) / (options.code_steps * (options.code_steps + 1))
             with torch.no_grad():
@@ -143,6 +143,14 @@ def learn(
         # Also where it is not a number.
         nearer = prefix.loss(block, compared) < before
     return {part.linear.name: (part.now if nearer else part.weight).cpu() for part in parts}
+
+
+def _signed_loss(difference: Tensor) -> Tensor:
+    """Return the mean square of a difference `[N, O]` times a power of two: only signs of its gradient are used.
+
+    That gradient is then about `difference / 64`, where a mean's would be below what float16 can hold.
+    """
+    return difference.square().mean() * 2.0 ** (round(math.log2(difference.numel())) - 7)
 
 
 @contextmanager
@@ -157,8 +165,3 @@ def _differentiated(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Para
         for parameter in distinct:
             parameter.requires_grad_(False)
             parameter.grad = None
-
-
-def _on(weight: IntWeight, device: torch.device) -> IntWeight:
-    zero = None if weight.zero is None else weight.zero.to(device)
-    return replace(weight, codes=weight.codes.to(device), scale=weight.scale.to(device), zero=zero)

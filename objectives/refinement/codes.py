@@ -16,13 +16,13 @@ from torch import Tensor
 from objectives.calibration.prefix import QuantizedPrefix
 from objectives.model.memory import is_out_of_memory, release_cached
 from objectives.progress import Progress
-from objectives.refined import moved, moves_between
+from objectives.refined import moved, moves_between, put_codes
 from objectives.refinement.block_codes import RoundedModel, learn
 from objectives.refinement.moves_entry import MovesEntry
 from objectives.refinement.options import TooLittleTimeError
 from objectives.text.sequences import Sequences
 from objectives.trial import Bench
-from quant.scheme import IntWeight, loaded
+from quant.scheme import IntWeight
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,7 @@ def _through_blocks(
             entry.save(finished)
             clock.count()
         with torch.no_grad(), weights.changing(block.name):
-            for linear in linears:
-                linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
+            put_codes(block, codes)
             prefix.advance(block)
         done += 1
         progress(clock.phase(done), done, count)

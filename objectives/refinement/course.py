@@ -50,7 +50,7 @@ class Ended:
         kept_step: After how many steps they were reached.
         steps: How many were taken.
         finished: Whether no more are to be taken.
-        halvings: How often a value was not finite.
+        halvings: How often the rate was halved because a value was not finite.
         looks: What text that is held back said on the way.
     """
 
@@ -170,7 +170,8 @@ class Course:
             kept_step=self._kept_step,
             steps=self._step,
             finished=finished,
-            halvings=self._halvings,
+            # The last value that is not finite ends the course instead.
+            halvings=min(self._halvings, MOST_HALVINGS),
             looks=self._looks,
         )
 
@@ -258,7 +259,8 @@ class Course:
     def _require_time(self, elapsed: float, taken: int) -> None:
         timeout = self._options.timeout
         # Where codes have moved, a step that takes longer is not all that there was time for.
-        if taken == 1 and timeout is not None and elapsed > timeout and not self._options.code_steps:
+        is_first = taken == self._step == 1
+        if is_first and timeout is not None and elapsed > timeout and not self._options.code_steps:
             raise TooLittleTimeError(
                 f"--refine-timeout {timeout:g} is less than one of {len(self._steps)} steps takes ({elapsed:.1f} "
                 f"seconds); give {math.ceil(elapsed * len(self._steps))} for all of them, or leave it out"

@@ -8,11 +8,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from objectives.progress import Progress, silent
-from objectives.refined import coded, moved
+from objectives.refined import moved, put_codes
 from objectives.refinement.block_codes import RoundedModel
 from objectives.refinement.codes import MOST_SEQUENCES, move_codes
 from objectives.refinement.moves_entry import MovesEntry
@@ -20,7 +19,7 @@ from objectives.refinement.options import RefinementText
 from objectives.refinement_record import CodeMoves
 from objectives.scoring import score_all
 from objectives.teacher import Teacher
-from quant.scheme import IntWeight, loaded
+from quant.scheme import IntWeight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +70,8 @@ def moved_codes(
     assert moving.outcome is not None
     codes = moving.codes if moving.outcome.kept else rounded.codes
     for block in rounded.bench.blocks:
-        with torch.no_grad(), rounded.bench.model.weights.changing(block.name):
-            for linear in coded([block], codes):
-                linear.set_weight(loaded(codes[linear.name]).to(linear.parameter.device))
+        with rounded.bench.model.weights.changing(block.name):
+            put_codes(block, codes)
     return replace(moving, codes=codes)
 
 

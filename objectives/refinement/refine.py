@@ -65,7 +65,8 @@ def refinement_key(bench: Bench, plan: Plan, text: RefinementText, options: Refi
     Raises:
         InputError: If there is not enough calibration text for the plan.
     """
-    how = {name: value for name, value in vars(options).items() if name != "timeout"}
+    unused = {"timeout"} if options.code_steps else {"timeout", "code_drift", "code_batch_tokens"}
+    how = {name: value for name, value in vars(options).items() if name not in unused}
     parts = (
         "refinement",
         FORMAT,

@@ -66,7 +66,7 @@ class Scales:
 
     def stored(self, change: Tensor) -> IntWeight:
         """Return what is stored under these changes, float32 `[O * G]`."""
-        codes = _on(self.codes, change.device)
+        codes = self.codes.to(change.device)
         scale = codes.scale.float() * change.view_as(codes.scale).exp()
         return replace(codes, scale=stored_scale(scale, self.scheme).to(self.scheme.scale_dtype))
 
@@ -269,9 +269,4 @@ def _pull_back(parts: Sequence[tuple[Part, Tensor]]) -> Callable[[Tensor], None]
 def _own(weight: IntWeight, device: torch.device) -> IntWeight:
     """Return codes on a device, as tensors of their own: those of inference mode cannot take part in anything else."""
     zero = None if weight.zero is None else weight.zero.clone()
-    return _on(replace(weight, codes=weight.codes.clone(), scale=weight.scale.clone(), zero=zero), device)
-
-
-def _on(weight: IntWeight, device: torch.device) -> IntWeight:
-    zero = None if weight.zero is None else weight.zero.to(device)
-    return replace(weight, codes=weight.codes.to(device), scale=weight.scale.to(device), zero=zero)
+    return replace(weight, codes=weight.codes.clone(), scale=weight.scale.clone(), zero=zero).to(device)

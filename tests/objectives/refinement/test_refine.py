@@ -17,7 +17,7 @@ from objectives.progress import silent
 from objectives.refined import Refined, owners, tunable_vectors
 from objectives.refinement import course
 from objectives.refinement.options import RefinementOptions, RefinementText
-from objectives.refinement.refine import forget_begun, forgotten_where_codes_differ, refine
+from objectives.refinement.refine import forget_begun, forgotten_where_codes_differ, refine, refinement_key
 from objectives.refinement.tuned import require_tunable
 from objectives.refinement_record import PARTS
 from objectives.scoring import Score, score_all
@@ -223,7 +223,7 @@ def test_a_value_that_is_not_finite_halves_the_rate_twice(
 
     monkeypatch.setattr(course, "pull_back", broken)
     refined = refined_by(bench, store)
-    assert (refined.refinement.halvings, refined.refinement.steps) == (3, 9)
+    assert (refined.refinement.halvings, refined.refinement.steps) == (2, 9)
     assert refined.refinement.after <= refined.refinement.before
     assert sum("not finite" in record.message for record in caplog.records) == 3
 
@@ -303,6 +303,29 @@ def test_a_time_that_is_less_than_a_step_is_refused(bench: Bench, store: ResultS
     with pytest.raises(InputError, match=r"--refine-timeout 1e-09 is less than one of 10 steps takes .* give \d+ for"):
         refined_by(bench, store, replace(OPTIONS, timeout=1e-9))
     assert tiny.same_bits(before, tiny.state(bench.model.module))
+
+
+def test_a_time_that_is_less_than_a_step_keeps_what_earlier_steps_reached(
+    bench: Bench, usual: Refined, store: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first of all steps is refused; one of a later call counts."""
+    monkeypatch.setattr(course, "SECONDS_BETWEEN_SAVES", 0.0)
+    with pytest.raises(Killed):
+        refine(bench, PLAN, TEXT, OPTIONS, store, killing_at("refining", 5))
+    short = refined_by(bench, store, replace(OPTIONS, timeout=1e-9))
+    assert short.refinement.steps > 4
+    assert tiny.same_bits(tensors(usual), tensors(refined_by(bench, store)))
+
+
+def test_options_of_codes_that_stay_make_no_other_refinement(bench: Bench) -> None:
+    """How far they could drift is no part of its key."""
+    moving = replace(OPTIONS, code_steps=5)
+    assert refinement_key(bench, PLAN, TEXT, OPTIONS) == refinement_key(
+        bench, PLAN, TEXT, replace(OPTIONS, code_drift=0.05)
+    )
+    assert refinement_key(bench, PLAN, TEXT, moving) != refinement_key(
+        bench, PLAN, TEXT, replace(moving, code_drift=0.05)
+    )
 
 
 @pytest.mark.parametrize(
