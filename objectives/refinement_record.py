@@ -72,6 +72,8 @@ class CodeMoves:
 
     Attributes:
         steps: For each block.
+        blocks: How many were gone through; None where nothing says it.
+        of_blocks: How many there are; fewer were gone through where the time ended.
         sequences: How many were read for them.
         drift: How far all steps together moved what is rounded, in steps between codes.
         share: Of the codes that moved by a step.
@@ -80,6 +82,8 @@ class CodeMoves:
     """
 
     steps: int
+    blocks: int | None = None
+    of_blocks: int | None = None
     sequences: int
     drift: float = UNSAID_DRIFT
     share: float
@@ -135,7 +139,11 @@ class Refinement:
         fingerprint: Of its tokens.
         sequences: How many there were.
         tokens: How many tokens were read.
-        steps: Of the optimizer.
+        steps: Of the optimizer that were taken.
+        planned_steps: How many there were to be; fewer are taken where the time ended, or values were not finite.
+        passes: How often the text was to be read.
+        batch_tokens: Of a step.
+        seed: Of the order of the sequences.
         rate: Its highest rate: the relative change of a scale in one step.
         halvings: How often the rate was halved because a value was not finite.
         kept_step: The step whose values were kept; 0 where none was better than the start.
@@ -152,6 +160,10 @@ class Refinement:
     sequences: int
     tokens: int
     steps: int
+    planned_steps: int | None = None
+    passes: int = 1
+    batch_tokens: int = UNSAID_TOKENS
+    seed: int = 0
     rate: float
     halvings: int
     kept_step: int
@@ -173,7 +185,10 @@ class Refinement:
         return min(look.kl for look in self.looks)
 
     def sentence(self) -> str:
-        """Say what was tuned, on what, and what the text that was held back says of it."""
+        """Say what was tuned, on what, what the text that was held back says of it, and whether it was ended."""
+        return f"{self._outcome()}{self._ended()}"
+
+    def _outcome(self) -> str:
         text = f"{self.tokens} tokens of {self.source}"
         measured = f"KL from full precision on {self.validation_sequences} sequences held back from it"
         before = f"{self.before:.4f} nats per token before"
@@ -190,6 +205,13 @@ class Refinement:
 
     def _tuned(self, text: str) -> str:
         return f"{listed(self._parts)} were tuned for KL from full precision on {text} ({self.kept_step} steps)"
+
+    def _ended(self) -> str:
+        if self.moves is not None and self.moves.blocks != self.moves.of_blocks:
+            return f"; ended by its time after {self.moves.blocks} of {self.moves.of_blocks} blocks"
+        if self.planned_steps is None or self.steps == self.planned_steps:
+            return ""
+        return f"; ended after {self.steps} of {self.planned_steps} steps"
 
     def _chosen(self) -> str:
         if not self.trials:

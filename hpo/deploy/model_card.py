@@ -110,7 +110,8 @@ def _refinement(manifest: Manifest) -> Iterator[str]:
             "|---|---|---|---|---|---|---|---|",
         )
         for trial in refinement.trials:
-            taken = f"{trial.steps}, pruned" if trial.pruned else f"{trial.steps}"
+            ended = ", pruned" if trial.pruned else "" if trial.finished else ", ended by its time"
+            taken = f"{trial.steps}{ended}"
             codes = f"{trial.code_steps} | {trial.code_drift:g}" if trial.code_steps else "0 | – "
             tuned = f"{', '.join(trial.parts)} | {trial.rate:.2g} | {trial.batch_tokens} | {trial.passes}"
             yield f"| {codes} | {tuned} | {taken} | {trial.kl:.4f} |"

@@ -96,6 +96,8 @@ def _newly_moved(
     result = move_codes(rounded, text.training, moves, entry, telling)
     outcome = CodeMoves(
         steps=rounded.options.code_steps,
+        blocks=result.blocks,
+        of_blocks=len(rounded.bench.blocks),
         drift=rounded.options.code_drift,
         sequences=min(MOST_SEQUENCES, len(text.training)),
         share=result.share,

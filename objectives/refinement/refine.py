@@ -213,13 +213,17 @@ def _moves(before: Mapping[str, IntWeight], after: Mapping[str, IntWeight]) -> d
 
 
 def _refinement(text: RefinementText, options: RefinementOptions, ended: Ended, moves: CodeMoves | None) -> Refinement:
-    steps = options.steps(text.training)[: ended.steps]
+    planned = options.steps(text.training)
     return Refinement(
         source=text.training.source,
         fingerprint=text.training.fingerprint(),
         sequences=len(text.training),
-        tokens=tokens_of(text.training, steps),
+        tokens=tokens_of(text.training, planned[: ended.steps]),
         steps=ended.steps,
+        planned_steps=len(planned),
+        passes=options.passes,
+        batch_tokens=options.batch_tokens,
+        seed=options.seed,
         rate=options.rate,
         parts=options.parts,
         halvings=ended.halvings,

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import cli
-from objectives.errors import InputError
+from objectives.errors import InputError, RunError
 from objectives.export.formats import FORMATS
+from tests.commands import refusal
 from tests.conftest import SmallStudy
 from tests.objectives.tiny import same_bits
 
@@ -172,6 +173,28 @@ def test_what_cannot_be_refined_is_one_line_and_writes_nothing(
     assert not target.exists()
 
 
+def test_what_cannot_be_refined_is_refused_before_bits_are_allocated(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every site would have been measured for it."""
+    monkeypatch.setattr("hpo.deploy.deploy.allocate", lambda *_: pytest.fail("sites were measured"))
+    flags = [*small_study.flags, "--method", "gw-awq", "--budget", "4.6", "--format", "compressed-tensors"]
+    line = refusal(
+        capsys, "quantize", *flags, "--refine", "--refine-parts", "biases", "--output-dir", str(tmp_path / "out")
+    )
+    assert "has no biases to tune" in line
+
+
+def test_text_that_is_not_the_studys_is_refused_before_anything_is_refined(
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its proof would be refused hours later."""
+    monkeypatch.setattr("hpo.deploy.deploy.refined_bench", lambda *_: pytest.fail("codes were refined"))
+    which = ["--study", "small", "--eval-samples", "9", "--format", "compressed-tensors"]
+    line = refusal(capsys, "quantize", *which, *REFINE[:-1], "bundled:training", "--output-dir", str(tmp_path / "out"))
+    assert "the tuning text" in line
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("same_process")
 def test_what_a_study_recommends_is_refined_and_confirmed(
@@ -213,13 +236,14 @@ def test_what_a_study_recommends_is_refined_and_confirmed(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [InputError, RunError])
 def test_a_study_whose_winner_cannot_be_refined_has_its_report(
-    capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: Any, small_study: SmallStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     """What was searched for hours is not lost because memory runs out in the end."""
 
     def refused(*_: Any) -> None:
-        raise InputError("refining bundled ran out of memory on cpu")
+        raise kind("refining bundled ran out of memory on cpu")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hpo.optimize.confirm_refined", refused)

@@ -134,3 +134,14 @@ def test_what_was_refined_and_confirmed_is_refined_by_the_command(small: SmallSt
     options = options_of(make_parser().parse_args(words(quantize_command(record, first, "out"))), RefineOptions)
     assert options == RefineOptions(refine=True, refine_samples=64, refine_codes=5)
     assert "--refine" not in quantize_command(record, second, "out")
+
+
+def test_what_had_to_be_allowed_is_allowed_by_the_command(small: SmallStudy) -> None:
+    """Or it would be refused; nothing else is."""
+    study = load("small", home=small.home)
+    best = study.record.best
+    assert best is not None
+    allowed = replace(study.record, search=SearchMode(trust_remote_code=True, allow_partial_groups=True))
+    options = options_of(make_parser().parse_args(words(quantize_command(allowed, best, "out"))), BenchOptions)
+    assert (options.trust_remote_code, options.allow_partial_groups, options.allow_partial) == (True, True, False)
+    assert "--allow" not in quantize_command(study.record, best, "out")

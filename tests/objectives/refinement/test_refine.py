@@ -292,7 +292,9 @@ def test_a_time_that_is_over_keeps_the_best_point_and_goes_on_later(
     seconds = iter(range(100_000))
     monkeypatch.setattr(course, "monotonic", lambda: next(seconds) / 8)
     short = refined_by(bench, store, replace(OPTIONS, timeout=4.0))
-    assert 1 <= short.refinement.steps < STEPS
+    assert 1 <= short.refinement.steps < STEPS == short.refinement.planned_steps
+    assert short.refinement.sentence().endswith(f"; ended after {short.refinement.steps} of {STEPS} steps")
+    assert "ended" not in usual.refinement.sentence()
     assert tiny.same_bits(tensors(usual), tensors(refined_by(bench, store)))
     assert short.key != usual.key
 
