@@ -40,7 +40,7 @@ def left_over(documents: Sequence[str], used: Collection[str], shared: bool, see
         documents: Of one source.
         used: Those that a sequence of another part takes something from.
         shared: Whether anything is measured on the source: then what is left is taken from calibration's share alone,
-            so that measuring on more sequences, or confirming later, meets none of it.
+            so that, where calibration reads it too, measuring on more sequences or confirming later meets none of it.
         seed: Of the split.
     """
     pool = deal(documents, list(SHARES), seed)["calibration"] if shared else list(dict.fromkeys(documents))
