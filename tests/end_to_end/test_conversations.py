@@ -48,7 +48,7 @@ def test_a_model_is_calibrated_and_scored_on_conversations(capsys: Any, tmp_path
         ["evaluate", "--eval-data"],
         ["evaluate", "--method", "gw-awq", "--calib-data"],
         ["optimize", "--trials", "1", "--confirm-data"],
-        ["quantize", "--method", "rtn", "--refine", "--output-dir", "out", "--refine-data"],
+        ["quantize", "--method", "gw-awq", "--refine", "--output-dir", "out", "--refine-data"],
     ],
     ids=lambda command: command[-1].removeprefix("--"),
 )
