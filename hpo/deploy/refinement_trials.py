@@ -36,6 +36,8 @@ from quant.plan import Plan
 from storage.results import ResultStore
 from storage.typed_json import decode, encode
 
+SEARCHED = ("rate", "passes", "batch_tokens", "parts", "code_steps", "code_drift")
+"""The options that trials differ in, which are fields of a trial's record by the same names."""
 FARTHEST_RATE = 4.0
 """So many times the given rate, or the given rate by as many, is tried."""
 HIGHEST_RATE = 0.5
@@ -72,15 +74,7 @@ class Stage:
 
     def options(self, trial: RefinementTrial) -> RefinementOptions:
         """Return the options of one that was tried."""
-        return replace(
-            self.given,
-            rate=trial.rate,
-            passes=trial.passes,
-            batch_tokens=trial.batch_tokens,
-            parts=trial.parts,
-            code_steps=trial.code_steps,
-            code_drift=trial.code_drift,
-        )
+        return replace(self.given, **_searched(trial))
 
     def refine(self, options: RefinementOptions, progress: Progress, goes_on: GoesOn = to_the_end) -> Refined:
         """Refine once, or read that."""
@@ -173,10 +167,14 @@ def _search(stage: Stage, progress: Progress) -> list[tuple[RefinementTrial, Ref
     return made
 
 
+def _searched(of: RefinementOptions | RefinementTrial) -> dict[str, Any]:
+    """Return by name what one refinement has other than another."""
+    return {name: getattr(of, name) for name in SEARCHED}
+
+
 def _proposal(options: RefinementOptions) -> dict[str, Any]:
     """Return options as Optuna proposes them: what is tuned is one of several choices, by their names."""
-    names = ("rate", "passes", "batch_tokens", "code_steps", "code_drift")
-    return {name: getattr(options, name) for name in names} | {"parts": ",".join(options.parts)}
+    return {**_searched(options), "parts": ",".join(options.parts)}
 
 
 def _proposed(given: RefinementOptions, proposal: dict[str, Any]) -> RefinementOptions:
@@ -218,12 +216,7 @@ def _numbered(progress: Progress, number: int, trials: int) -> Progress:
 
 def _tried(options: RefinementOptions, refined: Refined, *, finished: bool, pruned: bool) -> RefinementTrial:
     return RefinementTrial(
-        rate=options.rate,
-        passes=options.passes,
-        batch_tokens=options.batch_tokens,
-        parts=options.parts,
-        code_steps=options.code_steps,
-        code_drift=options.code_drift,
+        **_searched(options),
         steps=refined.refinement.steps,
         kl=refined.refinement.after,
         finished=finished,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from objectives.calibration.prefix import QuantizedPrefix
 from objectives.model.roles import Block, LinearRole
+from objectives.refined import put_codes
 from objectives.refinement.options import RefinementOptions
 from objectives.trial import Bench, Quantized
 from quant.plan import Plan
@@ -113,9 +114,8 @@ def learn(
     options = rounded.options
     compared = math.ceil(COMPARED_TOKENS / options.code_batch_tokens)
     with torch.no_grad():
-        for linear in linears:
-            # A block that ran out of memory was left on the way.
-            linear.set_weight(loaded(rounded.codes[linear.name]).to(linear.parameter.device))
+        # A block that ran out of memory was left on the way.
+        put_codes(block, rounded.codes)
         parts = [
             _Offsets.of(
                 linear,
