@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage
 
 from hpo.study.events import Finished, Listener, Notice, Working
 from hpo.study.record import ENDED, StudyRecord, TrialRecord, read_study
+from hpo.workers.interrupts import Interrupts
 from hpo.workers.worker import Budget, finished_event
 from storage.studies.opening import open_storage, storage_errors
 from storage.studies.retries import with_retries
@@ -26,12 +27,14 @@ class Follower:
         study: Its name; it may not exist yet.
         budget: What it may spend.
         listen: Told of what happens.
+        interrupts: Of the process.
     """
 
     storage: str
     study: str
     budget: Budget
     listen: Listener
+    interrupts: Interrupts = field(default_factory=Interrupts)
     _before: int | None = None
     _reported: set[int] = field(default_factory=set)
     _opened: BaseStorage | None = None
@@ -77,10 +80,10 @@ class Follower:
                     self._study = None
                     return None
 
-            return with_retries(read, self.say)
+            return with_retries(self.interrupts.shielded(read), self.say, self.interrupts.check)
 
     def _finished(self, record: StudyRecord, trial: TrialRecord) -> Finished:
         done = len(self._reported)
         # Seconds between two ends, with all workers together.
         pace = (time.monotonic() - self._started) / (done - (self._before or 0))
-        return finished_event(record, trial, done, self.budget, pace, record.full_tokens)
+        return finished_event(record, trial, done, self.budget, pace)

@@ -14,7 +14,6 @@ from hpo.launch.dask import Dask
 from hpo.launch.following import Follower
 from hpo.launch.launcher import Death, Job, Launcher, Report, Task, WorkerRequest
 from hpo.launch.processes import Processes
-from hpo.workers.interrupts import Interrupts
 from objectives.errors import InputError, RunError
 
 LAUNCHERS: dict[str, type[Launcher]] = {"loky": Processes, "dask": Dask}
@@ -60,7 +59,7 @@ def launch(task: Task, fleet: Fleet, follower: Follower) -> list[str]:
 def _reports(launcher: Launcher, jobs: Mapping[str, Job], follower: Follower) -> list[Report]:
     reports: list[Report] = []
     deaths, ended = 0, -1
-    with Interrupts().watched():
+    with follower.interrupts.watched():
         try:
             for job in jobs.values():
                 launcher.start(job)

@@ -239,14 +239,13 @@ def _cost(members: Sequence[Measured], phase_names: Sequence[str]) -> tuple[str,
 
 
 def _saved(study: Study) -> str:
-    record, rankings = study.record, study.rankings
-    ended = sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials)
-    full = int(rankings[0].rows[0].score.tokens.sum()) if rankings else 0
-    if not ended or not full:
-        return "What pruning saves is known when a trial has ended."
+    record = study.record
+    ended = len(record.complete) + len(record.pruned)
+    if not record.complete:
+        return "What pruning saves is known when a trial is complete."
     return (
-        f"Pruning saved {100 * record.tokens_saved(full):.1f} % of the tokens: "
-        f"each of the {ended} complete and pruned trials would have read {full:,}."
+        f"Pruning saved {100 * record.tokens_saved:.1f} % of the tokens: "
+        f"each of the {ended} complete and pruned trials would have read {record.full_tokens:,}."
     )
 
 

@@ -207,13 +207,11 @@ class StudyRecord:
         """Scored tokens of a trial that was measured to the end; 0 before one was."""
         return max((trial.tokens for trial in self.complete), default=0)
 
-    def tokens_saved(self, full: int) -> float:
-        """The share of tokens that pruning spared: of the trials that ended with a value, `full` tokens each.
-
-        0 where that number is not known.
-        """
-        ended = [*self.complete, *self.pruned]
-        return 1 - sum(trial.tokens for trial in ended) / (full * len(ended)) if ended and full else 0.0
+    @property
+    def tokens_saved(self) -> float:
+        """The share of tokens that pruning spared, of the trials that ended with a value; 0 before one is complete."""
+        ended, full = [*self.complete, *self.pruned], self.full_tokens
+        return 1 - sum(trial.tokens for trial in ended) / (full * len(ended)) if full else 0.0
 
 
 def read_study(study: optuna.Study) -> StudyRecord:

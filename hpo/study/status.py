@@ -61,7 +61,7 @@ def summary(record: StudyRecord) -> Summary:
             str(size_class): _best(next(trial for trial in complete if trial.size_class == size_class))
             for size_class in sorted(size_classes, key=attrgetter("order"))
         },
-        tokens_saved=round(record.tokens_saved(record.full_tokens), 3) if complete else None,
+        tokens_saved=round(record.tokens_saved, 3) if complete else None,
         running=tuple(running_trial(trial) for trial in record.trials if trial.state == "RUNNING"),
         last_failure=next((trial.reason for trial in reversed(record.trials) if trial.state == "FAIL"), None),
         confirmation=record.confirmation.sentence if record.confirmation else None,

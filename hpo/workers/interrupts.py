@@ -1,17 +1,20 @@
 """SIGINT, SIGTERM and SIGHUP end a worker: at once where that is safe, and at the next safe point where it is not.
 
 Responsible for the flag and the handlers. An exception raised by a signal can be lost (inside a finaliser, say), and a
-thread mask does not keep a signal from other threads, so the request is remembered and asked for again.
+thread mask does not keep a signal from other threads, so the request is remembered and asked for again. A storage is
+no safe place: what is raised inside a transaction can leave it open, and nothing more can be written.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
+from typing import TypeVar
 
 from objectives.progress import Progress
 
+T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -46,13 +49,26 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Raise a signal inside the block when it ends: a trial is never claimed without its worker knowing."""
-        self._deferred = True
+        """Raise a signal inside the block when the outermost one ends: no trial is claimed without its worker knowing.
+
+        A block that fails raises what it failed with; the signal is raised at the next safe point.
+        """
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
-        self.check()
+            self._deferred = before
+        if not self._deferred:
+            self.check()
+
+    def shielded(self, step: Callable[[], T]) -> Callable[[], T]:
+        """Make `step` one that ends before a signal is raised."""
+
+        def whole() -> T:
+            with self.deferred():
+                return step()
+
+        return whole
 
     def check(self) -> None:
         """Raise what the first signal stands for, if one came."""

@@ -151,7 +151,7 @@ class Worker:
         """Find the next trial; None when there is nothing to do, also for others. Waits while they may still die."""
         settled, noticed = Settled(), set[str]()
         while True:
-            answer = self._patiently(partial(self.ask, budget, settled))
+            answer = self._waiting(partial(self.ask, budget, settled))
             if isinstance(answer, Trial):
                 return answer
             settled = answer
@@ -197,13 +197,17 @@ class Worker:
 
     def _hand_back(self) -> None:
         try:
-            for number in self.queue.hand_back():
-                self.listen(Notice(text=f"trial {number} handed back"))
+            with self.interrupts.deferred():
+                for number in self.queue.hand_back():
+                    self.listen(Notice(text=f"trial {number} handed back"))
         except Exception as error:
             # What stopped the worker matters more; another one takes the trial over.
             log.warning("the running trial could not be handed back (%s)", error)
 
     def _patiently(self, step: Callable[[], T]) -> T:
+        return self._waiting(self.interrupts.shielded(step))
+
+    def _waiting(self, step: Callable[[], T]) -> T:
         return with_retries(step, lambda text: self.listen(Notice(text=text)), self.interrupts.check)
 
     def _measure(self, trial: Trial) -> None:
@@ -267,13 +271,10 @@ class Worker:
     def _report(self, number: int, budget: Budget, pace: float) -> None:
         record: StudyRecord = self._patiently(lambda: read_study(self.study))
         ended = [trial for trial in record.counted if trial.state in ENDED]
-        full = int(sum(mask.sum() for mask in self.tuning.scored))
-        self.listen(finished_event(record, record.trials[number], len(ended), budget, pace, full))
+        self.listen(finished_event(record, record.trials[number], len(ended), budget, pace))
 
 
-def finished_event(
-    record: StudyRecord, trial: TrialRecord, done: int, budget: Budget, pace: float, full: int
-) -> Finished:
+def finished_event(record: StudyRecord, trial: TrialRecord, done: int, budget: Budget, pace: float) -> Finished:
     """Make the event of a trial that has ended.
 
     Args:
@@ -282,7 +283,6 @@ def finished_event(
         done: Trials of the study that have ended.
         budget: Of the study.
         pace: Seconds between two ends.
-        full: Scored tokens of a trial that is measured to the end.
     """
     left = max(0, budget.trials - done)
     twin = record.twin_of(trial)
@@ -291,7 +291,7 @@ def finished_event(
         best=record.best,
         done=done,
         budget=budget.trials,
-        saved=record.tokens_saved(full),
+        saved=record.tokens_saved,
         seconds_left=min(left * pace, max(0.0, budget.deadline - monotonic())),
         twin=twin.full_name if twin else None,
     )

@@ -49,6 +49,25 @@ def test_a_signal_waits_until_a_deferred_block_has_ended() -> None:
     assert found == ["claimed"]
 
 
+def test_a_step_inside_a_deferred_block_does_not_end_it() -> None:
+    """Only the outermost block raises, and whoever called a step has its result until then."""
+    interrupts = Interrupts()
+    found: list[str] = []
+
+    def step() -> str:
+        send(signal.SIGINT)
+        return "stored"
+
+    def claim() -> None:
+        with interrupts.deferred():
+            found.append(interrupts.shielded(step)())
+            found.append("claimed")
+
+    with pytest.raises(KeyboardInterrupt), interrupts.watched():
+        claim()
+    assert found == ["stored", "claimed"]
+
+
 def test_an_interrupt_that_was_lost_is_raised_at_the_next_safe_point() -> None:
     """Somebody swallowed the exception: the next call of the progress function raises it again."""
     interrupts = Interrupts()
