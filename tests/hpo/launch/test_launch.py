@@ -106,6 +106,7 @@ def test_a_third_launcher_runs_a_study_to_its_end(fleet: Fleet, url: str, tmp_pa
     assert numbers <= {trial.number for trial in trials}
 
 
+@pytest.mark.slow
 def test_processes_run_a_study_to_its_end(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of the usual launcher's: both report, each from a process of its own, and the budget is kept."""
     monkeypatch.setattr(launching, "POLL_SECONDS", 0.01)

@@ -208,6 +208,7 @@ def test_a_sampler_that_was_registered_chooses(make: Make, monkeypatch: pytest.M
     assert {trial.origin for trial in trials} == {"backwards"}
 
 
+@pytest.mark.slow
 def test_one_seed_gives_identical_trials_also_when_the_study_was_interrupted(make: Make) -> None:
     """A study of nine trials equals one of four that went on to nine; another seed gives another one."""
     whole, parts, other = make("whole"), make("parts"), make("other", seed=1)
@@ -334,6 +335,7 @@ def test_a_result_that_was_kept_but_not_told_is_not_measured_again(make: Make, m
     assert list(trial.running) == [8, 16, 32, 40]
 
 
+@pytest.mark.slow
 def test_what_another_study_measured_is_not_measured_again_and_pruned_all_the_same(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
