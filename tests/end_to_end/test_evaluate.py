@@ -231,6 +231,7 @@ def test_linears_that_kept_nearest_rounding_are_named(
     assert " more" in note
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(capsys: Any, flags: list[str], text: str, tmp_path: Path) -> None:
     """A second run repeats every value, and finds its calibration in the cache."""
     arguments = [*flags, *GRID, "--eval-data", text, "--method", "gw-awq"]

@@ -234,6 +234,7 @@ def test_nothing_of_an_earlier_push_stays(capsys: Any, hub: Hub, proven: Path) -
     assert line.startswith("me/model has weights that were not pushed as a proven model (model.gguf); give another")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "pytorch_model.bin", "q4_0.gguf", "model.safetensors.index.json"]
 )
@@ -291,6 +292,7 @@ def test_nobody_who_is_not_logged_in_pushes(
     assert hub.asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -108,6 +108,7 @@ def least_memory() -> int:
     return 4 * (whole - (len(module.model.layers) - 2) * layer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_kept_of_a_block_is_all_that_quantizing_changed(
     layout: str, tmp_path: Path, rounded: list[int]

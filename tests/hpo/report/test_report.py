@@ -525,6 +525,7 @@ def test_what_refining_did_is_told_drawn_and_tabulated(folder: Path, page: Reade
     assert "-0.0200" in comparison
 
 
+@pytest.mark.slow
 def test_a_fixed_parameter_is_not_drawn(tmp_path: Path) -> None:
     """With beta alone there is one slice and nothing that takes two; pictures of an earlier report are removed."""
     space = make_space(Setting(group_size=64), {"tau": 2, "n_grid": 20, "n_calib": 128, "group_size": 64})

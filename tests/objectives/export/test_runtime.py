@@ -124,6 +124,7 @@ def test_what_vllm_does_not_load_is_noted(bench: Bench, tmp_path: Path) -> None:
     assert said == [True, False, False, False]
 
 
+@pytest.mark.slow
 @GGUF
 @pytest.mark.usefixtures("same_process")
 @pytest.mark.parametrize("name", ["symmetric", "asymmetric", "full range"])

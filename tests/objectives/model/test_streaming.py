@@ -79,6 +79,7 @@ def absent(model: Model) -> set[str]:
     return {name for name, parameter in model.module.named_parameters() if parameter.is_meta}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_streamed_model_measures_what_the_model_in_memory_does(
     layout: str, stored: Callable[[str], Path], tmp_path: Path
