@@ -168,7 +168,7 @@ def cost_table(study: Study) -> Table:
         title="Cost",
         columns=("", "number", "tokens evaluated", *(f"{phase}, s" for phase in phase_names), "all, s"),
         rows=tuple((name, *_cost(members, phase_names)) for name, members in groups if members or name == "all trials"),
-        note=" ".join([_saved(study), *_cache(record)]),
+        note=" ".join([_saved(record), *_cache(record)]),
     )
 
 
@@ -238,8 +238,7 @@ def _cost(members: Sequence[Measured], phase_names: Sequence[str]) -> tuple[str,
     return (f"{len(members)}", tokens, *(f"{seconds:,.1f}" for seconds in totals), f"{sum(totals):,.1f}")
 
 
-def _saved(study: Study) -> str:
-    record = study.record
+def _saved(record: StudyRecord) -> str:
     ended = len(record.complete) + len(record.pruned)
     if not record.complete:
         return "What pruning saves is known when a trial is complete."

@@ -151,7 +151,7 @@ class Worker:
         """Find the next trial; None when there is nothing to do, also for others. Waits while they may still die."""
         settled, noticed = Settled(), set[str]()
         while True:
-            answer = self._waiting(partial(self.ask, budget, settled))
+            answer = self._retried(partial(self.ask, budget, settled))
             if isinstance(answer, Trial):
                 return answer
             settled = answer
@@ -205,9 +205,9 @@ class Worker:
             log.warning("the running trial could not be handed back (%s)", error)
 
     def _patiently(self, step: Callable[[], T]) -> T:
-        return self._waiting(self.interrupts.shielded(step))
+        return self._retried(self.interrupts.shielded(step))
 
-    def _waiting(self, step: Callable[[], T]) -> T:
+    def _retried(self, step: Callable[[], T]) -> T:
         return with_retries(step, lambda text: self.listen(Notice(text=text)), self.interrupts.check)
 
     def _measure(self, trial: Trial) -> None:

@@ -306,7 +306,7 @@ def test_a_signal_inside_a_transaction_hands_the_running_trial_back(
     study = open_study(storage, "s", CONTRACT)
     interrupts, transactions = Interrupts(), itertools.count(1)
 
-    def stop(*cursor: object) -> None:
+    def stop(connection: object) -> None:
         # A heartbeat writes in a thread of its own.
         if current_thread() is main_thread() and next(transactions) == transaction:
             os.kill(os.getpid(), signal.SIGTERM)
